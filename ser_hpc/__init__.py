@@ -1,0 +1,18 @@
+"""Fine-tune large speech models to recognise emotion, on Slurm clusters or one machine.
+
+The way of one utterance:
+    wav on disk
+      corpora.<name>.parse(root)             -> Utterance ...
+      shards.write.pack(utterances, out)     -> tar shards + index      once per corpus
+      corpora.folds.plan(metadata, ...)      -> Fold ...                speakers never cross train / dev / test
+      data.order, data.batches               -> Batch (ragged)          order is a pure function of (seed, epoch, step)
+      models.classifier                      -> {task: logits}
+      engine.loop.train_trial(...)           -> checkpoints, predictions
+      results.cross_validation(run)          -> UAR over folds and seeds, its interval, what is missing
+      results.render                         -> report.md, report.json
+
+Rooms, each importing only from rooms above it: (errors, files, console) corpora, results, config, shards, data, models,
+engine, cluster, and the entry points pack, launch, train, report.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,89 @@
+"""What a corpus says about its recordings: one `Utterance` a clip before packing, one row of `Metadata` a clip after it.
+
+A corpus parser yields utterances; packing writes them into shards; everything downstream (folds, labels, training, reports)
+sees only the metadata table and the position of a clip in it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from ser_hpc.errors import UserError
+
+# A WebDataset key ends at the first dot, and a slash makes a folder: neither may stand in an id.
+_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_NAME = re.compile(r"[a-z0-9_]{1,24}")
+UNKNOWN_SPEAKER = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One clip as annotated. `emotion` is the corpus's own word; label sets give it a class later.
+
+    `start_s` / `end_s` cut the clip out of a longer recording (seconds; None = from the beginning / to the end).
+    Empty strings and None mean "not annotated".
+    """
+
+    corpus: str
+    utterance_id: str
+    audio_path: Path
+    speaker: str
+    emotion: str
+    session: str = ""
+    gender: str = ""  # "female", "male" or ""
+    text_id: str = ""  # clips with one text_id say the same words
+    split: str = ""  # "train", "dev" or "test" where the corpus defines a split
+    intensity: str = ""
+    arousal: float | None = None
+    valence: float | None = None
+    dominance: float | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.corpus):
+            raise UserError(f"corpus name {self.corpus!r}: use 1 to 24 of a-z, 0-9 and _")
+        if not _ID.fullmatch(self.utterance_id):
+            raise UserError(f"{self.audio_path}: utterance id {self.utterance_id!r}: use 1 to 80 of A-Z, a-z, 0-9, _ and -")
+        if not self.speaker or not self.emotion:
+            raise UserError(f"{self.audio_path}: speaker ({self.speaker!r}) and emotion ({self.emotion!r}) must not be empty")
+        if self.gender not in ("", "female", "male"):
+            raise UserError(f"{self.audio_path}: gender is {self.gender!r}; use female, male or nothing")
+        if self.split not in ("", "train", "dev", "test"):
+            raise UserError(f"{self.audio_path}: split is {self.split!r}; use train, dev, test or nothing")
+
+    @property
+    def key(self) -> str:
+        """Unique over corpora: the name of the clip's members in a shard."""
+        return f"{self.corpus}-{self.utterance_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """The packed clips as a table of columns, one row a clip; a clip's row number is its *position*.
+
+    Text columns are numpy object arrays of str ("" = not annotated), `seconds` is float64, `sound` is the hash of the
+    decoded 16 kHz samples (equal hash = identical sound). All columns have shape (num_clips,).
+    """
+
+    corpus: np.ndarray
+    utterance_id: np.ndarray
+    speaker: np.ndarray
+    emotion: np.ndarray
+    session: np.ndarray
+    gender: np.ndarray
+    text_id: np.ndarray
+    split: np.ndarray
+    sound: np.ndarray
+    seconds: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    def take(self, positions: np.ndarray) -> Metadata:
+        """The rows at `positions` (int array or boolean mask), in that order."""
+        return Metadata(**{field.name: getattr(self, field.name)[positions] for field in fields(self)})

@@ -1,0 +1,24 @@
+"""Errors that a user can cause and mend; every room may raise them, and only `ser_hpc.console` turns them into exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class UserError(Exception):
+    """A foreseeable mistake: says what was given, what is allowed and what to do. Shown without a traceback; exit code 2."""
+
+
+class ConfigError(UserError):
+    """Every mistake of a configuration at once, each as `path: what is wrong`."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        head = "1 mistake" if len(self.problems) == 1 else f"{len(self.problems)} mistakes"
+        super().__init__(f"{head} in the settings:\n" + "\n".join(f"  {problem}" for problem in self.problems))
+
+
+def listed(names: Sequence[object], limit: int = 8) -> str:
+    """`a, b, c and 12 more`: names in a message, never thousands of them."""
+    shown = ", ".join(str(name) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
