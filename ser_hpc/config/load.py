@@ -1,0 +1,117 @@
+"""Settings from defaults < file < command line, with every mistake found at once and the nearest known key named.
+
+    settings = load(Path("configs/emodb_acrnn.yaml"), ["train.epochs=60", "data.shards=/scratch/shards/emodb"])
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ser_hpc.config.settings import Settings
+from ser_hpc.errors import ConfigError, UserError
+
+
+def load(file: Path | None, overrides: Sequence[str]) -> Settings:
+    """Merge and check. `overrides` are `key.path=value`, the value read as YAML. Raises ConfigError with every mistake."""
+    tree = _read(file) if file else {}
+    problems = [problem for override in overrides if (problem := _set(tree, override))]
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        problems += [_in_words(detail, tree) for detail in error.errors()]
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def dump(settings: Settings) -> str:
+    """The resolved settings as YAML that `load` takes back."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def find(name: str, folder: str) -> Path:
+    """A file given by path, or by name among the project's own `configs/<folder>`. Raises UserError naming what there is."""
+    package = Path(__file__).parents[1]
+    configs = next(path for path in (package / "_configs", package.parent / "configs") if path.is_dir())
+    given = Path(name)
+    own = configs / folder / f"{name}.yaml"
+    if given.is_file():
+        return given
+    if own.is_file():
+        return own
+    known = sorted(path.stem for path in (configs / folder).glob("*.yaml"))
+    raise UserError(f"{name!r} is neither a file nor one of the project's {folder or 'configurations'}: {', '.join(known)}")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"configuration {file} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"configuration {file} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"configuration {file} must be a mapping of settings, but is {type(tree).__name__}")
+    return tree
+
+
+def _set(tree: dict[str, Any], override: str) -> str | None:
+    """Put one `key.path=value` into the tree; returns what is wrong with it, if anything."""
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        return f"{override!r}: write key=value, for instance train.epochs=60"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"{override!r}: the value is not YAML"
+    for depth, key in enumerate(keys[:-1], start=1):
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            return f"{override!r}: {'.'.join(keys[:depth])} is a value, not a section"
+    tree[keys[-1]] = value
+    return None
+
+
+def _in_words(detail: ErrorDetails, tree: dict[str, Any]) -> str:
+    # Pydantic puts the tag of a tagged section into the path (model.encoder.x); users never wrote it.
+    location = [str(part) for part in detail["loc"] if part not in ("encoder", "acrnn")]
+    path = ".".join(location) or "settings"
+    if detail["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1], tree)
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known: {', '.join(known)}"
+        return f"{path}: unknown key; {hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    given = detail["input"]
+    return f"{path}: {message}" if isinstance(given, dict | BaseModel) else f"{path}: {message}; given {given!r}"
+
+
+def _known_keys(path: Sequence[str], tree: dict[str, Any]) -> list[str]:
+    """Keys of the section at `path`; of a tagged section, those of the kind that the user's tree names."""
+    section: type[BaseModel] = Settings
+    for name in path:
+        tree = tree.get(name) or {}
+        options = _sections(section.model_fields[name].annotation) if name in section.model_fields else []
+        if not options:
+            return []
+        kinds = {option.model_fields["kind"].default: option for option in options if "kind" in option.model_fields}
+        section = kinds.get(tree.get("kind"), options[0])
+    return list(section.model_fields)
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes that an annotation allows."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [option for part in get_args(annotation) for option in _sections(part)]
+    return []

@@ -1,0 +1,202 @@
+"""Every setting of an experiment: typed, frozen, each with its meaning below it; unknown keys are refused.
+
+The defaults fine-tune wav2vec2-base on one corpus. `model`, and whatever can be chosen by name, is a small tagged class
+(`kind: ...`) with one builder in its own room. `identity` says what of it changes the result: that names the run directory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+def _seeds(value: Any) -> Any:
+    """`3` means seeds 0, 1 and 2; `[5, 6]` means just those."""
+    count = int(value) if isinstance(value, str) and value.isdigit() else value
+    return tuple(range(count)) if isinstance(count, int) and not isinstance(count, bool) else value
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) != len(seeds):
+        raise ValueError("a seed stands here twice")
+    return seeds
+
+
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seeds), Field(min_length=1), AfterValidator(_distinct)
+]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class RunSettings(Section):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")] = "ser"
+    """First part of the run directory's name."""
+    root: Path = Path("runs")
+    """Folder that holds the run directories."""
+
+
+class DataSettings(Section):
+    shards: str = "demo"
+    """Folder of packed shards (tools/build_shards.py makes it), or `demo`: built-in synthetic speech, made when first used."""
+    labels: str = "as_annotated"
+    """Label set: a name under configs/labels, a YAML file, or `as_annotated` (every annotated emotion is a class)."""
+    max_seconds: PositiveFloat | None = None
+    """Longer clips are cut to their first `max_seconds`, in training and evaluation alike; none: whole clips."""
+
+
+class FoldSettings(Section):
+    protocol: Literal[
+        "leave_one_session_out", "leave_one_speaker_out", "speaker_groups", "given_split", "iemocap_ses01", "superb"
+    ] = "leave_one_session_out"
+    """How speakers are divided over train, dev and test; see README, "Protocols"."""
+    count: Positive | None = None
+    """Number of folds; none: what the protocol says (sessions, speakers, 5 groups, 1 fixed split)."""
+
+
+class HeadSettings(Section):
+    kind: Literal["mean_pool"] = "mean_pool"
+    """`mean_pool`: linear projection, mean over a clip's real frames, linear classifier (as transformers' classification models)."""
+    projection: Positive = 256
+    """Width of the projection."""
+    dropout: Probability = 0.0
+    """Dropout before the projection."""
+
+
+class EncoderModel(Section):
+    """A Wav2Vec2, HuBERT, WavLM or Whisper encoder of the transformers library under a classifier head."""
+
+    kind: Literal["encoder"] = "encoder"
+    weights: str | None = "facebook/wav2vec2-base"
+    """A local folder or a name on the Hugging Face hub; none: random weights of the shape in `config`."""
+    config: dict[str, Any] | None = None
+    """transformers' configuration for random weights (`model_type` and whatever differs from its defaults)."""
+    dropout: Probability | None = None
+    """Sets every dropout of the encoder; none: as its own configuration says."""
+    freeze: Literal["none", "stem", "encoder"] = "none"
+    """What is not trained: nothing, the convolutional stem, or the whole encoder."""
+    normalize: bool | None = None
+    """Zero mean and unit variance per clip; none: as the weights' own preprocessor says (random weights: yes)."""
+    head: HeadSettings = HeadSettings()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.weights is None) == (self.config is None):
+            raise ValueError("give either `weights` (a folder or hub name) or `config` (random weights, with `weights: null`)")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("config.model_type is missing; use wav2vec2, hubert, wavlm or whisper")
+        return self
+
+
+class AcrnnModel(Section):
+    """3-D convolutional recurrent network with attention over log-Mel with deltas (Chen et al. 2018, doi 10.1109/LSP.2018.2860246)."""
+
+    kind: Literal["acrnn"] = "acrnn"
+    first_channels: Positive = 128
+    """Channels of the first convolution."""
+    channels: Positive = 256
+    """Channels of the further convolutions."""
+    layers: Positive = 6
+    """Number of convolutions."""
+    linear: Positive = 768
+    """Width of the linear layer before the recurrent one."""
+    cells: Positive = 128
+    """LSTM cells in each direction."""
+    hidden: Positive = 64
+    """Width of the layer after attention."""
+    mels: Positive = 40
+    """Mel bands."""
+    dropout: Probability = 0.5
+    """Dropout after attention."""
+    time_mask_s: Annotated[float, Field(ge=0)] = 0.0
+    """Training only: up to this many seconds are masked, twice a clip (SpecAugment, Park et al. 2019)."""
+    mel_mask: Annotated[int, Field(ge=0)] = 0
+    """Training only: up to this many Mel bands are masked, twice a clip."""
+
+
+def _model_kind(value: Any) -> Any:
+    return value.get("kind", "encoder") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+Model = Annotated[
+    Annotated[EncoderModel, Tag("encoder")] | Annotated[AcrnnModel, Tag("acrnn")], Discriminator(_model_kind)
+]
+
+
+class TrainSettings(Section):
+    epochs: Positive = 30
+    """Passes over the training part."""
+    patience: Positive | None = None
+    """Stop after this many epochs without a better dev UAR; none: never early."""
+    global_batch: Positive = 32
+    """Clips per optimizer step, over all ranks and accumulation steps."""
+    accumulation: Positive | None = None
+    """Micro-batches per rank and step; none: as many as `budget_seconds` asks for."""
+    budget_seconds: PositiveFloat = 80.0
+    """Memory budget of a micro-batch: seconds of audio per GPU, padding included."""
+    lr: PositiveFloat = 3e-5
+    """Peak learning rate of AdamW."""
+    warmup: Fraction = 0.1
+    """Part of all steps in which the learning rate rises linearly from zero."""
+    decay: Literal["cosine", "linear", "constant"] = "linear"
+    """How it falls to zero afterwards."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled; not applied to biases and normalisation."""
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    clip_norm: PositiveFloat | None = 1.0
+    """Largest norm of the gradient over all parameters; none: no clipping."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced`: a clip weighs as much as its class is rare in the training part."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
+    """How ranks share the work: plain data parallelism, or DeepSpeed ZeRO with its stage."""
+    checkpoint_minutes: PositiveFloat = 10.0
+    """A checkpoint is written this often, and after every epoch."""
+
+
+class ClusterSettings(Section):
+    kind: Literal["auto", "slurm", "local"] = "auto"
+    """`auto`: Slurm where it is configured, else this machine."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    nodes: Positive = 1
+    """Nodes per trial."""
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    """GPUs, and so ranks, per node and trial; none: 1 on a cluster; here, 1 GPU, or 2 ranks on a CPU with 2 cores or more."""
+    cpus_per_task: Positive = 6
+    mem_gb_per_task: Positive = 32
+    time_min: Positive = 240
+    """Time limit of a trial's job in minutes."""
+    parallel: Positive | None = None
+    """Trials at the same time at most."""
+
+
+class Settings(Section):
+    run: RunSettings = RunSettings()
+    data: DataSettings = DataSettings()
+    folds: FoldSettings = FoldSettings()
+    model: Model = EncoderModel()
+    train: TrainSettings = TrainSettings()
+    seeds: Seeds = (0,)
+    """A count, or a list of seeds; each is a full cross-validation."""
+    cluster: ClusterSettings = ClusterSettings()
+
+    def identity(self) -> dict[str, Any]:
+        """What changes the result, and nothing else: no paths, cluster, ranks, strategy, memory budget or list of seeds."""
+        how = {"strategy", "budget_seconds", "accumulation", "checkpoint_minutes"}
+        return self.model_dump(
+            mode="json",
+            include={"data": {"max_seconds"}, "folds": True, "model": True, "train": True},
+            exclude={"train": how},
+        )
