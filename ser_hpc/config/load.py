@@ -1,6 +1,6 @@
 """Settings from defaults < file < command line, with every mistake found at once and the nearest known key named.
 
-    settings = load(Path("configs/emodb_acrnn.yaml"), ["train.epochs=60", "data.shards=/scratch/shards/emodb"])
+settings = load(Path("configs/emodb_acrnn.yaml"), ["train.epochs=60", "data.shards=/scratch/shards/emodb"])
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import difflib
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -34,7 +34,7 @@ def load(file: Path | None, overrides: Sequence[str]) -> Settings:
 
 def dump(settings: Settings) -> str:
     """The resolved settings as YAML that `load` takes back."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def find(name: str, folder: str) -> Path:
@@ -73,11 +73,12 @@ def _set(tree: dict[str, Any], override: str) -> str | None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return f"{override!r}: the value is not YAML"
+    section: Any = tree
     for depth, key in enumerate(keys[:-1], start=1):
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
             return f"{override!r}: {'.'.join(keys[:depth])} is a value, not a section"
-    tree[keys[-1]] = value
+    section[keys[-1]] = value
     return None
 
 
@@ -90,6 +91,9 @@ def _in_words(detail: ErrorDetails, tree: dict[str, Any]) -> str:
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known: {', '.join(known)}"
         return f"{path}: unknown key; {hint}"
+    if detail["type"] == "union_tag_invalid":
+        context = detail["ctx"]
+        return f"{path}.kind: must be one of {context['expected_tags']}; given {context['tag']!r}"
     message = detail["msg"].removeprefix("Value error, ")
     given = detail["input"]
     return f"{path}: {message}" if isinstance(given, dict | BaseModel) else f"{path}: {message}; given {given!r}"
@@ -112,6 +116,6 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     """The settings classes that an annotation allows."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType):
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
         return [option for part in get_args(annotation) for option in _sections(part)]
     return []

@@ -35,7 +35,7 @@ Seeds = Annotated[
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class RunSettings(Section):
@@ -65,7 +65,7 @@ class FoldSettings(Section):
 
 class HeadSettings(Section):
     kind: Literal["mean_pool"] = "mean_pool"
-    """`mean_pool`: linear projection, mean over a clip's real frames, linear classifier (as transformers' classification models)."""
+    """`mean_pool`: projection, mean over a clip's real frames, linear classifier (as in transformers' classification models)."""
     projection: Positive = 256
     """Width of the projection."""
     dropout: Probability = 0.0
@@ -98,7 +98,7 @@ class EncoderModel(Section):
 
 
 class AcrnnModel(Section):
-    """3-D convolutional recurrent network with attention over log-Mel with deltas (Chen et al. 2018, doi 10.1109/LSP.2018.2860246)."""
+    """3-D convolutional recurrent network with attention on log-Mel and deltas (Chen et al. 2018, doi 10.1109/LSP.2018.2860246)."""
 
     kind: Literal["acrnn"] = "acrnn"
     first_channels: Positive = 128
@@ -127,9 +127,7 @@ def _model_kind(value: Any) -> Any:
     return value.get("kind", "encoder") if isinstance(value, dict) else getattr(value, "kind", None)
 
 
-Model = Annotated[
-    Annotated[EncoderModel, Tag("encoder")] | Annotated[AcrnnModel, Tag("acrnn")], Discriminator(_model_kind)
-]
+Model = Annotated[Annotated[EncoderModel, Tag("encoder")] | Annotated[AcrnnModel, Tag("acrnn")], Discriminator(_model_kind)]
 
 
 class TrainSettings(Section):
