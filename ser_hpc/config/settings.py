@@ -65,7 +65,7 @@ class FoldSettings(Section):
 
 class HeadSettings(Section):
     kind: Literal["mean_pool"] = "mean_pool"
-    """`mean_pool`: projection, mean over a clip's real frames, linear classifier (as in transformers' classification models)."""
+    """`mean_pool`: projection, mean over a clip's real frames, linear classifier (as transformers classifies)."""
     projection: Positive = 256
     """Width of the projection."""
     dropout: Probability = 0.0
@@ -98,7 +98,7 @@ class EncoderModel(Section):
 
 
 class AcrnnModel(Section):
-    """3-D convolutional recurrent network with attention on log-Mel and deltas (Chen et al. 2018, doi 10.1109/LSP.2018.2860246)."""
+    """3-D convolutional recurrent network on log-Mel and deltas (Chen et al. 2018, doi 10.1109/LSP.2018.2860246)."""
 
     kind: Literal["acrnn"] = "acrnn"
     first_channels: Positive = 128

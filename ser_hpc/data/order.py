@@ -1,0 +1,134 @@
+"""Who comes when: the clips of every optimizer step, and how a step is cut into micro-batches and dealt to ranks.
+
+1. An epoch is a permutation of the training part, a pure function of (seed, epoch).
+2. A step is the next `global_batch` clips of it (the last step of an epoch may have fewer). Each clip once an epoch.
+3. A step is cut into micro-batches of clips of like length; micro-batch m goes to rank m mod ranks, as its turn m div ranks.
+   Ranks left without one get a *filler* (weight zero), so that all ranks make the same number of forward passes.
+
+Only 3 knows of ranks, accumulation and memory, so none of them can change what a step learns from. Nothing here is drawn from
+a random state that would have to be saved: stopping after any step and going on elsewhere needs the step's number alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Clips that go through the model together. `number` counts over all ranks of the step and seeds its dropout."""
+
+    number: int
+    positions: np.ndarray
+    filler: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a step is cut up: `accumulation` micro-batches per rank, or else as few as `budget_samples` (padded) allows."""
+
+    ranks: int
+    budget_samples: int
+    accumulation: int | None = None
+
+
+def mix(*numbers: int) -> int:
+    """One well-mixed 64-bit number from several (splitmix64 over each, Steele et al. 2014): seeds that never correlate."""
+    state = 0
+    for number in numbers:
+        state = _splitmix(np.array([(state ^ number) & _MASK], dtype=np.uint64))[0].item()
+    return state
+
+
+def epoch_order(seed: int, epoch: int, num_clips: int) -> np.ndarray:
+    """A permutation of range(num_clips), int64.
+
+    Sorted by a hash of (seed, epoch, clip) rather than drawn from a generator: the same on every machine and numpy release.
+    """
+    keys = _splitmix(np.arange(num_clips, dtype=np.uint64) + np.uint64(mix(seed, epoch)))
+    return np.argsort(keys, kind="stable")
+
+
+def steps_per_epoch(num_clips: int, global_batch: int) -> int:
+    return -(-num_clips // global_batch)
+
+
+def epoch_steps(positions: np.ndarray, seed: int, epoch: int, global_batch: int) -> list[np.ndarray]:
+    """The clips (positions) of each step of an epoch, in order."""
+    shuffled = positions[epoch_order(seed, epoch, len(positions))]
+    return [shuffled[start : start + global_batch] for start in range(0, len(shuffled), global_batch)]
+
+
+def cut(positions: np.ndarray, samples: np.ndarray, how: Cut) -> list[np.ndarray]:
+    """Cut a step's clips into micro-batches of like length whose largest, padding included, is as small as it can be.
+
+    `samples` has the length of each clip of `positions`. A clip longer than the budget gets a micro-batch of its own.
+    """
+    by_length = np.lexsort((positions, -samples))  # longest first: running out of memory shows in the first step
+    positions, lengths = positions[by_length], samples[by_length].tolist()
+    if how.accumulation is not None:
+        ends = _smallest_largest(lengths, how.ranks * how.accumulation)
+    else:
+        fewest = len(_fill(lengths, max(how.budget_samples, lengths[0])))
+        ends = _smallest_largest(lengths, -(-fewest // how.ranks) * how.ranks)
+    return np.split(positions, ends[:-1])
+
+
+def deal(parts: Sequence[np.ndarray], rank: int, ranks: int) -> list[MicroBatch]:
+    """This rank's micro-batches of a step, as many on every rank; a filler repeats the step's shortest clip at weight zero."""
+    turns = -(-len(parts) // ranks)
+    mine = range(rank, turns * ranks, ranks)
+    return [MicroBatch(m, parts[m]) if m < len(parts) else MicroBatch(m, parts[-1][-1:], filler=True) for m in mine]
+
+
+def evaluation_order(
+    positions: np.ndarray, samples: np.ndarray, budget_samples: int, rank: int, ranks: int
+) -> list[MicroBatch]:
+    """This rank's share of a pass over `positions` without gradients: every clip in exactly one micro-batch of one rank."""
+    by_length = np.lexsort((positions, -samples))
+    positions, lengths = positions[by_length], samples[by_length].tolist()
+    ends = _fill(lengths, max(budget_samples, lengths[0]))
+    return deal(np.split(positions, ends[:-1]), rank, ranks)
+
+
+def step_micro_batches(steps: Sequence[np.ndarray], samples: np.ndarray, how: Cut, rank: int) -> Iterator[list[MicroBatch]]:
+    """This rank's micro-batches of each of `steps`; `samples` is the length of every clip of the index."""
+    for clips in steps:
+        yield deal(cut(clips, samples[clips], how), rank, how.ranks)
+
+
+def _fill(lengths: Sequence[int], cap: int) -> list[int]:
+    """Ends of consecutive micro-batches filled up to `cap` samples (clips times the longest); lengths fall, cap >= the first."""
+    ends, start = [], 0
+    for i, _ in enumerate(lengths):
+        if (i - start + 1) * lengths[start] > cap:
+            ends.append(i)
+            start = i
+    return [*ends, len(lengths)]
+
+
+def _smallest_largest(lengths: Sequence[int], count: int) -> list[int]:
+    """Ends of at most `count` consecutive micro-batches with the smallest possible largest one (bisection over its size)."""
+    low, high = lengths[0], lengths[0] * len(lengths)
+    while low < high:
+        middle = (low + high) // 2
+        if len(_fill(lengths, middle)) <= count:
+            high = middle
+        else:
+            low = middle + 1
+    return _fill(lengths, low)
+
+
+def _splitmix(x: np.ndarray) -> np.ndarray:
+    """The splitmix64 step and finaliser, element by element on uint64 (wrapping)."""
+    with np.errstate(over="ignore"):
+        x = x * np.uint64(_GOLDEN) + np.uint64(_GOLDEN)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
