@@ -1,17 +1,17 @@
 """The one owner of every file name of a run.
 
-    RUN/                              runs/<name>-<8 hex of what changes the result>
-      settings.yaml                   the resolved settings
-      plan.json                       classes, folds in words and counts, trials, notes; written before any trial starts
-      report.json  report.md          written by the report
-      jobs/                           the launcher's files and every rank's log
-      seed_0/fold_2/                  one trial
-        progress.json                 where the trial stands (a heartbeat; never read by training)
-        steps.jsonl  epochs.jsonl     loss per optimizer step; loss and dev UAR per epoch
-        checkpoints/step_00000120/    model, optimizer, state; two are kept while training
-        checkpoints/best/             the weights of the best dev epoch
-        predictions.jsonl             dev and test clips, once each
-        done.json                     the marker, written last: the trial is complete
+RUN/                              runs/<name>-<8 hex of what changes the result>
+  settings.yaml                   the resolved settings
+  plan.json                       classes, folds in words and counts, trials, notes; written before any trial starts
+  report.json  report.md          written by the report
+  jobs/                           the launcher's files and every rank's log
+  seed_0/fold_2/                  one trial
+    progress.json                 where the trial stands (a heartbeat; never read by training)
+    steps.jsonl  epochs.jsonl     loss per optimizer step; loss and dev UAR per epoch
+    checkpoints/step_00000120/    model, optimizer, state; two are kept while training
+    checkpoints/best/             the weights of the best dev epoch
+    predictions.jsonl             dev and test clips, once each
+    done.json                     the marker, written last: the trial is complete
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TrialDir:
 
     @property
     def best(self) -> Path:
-        return self.checkpoints / "best"
+        return self.checkpoints / "best.safetensors"
 
     @property
     def predictions(self) -> Path:

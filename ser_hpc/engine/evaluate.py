@@ -1,0 +1,48 @@
+"""Predictions of a part: every clip in exactly one micro-batch of one rank, gathered by clip, fillers left behind.
+
+The micro-batches are cut by the budget alone, so a clip's logits do not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ser_hpc.data.batches import BatchSource
+from ser_hpc.data.order import evaluation_order
+from ser_hpc.engine.world import World
+
+Forward = Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+
+@torch.no_grad()
+def predict(
+    forward: Forward,
+    source: BatchSource,
+    positions: np.ndarray,
+    samples: np.ndarray,
+    budget: int,
+    num_classes: int,
+    world: World,
+) -> np.ndarray:
+    """Logits of the clips at `positions` (ascending), float32 (len(positions), num_classes), on every rank.
+
+    `samples`: length of every clip of the index; `budget`: padded samples of a micro-batch.
+    """
+    logits = torch.zeros(len(positions), num_classes, device=world.device)
+    times = torch.zeros(len(positions), device=world.device)
+    micros = evaluation_order(positions, samples[positions], budget, world.rank, world.size)
+    for micro, batch in zip(micros, source.ahead(micros), strict=True):
+        outputs = forward(batch.samples.to(world.device), batch.offsets)["emotion"].float()
+        if not micro.filler:
+            rows = torch.from_numpy(np.searchsorted(positions, micro.positions)).to(world.device)
+            logits[rows] = outputs
+            times[rows] += 1
+    # Each row is zero on all ranks but one: the sum is exact, and nothing that was pickled crosses the network.
+    world.sum(logits)
+    world.sum(times)
+    assert bool((times == 1).all()), "every clip is predicted exactly once"
+    return logits.cpu().numpy()

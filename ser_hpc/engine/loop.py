@@ -1,0 +1,218 @@
+"""Training one trial, from its plan to its predictions, in one function to be read from top to bottom.
+
+Every rank runs it alike. What a step learns from, its dropout and its learning rate are functions of (seed, step) alone, so
+stopping at any step and calling `train_trial` again, on as many ranks, ends in the same weights as never having stopped.
+The test part is touched once, after the dev part alone has chosen the epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ser_hpc.config.settings import Settings
+from ser_hpc.corpora.folds import Fold
+from ser_hpc.data.batches import Batch, BatchSource
+from ser_hpc.data.order import Cut, MicroBatch, epoch_steps, mix, step_micro_batches, steps_per_epoch
+from ser_hpc.engine import checkpoint, strategy
+from ser_hpc.engine.checkpoint import TrainState
+from ser_hpc.engine.evaluate import predict
+from ser_hpc.engine.losses import class_weights, clip_losses
+from ser_hpc.engine.optim import learning_rate
+from ser_hpc.engine.preemption import StopFlag, Stopped
+from ser_hpc.engine.progress import Progress
+from ser_hpc.engine.world import World
+from ser_hpc.errors import UserError, listed
+from ser_hpc.files import write_json
+from ser_hpc.models.classifier import build
+from ser_hpc.results import predictions
+from ser_hpc.results.metrics import confusion_matrix, uar
+from ser_hpc.results.predictions import Prediction
+from ser_hpc.results.run_dir import TrialDir
+from ser_hpc.shards.index import ShardIndex
+from ser_hpc.shards.read import ShardReader
+
+SAMPLE_RATE_HZ = 16_000
+
+
+@dataclass(frozen=True, slots=True)
+class TrialData:
+    """What a trial learns from: `targets` is the class index of every clip of the index (-1: in no part)."""
+
+    index: ShardIndex
+    classes: tuple[str, ...]
+    targets: np.ndarray
+    fold: Fold
+
+
+def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: World) -> None:
+    """Train, choose the epoch on dev, predict dev and test, write the marker. Does nothing if the marker is there.
+
+    Raises Stopped when asked to stop (all is saved), UserError when the loss is not finite.
+    """
+    if trial.is_done:
+        return
+    train, seed, fold = settings.train, trial.trial.seed, data.fold
+    began = time.monotonic()
+    samples = data.index.num_samples
+    if settings.data.max_seconds is not None:
+        samples = np.minimum(samples, round(settings.data.max_seconds * SAMPLE_RATE_HZ))
+    weights = class_weights(data.targets[fold.train.positions], len(data.classes), train.class_weights)[data.targets]
+    cut = Cut(world.size, round(train.budget_seconds * SAMPLE_RATE_HZ), train.accumulation)
+    steps_an_epoch = steps_per_epoch(len(fold.train.positions), train.global_batch)
+    total_steps = train.epochs * steps_an_epoch
+
+    state, saved, damaged = checkpoint.newest(trial)
+    if world.is_main:
+        for sentence in damaged:
+            print(sentence, flush=True)
+    seconds_before = state.seconds
+    model = build(settings.model, len(data.classes), mix(seed, 0x57E1))
+    ranks = strategy.build(model, train, world, saved)
+    progress = Progress(trial, state, total_steps, train.epochs, active=world.is_main)
+
+    with StopFlag() as stop, ShardReader(data.index) as reader:
+        source = BatchSource(reader, data.targets, weights, _max_samples(settings))
+        last_save = time.monotonic()
+
+        def save() -> None:
+            nonlocal last_save
+            tensors = ranks.tensors()
+            if tensors is not None:
+                checkpoint.save(trial, replace(state, seconds=seconds_before + time.monotonic() - began), tensors)
+            last_save = time.monotonic()
+
+        while state.epoch < train.epochs and (train.patience is None or state.stale_epochs < train.patience):
+            # Train on what is left of this epoch.
+            ranks.training(True)
+            steps = epoch_steps(fold.train.positions, seed, state.epoch, train.global_batch)
+            steps = steps[state.step - state.epoch * steps_an_epoch :]
+            micro_batches = list(step_micro_batches(steps, samples, cut, world.rank))
+            loss_sum, weight_sum = 0.0, 0.0
+            for clips, batches in zip(steps, _grouped(source, micro_batches), strict=True):
+                step_weight = float(weights[clips].sum())
+                losses = torch.zeros(len(clips), device=world.device)
+                for turn, batch in enumerate(batches, start=1):
+                    torch.manual_seed(mix(seed, state.step, batch.number))  # dropout of this micro-batch, on whatever rank
+                    outputs = ranks.forward(batch.samples.to(world.device), batch.offsets)
+                    clip_loss = clip_losses(outputs, batch.targets)
+                    batch_weights = batch.weights.to(world.device)
+                    ranks.backward((clip_loss * batch_weights).sum() / step_weight, last=turn == len(batches))
+                    _put(losses, clips, batch, clip_loss)
+                world.sum(losses)  # every rank sees every clip's loss, added up in one order
+                _refuse_non_finite(losses, clips, data, state)
+                lr = learning_rate(state.step, total_steps, train)
+                grad_norm = ranks.step(lr)
+                state = replace(state, step=state.step + 1)
+                step_loss = float((losses.double().cpu() * torch.from_numpy(weights[clips])).sum())
+                loss_sum, weight_sum = loss_sum + step_loss, weight_sum + step_weight
+                progress.step(state, step_loss / step_weight, lr, grad_norm)
+
+                stopping = world.any(stop.raised is not None)
+                if stopping or world.any(world.is_main and time.monotonic() - last_save > train.checkpoint_minutes * 60):
+                    save()
+                if stopping:
+                    progress.tell("stopped", state)
+                    raise Stopped(f"{trial.trial} stopped after step {state.step}; its state is saved")
+
+            # Score the dev part; keep the weights if they are the best so far.
+            ranks.training(False)
+            logits = predict(ranks.forward, source, fold.dev.positions, samples, cut.budget_samples, len(data.classes), world)
+            dev_uar, dev_loss = _score(logits, data.targets[fold.dev.positions], len(data.classes))
+            state = state.after_epoch(dev_uar)
+            if state.best_epoch == state.epoch - 1:
+                best = ranks.weights()
+                if best is not None:
+                    checkpoint.save_weights(trial.best, best)
+            progress.epoch(state, loss_sum / max(weight_sum, 1e-9), dev_uar, dev_loss)
+            if state.epoch < train.epochs:
+                save()
+
+        # Read the test part, once, with the epoch that dev chose; on a plain copy, whatever the strategy was.
+        ranks.close()
+        world.barrier()
+        progress.tell("predicting", state)
+        model = build(settings.model, len(data.classes), 0)
+        model.load_state_dict(checkpoint.load_weights(trial.best))
+        model.to(world.device).eval()
+        found: list[Prediction] = []
+        for part, positions in (("dev", fold.dev.positions), ("test", fold.test.positions)):
+            with strategy.autocast(train, world.device):
+                logits = predict(model, source, positions, samples, cut.budget_samples, len(data.classes), world)
+            found += _predictions(part, positions, logits, data)
+
+    if world.is_main:
+        predictions.write(trial.predictions, found)
+        write_json(
+            trial.done,
+            {
+                "best_epoch": state.best_epoch,
+                "best_dev_uar": state.best_uar,
+                "epochs": state.epoch,
+                "steps": state.step,
+                "seconds": round(seconds_before + time.monotonic() - began, 1),
+                "ranks": world.size,
+                "strategy": train.strategy,
+            },
+        )
+        checkpoint.clear(trial)
+    progress.tell("done", state)
+
+
+def _max_samples(settings: Settings) -> int | None:
+    return None if settings.data.max_seconds is None else round(settings.data.max_seconds * SAMPLE_RATE_HZ)
+
+
+def _grouped(source: BatchSource, steps: list[list[MicroBatch]]) -> Iterator[list[Batch]]:
+    """The batches of each step, decoded ahead across the border between steps."""
+    batches = source.ahead(micro for step in steps for micro in step)
+    for step in steps:
+        yield [next(batches) for _ in step]
+
+
+def _put(losses: Tensor, clips: np.ndarray, batch: Batch, clip_loss: Tensor) -> None:
+    """Write a micro-batch's losses where its clips stand in the step; a filler's belong nowhere."""
+    order = np.argsort(clips)
+    rows = order[np.searchsorted(clips, batch.positions, sorter=order)]
+    real = batch.weights > 0
+    losses[torch.from_numpy(rows)[real].to(losses.device)] = clip_loss.detach()[real.to(losses.device)]
+
+
+def _refuse_non_finite(losses: Tensor, clips: np.ndarray, data: TrialData, state: TrainState) -> None:
+    if bool(torch.isfinite(losses).all()):
+        return
+    bad = clips[~torch.isfinite(losses).cpu().numpy()]
+    names = listed([data.index.metadata.utterance_id[position] for position in bad])
+    raise UserError(
+        f"the loss is not finite at step {state.step} (epoch {state.epoch}), on {len(bad)} of its {len(clips)} clips: {names}. "
+        "Nothing of this step was applied. Lower train.lr, use train.precision=fp32, or look at these clips."
+    )
+
+
+def _score(logits: np.ndarray, targets: np.ndarray, num_classes: int) -> tuple[float, float]:
+    """UAR and mean cross-entropy of a part."""
+    score = float(uar(confusion_matrix(targets, logits.argmax(axis=1), num_classes)))
+    return score, float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)))
+
+
+def _predictions(part: str, positions: np.ndarray, logits: np.ndarray, data: TrialData) -> list[Prediction]:
+    metadata, classes = data.index.metadata, data.classes
+    probabilities = torch.from_numpy(logits).double().softmax(dim=1).tolist()
+    return [
+        Prediction(
+            corpus=metadata.corpus[position],
+            utterance_id=metadata.utterance_id[position],
+            speaker=metadata.speaker[position],
+            part=part,
+            truth=classes[data.targets[position]],
+            predicted=classes[row.argmax()],
+            probabilities={name: round(p, 6) for name, p in zip(classes, probability, strict=True)},
+        )
+        for position, row, probability in zip(positions, logits, probabilities, strict=True)
+    ]

@@ -1,0 +1,35 @@
+"""AdamW with decay on matrices only, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ser_hpc.config.settings import TrainSettings
+
+
+def adamw(module: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """Biases, gains and other vectors are not decayed (Loshchilov & Hutter 2019; common practice for transformers)."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=settings.betas, eps=settings.eps)
+
+
+def learning_rate(step: int, total_steps: int, settings: TrainSettings) -> float:
+    """Of the step with this number (from 0): linear warm-up, then the chosen decay to zero after the last step."""
+    warmup = round(total_steps * settings.warmup)
+    if step < warmup:
+        return settings.lr * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    match settings.decay:
+        case "linear":
+            return settings.lr * (1 - progress)
+        case "cosine":
+            return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        case "constant":
+            return settings.lr
