@@ -27,20 +27,31 @@ _PARTS = ("model", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """All that a resume needs besides tensors. `epoch` counts the epochs that are trained and evaluated."""
+    """All that a resume needs besides tensors. `epoch` counts the epochs that are trained and evaluated.
+
+    `epoch_loss` / `epoch_weight` is the mean training loss of the epoch under way.
+    """
 
     step: int = 0
     epoch: int = 0
     best_uar: float = -1.0
     best_epoch: int = -1
     stale_epochs: int = 0
+    epoch_loss: float = 0.0
+    epoch_weight: float = 0.0
     seconds: float = 0.0
+
+    def after_step(self, loss_sum: float, weight_sum: float) -> TrainState:
+        return replace(
+            self, step=self.step + 1, epoch_loss=self.epoch_loss + loss_sum, epoch_weight=self.epoch_weight + weight_sum
+        )
 
     def after_epoch(self, dev_uar: float) -> TrainState:
         """The state once the current epoch is evaluated; the first of equally good epochs stays the best."""
+        after = replace(self, epoch=self.epoch + 1, epoch_loss=0.0, epoch_weight=0.0)
         if dev_uar > self.best_uar:
-            return replace(self, epoch=self.epoch + 1, best_uar=dev_uar, best_epoch=self.epoch, stale_epochs=0)
-        return replace(self, epoch=self.epoch + 1, stale_epochs=self.stale_epochs + 1)
+            return replace(after, best_uar=dev_uar, best_epoch=self.epoch, stale_epochs=0)
+        return replace(after, stale_epochs=self.stale_epochs + 1)
 
 
 def save(trial: TrialDir, state: TrainState, tensors: TrainTensors) -> None:

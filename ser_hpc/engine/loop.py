@@ -94,7 +94,6 @@ def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: Wor
             steps = epoch_steps(fold.train.positions, seed, state.epoch, train.global_batch)
             steps = steps[state.step - state.epoch * steps_an_epoch :]
             micro_batches = list(step_micro_batches(steps, samples, cut, world.rank))
-            loss_sum, weight_sum = 0.0, 0.0
             for clips, batches in zip(steps, _grouped(source, micro_batches), strict=True):
                 step_weight = float(weights[clips].sum())
                 losses = torch.zeros(len(clips), device=world.device)
@@ -109,9 +108,8 @@ def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: Wor
                 _refuse_non_finite(losses, clips, data, state)
                 lr = learning_rate(state.step, total_steps, train)
                 grad_norm = ranks.step(lr)
-                state = replace(state, step=state.step + 1)
                 step_loss = float((losses.double().cpu() * torch.from_numpy(weights[clips])).sum())
-                loss_sum, weight_sum = loss_sum + step_loss, weight_sum + step_weight
+                state = state.after_step(step_loss, step_weight)
                 progress.step(state, step_loss / step_weight, lr, grad_norm)
 
                 stopping = world.any(stop.raised is not None)
@@ -125,14 +123,13 @@ def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: Wor
             ranks.training(False)
             logits = predict(ranks.forward, source, fold.dev.positions, samples, cut.budget_samples, len(data.classes), world)
             dev_uar, dev_loss = _score(logits, data.targets[fold.dev.positions], len(data.classes))
-            state = state.after_epoch(dev_uar)
+            train_loss, state = state.epoch_loss / state.epoch_weight, state.after_epoch(dev_uar)
             if state.best_epoch == state.epoch - 1:
                 best = ranks.weights()
                 if best is not None:
                     checkpoint.save_weights(trial.best, best)
-            progress.epoch(state, loss_sum / max(weight_sum, 1e-9), dev_uar, dev_loss)
-            if state.epoch < train.epochs:
-                save()
+            progress.epoch(state, train_loss, dev_uar, dev_loss)
+            save()
 
         # Read the test part, once, with the epoch that dev chose; on a plain copy, whatever the strategy was.
         ranks.close()

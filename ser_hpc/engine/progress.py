@@ -15,7 +15,7 @@ _EVERY_S = 1.0
 
 
 class Progress:
-    """progress.json at most once a second; steps.jsonl and epochs.jsonl line by line, without lines of a future undone by a resume."""
+    """progress.json at most once a second; steps.jsonl and epochs.jsonl line by line, less what a resume will do again."""
 
     def __init__(self, trial: TrialDir, state: TrainState, total_steps: int, epochs: int, *, active: bool) -> None:
         self._trial, self._active = trial, active

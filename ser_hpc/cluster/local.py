@@ -1,0 +1,155 @@
+"""Trials on this machine, without Slurm: a queue with slots, honest exit codes, and nothing left running.
+
+Each rank is a process in a session of its own, so that a Ctrl-C in the terminal reaches the launcher alone, which asks the ranks
+to stop (they save, and the same command goes on later) and ends what does not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import IO
+
+from ser_hpc.cluster.site import Machine
+from ser_hpc.errors import UserError
+from ser_hpc.results.run_dir import RunDir, Trial
+
+_POLL_S = 0.2
+_GRACE_S = 60.0
+
+
+@dataclass(slots=True)
+class LocalJob:
+    """One trial's ranks. `exit_code` is None while they run, then the first rank's that failed, or 0."""
+
+    trial: Trial
+    slot: int
+    processes: list[subprocess.Popen[bytes]]
+    log: IO[bytes]
+    exit_code: int | None = None
+    asked: bool = field(default=False)
+
+    def poll(self) -> int | None:
+        codes = [process.poll() for process in self.processes]
+        failed = next((code for code in codes if code not in (None, 0)), None)
+        if failed is not None and any(code is None for code in codes):
+            self.end(grace_s=0 if not self.asked else _GRACE_S)  # its fellows would wait for it in a collective
+            codes = [process.poll() for process in self.processes]
+        if all(code is not None for code in codes):
+            self.exit_code = failed or 0
+            self.log.close()
+        return self.exit_code
+
+    def ask_to_stop(self) -> None:
+        self.asked = True
+        for process in self.processes:
+            _signal(process, signal.SIGTERM)
+
+    def end(self, grace_s: float) -> None:
+        """Wait, then kill whatever is left, its own children too."""
+        deadline = time.monotonic() + grace_s
+        while any(process.poll() is None for process in self.processes) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        for process in self.processes:
+            _signal(process, signal.SIGKILL)
+            process.wait()
+
+
+def run_trials(
+    run: RunDir, trials: Sequence[Trial], machine: Machine, on_poll: Callable[[Sequence[LocalJob]], None]
+) -> dict[Trial, int]:
+    """Run every trial, as many at a time as there are slots; returns their exit codes. `on_poll` sees all jobs so far.
+
+    Raises UserError if another launcher runs trials of this run, KeyboardInterrupt after everything is ended.
+    """
+    waiting, free = list(trials), list(range(machine.slots))
+    jobs: list[LocalJob] = []
+    with _only_launcher(run), _terminate_as_interrupt():
+        try:
+            while waiting or any(job.exit_code is None for job in jobs):
+                while waiting and free:
+                    jobs.append(_start(run, waiting.pop(0), free.pop(0), machine))
+                time.sleep(_POLL_S)
+                running = [job for job in jobs if job.exit_code is None]
+                free += [job.slot for job in running if job.poll() is not None]
+                on_poll(jobs)
+        except BaseException:
+            running = [job for job in jobs if job.exit_code is None]
+            for job in running:
+                job.ask_to_stop()
+            for job in running:
+                job.end(_GRACE_S)
+            raise
+    return {job.trial: job.exit_code or 0 for job in jobs}
+
+
+def log_path(run: RunDir, trial: Trial) -> str:
+    return str(run.jobs / f"seed_{trial.seed}-fold_{trial.fold}.log")
+
+
+def _start(run: RunDir, trial: Trial, slot: int, machine: Machine) -> LocalJob:
+    run.jobs.mkdir(parents=True, exist_ok=True)
+    log = open(log_path(run, trial), "ab")  # noqa: SIM115  (the job closes it)
+    command = [sys.executable, "-m", "ser_hpc.train", "--run-dir", str(run.path), "--fold", str(trial.fold)]
+    environment = os.environ | {
+        "WORLD_SIZE": str(machine.ranks),
+        "LOCAL_WORLD_SIZE": str(machine.ranks),
+        "SER_HPC_ATTEMPT": uuid.uuid4().hex,
+        "OMP_NUM_THREADS": str(machine.threads),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if machine.gpus:
+        mine = machine.gpus[slot * machine.ranks : (slot + 1) * machine.ranks]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+    processes = [
+        subprocess.Popen(
+            [*command, "--seed", str(trial.seed)],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        for rank in range(machine.ranks)
+    ]
+    return LocalJob(trial, slot, processes, log)
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To the rank's whole session; it may have ended a moment ago."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+@contextmanager
+def _only_launcher(run: RunDir) -> Iterator[None]:
+    with (run.path / ".launcher").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another launcher is running trials of {run.path} on this machine; wait for it or stop it"
+            ) from None
+        yield
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """A SIGTERM to the launcher ends its trials as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,87 @@
+"""Where the trials run: is there a Slurm that answers, and what has this machine got?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ser_hpc.config.settings import ClusterSettings
+from ser_hpc.errors import UserError
+
+_CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
+_PING_S = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What trials on this machine share: `slots` of them at a time, `ranks` processes each, `threads` each."""
+
+    cores: int
+    gpus: tuple[str, ...]
+    slots: int
+    ranks: int
+    threads: int
+
+    def words(self) -> str:
+        what = f"{self.ranks} {'GPU' if self.gpus else 'CPU'} rank{'s' * (self.ranks > 1)}"
+        return f"{self.slots} trial{'s' * (self.slots > 1)} at a time, {what} each"
+
+
+def choose(kind: Literal["auto", "slurm", "local"]) -> tuple[Literal["slurm", "local"], str]:
+    """Slurm or this machine, and why, in one sentence.
+
+    Raises UserError where Slurm is configured (or asked for) but does not answer: folds must not train on a login node by
+    accident.
+    """
+    if kind == "local":
+        return "local", "Trials run on this machine, as asked."
+    if shutil.which("sbatch") is None:
+        if kind == "slurm":
+            raise UserError("cluster.kind is slurm, but there is no sbatch command here; use --cluster local to train here")
+        return "local", "There is no Slurm here: the trials run on this machine."
+    try:
+        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=_PING_S, check=False)
+        said = (ping.stdout + ping.stderr).strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said = f"scontrol ping: {error}"
+    if " UP" in said:
+        return "slurm", "Slurm answers: the trials are submitted to it."
+    if kind == "auto" and not _configured() and ("configuration" in said or not said):
+        return "local", "Slurm's commands are here but not configured: the trials run on this machine."
+    raise UserError(
+        f"Slurm is configured here, but its controller does not answer ({said or 'no reply'}). Nothing was started. "
+        "Try again later, or use --cluster local to train on this machine on purpose."
+    )
+
+
+def machine(cluster: ClusterSettings) -> Machine:
+    """How trials share this machine. Raises UserError if one trial asks for more than there is."""
+    cores, gpus = len(os.sched_getaffinity(0)), _gpus()
+    if cluster.nodes > 1:
+        raise UserError(f"cluster.nodes is {cluster.nodes}, but trials on this machine have one node; set cluster.nodes=1")
+    ranks = cluster.gpus_per_node or (1 if gpus else min(2, cores))
+    have, what = (len(gpus), "GPUs") if gpus else (cores, "cores")
+    if ranks > have and gpus:
+        raise UserError(f"cluster.gpus_per_node is {ranks}, but this machine has {have} {what}")
+    slots = min(max(1, have // ranks), cluster.parallel or have)
+    return Machine(cores, gpus, slots, ranks, max(1, cores // (slots * ranks)))
+
+
+def _configured() -> bool:
+    return "SLURM_CONF" in os.environ or any(Path(path).exists() for path in _CONFIGURATIONS)
+
+
+def _gpus() -> tuple[str, ...]:
+    """Ids of the GPUs that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(part for part in visible.split(",") if part and part != "-1")
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+    return tuple(str(number) for number in range(count))

@@ -1,0 +1,95 @@
+"""What a person sees while trials run here: a bar a trial in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from ser_hpc.cluster.local import LocalJob
+from ser_hpc.results.run_dir import RunDir, Trial
+
+_LINE_EVERY_S = 15.0
+
+
+@contextmanager
+def watching(run: RunDir, trials: Sequence[Trial], console: Console) -> Iterator[Callable[[Sequence[LocalJob]], None]]:
+    """Yields what to call, with all jobs so far, as often as one likes."""
+    if not console.is_terminal:
+        yield _Lines(run, console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[words]}"),
+    )
+    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+        tasks = {trial: progress.add_task(str(trial), total=1.0, words="waiting") for trial in trials}
+        yield _Bars(run, progress, tasks)
+
+
+class _Bars:
+    def __init__(self, run: RunDir, progress: Progress, tasks: dict[Trial, TaskID]) -> None:
+        self._run, self._progress, self._tasks = run, progress, tasks
+
+    def __call__(self, jobs: Sequence[LocalJob]) -> None:
+        for job in jobs:
+            told = _read(self._run, job)
+            self._progress.update(self._tasks[job.trial], completed=_part_done(told), words=_words(told))
+
+
+class _Lines:
+    """For logs: a line when a trial starts, ends, and every quarter of a minute."""
+
+    def __init__(self, run: RunDir, console: Console) -> None:
+        self._run, self._console = run, console
+        self._said: dict[Trial, tuple[float, str]] = {}
+
+    def __call__(self, jobs: Sequence[LocalJob]) -> None:
+        for job in jobs:
+            told = _read(self._run, job)
+            when, state = self._said.get(job.trial, (0.0, ""))
+            now = time.monotonic()
+            if told["state"] != state or (job.exit_code is None and now - when > _LINE_EVERY_S):
+                self._console.print(f"{job.trial}  {_part_done(told):4.0%}  {_words(told)}", highlight=False, soft_wrap=True)
+                self._said[job.trial] = (now, told["state"])
+
+
+def _read(run: RunDir, job: LocalJob) -> dict[str, Any]:
+    """The trial's heartbeat, overruled by how its processes ended."""
+    place = run.trial(job.trial)
+    try:
+        told: dict[str, Any] = json.loads(place.progress.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        told = {"state": "starting"}
+    if job.exit_code is None and told["state"] in ("failed", "stopped", "done"):
+        told["state"] = "starting"  # the heartbeat of an earlier attempt
+    if job.exit_code and told["state"] not in ("failed", "stopped"):
+        told["state"] = "failed"
+    return told
+
+
+def _part_done(told: dict[str, Any]) -> float:
+    return 1.0 if told["state"] == "done" else told.get("step", 0) / max(1, told.get("steps", 1))
+
+
+def _words(told: dict[str, Any]) -> str:
+    if told["state"] == "failed":
+        return f"failed: {told.get('error', 'see its log').splitlines()[0]}"
+    parts = (
+        [told["state"]] if told["state"] != "training" else [f"epoch {min(told['epoch'] + 1, told['epochs'])}/{told['epochs']}"]
+    )
+    if told.get("loss") is not None:
+        parts.append(f"loss {told['loss']:.3f}")
+    if told.get("dev_uar") is not None:
+        parts.append(f"dev UAR {told['dev_uar']:.3f} (best {told['best_dev_uar']:.3f})")
+    if told["state"] == "training" and told.get("seconds_left") is not None:
+        minutes, seconds = divmod(round(told["seconds_left"]), 60)
+        parts.append(f"{minutes}:{seconds:02} left at most")
+    return "  ".join(parts)
