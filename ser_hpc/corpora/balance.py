@@ -1,0 +1,78 @@
+"""Groups of speakers that are alike in classes and genders, so that every fold tests about the same thing.
+
+Each speaker is a vector: its clips of each class and its gender, every feature as a share of what one group should hold. The
+groups are the more alike, the smaller the sum of their squared lengths (their total is fixed, so this is their variance).
+Speakers are dealt out, largest first, each to the group that has least of what it brings; then speakers move and change
+places as long as that helps. Nothing is random, and all sums are of integers: the same groups on every machine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_UNIT = 1 << 18  # of a feature: fine enough for thousands of speakers; products of sums stay far below 2**63
+_VISITS = 4000  # speakers tried for a better place: many rounds for tens of them, two for thousands; a second at most
+
+
+def balanced_groups(classes: np.ndarray, genders: np.ndarray, num_groups: int) -> np.ndarray:
+    """Group of each speaker, int64 (num_speakers,); no group is empty.
+
+    `classes`: clips of each class, (num_speakers, num_classes). `genders`: 1 at a speaker's own, (num_speakers, num_genders).
+    All genders together weigh as much as all classes. Speakers must number at least `num_groups`.
+    """
+    assert 1 <= num_groups <= len(classes) == len(genders)
+    features = np.concatenate([_shares(classes, num_groups), _shares(genders, num_groups)], axis=1)
+    largest_first = np.argsort(-classes.sum(axis=1), kind="stable")
+    groups, sums = _deal(features, largest_first, num_groups)
+    _exchange(features, largest_first, groups, sums)
+    first_member = [int(np.flatnonzero(groups == group)[0]) for group in range(num_groups)]
+    numbered: np.ndarray = np.argsort(np.argsort(first_member))[groups]
+    return numbered
+
+
+def _shares(counts: np.ndarray, num_groups: int) -> np.ndarray:
+    """`counts` (num_speakers, n) as shares of a group's due, in `_UNIT`s, weighted so that tables of any width count alike."""
+    due = np.maximum(counts.sum(axis=0), 1) / num_groups
+    weight = 1 / np.sqrt(counts.shape[1])
+    shares: np.ndarray = np.rint(counts / due * weight * _UNIT).astype(np.int64)
+    return shares
+
+
+def _deal(features: np.ndarray, order: np.ndarray, num_groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each speaker in turn to the group least like it (of equals the smaller): its groups and the groups' sums."""
+    groups = np.zeros(len(features), dtype=np.int64)
+    sums = np.zeros((num_groups, features.shape[1]), dtype=np.int64)
+    sizes = np.zeros(num_groups, dtype=np.int64)
+    for speaker in order:
+        group = np.lexsort((sizes, sums @ features[speaker]))[0]
+        groups[speaker] = group
+        sums[group] += features[speaker]
+        sizes[group] += 1
+    return groups, sums
+
+
+def _exchange(features: np.ndarray, order: np.ndarray, groups: np.ndarray, sums: np.ndarray) -> None:
+    """Let speakers change places, or move alone, while the groups become more alike; `groups` and `sums` change in place."""
+    num_speakers = len(features)
+    # A move is a change of places with nobody: one partner without features stands in every group.
+    partners = np.concatenate([features, np.zeros_like(sums)])
+    since_last_change = 0
+    for visit in range(_VISITS):
+        speaker = order[visit % num_speakers]
+        home = groups[speaker]
+        places = np.concatenate([groups, np.arange(len(sums))])
+        change = partners - features[speaker]  # of the home group; the partner's group changes by as much the other way
+        cost = (change * (sums[home] - sums[places] + change)).sum(axis=1)  # half the change of the squared lengths
+        partner = int(np.argmin(cost))
+        if cost[partner] < 0:
+            away = places[partner]
+            sums[home] += change[partner]
+            sums[away] -= change[partner]
+            groups[speaker] = away
+            if partner < num_speakers:
+                groups[partner] = home
+            since_last_change = 0
+        else:
+            since_last_change += 1
+        if since_last_change == num_speakers:
+            break
