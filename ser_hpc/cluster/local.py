@@ -1,7 +1,7 @@
 """Trials on this machine, without Slurm: a queue with slots, honest exit codes, and nothing left running.
 
-Each rank is a process in a session of its own, so that a Ctrl-C in the terminal reaches the launcher alone, which asks the ranks
-to stop (they save, and the same command goes on later) and ends what does not.
+Each rank is a process in a session of its own, so that a Ctrl-C in the terminal reaches the launcher alone, which asks the
+ranks to stop (they save, and the same command goes on later) and ends what does not.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 from ser_hpc.cluster.site import Machine
@@ -91,13 +92,13 @@ def run_trials(
     return {job.trial: job.exit_code or 0 for job in jobs}
 
 
-def log_path(run: RunDir, trial: Trial) -> str:
-    return str(run.jobs / f"seed_{trial.seed}-fold_{trial.fold}.log")
+def log_path(run: RunDir, trial: Trial) -> Path:
+    return run.jobs / f"seed_{trial.seed}-fold_{trial.fold}.log"
 
 
 def _start(run: RunDir, trial: Trial, slot: int, machine: Machine) -> LocalJob:
     run.jobs.mkdir(parents=True, exist_ok=True)
-    log = open(log_path(run, trial), "ab")  # noqa: SIM115  (the job closes it)
+    log = log_path(run, trial).open("ab")
     command = [sys.executable, "-m", "ser_hpc.train", "--run-dir", str(run.path), "--fold", str(trial.fold)]
     environment = os.environ | {
         "WORLD_SIZE": str(machine.ranks),

@@ -41,7 +41,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class BatchSource:
-    """Turns micro-batches into batches. `targets` and `weights` are columns over the whole index; clips are cut to `max_samples`."""
+    """Micro-batches to batches. `targets` and `weights` are columns over the whole index; clips are cut to `max_samples`."""
 
     reader: ShardReader
     targets: np.ndarray

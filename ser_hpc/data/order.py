@@ -87,13 +87,14 @@ def deal(parts: Sequence[np.ndarray], rank: int, ranks: int) -> list[MicroBatch]
     return [MicroBatch(m, parts[m]) if m < len(parts) else MicroBatch(m, parts[-1][-1:], filler=True) for m in mine]
 
 
-def evaluation_order(
-    positions: np.ndarray, samples: np.ndarray, budget_samples: int, rank: int, ranks: int
-) -> list[MicroBatch]:
-    """This rank's share of a pass over `positions` without gradients: every clip in exactly one micro-batch of one rank."""
+def evaluation_order(positions: np.ndarray, samples: np.ndarray, budget: int, rank: int, ranks: int) -> list[MicroBatch]:
+    """This rank's share of a pass over `positions` without gradients: every clip in exactly one micro-batch of one rank.
+
+    `budget`: padded samples of a micro-batch.
+    """
     by_length = np.lexsort((positions, -samples))
     positions, lengths = positions[by_length], samples[by_length].tolist()
-    ends = _fill(lengths, max(budget_samples, lengths[0]))
+    ends = _fill(lengths, max(budget, lengths[0]))
     return deal(np.split(positions, ends[:-1]), rank, ranks)
 
 
@@ -104,7 +105,7 @@ def step_micro_batches(steps: Sequence[np.ndarray], samples: np.ndarray, how: Cu
 
 
 def _fill(lengths: Sequence[int], cap: int) -> list[int]:
-    """Ends of consecutive micro-batches filled up to `cap` samples (clips times the longest); lengths fall, cap >= the first."""
+    """Ends of consecutive micro-batches filled up to `cap` samples (clips x longest); lengths fall, cap >= the first."""
     ends, start = [], 0
     for i, _ in enumerate(lengths):
         if (i - start + 1) * lengths[start] > cap:

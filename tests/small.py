@@ -1,0 +1,91 @@
+"""Small real things for tests: a packed corpus of tones, tiny encoders, and ranks started as the launcher starts them."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from ser_hpc.cluster import plan
+from ser_hpc.cluster.local import run_trials
+from ser_hpc.cluster.site import Machine
+from ser_hpc.config.load import load
+from ser_hpc.corpora.utterance import Utterance
+from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.shards.write import pack
+
+CLASSES = ("angry", "neutral", "sad")
+REAL_SPEECH = Path(__file__).parents[2] / "shared" / "corpora" / "emodb"
+
+
+def tones(folder: Path, sessions: int = 4, takes: int = 6) -> list[Utterance]:
+    """Two speakers a session; each class is a pitch contour over noise, 0.3 to 0.9 s long."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    utterances = []
+    for session in range(1, sessions + 1):
+        for gender in ("female", "male"):
+            for emotion in CLASSES:
+                for take in range(takes):
+                    seconds = np.arange(int(rng.uniform(0.3, 0.9) * 16_000)) / 16_000
+                    slope = {"angry": 300.0, "neutral": 0.0, "sad": -150.0}[emotion]
+                    pitch = (220 if gender == "female" else 130) + slope * seconds
+                    sound = 0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / 16_000) + 0.02 * rng.standard_normal(len(seconds))
+                    name = f"s{session}{gender[0]}-{emotion}-{take}"
+                    path = folder / f"{name}.wav"
+                    soundfile.write(path, sound, 16_000)
+                    utterances.append(
+                        Utterance("tones", name, path, f"s{session}{gender[0]}", emotion, session=f"s{session}", gender=gender)
+                    )
+    return utterances
+
+
+@functools.cache
+def packed_tones(base: Path, sessions: int = 4, takes: int = 6) -> Path:
+    """Shards of `tones` under `base`, made once a test session."""
+    out = base / f"tones-{sessions}-{takes}"
+    pack(tones(base / f"wav-{sessions}-{takes}", sessions, takes), out, workers=1)
+    return out
+
+
+def wav2vec2(**changes: Any) -> dict[str, Any]:
+    """A Wav2Vec2 of some thousand weights."""
+    return {
+        "model_type": "wav2vec2",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "conv_dim": [16, 16, 32],
+        "conv_kernel": [10, 8, 4],
+        "conv_stride": [10, 8, 4],
+        "num_feat_extract_layers": 3,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 2,
+        "feat_extract_norm": "layer",
+        "do_stable_layer_norm": True,
+    } | changes
+
+
+def planned(root: Path, shards: Path, *overrides: str, encoder: dict[str, Any] | None = None) -> RunDir:
+    """A run directory for a tiny Wav2Vec2, as the launcher makes it."""
+    lines = [
+        f"run.root={root}",
+        f"data.shards={shards}",
+        "model.weights=null",
+        f"model.config={encoder or wav2vec2()}",
+        "model.head.projection=16",
+        "train.epochs=2",
+        "train.global_batch=16",
+        "train.lr=1e-3",
+    ]
+    return plan.write(plan.prepare(load(None, [*lines, *overrides])))
+
+
+def run_here(run: RunDir, *trials: Trial, ranks: int = 1) -> dict[Trial, int]:
+    """The trials' exit codes, each trained by `ranks` processes, one trial at a time."""
+    machine = Machine(cores=2, gpus=(), slots=1, ranks=ranks, threads=1)
+    return run_trials(run, trials or run.trials(), machine, lambda jobs: None)
