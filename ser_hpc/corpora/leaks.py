@@ -153,18 +153,20 @@ def _crossings(codes: np.ndarray, folds: Sequence[np.ndarray], pairs: Sequence[P
 
 
 def _speakers(clips: Clips, folds: Sequence[np.ndarray], protocol: str) -> list[str]:
-    notes = []
+    notes, refused = [], []
     for crossing in _crossings(clips.speaker.codes, folds, PAIRS):
         one, other = (SIDES[side] for side in crossing.pair)
         names = listed([clips.speaker.names[code] for code in crossing.codes])
-        if crossing.pair not in _SHARED_SPEAKERS.get(protocol, ()):
-            raise UserError(
-                f"fold {crossing.fold}: speakers on two sides, {one} and {other}: {names}. {protocol} does not keep the "
-                "corpus's speakers apart: use speaker_groups or leave_one_speaker_out, or correct the speakers' names."
-            )
-        notes.append(
-            f"LEAK by the protocol's own definition: {len(crossing.codes)} speakers stand in both {one} and {other} ({names}); "
-            f"{crossing.clips} of {crossing.of_clips} {other} clips are theirs."
+        what = f"{len(crossing.codes)} speakers stand in both {one} and {other} ({names})"
+        if crossing.pair in _SHARED_SPEAKERS.get(protocol, ()):
+            theirs = f"{crossing.clips} of {crossing.of_clips} {other} clips are theirs"
+            notes.append(f"LEAK by the protocol's own definition: {what}; {theirs}.")
+        else:
+            refused.append(f"fold {crossing.fold}: {what}")
+    if refused:
+        raise UserError(
+            "speakers on two sides:\n  " + "\n  ".join(refused) + f"\n{protocol} does not keep this corpus's speakers apart: "
+            "use speaker_groups or leave_one_speaker_out, or correct the speakers' names."
         )
     astray = sum(int((side[~clips.known] > TRAIN).sum()) for side in folds)
     if astray:
