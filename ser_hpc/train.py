@@ -27,18 +27,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m ser_hpc.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run-dir", type=Path, required=True, help="the run directory that the launcher made")
-    parser.add_argument("--fold", type=int, required=True)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--fold", type=int)
+    which.add_argument("--trial", type=int, metavar="N", help="instead of fold and seed: the N-th trial of the plan, from 0")
     parser.add_argument("--seed", type=int, help="default: the run's first seed")
     options = parser.parse_args(argv)
     run = RunDir(options.run_dir)
-    trials = run.trials()
-    trial = Trial(trials[0].seed if options.seed is None else options.seed, options.fold)
-    if trial not in trials:
-        raise UserError(f"{run.path} has no trial {trial}; it has {listed(trials, 20)}")
+    trial = _chosen(run, options)
     if run.trial(trial).is_done:
         print(f"{trial} is done already: {run.trial(trial).path}")
         return 0
     return train(run, trial)
+
+
+def _chosen(run: RunDir, options: argparse.Namespace) -> Trial:
+    trials = run.trials()
+    if options.trial is not None:
+        if not 0 <= options.trial < len(trials):
+            raise UserError(f"--trial is {options.trial}, but {run.path} has the trials 0 to {len(trials) - 1}")
+        return trials[options.trial]
+    trial = Trial(trials[0].seed if options.seed is None else options.seed, options.fold)
+    if trial not in trials:
+        raise UserError(f"{run.path} has no {trial}; it has {listed(trials, 20)}")
+    return trial
 
 
 def train(run: RunDir, trial: Trial) -> int:

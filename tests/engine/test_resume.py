@@ -1,0 +1,101 @@
+"""Stopped at any moment and run again: as if it had never stopped, on as many ranks bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import packed_tones, planned, run_here
+
+from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
+
+TRIAL = Trial(0, 0)
+TRAINING = ("train.epochs=6", "model.dropout=0.1", "train.accumulation=2", "train.checkpoint_minutes=0.0001")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(base: Path) -> TrialDir:
+    run = planned(base / "whole", packed_tones(base), *TRAINING)
+    assert run_here(run, TRIAL) == {TRIAL: 0}
+    return run.trial(TRIAL)
+
+
+def start(run: RunDir) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "ser_hpc.train", "--run-dir", str(run.path), "--fold", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for_step(trial: TrialDir, step: int, process: subprocess.Popen[bytes]) -> None:
+    """Until a checkpoint of `step` or later is there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(int(path.stem.removeprefix("step_")) >= step for path in trial.checkpoints.glob("step_*.json")):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no checkpoint of step {step} came; exit code {process.poll()}")
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_killed_and_stopped_is_as_uninterrupted(base: Path, uninterrupted: TrialDir) -> None:
+    """SIGKILL, then SIGTERM (which saves and exits 75), then to the end: every loss, weight and prediction, bit for bit."""
+    run = planned(base / "killed", packed_tones(base), *TRAINING)
+    trial = run.trial(TRIAL)
+    process = start(run)
+    wait_for_step(trial, 5, process)
+    process.kill()
+    process.wait()
+    process = start(run)
+    wait_for_step(trial, 14, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert json.loads(trial.progress.read_text())["state"] == "stopped"
+    assert start(run).wait(300) == 0
+    assert lines(trial.steps) == lines(uninterrupted.steps)
+    assert lines(trial.epochs) == lines(uninterrupted.epochs)
+    assert trial.best.read_bytes() == uninterrupted.best.read_bytes()
+    assert trial.predictions.read_bytes() == uninterrupted.predictions.read_bytes()
+    assert [path.name for path in trial.checkpoints.iterdir()] == [trial.best.name], "only the best weights are kept"
+
+
+def test_goes_on_under_another_strategy_and_passes_over_damage(base: Path, uninterrupted: TrialDir) -> None:
+    """Stopped alone, its newest checkpoint damaged, and ended by two ranks under ZeRO 3: the same curve to 1e-4."""
+    run = planned(base / "moved", packed_tones(base), *TRAINING)
+    trial = run.trial(TRIAL)
+    process = start(run)
+    wait_for_step(trial, 8, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    newest = max(trial.checkpoints.glob("step_*.safetensors"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    run = planned(base / "moved", packed_tones(base), *TRAINING[:2], "train.accumulation=1", "train.strategy=zero3")
+    assert run_here(run, TRIAL, ranks=2) == {TRIAL: 0}
+    log = (run.jobs / "seed_0-fold_0.log").read_text()
+    assert f"checkpoint {newest} is damaged" in log.replace("\n", " ")
+    ours, whole = ([line["loss"] for line in lines(where.steps)] for where in (trial, uninterrupted))
+    assert np.abs(np.subtract(ours, whole)).max() < 1e-4
+
+
+def test_done_is_done(uninterrupted: TrialDir) -> None:
+    """Running a finished trial again changes nothing."""
+    run = RunDir(uninterrupted.path.parents[1])
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.path.rglob("*")}
+    assert run_here(run, TRIAL) == {TRIAL: 0}
+    assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.path.rglob("*")}

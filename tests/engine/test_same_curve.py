@@ -1,0 +1,88 @@
+"""However the work is shared, the same training: one rank, two ranks, every ZeRO stage, with dropout and without."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import packed_tones, planned
+
+from ser_hpc.results import predictions
+from ser_hpc.results.run_dir import RunDir, Trial
+
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
+DROPOUTS = (0.0, 0.1)
+
+
+def train_on_ranks(runs: Sequence[RunDir], ranks: int) -> None:
+    environment = os.environ | {"WORLD_SIZE": str(ranks), "SER_HPC_ATTEMPT": uuid.uuid4().hex, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("train_many.py")), *(str(run.path) for run in runs)]
+    processes = [
+        subprocess.Popen(
+            command,
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    outputs = [process.communicate(timeout=500)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * ranks, "\n".join(outputs)[-4000:]
+
+
+def curve(run: RunDir) -> np.ndarray:
+    lines = run.trial(Trial(0, 0)).steps.read_text().splitlines()
+    return np.array([json.loads(line)["loss"] for line in lines])
+
+
+def scores(run: RunDir) -> dict[tuple[str, str], list[float]]:
+    found = predictions.read(run.trial(Trial(0, 0)).predictions)
+    return {(p.part, p.utterance_id): list(p.probabilities.values()) for p in found}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, float], RunDir]:
+    """1 rank x 8 accumulation steps, and 2 ranks x 4 under every strategy, 50 steps or more each."""
+    base = tmp_path_factory.mktemp("curves")
+    shards = packed_tones(base)
+    common = ("train.epochs=9", "train.global_batch=12", "model.head.dropout=0.1")
+    made = {}
+    for dropout in DROPOUTS:
+        more = (*common[:2], f"model.dropout={dropout}", f"model.head.dropout={dropout}")
+        made["alone", dropout] = planned(base / f"alone-{dropout}", shards, *more, "train.accumulation=8")
+        for strategy in STRATEGIES:
+            root = base / f"{strategy}-{dropout}"
+            made[strategy, dropout] = planned(root, shards, *more, "train.accumulation=4", f"train.strategy={strategy}")
+    train_on_ranks([made["alone", dropout] for dropout in DROPOUTS], ranks=1)
+    train_on_ranks([made[strategy, dropout] for strategy in STRATEGIES for dropout in DROPOUTS], ranks=2)
+    return made
+
+
+@pytest.mark.parametrize("dropout", DROPOUTS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_train_as_one(runs: dict[tuple[str, float], RunDir], strategy: str, dropout: float) -> None:
+    """The same loss at every step to 1e-4 over 50 steps, and the same predictions."""
+    alone, shared = curve(runs["alone", dropout]), curve(runs[strategy, dropout])
+    assert len(alone) >= 50
+    assert np.abs(alone - shared).max() < 1e-4
+    assert alone[-5:].mean() < 0.8 * alone[:5].mean(), "it learns: a flat curve would prove nothing"
+    expected, found = scores(runs["alone", dropout]), scores(runs[strategy, dropout])
+    assert expected.keys() == found.keys()
+    assert max(np.abs(np.subtract(expected[clip], found[clip])).max() for clip in expected) < 1e-3
+
+
+def test_dropout_was_on(runs: dict[tuple[str, float], RunDir]) -> None:
+    assert np.abs(curve(runs["alone", 0.0]) - curve(runs["alone", 0.1])).max() > 1e-3
+
+
+def test_one_run_directory_whatever_the_strategy(runs: dict[tuple[str, float], RunDir]) -> None:
+    """Ranks, strategy and memory budget are no part of what an experiment is."""
+    assert len({run.path.name for (_, dropout), run in runs.items() if dropout == 0.1}) == 1

@@ -1,0 +1,98 @@
+"""The house keeps its shape: imports point one way, login nodes need no torch, and the README's map is true."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ser_hpc"
+# Each room may import from itself and from those before it.
+ROOMS = ("ground", "corpora", "results", "config", "shards", "data", "models", "engine", "cluster", "entry")
+GROUND = {"errors", "files", "console"}
+WITHOUT_TORCH = ("ground", "corpora", "results", "config", "shards", "cluster")
+
+
+def room(module: str) -> str:
+    """The room of a dotted module name below ser_hpc."""
+    first = module.split(".")[0]
+    return "ground" if first in GROUND or not first else first if first in ROOMS else "entry"
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return found
+
+
+def modules() -> list[tuple[str, str]]:
+    """(room, imported name) of every import of the package."""
+    return [
+        (room(".".join(path.relative_to(PACKAGE).with_suffix("").parts)), name)
+        for path in PACKAGE.rglob("*.py")
+        for name in imports(path)
+    ]
+
+
+def test_imports_point_one_way() -> None:
+    # A submitted job calls an entry point, as a person would: the one way down from cluster.
+    down = [
+        (here, name)
+        for here, name in modules()
+        if name.startswith("ser_hpc.")
+        and ROOMS.index(room(name.removeprefix("ser_hpc."))) > ROOMS.index(here)
+        and not (here == "cluster" and name in ("ser_hpc.train.train", "ser_hpc.report.main"))
+    ]
+    assert not down
+
+
+def test_rooms_of_login_nodes_never_import_torch() -> None:
+    heavy = ("torch", "transformers", "deepspeed", "torchaudio")
+    assert not [(here, name) for here, name in modules() if here in WITHOUT_TORCH and name.split(".")[0] in heavy]
+
+
+def test_only_one_importer_of_deepspeed() -> None:
+    importers = {path.name for path in PACKAGE.rglob("*.py") if any(n.split(".")[0] == "deepspeed" for n in imports(path))}
+    assert importers == {"zero.py"}
+
+
+@pytest.mark.parametrize("entry", ["launch", "report", "pack"])
+def test_entry_points_import_without_torch(entry: str) -> None:
+    code = f"import sys, ser_hpc.{entry}; assert 'torch' not in sys.modules and 'pyarrow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_planning_needs_no_torch(tmp_path: Path) -> None:
+    """A dry run of the whole launcher, as on a login node."""
+    code = (
+        "import sys; from ser_hpc.launch import main; "
+        f"main(['--dry-run', '--cluster', 'local', 'run.root={tmp_path}']); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_readme_map_is_true() -> None:
+    """Every path in the README's tree exists, and every folder and module of the package stands in it."""
+    tree = re.search(r"```text\n(ser_hpc/.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    assert tree, "README.md has a map that begins with ser_hpc/"
+    named = set()
+    folder = ""
+    for line in tree[1].splitlines():
+        name = line.split("  ")[0] if not line.startswith(" ") else line.strip().split("  ")[0]
+        if not line.startswith(" "):
+            folder = name if name.endswith("/") else ""
+        paths = [name] if not line.startswith(" ") else [folder + part for part in name.split()]
+        named |= {path for path in paths if path}
+    assert not [path for path in named if not (ROOT / path).exists()]
+    rooms = {f"ser_hpc/{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    entries = {f"ser_hpc/{path.name}" for path in PACKAGE.glob("*.py") if path.name != "__init__.py"}
+    assert not (rooms | entries) - named
