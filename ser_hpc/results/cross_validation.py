@@ -1,0 +1,211 @@
+"""From the predictions of a run's trials to its scores; nothing here trusts a score that somebody wrote down.
+
+    per trial   scores of its test part; UAR of its dev part
+    mean, std   over trials (every seed and fold), sample standard deviation
+    pooled      the test parts of all folds of a seed as one set of clips, then averaged over seeds
+
+While trials are missing the run has no scores, only those of its `finished` trials, which say over how many they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ser_hpc.files import read_json
+from ser_hpc.results import checks, metrics
+from ser_hpc.results.metrics import Interval
+from ser_hpc.results.predictions import Prediction
+from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
+
+
+@dataclass(frozen=True, slots=True)
+class TrialScores:
+    """One finished trial. Scores are of the test part, but for `dev_uar`; nan where undefined. `confusion` is (C, C)."""
+
+    trial: Trial
+    uar: float
+    wa: float
+    macro_f1: float
+    kappa: float
+    dev_uar: float
+    best_epoch: int
+    num_test: int
+    absent_classes: tuple[str, ...]
+    confusion: np.ndarray
+    test: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A trial that the plan asks for and that is not complete."""
+
+    trial: Trial
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """One score over several trials. `std` is nan with one trial."""
+
+    mean: float
+    std: float
+    pooled: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What some trials scored together. `confusion` (C, C) is summed over all of them, `recall` (C,) comes from it."""
+
+    num_trials: int
+    uar: Spread
+    wa: Spread
+    macro_f1: Spread
+    kappa: Spread
+    confusion: np.ndarray
+    recall: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class SeedScores:
+    """UAR of one seed all of whose folds are finished: mean over its folds, and pooled."""
+
+    seed: int
+    mean: float
+    pooled: float
+
+
+@dataclass(frozen=True, slots=True)
+class CrossValidation:
+    """All that a report says. `scores` is None while a trial is missing; `finished` is None if no trial is finished."""
+
+    plan: dict[str, Any]
+    trials: tuple[TrialScores, ...]
+    missing: tuple[Missing, ...]
+    scores: Scores | None
+    finished: Scores | None
+    interval: Interval
+    seeds: tuple[SeedScores, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.plan["classes"])
+
+
+def cross_validate(run: RunDir) -> CrossValidation:
+    """Read, check (`results.checks`) and score a run. Raises UserError naming the file and the clip or class that is wrong."""
+    plan = checks.read_plan(run)
+    planned = [run.trial(trial) for trial in run.trials()]
+    done = [folder for folder in planned if folder.is_done]
+    trials = tuple(_score(folder, plan) for folder in done)
+    checks.refuse_overlaps({t.trial: t.test for t in trials})
+    missing = tuple(Missing(folder.trial, _reason(folder)) for folder in planned if folder not in done)
+    finished = _together(trials) if trials else None
+    complete = [[t for t in trials if t.trial.seed == seed] for seed in plan["seeds"]]
+    return CrossValidation(
+        plan=plan,
+        trials=trials,
+        missing=missing,
+        scores=None if missing else finished,
+        finished=finished,
+        interval=Interval(None, "trials are missing") if missing else _interval(trials, plan),
+        seeds=tuple(_seed_scores(folds) for folds in complete if len(folds) == len(plan["folds"])),
+        notes=tuple(plan["notes"]) + tuple(_dev_differences(done, trials)),
+    )
+
+
+def _reason(folder: TrialDir) -> str:
+    """Why a trial is missing, as far as its heartbeat tells; the heartbeat may be half written or not there at all."""
+    try:
+        progress = dict(read_json(folder.progress))
+    except FileNotFoundError:
+        return "not started"
+    except (TypeError, ValueError):
+        return "not finished"
+    if progress.get("state") == "failed":
+        return f"failed: {progress.get('error') or 'no error was written; see its log'}"
+    return "not finished"
+
+
+def _score(folder: TrialDir, plan: dict[str, Any]) -> TrialScores:
+    """Read, check and score one finished trial."""
+    parts = checks.read_parts(folder, plan)
+    confusion = _confusion(parts["test"], plan["classes"])
+    truths = {p.truth for p in parts["test"]}
+    return TrialScores(
+        trial=folder.trial,
+        uar=float(metrics.uar(confusion)),
+        wa=float(metrics.wa(confusion)),
+        macro_f1=float(metrics.macro_f1(confusion)),
+        kappa=float(metrics.cohen_kappa(confusion)),
+        dev_uar=float(metrics.uar(_confusion(parts["dev"], plan["classes"]))),
+        best_epoch=checks.read_done(folder)["best_epoch"],
+        num_test=len(parts["test"]),
+        absent_classes=tuple(name for name in plan["classes"] if name not in truths),
+        confusion=confusion,
+        test=parts["test"],
+    )
+
+
+def _confusion(predictions: Sequence[Prediction], classes: Sequence[str]) -> np.ndarray:
+    index = {name: i for i, name in enumerate(classes)}
+    pairs = np.array([(index[p.truth], index[p.predicted]) for p in predictions], dtype=np.int64).reshape(-1, 2)
+    return metrics.confusion_matrix(pairs[:, 0], pairs[:, 1], len(classes))
+
+
+def _together(trials: Sequence[TrialScores]) -> Scores:
+    each = np.stack([t.confusion for t in trials])  # (trials, C, C)
+    seeds = np.array([t.trial.seed for t in trials])
+    per_seed = np.stack([each[seeds == seed].sum(0) for seed in np.unique(seeds)])  # (seeds, C, C)
+
+    def spread(score: Callable[[np.ndarray], np.ndarray]) -> Spread:
+        values = score(each)  # a nan stays one: a mean without it would be over some trials
+        std = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+        return Spread(float(values.mean()), std, float(score(per_seed).mean()))
+
+    confusion = each.sum(0)
+    return Scores(
+        num_trials=len(trials),
+        uar=spread(metrics.uar),
+        wa=spread(metrics.wa),
+        macro_f1=spread(metrics.macro_f1),
+        kappa=spread(metrics.cohen_kappa),
+        confusion=confusion,
+        recall=metrics.recalls(confusion),
+    )
+
+
+def _seed_scores(folds: Sequence[TrialScores]) -> SeedScores:
+    scores = _together(folds)
+    return SeedScores(folds[0].trial.seed, scores.uar.mean, scores.uar.pooled)
+
+
+def _interval(trials: Sequence[TrialScores], plan: dict[str, Any]) -> Interval:
+    """Of the pooled UAR. A speaker is told apart by corpus and name; clips of unknown speakers have no unit to be drawn by."""
+    if not all(checks.is_known(p) for t in trials for p in t.test):
+        return Interval(None, "some test clips are of unknown speakers")
+    by_speaker: dict[int, dict[tuple[str, str], list[Prediction]]] = {seed: {} for seed in plan["seeds"]}
+    for t in trials:
+        for p in t.test:
+            by_speaker[t.trial.seed].setdefault((p.corpus, p.speaker), []).append(p)
+    speakers = sorted(by_speaker[plan["seeds"][0]])
+    return metrics.speaker_interval(
+        np.array([[_confusion(clips[speaker], plan["classes"]) for speaker in speakers] for clips in by_speaker.values()])
+    )
+
+
+def _dev_differences(done: Sequence[TrialDir], trials: Sequence[TrialScores]) -> list[str]:
+    """The chosen epoch's dev UAR as training saw it, against the saved predictions: they differ if other weights predicted."""
+    notes = []
+    for folder, scores in zip(done, trials, strict=True):
+        seen = checks.read_done(folder).get("best_dev_uar")
+        if seen is not None and abs(seen - scores.dev_uar) > 0.01:
+            notes.append(
+                f"{folder.trial}: dev UAR is {scores.dev_uar:.3f} from the saved predictions but was {seen:.3f} when its epoch "
+                "was chosen; were they made by other weights?"
+            )
+    return notes
