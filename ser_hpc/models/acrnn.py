@@ -1,0 +1,104 @@
+"""3-D convolutional recurrent network with attention (Chen et al. 2018, doi 10.1109/LSP.2018.2860246), the field's baseline
+without pre-training: log-Mel spectrogram with deltas -> convolutions -> linear -> BLSTM -> (`heads.AttentionPool`).
+
+Every layer sees zeros beyond a clip's end, as it would if the clip stood alone. Features are normalised by each clip's own
+statistics, so nothing of other clips (or other parts of a fold) enters them.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+
+from ser_hpc.config.settings import AcrnnModel
+from ser_hpc.models import ragged
+
+RATE = 16_000
+WINDOW = 400  # samples: 25 ms
+HOP = 160  # samples: 10 ms
+POOL = (2, 4)  # frames, Mel bands
+FLOOR = 1e-7  # of a band's power: about the noise of 16-bit quantisation, so that digital silence is no outlier
+
+
+class MelDeltas:
+    """Log-Mel spectrogram, its deltas and their deltas as three channels; SpecAugment masks in training.
+
+    Frames lie wholly inside the clip (no centring); a clip too short for `POOL[0]` of them is padded with zeros to just that.
+    """
+
+    max_seconds: float | None = None
+
+    def __init__(self, settings: AcrnnModel) -> None:
+        self.settings = settings
+        self.mel = torchaudio.transforms.MelSpectrogram(
+            RATE, n_fft=512, win_length=WINDOW, hop_length=HOP, f_min=50.0, n_mels=settings.mels, center=False
+        )
+        self.least = 512 + (POOL[0] - 1) * HOP
+
+    def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        parameter = next(encoder.parameters())
+        dtype = ragged.at_least_float32(parameter.dtype)
+        self.mel.to(parameter.device, dtype)
+        with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
+            features = [self.features(clip) for clip in ragged.clips(samples, offsets, parameter.device, dtype)]
+            if encoder.training:
+                features = [self.masked(feature) for feature in features]
+        lengths = torch.tensor([len(feature) for feature in features])
+        padded = pad_sequence(features, batch_first=True).transpose(1, 2).contiguous()
+        frames: tuple[Tensor, Tensor] = encoder(padded.to(parameter.dtype), lengths)
+        return frames
+
+    def features(self, clip: Tensor) -> Tensor:
+        """(samples,) -> (frames, 3, mels); zero mean and unit variance over the clip, channel by channel."""
+        clip = F.pad(clip, (0, max(0, self.least - len(clip))))
+        mel = (self.mel(clip) + FLOOR).log()
+        delta = torchaudio.functional.compute_deltas(mel)
+        stacked = torch.stack([mel, delta, torchaudio.functional.compute_deltas(delta)])
+        variance, average = torch.var_mean(stacked, dim=(1, 2), keepdim=True, correction=0)
+        normal: Tensor = ((stacked - average) / (variance + 1e-5).sqrt()).permute(2, 0, 1)
+        return normal
+
+    def masked(self, feature: Tensor) -> Tensor:
+        """Two stretches of frames and two of Mel bands become zero, the clip's mean (SpecAugment, Park et al. 2019)."""
+        keep = torch.ones(len(feature), 1, self.settings.mels)
+        longest = round(self.settings.time_mask_s * RATE / HOP)
+        for dim, most in ((0, longest), (2, self.settings.mel_mask), (0, longest), (2, self.settings.mel_mask)):
+            size = keep.shape[dim]
+            width = int(torch.randint(min(most, size - 1) + 1, ()))
+            start = int(torch.randint(size - width + 1, ()))
+            keep.narrow(dim, start, width).zero_()
+        return feature * keep.to(feature)
+
+
+class Acrnn(nn.Module):
+    """Convolutions of 5 frames x 3 bands, the first followed by max-pooling; a linear layer on each frame; a BLSTM."""
+
+    def __init__(self, settings: AcrnnModel) -> None:
+        super().__init__()
+        widths = [3, settings.first_channels] + [settings.channels] * (settings.layers - 1)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, (5, 3), padding=(2, 1)) for before, after in pairwise(widths)
+        )
+        self.linear = nn.Linear(widths[-1] * (settings.mels // POOL[1]), settings.linear)
+        self.recurrent = nn.LSTM(settings.linear, settings.cells, batch_first=True, bidirectional=True)
+        self.width = 2 * settings.cells
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, T, mels), zero beyond `lengths` (B,) -> frames (B, T // 2, width) and their lengths."""
+        x = features
+        for index, convolution in enumerate(self.convolutions):
+            x = F.leaky_relu(convolution(x), 0.01)
+            if index == 0:
+                x = F.max_pool2d(x, POOL)
+                lengths = lengths // POOL[0]
+                padding = ~ragged.frame_mask(lengths, x.shape[2], x.device)[:, None, :, None]
+            x = x.masked_fill(padding, 0)
+        x = F.leaky_relu(self.linear(x.transpose(1, 2).flatten(2)), 0.01)
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        frames, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
+        return frames, lengths

@@ -1,0 +1,73 @@
+"""The classifier: clips in, logits out; an encoder with the front that feeds it, and a head.
+
+    front     int16 clips -> what the encoder takes, padded on the encoder's device, in its dtype; has no parameters
+    encoder   -> frames (B, T, D) and how many of each clip's are real
+    head      -> logits (B, num_classes), float32
+
+A clip's logits do not change with what it is batched with, up to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from ser_hpc.config.settings import AcrnnModel, Model
+from ser_hpc.models import acrnn, encoder, heads
+
+
+class Front(Protocol):
+    """Feeds an encoder: no parameters, so nothing of it is trained, cast or saved."""
+
+    max_seconds: float | None
+
+    def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames (B, T, D) and the number of real ones of each clip, (B,) int64 on the CPU."""
+
+
+class Classifier(nn.Module):
+    """`max_seconds` is the longest clip that the encoder can take (Whisper: 30; longer ones are cut), or None."""
+
+    def __init__(self, front: Front, encoder: nn.Module, head: nn.Module, freeze_encoder: bool = False) -> None:
+        super().__init__()
+        self.front = front
+        self.encoder = encoder
+        self.head = head
+        self.freeze_encoder = freeze_encoder
+        self.max_seconds = front.max_seconds
+        if freeze_encoder:
+            encoder.requires_grad_(False).eval()
+
+    def forward(self, samples: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+        """`samples` (total,): all clips one after another, int16 or float32 in [-1, 1]; `offsets` (B + 1,): int64, on the CPU.
+
+        Returns {"emotion": (B, num_classes) float32 logits} (float64 where the parameters are).
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
+            frames, lengths = self.front(self.encoder, samples, offsets)
+        return {"emotion": self.head(frames, lengths)}
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen encoder stays in evaluation mode: without dropout its frames are the same in every epoch."""
+        super().train(mode)
+        if self.freeze_encoder:
+            self.encoder.eval()
+        return self
+
+
+def build(settings: Model, num_classes: int, seed: int) -> Classifier:
+    """The classifier on the CPU, in float32: the same weights for the same seed; the global random state is left alone.
+
+    Raises UserError where pretrained weights cannot be loaded or a configuration is not an encoder's.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if isinstance(settings, AcrnnModel):
+            network = acrnn.Acrnn(settings)
+            return Classifier(acrnn.MelDeltas(settings), network, heads.AttentionPool(settings, network.width, num_classes))
+        front, model, width = encoder.load(settings)
+        torch.default_generator.manual_seed(seed)  # the head's weights, whatever loading the encoder drew
+        head = heads.MeanPool(settings.head, width, num_classes)
+        return Classifier(front, model, head, freeze_encoder=settings.freeze == "encoder")

@@ -1,0 +1,54 @@
+"""Heads: a clip's frames become logits. Pooling and logits are in float32, over real frames only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ser_hpc.config.settings import AcrnnModel, HeadSettings
+from ser_hpc.models import ragged
+
+
+class MeanPool(nn.Module):
+    """Dropout, projection, mean over real frames, linear classifier.
+
+    Without dropout exactly what transformers' Wav2Vec2ForSequenceClassification computes (as HuBERT's, WavLM's and Whisper's),
+    initialised alike and with the same names, `projector` and `classifier`.
+    """
+
+    def __init__(self, settings: HeadSettings, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(settings.dropout)
+        self.projector = nn.Linear(width, settings.projection)
+        self.classifier = ragged.WideLinear(settings.projection, num_classes)
+        for layer in (self.projector, self.classifier):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, width), (B,) -> (B, num_classes)."""
+        logits: Tensor = self.classifier(ragged.mean(self.projector(self.dropout(frames)), lengths))
+        return logits
+
+
+class AttentionPool(nn.Module):
+    """Attention over a clip's real frames, a hidden layer, dropout, linear classifier (Chen et al. 2018, section II.C)."""
+
+    def __init__(self, settings: AcrnnModel, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.score = nn.Sequential(nn.Linear(width, width), nn.Sigmoid(), nn.Linear(width, 1, bias=False))
+        self.hidden = nn.Linear(width, settings.hidden)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.classifier = ragged.WideLinear(settings.hidden, num_classes)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """(B, T, width), (B,) -> (B, num_classes)."""
+        dtype = ragged.at_least_float32(frames.dtype)
+        mask = ragged.frame_mask(lengths, frames.shape[1], frames.device)
+        scores: Tensor = self.score(frames).squeeze(-1).to(dtype)
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=1)
+        pooled = torch.einsum("bt,btd->bd", weights, frames.to(dtype))
+        hidden = F.leaky_relu(self.hidden(pooled.to(self.hidden.weight.dtype)), 0.01)
+        logits: Tensor = self.classifier(self.dropout(hidden))
+        return logits

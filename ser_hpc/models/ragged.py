@@ -1,0 +1,61 @@
+"""Ragged batches: clips of different lengths, and what must not depend on how they were padded.
+
+Two rules keep a clip's logits independent of what it is batched with: what looks at a whole clip (normalisation, pooling)
+looks at its real samples or frames only, and what stands in the padding is zero wherever a convolution could reach it.
+Lengths stay on the CPU, where the offsets came from, so that nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def clips(samples: Tensor, offsets: Tensor, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """Each clip's samples in [-1, 1], on `device`. `samples` (total,), int16 or floating; `offsets` (B + 1,), on the CPU."""
+    moved = samples.to(device, non_blocking=True)
+    scaled = moved.to(dtype) if moved.is_floating_point() else moved.to(dtype) / 32768
+    return list(torch.split(scaled, offsets.diff().tolist()))
+
+
+def frame_mask(lengths: Tensor, frames: int, device: torch.device) -> Tensor:
+    """(B, frames) bool: True where a frame is real. `lengths` (B,), on the CPU."""
+    return torch.arange(frames, device=device) < lengths.to(device, non_blocking=True)[:, None]
+
+
+def mean(frames: Tensor, lengths: Tensor) -> Tensor:
+    """Mean over each clip's real frames, in float32 or better: (B, T, D), (B,) -> (B, D)."""
+    wide = frames.to(at_least_float32(frames.dtype))
+    mask = frame_mask(lengths, frames.shape[1], frames.device)
+    total = wide.masked_fill(~mask[..., None], 0).sum(dim=1)
+    return total / lengths.to(wide)[:, None]
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+class WideLinear(nn.Linear):
+    """A linear layer that computes in float32 or better, whatever its parameters were cast to: for logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = at_least_float32(self.weight.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
+class RaggedGroupNorm(nn.GroupNorm):
+    """Group normalisation over (B, C, T) whose statistics are of each clip's real frames only; zero in the padding.
+
+    Same parameters as nn.GroupNorm. Set `lengths` (frames of each clip; None: no padding) before each forward.
+    """
+
+    lengths: list[int] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.lengths is None:
+            return super().forward(x)
+        frames = x.shape[-1]
+        rows = [super(RaggedGroupNorm, self).forward(x[i : i + 1, :, :n]) for i, n in enumerate(self.lengths)]
+        return torch.cat([F.pad(row, (0, frames - row.shape[-1])) for row in rows])

@@ -1,0 +1,58 @@
+"""The convolutional recurrent network: its features, its masks, its shape."""
+
+from __future__ import annotations
+
+import torch
+from models.tiny import ACRNN, batch, clips
+
+from ser_hpc.config.settings import AcrnnModel
+from ser_hpc.models.acrnn import MelDeltas
+from ser_hpc.models.classifier import build
+
+
+def test_features_do_not_change_with_loudness() -> None:
+    """Each clip is normalised by its own statistics: no gain of a recording, and nothing of other clips, enters."""
+    (wave,) = clips(16_000)
+    front = MelDeltas(ACRNN)
+    quiet, loud = (front.features(gain * wave / 32768) for gain in (0.5, 1.0))
+    assert loud.shape == ((16_000 - 512) // 160 + 1, 3, ACRNN.mels)
+    torch.testing.assert_close(loud.mean((0, 2)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(quiet, loud, atol=0.05, rtol=0)
+
+
+def test_masks_are_drawn_in_training_only_and_from_torchs_generator() -> None:
+    """Same random state, same masks: a resumed step sees what the first one saw. Evaluation sees whole clips."""
+    model = build(ACRNN.model_copy(update={"time_mask_s": 0.3, "mel_mask": 5}), 4, 0)
+    plain = build(ACRNN, 4, 0)
+    given = batch(clips(16_000, 12_000))
+
+    def drawn(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return model.train()(*given)["emotion"]
+
+    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+    assert torch.equal(model.eval()(*given)["emotion"], plain.eval()(*given)["emotion"])
+
+
+def test_masks_keep_their_bounds() -> None:
+    """At most two stretches of each kind, none longer than asked for, never the whole clip."""
+    front = MelDeltas(ACRNN.model_copy(update={"time_mask_s": 0.1, "mel_mask": 3}))
+    torch.manual_seed(0)
+    most_frames = most_bands = 0
+    for _ in range(200):
+        kept = front.masked(torch.ones(60, 3, ACRNN.mels))[:, 0]
+        frames, bands = int((kept.sum(1) == 0).sum()), int((kept.sum(0) == 0).sum())
+        assert frames <= 20 and bands <= 6
+        most_frames, most_bands = max(most_frames, frames), max(most_bands, bands)
+    assert most_frames > 10 and most_bands > 3
+
+
+def test_the_papers_width_is_the_default() -> None:
+    """128 and five times 256 kernels of 5 x 3, linear 768, 128 cells each way, 64 hidden."""
+    model = build(AcrnnModel(), 7, 0)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.dim() > 1}
+    assert shapes["encoder.convolutions.0.weight"] == (128, 3, 5, 3)
+    assert shapes["encoder.convolutions.5.weight"] == (256, 256, 5, 3)
+    assert shapes["encoder.linear.weight"] == (768, 256 * 10)
+    assert shapes["encoder.recurrent.weight_hh_l0_reverse"] == (4 * 128, 128)
+    assert shapes["head.hidden.weight"] == (64, 256) and shapes["head.classifier.weight"] == (7, 64)
