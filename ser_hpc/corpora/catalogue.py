@@ -1,0 +1,30 @@
+"""The corpora that the project can read, by name. A new one is a file with a `parse` beside this one, and a line here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from ser_hpc.corpora import emodb, iemocap, synthetic, table
+from ser_hpc.corpora.parse_result import ParseResult
+from ser_hpc.errors import UserError, listed
+
+Parser = Callable[[Path], ParseResult]
+
+PARSERS: dict[str, Parser] = {
+    "emodb": emodb.parse,
+    "iemocap": iemocap.parse,
+    "csv": table.parse,
+    "jsonl": table.parse,
+    "demo": synthetic.parse,
+}
+
+
+def parser(name: str) -> Parser:
+    """The parser of a corpus. Raises UserError naming the known ones, and the nearest."""
+    if name not in PARSERS:
+        near = difflib.get_close_matches(name, PARSERS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; for any other corpus write a table and use csv"
+        raise UserError(f"unknown corpus {name!r}; known: {listed(list(PARSERS), 30)}{hint}")
+    return PARSERS[name]

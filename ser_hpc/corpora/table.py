@@ -1,0 +1,219 @@
+"""Any corpus as a table: a CSV file with a header, or a JSONL file with one object a line; the way in without any code.
+
+    audio,emotion,speaker,session,gender
+    wav/anna_01.wav,happy,anna,day1,f
+
+Columns  audio (absolute, or relative to the table), emotion, speaker; optional: session, gender (f, m, female, male),
+         split (train, dev, test), text_id (clips that say the same words), start_s and end_s (a piece of a longer recording),
+         intensity, arousal, valence, dominance. An empty value means "not annotated".
+Corpus   Named after the file: `My Corpus.csv` is my_corpus.
+Ids      The audio path from the table's folder on, without suffix, with "-" for what an id may not hold; a piece of a recording
+         adds its times in milliseconds. Ids that would coincide end in a hash of path and times, whatever the order of rows.
+
+All mistakes of a file are told at once, each with its line; a table with a mistake yields nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ser_hpc.corpora.parse_result import ParseResult, finish
+from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Utterance
+from ser_hpc.errors import UserError, listed
+
+REQUIRED = ("audio", "emotion", "speaker")
+NUMBERS = ("start_s", "end_s", "arousal", "valence", "dominance")
+COLUMNS = (*REQUIRED, "session", "gender", "split", "text_id", "intensity", *NUMBERS)
+GENDERS = {"f": "female", "female": "female", "m": "male", "male": "male"}
+SPLITS = {"train": "train", "dev": "dev", "test": "test"}
+SHOWN = 20
+LONGEST_ID = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: its number in the file, and its values by column, stripped; a column that it lacks reads as ""."""
+
+    line: int
+    values: dict[str, str]
+
+    def __getitem__(self, column: str) -> str:
+        return self.values.get(column, "")
+
+
+def parse(root: Path) -> ParseResult:
+    """The clips of the table `root`, a .csv or .jsonl file. Raises UserError with every mistake in it."""
+    if not root.is_file():
+        raise UserError(f"{root} is not a file; give a .csv or .jsonl table with the columns {listed(REQUIRED)}")
+    readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
+    if root.suffix.lower() not in readers:
+        raise UserError(f"{root}: a table's name ends in .csv or .jsonl, not in {root.suffix!r}")
+    problems: list[str] = []
+    try:
+        rows = readers[root.suffix.lower()](root, problems)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{root} cannot be read as a UTF-8 table: {error}") from error
+    clips = {row.line: clip for row in rows if (clip := _utterance(root, row, problems))}
+    problems += _repeated(clips)
+    if problems:
+        head = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise UserError(f"{root}: {head}:\n" + "\n".join(f"  {text}" for text in problems[:SHOWN] + more))
+    layout = f"rows below the columns {listed(REQUIRED)}"
+    return finish(root, layout, _with_unique_ids(root, list(clips.values())))
+
+
+def _read_csv(path: Path, problems: list[str]) -> list[Row]:
+    """The rows of a CSV file; mistakes of its shape are added to `problems`, and then there may be fewer rows or none."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        header = [name.strip() for name in next(reader, [])]
+        problems += [f"line 1: column {name!r} occurs {count} times" for name, count in Counter(header).items() if count > 1]
+        problems += [text for name in header if (text := _unknown_column(name, 1))]
+        missing = [name for name in REQUIRED if name not in header]
+        if missing:
+            problems.append(f"line 1: no column {listed(missing)}; columns are separated by commas, and here are {header}")
+            return []
+        rows = []
+        for values in reader:
+            if len(values) == len(header):
+                rows.append(Row(reader.line_num, {name: value.strip() for name, value in zip(header, values, strict=True)}))
+            elif values:
+                problems.append(f"line {reader.line_num}: {len(values)} values under {len(header)} columns")
+    return rows
+
+
+def _read_jsonl(path: Path, problems: list[str]) -> list[Row]:
+    """The rows of a JSONL file; lines that are no objects of plain values are added to `problems`."""
+    rows = []
+    seen: set[str] = set()
+    for line, text in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            problems.append(f"line {line}: not JSON: {error}")
+            continue
+        if not isinstance(value, dict) or not all(isinstance(v, str | int | float | None) for v in value.values()):
+            problems.append(f"line {line}: must be an object whose values are texts, numbers or null")
+            continue
+        problems += [problem for name in value if name not in seen and (problem := _unknown_column(name, line))]
+        seen.update(value)
+        rows.append(Row(line, {name: str(v).strip() for name, v in value.items() if v is not None}))
+    return rows
+
+
+def _unknown_column(name: str, line: int) -> str:
+    """What is wrong with a column's name; "" if it is known."""
+    if name in COLUMNS:
+        return ""
+    near = difflib.get_close_matches(name.lower(), COLUMNS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; known: {listed(COLUMNS, 20)}"
+    return f"line {line}: unknown column {name!r}{hint}"
+
+
+def _utterance(table: Path, row: Row, problems: list[str]) -> Utterance | None:
+    """The clip of a row, or None with its mistakes added to `problems`."""
+    mistakes = [f"{name} is empty" for name in REQUIRED if not row[name]]
+    audio = table.parent / row["audio"]
+    if row["audio"] and not audio.is_file():
+        mistakes.append(f"no audio file {audio}")
+    number = {name: _number(name, row, mistakes) for name in NUMBERS}
+    gender, split = _word("gender", GENDERS, row, mistakes), _word("split", SPLITS, row, mistakes)
+    start, end = number["start_s"] or 0.0, number["end_s"]
+    if start < 0 or (end is not None and end <= start):
+        mistakes.append(f"a clip from {start} s to {end} s: must be 0 <= start_s < end_s")
+    if mistakes:
+        problems += [f"line {row.line}: {text}" for text in mistakes]
+        return None
+    return Utterance(
+        corpus=_corpus_name(table),
+        utterance_id=_plain_id(table, audio, number["start_s"], end),
+        audio_path=audio,
+        speaker=UNKNOWN_SPEAKER if row["speaker"].lower() == UNKNOWN_SPEAKER else row["speaker"],
+        emotion=row["emotion"],
+        session=row["session"],
+        gender=gender,
+        text_id=row["text_id"],
+        split=split,
+        intensity=row["intensity"],
+        **number,
+    )
+
+
+def _number(column: str, row: Row, mistakes: list[str]) -> float | None:
+    """The finite number in a column, or None where there is none; anything else is added to `mistakes`."""
+    try:
+        value = float(row[column] or "nan")
+    except ValueError:
+        value = math.inf
+    if row[column] and not math.isfinite(value):
+        mistakes.append(f"{column} is {row[column]!r}, which is not a finite number")
+    return value if math.isfinite(value) else None
+
+
+def _word(column: str, meanings: dict[str, str], row: Row, mistakes: list[str]) -> str:
+    """What the word in a column stands for, in any case of letters; "" where it is empty or, added to `mistakes`, unknown."""
+    word = row[column].lower()
+    if word and word not in meanings:
+        mistakes.append(f"{column} is {row[column]!r}; use {listed(list(meanings))}, or leave it empty")
+    return meanings.get(word, "")
+
+
+def _repeated(clips: dict[int, Utterance]) -> list[str]:
+    """A text for every line whose recording, or piece of it, an earlier line has already listed."""
+    first: dict[tuple[Path, float, float | None], int] = {}
+    problems = []
+    for line, clip in clips.items():
+        earlier = first.setdefault(_piece(clip), line)
+        if earlier != line:
+            problems.append(f"line {line}: the same clip as line {earlier}: {clip.audio_path}")
+    return problems
+
+
+def _piece(clip: Utterance) -> tuple[Path, float, float | None]:
+    """What makes a row a clip of its own: recording, start and end in seconds."""
+    return clip.audio_path, clip.start_s or 0.0, clip.end_s
+
+
+def _corpus_name(table: Path) -> str:
+    name = re.sub(r"[^a-z0-9_]+", "_", table.stem.lower()).strip("_")[:24]
+    if not name:
+        raise UserError(f"{table}: the corpus is named after its table; give the file a name with letters or digits")
+    return name
+
+
+def _from_table(table: Path, audio: Path) -> Path:
+    """The path of a recording as seen from the table's folder, so that a corpus may move to another disk and keep its ids."""
+    return audio.relative_to(table.parent) if audio.is_relative_to(table.parent) else audio
+
+
+def _plain_id(table: Path, audio: Path, start_s: float | None, end_s: float | None) -> str:
+    """The id that a clip asks for; another may ask for the same, which `_with_unique_ids` mends."""
+    text = str(_from_table(table, audio).with_suffix(""))
+    if start_s is not None or end_s is not None:
+        text += f"-{round((start_s or 0.0) * 1000)}-{'end' if end_s is None else round(end_s * 1000)}"
+    return re.sub(r"[^A-Za-z0-9_-]", "-", text).strip("-")[-LONGEST_ID:] or "clip"
+
+
+def _with_unique_ids(table: Path, clips: list[Utterance]) -> list[Utterance]:
+    """The clips, with a hash of path and times at the end of every id that is not the only one of its kind."""
+    counts = Counter(clip.utterance_id for clip in clips)
+
+    def unique(clip: Utterance) -> Utterance:
+        if counts[clip.utterance_id] == 1:
+            return clip
+        audio, start_s, end_s = _piece(clip)
+        mark = hashlib.sha256(f"{_from_table(table, audio)}\n{start_s}\n{end_s}".encode()).hexdigest()[:8]
+        return replace(clip, utterance_id=f"{clip.utterance_id[: LONGEST_ID - 9]}-{mark}")
+
+    return [unique(clip) for clip in clips]
