@@ -31,7 +31,9 @@ def write_report(run: RunDir) -> CrossValidation:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m ser_hpc.report", description=__doc__.splitlines()[0].split(":")[0] + ".")
+    parser = argparse.ArgumentParser(
+        "python -m ser_hpc.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, as printed by the launcher")
     parser.add_argument("--json", action="store_true", help="print report.json instead of the table")
     arguments = parser.parse_args(argv)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.metrics import recall_score
+from sklearn.metrics import cohen_kappa_score, recall_score
 
 from ser_hpc.errors import UserError
 from ser_hpc.files import read_json, write_json
@@ -34,7 +34,7 @@ def test_scores_are_those_of_the_saved_predictions(make_run: MakeRun) -> None:
     """Per trial, mean and sample standard deviation over trials, pooled per seed: each redone here the long way."""
     run = make_run(seeds=(0, 1, 4), absent={"02": "sad", "03": "sad"})
     result = cross_validate(run)
-    per_trial, pooled = [], []
+    per_trial, pooled, kappas = [], [], []
     for seed in (0, 1, 4):
         of_seed = []
         for fold in range(5):
@@ -42,11 +42,13 @@ def test_scores_are_those_of_the_saved_predictions(make_run: MakeRun) -> None:
             per_trial.append(reference_uar(test))
             of_seed += test
         pooled.append(reference_uar(of_seed))
+        kappas.append(cohen_kappa_score([p.truth for p in of_seed], [p.predicted for p in of_seed]))
     assert result.scores is not None
     assert [t.uar for t in result.trials] == pytest.approx(per_trial)
     assert result.scores.uar.mean == pytest.approx(np.mean(per_trial))
     assert result.scores.uar.std == pytest.approx(np.std(per_trial, ddof=1))
     assert result.scores.uar.pooled == pytest.approx(np.mean(pooled))
+    assert result.scores.kappa.pooled == pytest.approx(np.mean(kappas), abs=1e-12)  # unlike UAR, not that of the seeds' sum
     assert [s.pooled for s in result.seeds] == pytest.approx(pooled)
     assert result.scores.confusion.sum() == 3 * sum(fold["test"]["num"] for fold in result.plan["folds"])
     assert result.interval.bounds is not None and result.interval.num_speakers == 10

@@ -75,7 +75,7 @@ def test_report_json_keeps_its_keys(make_run: MakeRun) -> None:
 
 
 def test_undefined_numbers_are_null(make_run: MakeRun) -> None:
-    """One fold, one test speaker of one class, all of it right: no deviation, no kappa, no interval, two classes without recall."""
+    """One fold, one test speaker, one class, all of it right: no deviation, kappa or interval; two classes without recall."""
     run = make_run(num_folds=3, speakers_per_fold=1, classes=("angry", "sad", "calm"), accuracy=1.0, absent={"00": "sad"})
     plan = run.read_plan()
     fold, path = plan["folds"][0], run.trial(Trial(0, 0)).predictions
