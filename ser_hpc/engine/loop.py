@@ -99,10 +99,10 @@ def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: Wor
                 losses = torch.zeros(len(clips), device=world.device)
                 for turn, batch in enumerate(batches, start=1):
                     torch.manual_seed(mix(seed, state.step, batch.number))  # dropout of this micro-batch, on whatever rank
-                    outputs = ranks.forward(batch.samples.to(world.device), batch.offsets)
+                    outputs = ranks.forward(batch.samples.to(world.device), batch.offsets, last=turn == len(batches))
                     clip_loss = clip_losses(outputs, batch.targets)
                     batch_weights = batch.weights.to(world.device)
-                    ranks.backward((clip_loss * batch_weights).sum() / step_weight, last=turn == len(batches))
+                    ranks.backward((clip_loss * batch_weights).sum() / step_weight)
                     _put(losses, clips, batch, clip_loss)
                 world.sum(losses)  # every rank sees every clip's loss, added up in one order
                 _refuse_non_finite(losses, clips, data, state)

@@ -33,11 +33,11 @@ class TrainTensors:
 
 
 class Strategy(Protocol):
-    def forward(self, samples: Tensor, offsets: Tensor) -> dict[str, Tensor]:
-        """The model on one micro-batch; with gradients while `training`."""
+    def forward(self, samples: Tensor, offsets: Tensor, *, last: bool = False) -> dict[str, Tensor]:
+        """The model on one micro-batch. `last` of the step: the backward pass that follows reduces gradients over ranks."""
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradients of this rank's share of the step's loss. All ranks call it equally often; `last` reduces."""
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of this rank's share of the step's loss. All ranks call it equally often."""
 
     def step(self, lr: float) -> float:
         """Clip, update, clear. Returns the gradient's norm before clipping, over all parameters of the step."""
@@ -92,17 +92,17 @@ class Replicated:
         ids = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
 
-    def forward(self, samples: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+    def forward(self, samples: Tensor, offsets: Tensor, *, last: bool = False) -> dict[str, Tensor]:
+        if self._parallel is not None:
+            self._parallel.require_backward_grad_sync = last  # DDP reads it in the forward pass already
         model = self._parallel if self._parallel is not None and self._module.training else self._module
         with autocast(self._settings, self._world.device):
             outputs: dict[str, Tensor] = model(samples, offsets)
         return outputs
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor) -> None:
         # DDP averages over ranks; the step's loss is already normalised over all of them.
         scaled = self._scaler.scale(loss * self._world.size)
-        if self._parallel is not None:
-            self._parallel.require_backward_grad_sync = last
         scaled.backward()  # type: ignore[no-untyped-call]
 
     def step(self, lr: float) -> float:

@@ -66,12 +66,12 @@ class Zero:
             "steps_per_print": 2**62,
         }
 
-    def forward(self, samples: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+    def forward(self, samples: Tensor, offsets: Tensor, *, last: bool = False) -> dict[str, Tensor]:
+        self._engine.set_gradient_accumulation_boundary(last)
         outputs: dict[str, Tensor] = self._engine(samples, offsets)
         return outputs
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        self._engine.set_gradient_accumulation_boundary(last)
+    def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss * self._world.size, scale_wrt_gas=False)
 
     def step(self, lr: float) -> float:
