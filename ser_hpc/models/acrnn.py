@@ -22,6 +22,7 @@ RATE = 16_000
 WINDOW = 400  # samples: 25 ms
 HOP = 160  # samples: 10 ms
 POOL = (2, 4)  # frames, Mel bands
+SLOPE = 0.01  # of the leaky rectifier
 FLOOR = 1e-7  # of a band's power: about the noise of 16-bit quantisation, so that digital silence is no outlier
 
 
@@ -81,9 +82,11 @@ class Acrnn(nn.Module):
     def __init__(self, settings: AcrnnModel) -> None:
         super().__init__()
         widths = [3, settings.first_channels] + [settings.channels] * (settings.layers - 1)
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, (5, 3), padding=(2, 1)) for before, after in pairwise(widths)
-        )
+        convolutions = [nn.Conv2d(before, after, (5, 3), padding=(2, 1)) for before, after in pairwise(widths)]
+        self.convolutions = nn.ModuleList(convolutions)
+        for convolution in convolutions:  # so that six layers in a row neither blow a clip up nor wipe it out
+            nn.init.kaiming_normal_(convolution.weight, a=SLOPE)
+            nn.init.constant_(convolution.get_parameter("bias"), 0)
         self.linear = nn.Linear(widths[-1] * (settings.mels // POOL[1]), settings.linear)
         self.recurrent = nn.LSTM(settings.linear, settings.cells, batch_first=True, bidirectional=True)
         self.width = 2 * settings.cells
@@ -92,13 +95,13 @@ class Acrnn(nn.Module):
         """(B, 3, T, mels), zero beyond `lengths` (B,) -> frames (B, T // 2, width) and their lengths."""
         x = features
         for index, convolution in enumerate(self.convolutions):
-            x = F.leaky_relu(convolution(x), 0.01)
+            x = F.leaky_relu(convolution(x), SLOPE)
             if index == 0:
                 x = F.max_pool2d(x, POOL)
                 lengths = lengths // POOL[0]
                 padding = ~ragged.frame_mask(lengths, x.shape[2], x.device)[:, None, :, None]
             x = x.masked_fill(padding, 0)
-        x = F.leaky_relu(self.linear(x.transpose(1, 2).flatten(2)), 0.01)
+        x = F.leaky_relu(self.linear(x.transpose(1, 2).flatten(2)), SLOPE)
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         frames, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
         return frames, lengths
