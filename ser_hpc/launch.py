@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from ser_hpc.cluster.plan import Experiment
     from ser_hpc.config.settings import Settings
+    from ser_hpc.results.run_dir import RunDir
 
 SHORTCUTS = {
     "folds": ("folds.count", "K", "number of folds"),
@@ -78,7 +79,6 @@ def _local(experiment: Experiment, out: Console) -> int:
     from ser_hpc.cluster import show, site
     from ser_hpc.cluster.local import log_path, run_trials
     from ser_hpc.cluster.watch import watching
-    from ser_hpc.report import report
 
     run, machine = experiment.run, site.machine(experiment.settings.cluster)
     todo = [trial for trial in experiment.trials if not run.trial(trial).is_done]
@@ -92,7 +92,7 @@ def _local(experiment: Experiment, out: Console) -> int:
     for trial, code in codes.items():
         if code:
             out.print(f"[red]{trial} ended with exit code {code}[/red]; its log: {log_path(run, trial)}", soft_wrap=True)
-    return report(run, out)
+    return _report(run, out)
 
 
 def _slurm(experiment: Experiment, out: Console) -> int:
@@ -103,14 +103,20 @@ def _slurm(experiment: Experiment, out: Console) -> int:
     todo = [trial for trial in experiment.trials if not run.trial(trial).is_done]
     show.start(experiment, todo, "one job each", out)
     if not todo:
-        from ser_hpc.report import report
-
-        return report(run, out)
+        return _report(run, out)
     jobs, report_job = submit(run, todo, experiment.settings.cluster)
     out.print(f"Submitted {len(jobs)} trials as jobs {jobs[0]} to {jobs[-1]}, and the report as job {report_job}.")
     out.print(f"Follow them with: squeue --me; logs are in {run.jobs}.", soft_wrap=True)
     out.print(f"Report at any time: python -m ser_hpc.report {shlex.quote(str(run.path))}", soft_wrap=True)
     return 0
+
+
+def _report(run: RunDir, out: Console) -> int:
+    from ser_hpc.report import show, write_report
+
+    result = write_report(run)
+    show(run, result, out)
+    return 1 if result.missing else 0
 
 
 def _settings(options: argparse.Namespace) -> Settings:

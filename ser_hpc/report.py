@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ser_hpc import console
 from ser_hpc.errors import UserError
@@ -17,6 +18,9 @@ from ser_hpc.files import write_json, write_text
 from ser_hpc.results.cross_validation import CrossValidation, cross_validate
 from ser_hpc.results.render import to_json, to_markdown, to_terminal
 from ser_hpc.results.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def write_report(run: RunDir) -> CrossValidation:
@@ -28,6 +32,12 @@ def write_report(run: RunDir) -> CrossValidation:
     except OSError as error:
         raise UserError(f"the report cannot be written into {run.path}: {error.strerror}") from error
     return result
+
+
+def show(run: RunDir, result: CrossValidation, out: Console) -> None:
+    """The short table, and where the whole report is."""
+    out.print(to_terminal(result))
+    out.print(f"\nreport: {run.report_md}", soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         from rich.console import Console
 
-        Console(highlight=False).print(to_terminal(result))
-        print(f"\nreport: {run.report_md}")
+        show(run, result, Console(highlight=False))
     return 1 if result.missing else 0
 
 

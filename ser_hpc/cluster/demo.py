@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
 from rich.console import Console
 
 from ser_hpc.corpora import synthetic
-from ser_hpc.shards.index import DATASET_FILE
+from ser_hpc.shards.index import DATASET
 from ser_hpc.shards.write import pack
 
 
 def make_demo_shards(shards: Path, out: Console) -> None:
     """Leave packed demo speech in `shards`; does nothing if it is there."""
-    if (shards / DATASET_FILE).exists():
-        return
-    out.print("No data.shards given: making the built-in demo corpus (synthetic speech) ...")
-    corpus = synthetic.make(shards.parent / "wav")
-    report = pack(corpus.utterances, shards, workers=len(os.sched_getaffinity(0)))
-    out.print(f"Packed {report.clips} clips, {report.seconds / 60:.1f} minutes, into {shards}", soft_wrap=True)
+    shards.parent.mkdir(parents=True, exist_ok=True)
+    with (shards.parent / ".lock").open("w") as lock:  # the tasks of an array may all arrive at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (shards / DATASET).exists():
+            return
+        out.print("No data.shards given: making the built-in demo corpus (synthetic speech) ...")
+        corpus = synthetic.make(shards.parent / "corpus")
+        report = pack(corpus.utterances, shards, workers=len(os.sched_getaffinity(0)))
+        out.print(f"Packed {report.clips} clips, {report.seconds / 60:.1f} minutes, into {shards}", soft_wrap=True)

@@ -25,7 +25,7 @@ def plan(experiment: Experiment, where: str, command: str, out: Console) -> None
     used = experiment.targets >= 0
     out.print(
         f"{int(used.sum())} clips, {metadata.seconds[used].sum() / 3600:.2f} h, {len(set(metadata.speaker[used]))} speakers, "
-        f"{len(experiment.label_set.classes)} classes ({experiment.label_set.name}); {int((~used).sum())} clips without a class",
+        f"{len(experiment.label_set.classes)} classes ({experiment.label_set.name}); {int((~used).sum())} clips have no class",
         soft_wrap=True,
     )
     out.print(f"protocol {experiment.folds.protocol}:")

@@ -1,7 +1,7 @@
 """What a trial predicted: one JSON object a line in `predictions.jsonl`, the only thing that scores are computed from.
 
-    {"corpus": "emodb", "utterance_id": "03a01Fa", "speaker": "03", "part": "test", "truth": "happiness",
-     "predicted": "happiness", "probabilities": {"anger": 0.01, ..., "happiness": 0.97}}
+{"corpus": "emodb", "utterance_id": "03a01Fa", "speaker": "03", "part": "test", "truth": "happiness",
+ "predicted": "happiness", "probabilities": {"anger": 0.01, ..., "happiness": 0.97}}
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ def write(path: Path, predictions: Iterable[Prediction]) -> None:
 def read(path: Path) -> list[Prediction]:
     """Raises UserError naming file and line where a line is not a prediction."""
     predictions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    for number, line in enumerate(lines, start=1):
         try:
             predictions.append(Prediction(**json.loads(line)))
         except (TypeError, ValueError) as error:

@@ -36,7 +36,7 @@ def to_json(cv: CrossValidation) -> dict[str, Any]:
         "label_set": cv.plan["label_set"],
         "num_trials": len(cv.trials) + len(cv.missing),
         "num_test": sum(fold["test"]["num"] for fold in cv.plan["folds"]),
-        **{score: total[score] for score in _SCORES},
+        **{key: total[key] for key in (*_SCORES, "over_trials")},
         "classes": cv.classes,
         "recall": total["recall"],
         "confusion": total["confusion"],
@@ -229,9 +229,12 @@ def _together(cv: CrossValidation, scores: Scores | None) -> dict[str, Any]:
     def spread(of: Spread | None) -> dict[str, float | None]:
         return {key: _number(getattr(of, key)) if of else None for key in ("mean", "std", "pooled")}
 
+    spreads = {score: spread(getattr(scores, score) if scores else None) for score in _SCORES}
     recall = scores.recall if scores else np.full(len(cv.classes), np.nan)
     return {
-        **{score: spread(getattr(scores, score) if scores else None) for score in _SCORES},
+        "uar": spreads.pop("uar"),
+        **{score: of["pooled"] for score, of in spreads.items()},
+        "over_trials": {score: {"mean": of["mean"], "std": of["std"]} for score, of in spreads.items()},
         "recall": {name: _number(value) for name, value in zip(cv.classes, recall, strict=True)},
         "confusion": scores.confusion.tolist() if scores else None,
     }
