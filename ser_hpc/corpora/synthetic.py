@@ -38,7 +38,7 @@ MARKER = "demo.json"
 VERSION = 1  # raise it when the sound changes: corpora of another version are made anew
 SAMPLE_RATE_HZ = 16_000
 FFT_SIZE = 32_768  # the longest clip of 28,800 samples, and room for the filters to ring
-ROOM_NOISE_DB = -66.0
+ROOM_NOISE_DB = -69.0
 NOISE_TILT_DB_PER_OCTAVE = -6.0  # of breath and of the room
 
 
@@ -81,10 +81,10 @@ VOICES = (
     Voice("ses5", "male", 126.0, 0.99),
 )
 MANNERS = {
-    "angry": Manner(1.22, 5.0, -27.0, 3.0, -3.0, -30.0),
-    "happy": Manner(1.28, 6.0, -27.0, 6.0, -12.0, -10.0),
-    "neutral": Manner(1.0, 1.5, -39.0, 6.0, -3.0, -30.0),
-    "sad": Manner(0.96, 1.5, -39.0, 3.0, -12.0, -10.0),
+    "angry": Manner(1.22, 5.0, -30.0, 3.0, -3.0, -30.0),
+    "happy": Manner(1.28, 6.0, -30.0, 6.0, -12.0, -10.0),
+    "neutral": Manner(1.0, 1.5, -42.0, 6.0, -3.0, -30.0),
+    "sad": Manner(0.96, 1.5, -42.0, 3.0, -12.0, -10.0),
 }
 VOWELS_HZ = np.array(  # formants of a, i and u for a vocal tract of 17 cm
     [
