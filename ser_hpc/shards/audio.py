@@ -1,0 +1,164 @@
+"""Any recording -> 16 kHz mono int16, or a `BadClipError` that says in words why not.
+
+libsndfile decodes, soxr resamples. What libsndfile lets pass in silence is refused here: a WAV that ends before its header
+says so, a text file or a git-lfs pointer under an audio name, NaNs in float files. `probe` looks at headers only (cheap, for
+refusing a corpus before anything is written); `decode` reads the samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+RATE = 16_000
+MIN_SECONDS = 0.1
+# Annotated ends are often rounded to hundredths: this much past the recording is cut off, more is out of range.
+_ROUNDING_SECONDS = 0.01
+# Sizes that programs write when they cannot go back to the header (pipes): the sound then runs to the end of the file.
+_STREAMING = (0, 0x7FFFF000, 0xFFFFFFFF)
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+class BadClipError(Exception):
+    """A clip that cannot be packed. The message is the reason, without the path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """`samples` int16 (num_samples,) at 16 kHz; `clipped` of them were beyond full scale and are cut to it."""
+
+    samples: np.ndarray
+    clipped: int
+
+
+def probe(path: Path, start_s: float | None = None, end_s: float | None = None) -> float:
+    """Seconds of a clip, from its header alone. Raises BadClipError for everything that a header can tell."""
+    with _opened(path) as sound:
+        first, last = _frames(sound, start_s, end_s)
+        return (last - first) / float(sound.samplerate)
+
+
+def decode(path: Path, start_s: float | None = None, end_s: float | None = None) -> Clip:
+    """The clip as 16 kHz mono int16: channels averaged, resampled (soxr HQ), rounded. Raises BadClipError."""
+    with _opened(path) as sound:
+        first, last = _frames(sound, start_s, end_s)
+        sound.seek(first)
+        frames = sound.read(last - first, dtype="float32", always_2d=True)
+        rate = sound.samplerate
+    if len(frames) != last - first:
+        raise BadClipError(f"is truncated: {last - first} frames announced, {len(frames)} decoded")
+    if not np.isfinite(frames).all():
+        raise BadClipError("holds NaN or infinite samples")
+    mono = frames.mean(axis=1)
+    if rate != RATE:
+        mono = soxr.resample(mono, rate, RATE, quality="HQ")
+    clipped = int(np.count_nonzero(np.abs(mono) > 1.0))
+    samples = np.clip(np.rint(mono * np.float32(32768)), -32768, 32767).astype(np.int16)
+    return Clip(samples, clipped)
+
+
+def encode_flac(samples: np.ndarray) -> bytes:
+    """int16 (num_samples,) at 16 kHz as FLAC, level 5 (libsndfile's default); the same bytes for the same samples."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def decode_flac(payload: bytes) -> np.ndarray:
+    """int16 (num_samples,) of a shard's payload. Raises BadClipError if it is not whole 16 kHz mono FLAC."""
+    try:
+        samples, rate = soundfile.read(io.BytesIO(payload), dtype="int16")
+    except (RuntimeError, ValueError) as error:
+        raise BadClipError(f"does not decode as FLAC ({error})") from error
+    if rate != RATE or samples.ndim != 1:
+        raise BadClipError(f"is not {RATE} Hz mono")
+    return np.asarray(samples)
+
+
+def sound_hash(samples: np.ndarray) -> str:
+    """32 hex digits of the samples' SHA-256: equal for identical sound, whatever file it came from."""
+    return hashlib.sha256(samples.astype("<i2", copy=False).tobytes()).hexdigest()[:32]
+
+
+def _frames(sound: soundfile.SoundFile, start_s: float | None, end_s: float | None) -> tuple[int, int]:
+    """First and last (exclusive) source frame of a clip, checked against the recording."""
+    rate, total = sound.samplerate, sound.frames
+    if not 0 <= total < 2**62:
+        raise BadClipError("has no length in its header (written through a pipe?); convert it again to a file")
+    if total == 0:
+        raise BadClipError("holds no sound (0 frames)")
+    first = round(start_s * rate) if start_s is not None else 0
+    last = round(end_s * rate) if end_s is not None else total
+    if not 0 <= first < last <= total + _ROUNDING_SECONDS * rate:
+        raise BadClipError(f"segment {start_s} to {end_s} s is outside the recording of {total / rate:.2f} s, or empty")
+    last = min(last, total)
+    if last - first < MIN_SECONDS * rate:
+        raise BadClipError(f"is shorter than {MIN_SECONDS} s ({(last - first) / rate:.3f} s)")
+    return first, last
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    head = b""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+            with soundfile.SoundFile(_whole_wav(file, head), "r") as sound:
+                yield sound
+    except FileNotFoundError:
+        raise BadClipError("is a link to a file that is not there" if path.is_symlink() else "does not exist") from None
+    except OSError as error:
+        raise BadClipError(f"cannot be read: {error.strerror or error}") from error
+    except (RuntimeError, TypeError) as error:  # libsndfile's errors; TypeError where it takes a file for headerless
+        raise BadClipError(_why_undecodable(head, error)) from error
+
+
+def _why_undecodable(head: bytes, error: Exception) -> str:
+    """Empty, git-lfs pointer, text: files that only have the name of a recording."""
+    if not head:
+        return "is empty (0 bytes)"
+    if head.startswith(_LFS_POINTER):
+        return "is a git-lfs pointer, not the recording; run `git lfs pull` in the corpus"
+    text = head.decode("utf-8", errors="ignore")
+    if len(text.encode()) > 0.9 * len(head) and all(character.isprintable() or character.isspace() for character in text):
+        return f"is a text file, not audio (it begins {text[:30]!r})"
+    return f"cannot be decoded as audio ({getattr(error, 'error_string', error)}); convert it to WAV or FLAC"
+
+
+def _whole_wav(file: io.BufferedReader, head: bytes) -> io.BufferedReader | io.BytesIO:
+    """The file itself; a WAV streamed with size 0 as a copy that states its true size. Raises BadClipError if truncated."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:12] != b"WAVE":
+        return file
+    riff_size, data64, at = struct.unpack_from("<I", head, 4)[0], None, 12
+    while at + 8 <= size:
+        file.seek(at)
+        name, length = struct.unpack("<4sI", file.read(8))
+        if name == b"ds64":
+            data64 = struct.unpack("<8xQ", file.read(16))[0]
+        if name == b"data":
+            break
+        at += 8 + length + length % 2
+    else:
+        raise BadClipError("is truncated: it ends before its sound begins")
+    file.seek(0)
+    present = size - at - 8
+    if data64 is not None and length == 0xFFFFFFFF:
+        length = data64
+    if length == 0 and present and riff_size in _STREAMING:
+        whole = bytearray(file.read())
+        whole[at + 4 : at + 8] = struct.pack("<I", present)
+        return io.BytesIO(whole)
+    if length > present and length not in _STREAMING:
+        raise BadClipError(f"is truncated: its header announces {length} bytes of sound, the file holds {present}")
+    return file

@@ -1,0 +1,164 @@
+"""The index of a packed dataset: where every clip lies, and everything known about it, without opening a tar.
+
+    OUT/dataset.json                            written last: a folder without it is not a finished dataset
+    OUT/pack_report.json                        counts, what was skipped and why
+    OUT/<group>/<corpus>-<group>-000000.tar     <key>.flac and <key>.json of each clip, one after the other, keys sorted
+    OUT/<group>/<corpus>-<group>-000000.parquet one row a clip of that tar, in its order
+
+A clip's *position* is its row over all shards, in dataset.json's order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ser_hpc.corpora.utterance import Metadata
+from ser_hpc.errors import UserError
+from ser_hpc.files import read_json
+from ser_hpc.shards.audio import RATE
+from ser_hpc.shards.plan import LAYOUT_VERSION
+
+DATASET = "dataset.json"
+REPORT = "pack_report.json"
+PACK_AGAIN = "pack the corpus again with the same command: only what is missing or damaged is rebuilt"
+
+_WORDS = ("corpus", "utterance_id", "speaker", "emotion", "session", "gender", "text_id", "split", "intensity")
+_NUMBERS = ("arousal", "valence", "dominance", "start_s", "end_s")
+SCHEMA = pa.schema(
+    [("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("num_samples", pa.int64())]
+    + [("crc32", pa.uint32()), ("sound", pa.string()), ("clipped", pa.int64())]
+    + [(name, pa.string()) for name in (*_WORDS, "source")]
+    + [(name, pa.float64()) for name in _NUMBERS]
+)
+DESCRIPTION = (*_WORDS, "source", *_NUMBERS)  # what a row shares with the clip's JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One finished tar: `path` relative to the dataset's folder; `index_sha256` is of the Parquet file beside it."""
+
+    path: str
+    corpus: str
+    group: str
+    clips: int
+    seconds: float
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardIndex:
+    """A packed dataset. Row i of every array, shape (num_clips,), is the clip at position i.
+
+    `shard` int32: row's place in `shards`; `offset`, `size` int64: the FLAC payload's bytes in that tar; `num_samples` int64 at
+    16 kHz; `crc32` uint32 of the payload. `fingerprint` changes with any byte of any shard.
+    """
+
+    root: Path
+    metadata: Metadata
+    shards: tuple[Shard, ...]
+    shard: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    num_samples: np.ndarray
+    crc32: np.ndarray
+    fingerprint: str
+
+    @classmethod
+    def load(cls, root: Path) -> ShardIndex:
+        """Raises UserError: no finished dataset, another layout version, a shard or its index missing or changed."""
+        dataset = read_dataset(root)
+        shards = tuple(Shard(**shard) for shard in dataset["shards"])
+        for shard in shards:
+            check_tar_size(root, shard)
+        table = pa.concat_tables([read_table(root, shard) for shard in shards])
+        number = np.repeat(np.arange(len(shards), dtype=np.int32), [shard.clips for shard in shards])
+        arrays = {name: _column(table, name) for name in ("offset", "size", "num_samples", "crc32")}
+        return cls(root, metadata(table), shards, number, fingerprint=dataset["fingerprint"], **arrays)
+
+    def key(self, position: int) -> str:
+        """The name of a clip's members in its tar."""
+        return f"{self.metadata.corpus[position]}-{self.metadata.utterance_id[position]}"
+
+
+def describe_dataset(shards: Sequence[Shard]) -> dict[str, Any]:
+    """The content of dataset.json: no time, no path of this machine."""
+    contents = "".join(f"{shard.path} {shard.sha256}\n" for shard in shards)
+    return {
+        "format": "ser_hpc shards",
+        "version": LAYOUT_VERSION,
+        "codec": "flac",
+        "rate_hz": RATE,
+        "corpora": sorted({shard.corpus for shard in shards}),
+        "clips": sum(shard.clips for shard in shards),
+        "seconds": round(sum(shard.seconds for shard in shards), 3),
+        "bytes": sum(shard.bytes for shard in shards),
+        "fingerprint": hashlib.sha256(f"{LAYOUT_VERSION}\n{contents}".encode()).hexdigest(),
+        "shards": [asdict(shard) for shard in shards],
+    }
+
+
+def read_dataset(root: Path) -> dict[str, Any]:
+    """The content of dataset.json. Raises UserError if there is none, or it is not one that this version reads."""
+    path = root / DATASET
+    if not path.is_file():
+        if any(root.glob("*/*-[0-9]*.tar")):
+            raise UserError(f"{root} has shards but no {DATASET}: packing did not finish; run the same pack command again")
+        raise UserError(f"{root} holds no packed corpus (no {DATASET}); make one: python -m ser_hpc.pack CORPUS ROOT {root}")
+    try:
+        dataset: dict[str, Any] = read_json(path)
+        version = dataset["version"]
+        if version == LAYOUT_VERSION:
+            known = {field.name for field in fields(Shard)}
+            if not dataset["shards"] or any(set(shard) != known for shard in dataset["shards"]) or not dataset["fingerprint"]:
+                raise ValueError("its list of shards is not complete")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); {PACK_AGAIN}") from error
+    if version != LAYOUT_VERSION:
+        raise UserError(f"{path}: layout version {version}, but this program reads {LAYOUT_VERSION}; pack the corpus again")
+    return dataset
+
+
+def check_tar_size(root: Path, shard: Shard) -> None:
+    """Raises UserError if a tar is missing or has another size than when it was packed."""
+    try:
+        size = (root / shard.path).stat().st_size
+    except FileNotFoundError:
+        raise UserError(f"shard {root / shard.path} is missing; copy it again, or {PACK_AGAIN}") from None
+    if size != shard.bytes:
+        raise UserError(f"shard {root / shard.path} has {size} bytes instead of {shard.bytes}; copy it again, or {PACK_AGAIN}")
+
+
+def read_table(root: Path, shard: Shard) -> pa.Table:
+    """The rows of one shard. Raises UserError if its index is missing or not the one that was written with it."""
+    path = index_path(root / shard.path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"index {path} is missing; copy it again, or {PACK_AGAIN}") from None
+    if hashlib.sha256(content).hexdigest() != shard.index_sha256:
+        raise UserError(f"index {path} is damaged (other content than when it was packed); copy it again, or {PACK_AGAIN}")
+    return pq.read_table(io.BytesIO(content))
+
+
+def index_path(tar: Path) -> Path:
+    return tar.with_suffix(".parquet")
+
+
+def metadata(table: pa.Table) -> Metadata:
+    words = {field.name: _column(table, field.name) for field in fields(Metadata) if field.name != "seconds"}
+    return Metadata(**words, seconds=_column(table, "num_samples") / RATE)
+
+
+def _column(table: pa.Table, name: str) -> np.ndarray:
+    return np.asarray(table.column(name).to_numpy())
