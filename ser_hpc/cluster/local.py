@@ -29,12 +29,13 @@ _GRACE_S = 60.0
 
 @dataclass(slots=True)
 class LocalJob:
-    """One trial's ranks. `exit_code` is None while they run, then the first rank's that failed, or 0."""
+    """One trial's ranks. `started`: seconds since the epoch; `exit_code`: None while they run, then the first failure's, or 0."""
 
     trial: Trial
     slot: int
     processes: list[subprocess.Popen[bytes]]
     log: IO[bytes]
+    started: float
     exit_code: int | None = None
     asked: bool = field(default=False)
 
@@ -121,7 +122,7 @@ def _start(run: RunDir, trial: Trial, slot: int, machine: Machine) -> LocalJob:
         )
         for rank in range(machine.ranks)
     ]
-    return LocalJob(trial, slot, processes, log)
+    return LocalJob(trial, slot, processes, log, time.time())
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

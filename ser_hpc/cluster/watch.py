@@ -68,8 +68,8 @@ def _read(run: RunDir, job: LocalJob) -> dict[str, Any]:
         told: dict[str, Any] = json.loads(place.progress.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         told = {"state": "starting"}
-    if job.exit_code is None and told["state"] in ("failed", "stopped", "done"):
-        told["state"] = "starting"  # the heartbeat of an earlier attempt
+    if told.get("updated", 0.0) < job.started:
+        told = {"state": "starting"}  # the heartbeat was an earlier attempt's
     if job.exit_code and told["state"] not in ("failed", "stopped"):
         told["state"] = "failed"
     return told

@@ -20,7 +20,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("trial")
 
 
-def tested(run: RunDir) -> Counter[str]:
+def clips_tested(run: RunDir) -> Counter[str]:
     return Counter(
         p.utterance_id for trial in run.trials() for p in predictions.read(run.trial(trial).predictions) if p.part == "test"
     )
@@ -33,7 +33,7 @@ def test_every_clip_is_tested_once_over_the_folds(base: Path, ranks: int) -> Non
     run = planned(base / f"ranks-{ranks}", packed_tones(base), *more)
     assert set(run_here(run, ranks=ranks).values()) == {0}
     metadata = reopen(run).index.metadata
-    assert tested(run) == Counter(metadata.utterance_id.tolist())
+    assert clips_tested(run) == Counter(metadata.utterance_id.tolist())
 
 
 def test_a_loss_that_is_not_finite_stops_the_trial_and_names_the_clips(base: Path) -> None:
