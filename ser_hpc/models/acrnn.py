@@ -13,7 +13,7 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+from torch.nn.utils.rnn import pad_sequence
 
 from ser_hpc.config.settings import AcrnnModel
 from ser_hpc.models import ragged
@@ -88,20 +88,34 @@ class Acrnn(nn.Module):
             nn.init.kaiming_normal_(convolution.weight, a=SLOPE)
             nn.init.constant_(convolution.get_parameter("bias"), 0)
         self.linear = nn.Linear(widths[-1] * (settings.mels // POOL[1]), settings.linear)
-        self.recurrent = nn.LSTM(settings.linear, settings.cells, batch_first=True, bidirectional=True)
+        self.forwards = nn.LSTM(settings.linear, settings.cells, batch_first=True)
+        self.backwards = nn.LSTM(settings.linear, settings.cells, batch_first=True)
         self.width = 2 * settings.cells
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, T, mels), zero beyond `lengths` (B,) -> frames (B, T // 2, width) and their lengths."""
         x = features
         for index, convolution in enumerate(self.convolutions):
-            x = F.leaky_relu(convolution(x), SLOPE)
-            if index == 0:
+            x = convolution(x)
+            if index == 0:  # before the rectifier, which is monotonic: the same result with an eighth of the work
                 x = F.max_pool2d(x, POOL)
                 lengths = lengths // POOL[0]
                 padding = ~ragged.frame_mask(lengths, x.shape[2], x.device)[:, None, :, None]
-            x = x.masked_fill(padding, 0)
+            x = F.leaky_relu(x, SLOPE).masked_fill(padding, 0)
         x = F.leaky_relu(self.linear(x.transpose(1, 2).flatten(2)), SLOPE)
-        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        frames, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)
-        return frames, lengths
+        # Two directions as two layers, the second on clips turned round: exact without packing, whose backward pass takes
+        # four times as long on a CPU.
+        turn = _turned(lengths, x.shape[1]).to(x.device)
+        return torch.cat([self.forwards(x)[0], _take(self.backwards(_take(x, turn))[0], turn)], dim=-1), lengths
+
+
+def _turned(lengths: Tensor, frames: int) -> Tensor:
+    """(B, frames): the index of each frame when every clip is turned round within its own length; padding stays last."""
+    index = torch.arange(frames)
+    last = lengths[:, None] - 1
+    return torch.where(index <= last, last - index, index)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Frames (B, T, D) in the order of `index` (B, T)."""
+    return x.gather(1, index[..., None].expand_as(x))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import torch
 from models.tiny import ACRNN, batch, clips
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ser_hpc.config.settings import AcrnnModel
-from ser_hpc.models.acrnn import MelDeltas
+from ser_hpc.models.acrnn import Acrnn, MelDeltas
 from ser_hpc.models.classifier import build
+from ser_hpc.models.ragged import frame_mask
 
 
 def test_features_do_not_change_with_loudness() -> None:
@@ -54,5 +58,28 @@ def test_the_papers_width_is_the_default() -> None:
     assert shapes["encoder.convolutions.0.weight"] == (128, 3, 5, 3)
     assert shapes["encoder.convolutions.5.weight"] == (256, 256, 5, 3)
     assert shapes["encoder.linear.weight"] == (768, 256 * 10)
-    assert shapes["encoder.recurrent.weight_hh_l0_reverse"] == (4 * 128, 128)
+    assert shapes["encoder.backwards.weight_hh_l0"] == (4 * 128, 128)
     assert shapes["head.hidden.weight"] == (64, 256) and shapes["head.classifier.weight"] == (7, 64)
+
+
+def test_the_two_directions_are_a_bidirectional_lstm() -> None:
+    """Turning clips round instead of packing them computes what torch's packed bidirectional LSTM computes."""
+    network = Acrnn(ACRNN).double()
+    reference = nn.LSTM(ACRNN.linear, ACRNN.cells, batch_first=True, bidirectional=True).double()
+    state = {
+        f"{k}{end}": v
+        for part, end in ((network.forwards, ""), (network.backwards, "_reverse"))
+        for k, v in part.state_dict().items()
+    }
+    reference.load_state_dict(state)
+    seen: list[Tensor] = []
+    network.linear.register_forward_hook(lambda module, inputs, output: seen.append(F.leaky_relu(output, 0.01)))
+    lengths = torch.tensor([20, 7, 13])
+    features = (
+        torch.randn(3, 20, 3, ACRNN.mels, dtype=torch.float64) * frame_mask(lengths, 20, torch.device("cpu"))[..., None, None]
+    )
+    frames, halved = network(features.transpose(1, 2), lengths)
+    packed = pack_padded_sequence(seen[0], halved, batch_first=True, enforce_sorted=False)
+    expected, _ = pad_packed_sequence(reference(packed)[0], batch_first=True)
+    for row, theirs, length in zip(frames, expected, halved, strict=True):
+        torch.testing.assert_close(row[:length], theirs[:length], rtol=0, atol=1e-12)
