@@ -51,7 +51,6 @@ def write_shard(plan: ShardPlan, out: Path, skip_bad: bool) -> Written:
     bad: list[BadClip] = []
     record: dict[str, Any] = {"source_hash": source_hash(plan)}  # before decoding: a source that changes now is seen next time
     with disk_errors_in_words(tar):
-        index_path(tar).unlink(missing_ok=True)
         try:
             with aside(tar) as temporary:
                 rows = _write_tar(temporary, plan, bad)
@@ -59,6 +58,7 @@ def write_shard(plan: ShardPlan, out: Path, skip_bad: bool) -> Written:
                     raise _UnwantedError
                 record |= {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
         except _UnwantedError:
+            index_path(tar).unlink(missing_ok=True)
             tar.unlink(missing_ok=True)
             return Written(plan, None, tuple(bad))
         content = _parquet(rows, record | {"skipped": {clip.key: clip.reason for clip in bad}})

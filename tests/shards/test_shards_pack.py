@@ -17,6 +17,7 @@ import pytest
 import soundfile
 
 from ser_hpc.errors import UserError
+from ser_hpc.pack import main
 from ser_hpc.shards.index import DATASET, REPORT, ShardIndex
 from ser_hpc.shards.plan import plan
 from ser_hpc.shards.verify import verify
@@ -66,19 +67,17 @@ def test_any_number_of_workers_makes_the_same_bytes(tmp_path: Path, make_corpus:
 def test_killed_at_any_write_and_started_again_ends_in_the_same_bytes(
     tmp_path: Path, make_corpus: Callable, tree: Tree
 ) -> None:
+    """Over a finished dataset with other labels: at no moment may dataset.json stand over shards that are not its own."""
     utterances = make_corpus(sessions=3, clips=2)
-    source, out = table(tmp_path, utterances), tmp_path / "killed"
-    command = [sys.executable, "-c", SUICIDE]
-    arguments = ["csv", str(source), str(out), "--workers", "1"]
-    for calls in np.random.default_rng(0).integers(1, 15, 5).tolist():
-        killed = subprocess.run([*command, str(calls), *arguments], env=environment(), capture_output=True, check=False)
-        assert killed.returncode == -signal.SIGKILL
-        assert not (out / DATASET).exists()
-    whole = tmp_path / "whole"
-    for folder in (out, whole):
-        subprocess.run(
-            [*command, "-1", "csv", source, folder, "--workers", "1"], env=environment(), capture_output=True, check=True
-        )
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    main(["csv", str(table(tmp_path, [replace(u, emotion="other") for u in utterances])), str(out), "--workers", "1"])
+    arguments = ["csv", str(table(tmp_path, utterances)), str(out), "--workers", "1"]
+    for calls in np.random.default_rng(1).integers(2, 16, 5).tolist():
+        command = [sys.executable, "-c", SUICIDE, str(calls), *arguments]
+        assert subprocess.run(command, env=environment(), capture_output=True, check=False).returncode == -signal.SIGKILL
+        assert verify(out) == [] or not (out / DATASET).exists()
+    main(arguments)
+    main(["csv", arguments[1], str(whole), "--workers", "1"])
     assert tree(out) == tree(whole)
     assert verify(out) == []
 
@@ -111,8 +110,8 @@ def processes(group: int) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_packer_leaves_no_process_and_can_go_on(tmp_path: Path, make_corpus: Callable, tree: Tree, number: int) -> None:
-    """Killed (only the parent: its workers must notice) and Ctrl-C (prompt, exit code 130, no temporaries)."""
-    utterances, out = make_corpus(sessions=3, clips=30, seconds=6.0), tmp_path / "out"
+    """Killed (the parent alone: its workers must notice) and Ctrl-C (in the middle of a shard, exit code 130, no temporaries)."""
+    utterances, out = make_corpus(sessions=2, clips=80, seconds=5.0), tmp_path / "out"
     packer = started(tmp_path, utterances, out)
     began = time.monotonic()
     packer.send_signal(number)
@@ -121,20 +120,19 @@ def test_stopped_packer_leaves_no_process_and_can_go_on(tmp_path: Path, make_cor
         assert time.monotonic() - began < 10
         time.sleep(0.01)
     assert not (out / DATASET).exists()
+    assert list(out.glob("*/*.parquet")) == []
     if number == signal.SIGINT:
         assert packer.returncode == 130
         assert errors.decode().splitlines()[-1] == "interrupted"
         assert "Traceback" not in errors.decode()
         assert list(out.rglob("*.tmp")) == []
-    again = started(tmp_path, utterances, out)
-    assert again.wait(timeout=60) == 0
-    again.communicate()
+    main(["csv", str(table(tmp_path, utterances)), str(out), "--workers", "1"])
     assert verify(out) == []
     assert list(out.rglob("*.tmp")) == []
 
 
 def test_killed_worker_is_an_error_in_words_not_a_hang(tmp_path: Path, make_corpus: Callable) -> None:
-    packer = started(tmp_path, make_corpus(sessions=3, clips=30, seconds=6.0), tmp_path / "out")
+    packer = started(tmp_path, make_corpus(sessions=4, clips=20, seconds=4.0), tmp_path / "out")
     children = Path(f"/proc/{packer.pid}/task/{packer.pid}/children").read_text().split()
     workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(int(workers[0]), signal.SIGKILL)
@@ -143,8 +141,11 @@ def test_killed_worker_is_an_error_in_words_not_a_hang(tmp_path: Path, make_corp
     assert "a worker process was killed" in errors.decode()
 
 
-def test_second_packer_into_the_same_folder_is_refused(tmp_path: Path, make_corpus: Callable) -> None:
-    utterances = make_corpus(sessions=3, clips=60, seconds=10.0)
+def test_second_packer_into_the_same_folder_is_refused(
+    tmp_path: Path, make_corpus: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ser_hpc.shards.write._LOCK_WAIT_SECONDS", 0.1)
+    utterances = make_corpus(sessions=4, clips=20, seconds=4.0)
     packer = started(tmp_path, utterances, tmp_path / "out")
     try:
         packer.send_signal(signal.SIGSTOP)  # it must still be there when the second one comes
