@@ -46,7 +46,7 @@ SHORTCUTS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
+    options = _parser().parse_intermixed_args(argv)
     if options.settings:
         from ser_hpc.config.describe import lines
 

@@ -29,7 +29,7 @@ _GRACE_S = 60.0
 
 @dataclass(slots=True)
 class LocalJob:
-    """One trial's ranks. `started`: seconds since the epoch; `exit_code`: None while they run, then the first failure's, or 0."""
+    """One trial's ranks. `started`: seconds since the epoch; `exit_code`: None while they run, then a failure's, or 0."""
 
     trial: Trial
     slot: int

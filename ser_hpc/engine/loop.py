@@ -83,6 +83,7 @@ def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: Wor
 
         def save() -> None:
             nonlocal last_save
+            progress.sync()
             tensors = ranks.tensors()
             if tensors is not None:
                 checkpoint.save(trial, replace(state, seconds=seconds_before + time.monotonic() - began), tensors)

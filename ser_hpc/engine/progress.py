@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from io import TextIOWrapper
 from pathlib import Path
@@ -74,6 +75,13 @@ class Progress:
         self._steps.flush()
         self._epoch_lines.flush()
         self._written = time.monotonic()
+
+    def sync(self) -> None:
+        """Before a checkpoint: a resume from it must find the lines of every step before it."""
+        if self._active:
+            for file in (self._steps, self._epoch_lines):
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def write_progress(trial: TrialDir, **fields: Any) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_hpc.config.settings import AcrnnModel, Model
-from ser_hpc.models import acrnn, encoder, heads
+from ser_hpc.models import acrnn, heads
 
 
 class Front(Protocol):
@@ -67,6 +67,8 @@ def build(settings: Model, num_classes: int, seed: int) -> Classifier:
         if isinstance(settings, AcrnnModel):
             network = acrnn.Acrnn(settings)
             return Classifier(acrnn.MelDeltas(settings), network, heads.AttentionPool(settings, network.width, num_classes))
+        from ser_hpc.models import encoder  # transformers takes seconds to import
+
         front, model, width = encoder.load(settings)
         torch.default_generator.manual_seed(seed)  # the head's weights, whatever loading the encoder drew
         head = heads.MeanPool(settings.head, width, num_classes)

@@ -1,0 +1,73 @@
+"""Settings: merged in one order, every mistake at once with its path, and what was resolved can be read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ser_hpc.config.describe import lines
+from ser_hpc.config.load import dump, find, load
+from ser_hpc.errors import ConfigError, UserError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def test_default_then_file_then_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {lr: 2e-4, epochs: 7}\nseeds: 2\n")
+    settings = load(file, ["train.epochs=9"])
+    assert (settings.train.lr, settings.train.epochs, settings.seeds) == (2e-4, 9, (0, 1))
+    assert settings.train.global_batch == load(None, []).train.global_batch
+
+
+def test_every_mistake_at_once_with_the_nearest_known_key() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(
+            None, ["train.lrr=1", "train.epochs=none at all", "modle.kind=acrnn", "model.dropuot=0.1", "seeds=[1, 1]", "lonely"]
+        )
+    text = str(caught.value)
+    assert len(caught.value.problems) == 6
+    for expected in ("did you mean train.lr?", "train.epochs:", "did you mean model?", "model.dropout?", "twice", "key=value"):
+        assert expected in text
+
+
+def test_a_tagged_section_names_its_own_keys() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean model\.mels\?"):
+        load(None, ["model.kind=acrnn", "model.mel=40"])
+    with pytest.raises(ConfigError, match=r"model\.kind: must be one of 'encoder', 'acrnn'; given 'rnn'"):
+        load(None, ["model.kind=rnn"])
+
+
+def test_weights_or_config_but_not_both() -> None:
+    with pytest.raises(ConfigError, match="either `weights`"):
+        load(None, ["model.weights=null"])
+    with pytest.raises(ConfigError, match=r"config\.model_type is missing"):
+        load(None, ["model.weights=null", "model.config={hidden_size: 8}"])
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        load(file, [])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_loads_and_reads_back(tmp_path: Path, config: Path) -> None:
+    settings = load(config, [])
+    (tmp_path / "resolved.yaml").write_text(dump(settings))
+    assert load(tmp_path / "resolved.yaml", []) == settings
+
+
+def test_names_are_looked_up_and_unknown_ones_listed() -> None:
+    assert find("emodb_7", "labels").stem == "emodb_7"
+    with pytest.raises(UserError, match="emodb_7"):
+        find("emodb_8", "labels")
+
+
+def test_every_setting_is_described() -> None:
+    text = "\n".join(lines())
+    for path in ("train.budget_seconds", "model.head.projection", "model.time_mask_s", "cluster.partition", "seeds"):
+        assert f"  {path} = " in text
