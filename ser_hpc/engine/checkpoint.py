@@ -66,9 +66,7 @@ def save(trial: TrialDir, state: TrainState, tensors: TrainTensors) -> None:
         marker,
         {"state": asdict(state), "updates": tensors.updates, "loss_scale": tensors.loss_scale, "sha256": digest},
     )
-    for old in _markers(trial)[KEEP:]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    _drop_all_but(trial, _markers(trial)[:KEEP])
 
 
 def newest(trial: TrialDir) -> tuple[TrainState, TrainTensors | None, list[str]]:
@@ -103,11 +101,15 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 def clear(trial: TrialDir) -> None:
     """Drop everything but the best weights: the trial is done."""
-    for marker in _markers(trial):
-        marker.unlink()
-        marker.with_suffix(".safetensors").unlink(missing_ok=True)
-    for leftover in trial.checkpoints.glob(".*.tmp"):
-        leftover.unlink()
+    _drop_all_but(trial, [])
+
+
+def _drop_all_but(trial: TrialDir, markers: list[Path]) -> None:
+    """Markers go first; what a kill left half-written, or without its marker, goes too."""
+    kept = {path.with_suffix(suffix) for path in markers for suffix in (".json", ".safetensors")}
+    old = set(trial.checkpoints.glob("step_*")) - kept
+    for path in sorted(old, key=lambda path: path.suffix) + list(trial.checkpoints.glob(".*.tmp")):
+        path.unlink()
 
 
 def _markers(trial: TrialDir) -> list[Path]:
