@@ -115,8 +115,15 @@ class AcrnnModel(Section):
     """Width of the layer after attention."""
     mels: Positive = 40
     """Mel bands."""
+    norm: Literal["batch", "none"] = "batch"
+    """Normalisation of the convolutions. `batch` takes its statistics, in training, over the micro-batch of each rank, so
+    another cut of a step (ranks, accumulation, budget) trains a little differently; evaluation is clip by clip."""
     dropout: Probability = 0.5
     """Dropout after attention."""
+    time_warp: Probability = 0.0
+    """Training only: a clip is played up to this part faster or slower (without a change of pitch)."""
+    mel_warp: Probability = 0.0
+    """Training only: its spectrum is stretched by up to this part, as by another vocal tract (Jaitly & Hinton 2013)."""
     time_mask_s: Annotated[float, Field(ge=0)] = 0.0
     """Training only: up to this many seconds are masked, twice a clip (SpecAugment, Park et al. 2019)."""
     mel_mask: Annotated[int, Field(ge=0)] = 0

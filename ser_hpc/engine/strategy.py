@@ -43,7 +43,7 @@ class Strategy(Protocol):
         """Clip, update, clear. Returns the gradient's norm before clipping, over all parameters of the step."""
 
     def training(self, mode: bool) -> None:
-        """Dropout on or off."""
+        """Dropout on or off. Buffers (BatchNorm's running statistics) become rank 0's everywhere; all ranks must call it."""
 
     def tensors(self) -> TrainTensors | None:
         """The full state on rank 0, None elsewhere. All ranks must call it."""
@@ -90,7 +90,7 @@ class Replicated:
     def _distributed(self, module: nn.Module) -> DistributedDataParallel:
         device = self._world.device
         ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     def forward(self, samples: Tensor, offsets: Tensor, *, last: bool = False) -> dict[str, Tensor]:
         if self._parallel is not None:
@@ -117,6 +117,7 @@ class Replicated:
         return float(norm)
 
     def training(self, mode: bool) -> None:
+        self._world.same(self._module.buffers())
         self._module.train(mode)
 
     def weights(self) -> dict[str, Tensor] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -49,6 +49,12 @@ class World:
     def any(self, flag: bool) -> bool:
         """True on every rank if it is true on one: how ranks agree before they act."""
         return bool(self.sum(torch.tensor([int(flag)], device=self.device)).item()) if self.size > 1 else flag
+
+    def same(self, tensors: Iterable[Tensor]) -> None:
+        """Rank 0's values in these tensors, on every rank."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def barrier(self) -> None:
         if self.size > 1:

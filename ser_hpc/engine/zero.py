@@ -81,6 +81,7 @@ class Zero:
         return float(self._engine.get_global_grad_norm())
 
     def training(self, mode: bool) -> None:
+        self._world.same(self._engine.module.buffers())
         self._engine.module.train(mode)
 
     def weights(self) -> dict[str, Tensor] | None:

@@ -46,23 +46,31 @@ class MelDeltas:
         dtype = ragged.at_least_float32(parameter.dtype)
         self.mel.to(parameter.device, dtype)
         with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
-            features = [self.features(clip) for clip in ragged.clips(samples, offsets, parameter.device, dtype)]
+            mels = [self.log_mel(clip) for clip in ragged.clips(samples, offsets, parameter.device, dtype)]
             if encoder.training:
-                features = [self.masked(feature) for feature in features]
+                features = [self.masked(with_deltas(self.warped(mel))) for mel in mels]
+            else:
+                features = [with_deltas(mel) for mel in mels]
         lengths = torch.tensor([len(feature) for feature in features])
         padded = pad_sequence(features, batch_first=True).transpose(1, 2).contiguous()
         frames: tuple[Tensor, Tensor] = encoder(padded.to(parameter.dtype), lengths)
         return frames
 
-    def features(self, clip: Tensor) -> Tensor:
-        """(samples,) -> (frames, 3, mels); zero mean and unit variance over the clip, channel by channel."""
-        clip = F.pad(clip, (0, max(0, self.least - len(clip))))
-        mel = (self.mel(clip) + FLOOR).log()
-        delta = torchaudio.functional.compute_deltas(mel)
-        stacked = torch.stack([mel, delta, torchaudio.functional.compute_deltas(delta)])
-        variance, average = torch.var_mean(stacked, dim=(1, 2), keepdim=True, correction=0)
-        normal: Tensor = ((stacked - average) / (variance + 1e-5).sqrt()).permute(2, 0, 1)
-        return normal
+    def log_mel(self, clip: Tensor) -> Tensor:
+        """(samples,) -> (mels, frames)."""
+        mel: Tensor = self.mel(F.pad(clip, (0, max(0, self.least - len(clip)))))
+        return (mel + FLOOR).log()
+
+    def warped(self, mel: Tensor) -> Tensor:
+        """(mels, frames) -> (mels, other frames): time and spectrum stretched or squeezed by factors of their own."""
+        if not (self.settings.time_warp or self.settings.mel_warp):
+            return mel
+        bands, frames = mel.shape
+        time, tract = (1 + most * (2 * float(torch.rand(())) - 1) for most in (self.settings.time_warp, self.settings.mel_warp))
+        size = (round(bands * tract), max(POOL[0], round(frames * time)))
+        stretched = F.interpolate(mel[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+        missing = max(0, bands - len(stretched))
+        return torch.cat([stretched[:bands], stretched[-1:].expand(missing, -1)])
 
     def masked(self, feature: Tensor) -> Tensor:
         """Two stretches of frames and two of Mel bands become zero, the clip's mean (SpecAugment, Park et al. 2019)."""
@@ -76,6 +84,14 @@ class MelDeltas:
         return feature * keep.to(feature)
 
 
+def with_deltas(mel: Tensor) -> Tensor:
+    """(mels, frames) -> (frames, 3, mels); zero mean and unit variance over the clip, channel by channel."""
+    delta = torchaudio.functional.compute_deltas(mel)
+    stacked = torch.stack([mel, delta, torchaudio.functional.compute_deltas(delta)])
+    variance, average = torch.var_mean(stacked, dim=(1, 2), keepdim=True, correction=0)
+    return ((stacked - average) / (variance + 1e-5).sqrt()).permute(2, 0, 1)
+
+
 class Acrnn(nn.Module):
     """Convolutions of 5 frames x 3 bands, the first followed by max-pooling; a linear layer on each frame; a BLSTM."""
 
@@ -87,6 +103,8 @@ class Acrnn(nn.Module):
         for convolution in convolutions:  # so that six layers in a row neither blow a clip up nor wipe it out
             nn.init.kaiming_normal_(convolution.weight, a=SLOPE)
             nn.init.constant_(convolution.get_parameter("bias"), 0)
+        norms = [ragged.RaggedBatchNorm(width) for width in widths[1:]] if settings.norm == "batch" else []
+        self.norms = nn.ModuleList(norms)
         self.linear = nn.Linear(widths[-1] * (settings.mels // POOL[1]), settings.linear)
         self.forwards = nn.LSTM(settings.linear, settings.cells, batch_first=True)
         self.backwards = nn.LSTM(settings.linear, settings.cells, batch_first=True)
@@ -100,8 +118,10 @@ class Acrnn(nn.Module):
             if index == 0:  # before the rectifier, which is monotonic: the same result with an eighth of the work
                 x = F.max_pool2d(x, POOL)
                 lengths = lengths // POOL[0]
-                padding = ~ragged.frame_mask(lengths, x.shape[2], x.device)[:, None, :, None]
-            x = F.leaky_relu(x, SLOPE).masked_fill(padding, 0)
+                real = ragged.frame_mask(lengths, x.shape[2], x.device)
+            if self.norms:
+                x = self.norms[index](x, real)
+            x = F.leaky_relu(x, SLOPE).masked_fill(~real[:, None, :, None], 0)
         x = F.leaky_relu(self.linear(x.transpose(1, 2).flatten(2)), SLOPE)
         # Two directions as two layers, the second on clips turned round: exact without packing, whose backward pass takes
         # four times as long on a CPU.

@@ -45,6 +45,22 @@ class WideLinear(nn.Linear):
             return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
+class RaggedBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over (B, C, T, F) whose statistics are of the clips' real frames only; zero in the padding.
+
+    In training a clip is scaled by its micro-batch's statistics, on its rank; in evaluation by the running ones, alone.
+    """
+
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+        """`real`: (B, T) bool, the frames that are no padding; None: all of them."""
+        if real is None or bool(real.all()):
+            return super().forward(x)
+        frames = x.transpose(1, 2)
+        scaled = torch.zeros_like(frames)
+        scaled[real] = super().forward(frames[real][..., None])[..., 0]
+        return scaled.transpose(1, 2)
+
+
 class RaggedGroupNorm(nn.GroupNorm):
     """Group normalisation over (B, C, T) whose statistics are of each clip's real frames only; zero in the padding.
 

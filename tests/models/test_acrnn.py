@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from models.tiny import ACRNN, batch, clips
 from torch import Tensor, nn
@@ -9,25 +10,26 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ser_hpc.config.settings import AcrnnModel
-from ser_hpc.models.acrnn import Acrnn, MelDeltas
+from ser_hpc.models.acrnn import Acrnn, MelDeltas, with_deltas
 from ser_hpc.models.classifier import build
-from ser_hpc.models.ragged import frame_mask
+from ser_hpc.models.ragged import RaggedBatchNorm, frame_mask
 
 
 def test_features_do_not_change_with_loudness() -> None:
     """Each clip is normalised by its own statistics: no gain of a recording, and nothing of other clips, enters."""
     (wave,) = clips(16_000)
     front = MelDeltas(ACRNN)
-    quiet, loud = (front.features(gain * wave / 32768) for gain in (0.5, 1.0))
+    quiet, loud = (with_deltas(front.log_mel(gain * wave / 32768)) for gain in (0.5, 1.0))
     assert loud.shape == ((16_000 - 512) // 160 + 1, 3, ACRNN.mels)
     torch.testing.assert_close(loud.mean((0, 2)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(quiet, loud, atol=0.05, rtol=0)
 
 
-def test_masks_are_drawn_in_training_only_and_from_torchs_generator() -> None:
-    """Same random state, same masks: a resumed step sees what the first one saw. Evaluation sees whole clips."""
-    model = build(ACRNN.model_copy(update={"time_mask_s": 0.3, "mel_mask": 5}), 4, 0)
-    plain = build(ACRNN, 4, 0)
+@pytest.mark.parametrize("augmented", [{"time_mask_s": 0.3, "mel_mask": 5}, {"time_warp": 0.2, "mel_warp": 0.2}])
+def test_augmentation_is_drawn_in_training_only_and_from_torchs_generator(augmented: dict[str, float]) -> None:
+    """Same random state, same masks and warps: a resumed step sees what the first one saw. Evaluation is plain."""
+    bare = ACRNN.model_copy(update={"norm": "none"})
+    model, plain = build(bare.model_copy(update=augmented), 4, 0), build(bare, 4, 0)
     given = batch(clips(16_000, 12_000))
 
     def drawn(seed: int) -> torch.Tensor:
@@ -36,6 +38,26 @@ def test_masks_are_drawn_in_training_only_and_from_torchs_generator() -> None:
 
     assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
     assert torch.equal(model.eval()(*given)["emotion"], plain.eval()(*given)["emotion"])
+
+
+def test_batch_norm_knows_no_padding() -> None:
+    """A micro-batch's statistics are those of its real frames; nothing of the padding is learnt from or left behind."""
+    padded, exact = RaggedBatchNorm(4), nn.BatchNorm2d(4)
+    x, real = torch.randn(2, 4, 9, 5), frame_mask(torch.tensor([9, 6]), 9, torch.device("cpu"))
+    found = padded(x.masked_fill(~real[:, None, :, None], 1e6), real)
+    rows = torch.cat([x[0], x[1, :, :6]], dim=1)[None]
+    torch.testing.assert_close(torch.cat([found[0], found[1, :, :6]], dim=1)[None], exact(rows))
+    torch.testing.assert_close(padded.running_mean, exact.running_mean)
+    assert not found[1, :, 6:].any()
+
+
+def test_warping_keeps_its_bounds() -> None:
+    """The bands stay as many; the frames change by no more than asked for."""
+    front = MelDeltas(ACRNN.model_copy(update={"time_warp": 0.2, "mel_warp": 0.1}))
+    torch.manual_seed(0)
+    shapes = [front.warped(torch.randn(ACRNN.mels, 100)).shape for _ in range(100)]
+    assert {bands for bands, _ in shapes} == {ACRNN.mels}
+    assert 80 <= min(frames for _, frames in shapes) < 90 and 110 < max(frames for _, frames in shapes) <= 120
 
 
 def test_masks_keep_their_bounds() -> None:
