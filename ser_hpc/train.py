@@ -45,7 +45,8 @@ def _chosen(run: RunDir, options: argparse.Namespace) -> Trial:
     if options.trial is not None:
         if not 0 <= options.trial < len(trials):
             raise UserError(f"--trial is {options.trial}, but {run.path} has the trials 0 to {len(trials) - 1}")
-        return trials[options.trial]
+        wanted: Trial = trials[options.trial]
+        return wanted
     trial = Trial(trials[0].seed if options.seed is None else options.seed, options.fold)
     if trial not in trials:
         raise UserError(f"{run.path} has no {trial}; it has {listed(trials, 20)}")

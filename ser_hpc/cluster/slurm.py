@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,28 +17,14 @@ _SIGNAL_BEFORE_END_S = 120
 
 
 @dataclass(frozen=True, slots=True)
-class TrialJob:
-    """What submitit pickles and every task of the array element calls: names alone, no live objects."""
+class Command:
+    """What submitit pickles and every task of a job calls: an entry point's name and its arguments, no live objects."""
 
-    run: RunDir
-    trial: Trial
-
-    def __call__(self) -> None:
-        from ser_hpc.train import train
-
-        code = train(self.run, self.trial)
-        if code:
-            sys.exit(code)
-
-
-@dataclass(frozen=True, slots=True)
-class ReportJob:
-    run: RunDir
+    module: str
+    arguments: tuple[str, ...]
 
     def __call__(self) -> None:
-        from ser_hpc.report import main
-
-        code = main([str(self.run.path)])
+        code = importlib.import_module(self.module).main(list(self.arguments))
         if code:
             sys.exit(code)
 
@@ -71,13 +58,13 @@ def submit(run: RunDir, trials: Sequence[Trial], cluster: ClusterSettings) -> tu
     try:
         executor = submitit.SlurmExecutor(folder=folder / "trials", max_num_timeout=1000)
         executor.update_parameters(job_name=f"ser-{run.path.name}", **_present(parameters(cluster)))
-        jobs = executor.map_array(_call, [TrialJob(here, trial) for trial in trials])
+        jobs = executor.map_array(_call, [_train(here, trial) for trial in trials])
         array = jobs[0].job_id.split("_")[0]
         report = submitit.SlurmExecutor(folder=folder / "report")
         report.update_parameters(
             job_name=f"report-{run.path.name}", **_present(report_parameters(cluster, f"afterany:{array}"))
         )
-        report_job = report.submit(ReportJob(here))
+        report_job = report.submit(Command("ser_hpc.report", (str(here.path),)))
     except (submitit.core.utils.FailedJobError, RuntimeError, OSError) as error:
         raise UserError(f"Slurm refused the jobs: {error}") from error
     return [job.job_id for job in jobs], report_job.job_id
@@ -98,8 +85,12 @@ def report_parameters(cluster: ClusterSettings, dependency: str) -> dict[str, An
     }
 
 
-def _call(job: TrialJob) -> None:
-    job()
+def _train(run: RunDir, trial: Trial) -> Command:
+    return Command("ser_hpc.train", ("--run-dir", str(run.path), "--fold", str(trial.fold), "--seed", str(trial.seed)))
+
+
+def _call(command: Command) -> None:
+    command()
 
 
 def _present(values: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ser_hpc.engine.strategy import TrainTensors
+from ser_hpc.engine.sharing import TrainTensors
 from ser_hpc.files import aside, read_json, write_json
 from ser_hpc.results.run_dir import TrialDir
 

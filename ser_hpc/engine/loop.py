@@ -22,6 +22,7 @@ from ser_hpc.data.batches import Batch, BatchSource
 from ser_hpc.data.order import Cut, MicroBatch, epoch_steps, mix, step_micro_batches, steps_per_epoch
 from ser_hpc.engine import checkpoint, strategy
 from ser_hpc.engine.checkpoint import TrainState
+from ser_hpc.engine.ddp import autocast
 from ser_hpc.engine.evaluate import predict
 from ser_hpc.engine.losses import class_weights, clip_losses
 from ser_hpc.engine.optim import learning_rate
@@ -141,7 +142,7 @@ def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: Wor
         model.to(world.device).eval()
         found: list[Prediction] = []
         for part, positions in (("dev", fold.dev.positions), ("test", fold.test.positions)):
-            with strategy.autocast(train, world.device):
+            with autocast(train, world.device):
                 logits = predict(model, source, positions, samples, cut.budget_samples, len(data.classes), world)
             found += _predictions(part, positions, logits, data)
 

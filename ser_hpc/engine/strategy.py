@@ -1,58 +1,13 @@
-"""How ranks share one training step, behind one small interface: alone or DDP here, DeepSpeed ZeRO in `zero.py`.
-
-Every strategy takes and gives its state by parameter name, in full and in fp32 (`TrainTensors`), so a trial may go on under
-another strategy or another number of ranks.
-"""
+"""The strategy that the settings name, behind the interface of `sharing.Strategy`."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Protocol
-
-import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from ser_hpc.config.settings import TrainSettings
-from ser_hpc.engine.optim import adamw
+from ser_hpc.engine.ddp import Replicated
+from ser_hpc.engine.sharing import Strategy, TrainTensors
 from ser_hpc.engine.world import World
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True)
-class TrainTensors:
-    """Every tensor of a trial's state, in full, fp32, on the CPU, by parameter name. `updates`: AdamW's own step count."""
-
-    model: dict[str, Tensor]
-    exp_avg: dict[str, Tensor]
-    exp_avg_sq: dict[str, Tensor]
-    updates: int
-    loss_scale: float
-
-
-class Strategy(Protocol):
-    def forward(self, samples: Tensor, offsets: Tensor, *, last: bool = False) -> dict[str, Tensor]:
-        """The model on one micro-batch. `last` of the step: the backward pass that follows reduces gradients over ranks."""
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of this rank's share of the step's loss. All ranks call it equally often."""
-
-    def step(self, lr: float) -> float:
-        """Clip, update, clear. Returns the gradient's norm before clipping, over all parameters of the step."""
-
-    def training(self, mode: bool) -> None:
-        """Dropout on or off. Buffers (BatchNorm's running statistics) become rank 0's everywhere; all ranks must call it."""
-
-    def tensors(self) -> TrainTensors | None:
-        """The full state on rank 0, None elsewhere. All ranks must call it."""
-
-    def weights(self) -> dict[str, Tensor] | None:
-        """The full weights on rank 0, None elsewhere. All ranks must call it."""
-
-    def close(self) -> None:
-        """Free what it holds; nothing else may be called afterwards."""
 
 
 def build(module: nn.Module, settings: TrainSettings, world: World, saved: TrainTensors | None) -> Strategy:
@@ -65,87 +20,3 @@ def build(module: nn.Module, settings: TrainSettings, world: World, saved: Train
     from ser_hpc.engine.zero import Zero  # deepspeed takes seconds to import
 
     return Zero(module, settings, world, saved)
-
-
-def autocast(settings: TrainSettings, device: torch.device) -> AbstractContextManager[None]:
-    """The forward pass's precision over fp32 weights."""
-    if settings.precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, DTYPES[settings.precision])
-
-
-class Replicated:
-    """Every rank holds the whole model; gradients are averaged by DDP at the step's last micro-batch."""
-
-    def __init__(self, module: nn.Module, settings: TrainSettings, world: World, saved: TrainTensors | None) -> None:
-        self._module, self._settings, self._world = module, settings, world
-        self._parallel = self._distributed(module) if world.size > 1 else None
-        self._optimizer = adamw(module, settings)
-        self._scaler = torch.amp.GradScaler(
-            world.device.type, enabled=settings.precision == "fp16", init_scale=saved.loss_scale if saved else 2.0**16
-        )
-        if saved is not None and saved.updates:
-            self._restore(saved)
-
-    def _distributed(self, module: nn.Module) -> DistributedDataParallel:
-        device = self._world.device
-        ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
-
-    def forward(self, samples: Tensor, offsets: Tensor, *, last: bool = False) -> dict[str, Tensor]:
-        if self._parallel is not None:
-            self._parallel.require_backward_grad_sync = last  # DDP reads it in the forward pass already
-        model = self._parallel if self._parallel is not None and self._module.training else self._module
-        with autocast(self._settings, self._world.device):
-            outputs: dict[str, Tensor] = model(samples, offsets)
-        return outputs
-
-    def backward(self, loss: Tensor) -> None:
-        # DDP averages over ranks; the step's loss is already normalised over all of them.
-        scaled = self._scaler.scale(loss * self._world.size)
-        scaled.backward()  # type: ignore[no-untyped-call]
-
-    def step(self, lr: float) -> float:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._scaler.unscale_(self._optimizer)
-        limit = self._settings.clip_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_([p for p in self._module.parameters() if p.grad is not None], limit)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
-        return float(norm)
-
-    def training(self, mode: bool) -> None:
-        self._world.same(self._module.buffers())
-        self._module.train(mode)
-
-    def weights(self) -> dict[str, Tensor] | None:
-        if not self._world.is_main:
-            return None
-        return {name: tensor.detach().cpu().clone() for name, tensor in self._module.state_dict().items()}
-
-    def tensors(self) -> TrainTensors | None:
-        weights = self.weights()
-        if weights is None:
-            return None
-        states = {name: self._optimizer.state[p] for name, p in self._module.named_parameters() if p in self._optimizer.state}
-        updates = {int(state["step"]) for state in states.values()}
-        assert len(updates) <= 1, "every parameter is updated at every step"
-        exp_avg, exp_avg_sq = (
-            {name: state[key].detach().cpu().clone() for name, state in states.items()} for key in ("exp_avg", "exp_avg_sq")
-        )
-        return TrainTensors(weights, exp_avg, exp_avg_sq, updates.pop() if updates else 0, self._scaler.get_scale())
-
-    def _restore(self, saved: TrainTensors) -> None:
-        for name, parameter in self._module.named_parameters():
-            if parameter.requires_grad:
-                self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(saved.updates)),
-                    "exp_avg": saved.exp_avg[name].to(parameter),
-                    "exp_avg_sq": saved.exp_avg_sq[name].to(parameter),
-                }
-
-    def close(self) -> None:
-        self._parallel = None
-        self._optimizer.zero_grad(set_to_none=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # public, but not in __all__
 
 from ser_hpc.errors import UserError
 from ser_hpc.files import read_json, write_json
@@ -108,11 +109,11 @@ def _attempt(env: Mapping[str, str]) -> str:
     return "-".join(env.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID"))
 
 
-def _meet(address_file: Path, rank: int, size: int) -> dist.Store:
+def _meet(address_file: Path, rank: int, size: int) -> Store:
     """Rank 0 opens the store and writes where it is; the others read that. Raises UserError if rank 0 does not come."""
     if rank == 0:
         host = socket.gethostname() if "SLURM_STEP_ID" in os.environ else "localhost"
-        store = dist.TCPStore(host, 0, size, is_master=True, timeout=_MEETING, wait_for_workers=False)
+        store = TCPStore(host, 0, size, is_master=True, timeout=_MEETING, wait_for_workers=False)
         write_json(address_file, {"host": host, "port": store.port})
         return store
     deadline = time.monotonic() + _MEETING.total_seconds()
@@ -121,4 +122,4 @@ def _meet(address_file: Path, rank: int, size: int) -> dist.Store:
             raise UserError(f"rank {rank} of {size} waited {_MEETING} for rank 0 at {address_file}: did every task start?")
         time.sleep(0.05)
     address = read_json(address_file)
-    return dist.TCPStore(address["host"], address["port"], size, is_master=False, timeout=_MEETING)
+    return TCPStore(address["host"], address["port"], size, is_master=False, timeout=_MEETING)

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO stages 1, 2 and 3 behind the `Strategy` interface; the only importer of deepspeed.
+"""DeepSpeed ZeRO stages 1, 2 and 3 behind the interface of `sharing.Strategy`; the only importer of deepspeed.
 
 DeepSpeed's own checkpoints are pickles tied to one number of ranks. So the state is gathered and set by parameter name, with
 calls of which some are private: pyproject.toml bounds the version, and tests hold every stage to DDP's curve and state.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ser_hpc.config.settings import TrainSettings
 from ser_hpc.engine.optim import adamw
-from ser_hpc.engine.strategy import TrainTensors
+from ser_hpc.engine.sharing import TrainTensors
 from ser_hpc.engine.world import World
 
 if not torch.cuda.is_available():

@@ -1,0 +1,45 @@
+"""How ranks share one training step: the interface that the loop sees, and the state that every strategy takes and gives.
+
+State goes by parameter name, in full and in fp32, so a trial may go on under another strategy or another number of ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TrainTensors:
+    """Every tensor of a trial's state, in full, fp32, on the CPU, by parameter name. `updates`: AdamW's own step count."""
+
+    model: dict[str, Tensor]
+    exp_avg: dict[str, Tensor]
+    exp_avg_sq: dict[str, Tensor]
+    updates: int
+    loss_scale: float
+
+
+class Strategy(Protocol):
+    def forward(self, samples: Tensor, offsets: Tensor, *, last: bool = False) -> dict[str, Tensor]:
+        """The model on one micro-batch. `last` of the step: the backward pass that follows reduces gradients over ranks."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of this rank's share of the step's loss. All ranks call it equally often."""
+
+    def step(self, lr: float) -> float:
+        """Clip, update, clear. Returns the gradient's norm before clipping, over all parameters of the step."""
+
+    def training(self, mode: bool) -> None:
+        """Dropout on or off. Buffers (BatchNorm's running statistics) become rank 0's everywhere; all ranks must call it."""
+
+    def tensors(self) -> TrainTensors | None:
+        """The full state on rank 0, None elsewhere. All ranks must call it."""
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """The full weights on rank 0, None elsewhere. All ranks must call it."""
+
+    def close(self) -> None:
+        """Free what it holds; nothing else may be called afterwards."""
