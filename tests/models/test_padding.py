@@ -18,7 +18,7 @@ def classifier(request: pytest.FixtureRequest) -> Classifier:
     model = build(MODELS[request.param], num_classes=4, seed=1)
     for parameter in model.head.parameters():  # logits of about 1, which differ from clip to clip
         nn.init.normal_(parameter, std=0.15)
-    if request.param == "acrnn":
+    if request.param.startswith("acrnn"):
         for parameter in model.encoder.parameters():
             parameter.data.mul_(2)
     return model
@@ -38,6 +38,8 @@ def test_logits_of_a_clip_do_not_depend_on_its_batch(classifier: Classifier, dty
 
 def test_gradients_of_a_batch_are_the_sum_of_its_clips(classifier: Classifier) -> None:
     """Training too: what is masked on the way forward must not come back on the way backward."""
+    if any(isinstance(module, nn.BatchNorm2d) for module in classifier.modules()):
+        pytest.skip("batch normalisation ties the clips of a batch together in training, by design")
     model, waves = classifier.double().train(), clips(*LENGTHS)
     weights = torch.arange(4.0, dtype=torch.float64)
 

@@ -28,7 +28,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ENCODERS = {name: EncoderModel(weights=None, config=config, dropout=0.0) for name, config in CONFIGS.items()}
 ACRNN = AcrnnModel(first_channels=6, channels=8, layers=3, linear=16, cells=8, hidden=8, mels=16, dropout=0.0)
-MODELS: dict[str, Model] = {**ENCODERS, "acrnn": ACRNN}
+MODELS: dict[str, Model] = {**ENCODERS, "acrnn": ACRNN.model_copy(update={"norm": "none"}), "acrnn, batch norm": ACRNN}
 
 
 def clips(*lengths: int) -> list[Tensor]:
