@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +76,13 @@ def wav2vec2(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def planned(root: Path, shards: Path, *overrides: str, encoder: dict[str, Any] | None = None) -> RunDir:
-    """A run directory for a tiny Wav2Vec2, as the launcher makes it."""
+def planned(root: Path, shards: Path, *overrides: str, encoder: dict[str, Any] | None = None, plain: bool = False) -> RunDir:
+    """A run directory as the launcher makes it, for a tiny Wav2Vec2, or `encoder`, or (`plain`) what `overrides` say."""
+    model = ["model.weights=null", f"model.config={encoder or wav2vec2()}", "model.head.projection=16"]
     lines = [
         f"run.root={root}",
         f"data.shards={shards}",
-        "model.weights=null",
-        f"model.config={encoder or wav2vec2()}",
-        "model.head.projection=16",
+        *([] if plain else model),
         "train.epochs=2",
         "train.global_batch=16",
         "train.lr=1e-3",
@@ -89,3 +94,27 @@ def run_here(run: RunDir, *trials: Trial, ranks: int = 1) -> dict[Trial, int]:
     """The trials' exit codes, each trained by `ranks` processes, one trial at a time."""
     machine = Machine(cores=2, gpus=(), slots=1, ranks=ranks, threads=1)
     return run_trials(run, trials or run.trials(), machine, lambda jobs: None)
+
+
+def train_on_ranks(runs: Sequence[RunDir], ranks: int) -> None:
+    """Trial (0, 0) of each run, one after another in the same processes: their start-up is paid once."""
+    environment = os.environ | {"WORLD_SIZE": str(ranks), "SER_HPC_ATTEMPT": uuid.uuid4().hex, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).parent / "engine" / "train_many.py"), *(str(run.path) for run in runs)]
+    processes = [
+        subprocess.Popen(
+            command,
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    outputs = [process.communicate(timeout=500)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * ranks, "\n".join(outputs)[-4000:]
+
+
+def curve(run: RunDir) -> np.ndarray:
+    """The loss of each step of trial (0, 0)."""
+    lines = run.trial(Trial(0, 0)).steps.read_text().splitlines()
+    return np.array([json.loads(line)["loss"] for line in lines])

@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import uuid
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 import pytest
-from small import packed_tones, planned
+from small import curve, packed_tones, planned, train_on_ranks
 
 from ser_hpc.results import predictions
 from ser_hpc.results.run_dir import RunDir, Trial
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 DROPOUTS = (0.0, 0.1)
-
-
-def train_on_ranks(runs: Sequence[RunDir], ranks: int) -> None:
-    environment = os.environ | {"WORLD_SIZE": str(ranks), "SER_HPC_ATTEMPT": uuid.uuid4().hex, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("train_many.py")), *(str(run.path) for run in runs)]
-    processes = [
-        subprocess.Popen(
-            command,
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    outputs = [process.communicate(timeout=500)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * ranks, "\n".join(outputs)[-4000:]
-
-
-def curve(run: RunDir) -> np.ndarray:
-    lines = run.trial(Trial(0, 0)).steps.read_text().splitlines()
-    return np.array([json.loads(line)["loss"] for line in lines])
 
 
 def scores(run: RunDir) -> dict[tuple[str, str], list[float]]:

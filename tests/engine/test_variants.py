@@ -1,0 +1,94 @@
+"""Every encoder family, pre-trained weights, freezing and half precision: each trains and predicts through the same loop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import curve, packed_tones, planned, train_on_ranks, wav2vec2
+from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
+
+from ser_hpc.results import predictions
+from ser_hpc.results.run_dir import RunDir, Trial
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+STEM = {"conv_dim": [16, 32], "conv_kernel": [20, 16], "conv_stride": [20, 16], "num_feat_extract_layers": 2}
+POSITIONS = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "hubert": {"model_type": "hubert", **SMALL, **STEM, **POSITIONS},
+    "wavlm": {"model_type": "wavlm", **SMALL, **STEM, **POSITIONS},
+    "whisper": {
+        "model_type": "whisper",
+        "d_model": 32,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "num_mel_bins": 20,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pre-trained model as the hub gives it: safetensors, configuration and preprocessor in a folder."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(5)
+    AutoModel.from_config(AutoConfig.for_model(**wav2vec2())).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> dict[str, RunDir]:
+    """One epoch of each variant, on two ranks."""
+    base = tmp_path_factory.mktemp("variants")
+    shards, one = packed_tones(base), "train.epochs=1"
+    made = {name: planned(base / name, shards, one, encoder=config) for name, config in ENCODERS.items()}
+    pretrained = (f"model.weights={weights}", "model.config=null", one)
+    variants = {
+        "acrnn": ("model={kind: acrnn, first_channels: 4, channels: 4, layers: 2, linear: 8, cells: 4, mels: 16}", one),
+        "stem": (*pretrained, "model.freeze=stem", "train.strategy=zero1"),
+        "encoder": (*pretrained, "model.freeze=encoder"),
+        "encoder-zero3": (*pretrained, "model.freeze=encoder", "train.strategy=zero3"),
+        "fp32": (one, "train.lr=1e-4"),
+        "bf16": (one, "train.lr=1e-4", "train.precision=bf16"),
+        "bf16-zero2": (one, "train.lr=1e-4", "train.precision=bf16", "train.strategy=zero2"),
+    }
+    made |= {name: planned_variant(base / name, shards, more) for name, more in variants.items()}
+    train_on_ranks(list(made.values()), ranks=2)
+    return made
+
+
+def planned_variant(root: Path, shards: Path, more: tuple[str, ...]) -> RunDir:
+    return planned(root, shards, *more, plain=more[0].startswith("model={"))
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, "acrnn", "stem", "encoder", "encoder-zero3", "bf16", "bf16-zero2"])
+def test_trains_and_predicts(runs: dict[str, RunDir], name: str) -> None:
+    place = runs[name].trial(Trial(0, 0))
+    assert json.loads(place.done.read_text())["ranks"] == 2
+    assert np.isfinite(curve(runs[name])).all()
+    found = predictions.read(place.predictions)
+    assert len({p.utterance_id for p in found}) == len(found) > 0
+    assert all(abs(sum(p.probabilities.values()) - 1) < 1e-4 for p in found)
+
+
+@pytest.mark.parametrize("name", ["stem", "encoder", "encoder-zero3"])
+def test_frozen_weights_stay_those_of_the_folder(runs: dict[str, RunDir], weights: Path, name: str) -> None:
+    """What is frozen is as pre-trained after training, and the rest is not."""
+    before = load_file(weights / "model.safetensors")
+    after = load_file(runs[name].trial(Trial(0, 0)).best)
+    kept = {key: torch.equal(before[key], after[f"encoder.{key}"]) for key in before if f"encoder.{key}" in after}
+    stem = {key: same for key, same in kept.items() if key.startswith("feature_extractor.")}
+    assert stem and all(stem.values())
+    assert all(kept.values()) == (name != "stem")
+
+
+@pytest.mark.parametrize("name", ["bf16", "bf16-zero2"])
+def test_half_precision_follows_the_full_one(runs: dict[str, RunDir], name: str) -> None:
+    assert np.abs(curve(runs[name]) - curve(runs["fp32"])).max() < 0.02
