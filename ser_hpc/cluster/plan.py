@@ -76,7 +76,12 @@ def prepare(settings: Settings) -> Experiment:
 
 
 def shard_folder(settings: Settings) -> Path:
-    """Where the shards are; the demo's are beside its runs."""
+    """Where the shards are; the demo's are beside its runs. Raises UserError if the settings do not say."""
+    if settings.data.shards is None:
+        raise UserError(
+            "data.shards is not given: add data.shards=FOLDER, a folder that tools/build_shards.py packed "
+            f"(or data.shards={DEMO} for the built-in synthetic speech)"
+        )
     return settings.run.root / "demo_corpus" / "shards" if settings.data.shards == DEMO else Path(settings.data.shards)
 
 

@@ -46,7 +46,7 @@ class RunSettings(Section):
 
 
 class DataSettings(Section):
-    shards: str = "demo"
+    shards: str | None = None
     """Folder of packed shards (tools/build_shards.py makes it), or `demo`: built-in synthetic speech, made when first used."""
     labels: str = "as_annotated"
     """Label set: a name under configs/labels, a YAML file, or `as_annotated` (every annotated emotion is a class)."""
@@ -113,7 +113,7 @@ class AcrnnModel(Section):
     """LSTM cells in each direction."""
     hidden: Positive = 64
     """Width of the layer after attention."""
-    mels: Positive = 40
+    mels: Annotated[int, Field(ge=4)] = 40
     """Mel bands."""
     norm: Literal["batch", "none"] = "batch"
     """Normalisation of the convolutions. `batch` takes its statistics, in training, over the micro-batch of each rank, so

@@ -119,8 +119,9 @@ class Acrnn(nn.Module):
                 x = F.max_pool2d(x, POOL)
                 lengths = lengths // POOL[0]
                 real = ragged.frame_mask(lengths, x.shape[2], x.device)
+                whole = bool((lengths == x.shape[2]).all())  # on the CPU, where the lengths are: no wait for the device
             if self.norms:
-                x = self.norms[index](x, real)
+                x = self.norms[index](x, None if whole else real)
             x = F.leaky_relu(x, SLOPE).masked_fill(~real[:, None, :, None], 0)
         x = F.leaky_relu(self.linear(x.transpose(1, 2).flatten(2)), SLOPE)
         # Two directions as two layers, the second on clips turned round: exact without packing, whose backward pass takes

@@ -53,7 +53,7 @@ class RaggedBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
         """`real`: (B, T) bool, the frames that are no padding; None: all of them."""
-        if real is None or bool(real.all()):
+        if real is None:
             return super().forward(x)
         frames = x.transpose(1, 2)
         scaled = torch.zeros_like(frames)

@@ -124,6 +124,7 @@ def test_a_damaged_shard_fails_its_trials_by_name(base: Path, tmp_path: Path) ->
         (["data.labels=nowhere"], ["nowhere", "emodb_7"]),
         (["data.labels=emodb_7"], ["angry", "emodb_7"]),
         (["--config", "missing.yaml"], ["missing.yaml", "demo"]),
+        (["data.shards=null"], ["data.shards=FOLDER", "build_shards"]),
         (["cluster.nodes=2"], ["one node"]),
     ],
 )
