@@ -110,6 +110,8 @@ def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: Wor
                 _refuse_non_finite(losses, clips, data, state)
                 lr = learning_rate(state.step, total_steps, train)
                 grad_norm = ranks.step(lr)
+                if train.precision != "fp16":  # whose scaler skips such a step by itself
+                    _refuse_non_finite(torch.full_like(losses, grad_norm), clips, data, state, "gradient")
                 step_loss = float((losses.double().cpu() * torch.from_numpy(weights[clips])).sum())
                 state = state.after_step(step_loss, step_weight)
                 progress.step(state, step_loss / step_weight, lr, grad_norm)
@@ -183,14 +185,16 @@ def _put(losses: Tensor, clips: np.ndarray, batch: Batch, clip_loss: Tensor) -> 
     losses[torch.from_numpy(rows)[real].to(losses.device)] = clip_loss.detach()[real.to(losses.device)]
 
 
-def _refuse_non_finite(losses: Tensor, clips: np.ndarray, data: TrialData, state: TrainState) -> None:
-    if bool(torch.isfinite(losses).all()):
+def _refuse_non_finite(values: Tensor, clips: np.ndarray, data: TrialData, state: TrainState, what: str = "loss") -> None:
+    """Nothing of such a step is ever saved. `values`: one for each of `clips`."""
+    if bool(torch.isfinite(values).all()):
         return
-    bad = clips[~torch.isfinite(losses).cpu().numpy()]
+    bad = clips[~torch.isfinite(values).cpu().numpy()]
+    when = f"step {state.step} (epoch {state.epoch})"
     names = listed([data.index.metadata.utterance_id[position] for position in bad])
     raise UserError(
-        f"the loss is not finite at step {state.step} (epoch {state.epoch}), on {len(bad)} of its {len(clips)} clips: {names}. "
-        "Nothing of this step was applied. Lower train.lr, use train.precision=fp32, or look at these clips."
+        f"the {what} is not finite at {when}, on {len(bad)} of its {len(clips)} clips: {names}. "
+        "Nothing of this step was saved. Lower train.lr, use train.precision=fp32, or look at these clips."
     )
 
 

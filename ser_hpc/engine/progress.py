@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from io import TextIOWrapper
@@ -33,7 +34,8 @@ class Progress:
     def step(self, state: TrainState, loss: float, lr: float, grad_norm: float) -> None:
         """After an optimizer step; `state.step` counts it already."""
         if self._active:
-            line = {"step": state.step - 1, "epoch": state.epoch, "loss": loss, "lr": lr, "grad_norm": grad_norm}
+            norm = grad_norm if math.isfinite(grad_norm) else None
+            line = {"step": state.step - 1, "epoch": state.epoch, "loss": loss, "lr": lr, "grad_norm": norm}
             self._steps.write(json.dumps(line) + "\n")
             self._last["loss"] = loss
             if time.monotonic() - self._written > _EVERY_S:
