@@ -36,10 +36,9 @@ from ser_hpc.results import predictions
 from ser_hpc.results.metrics import confusion_matrix, uar
 from ser_hpc.results.predictions import Prediction
 from ser_hpc.results.run_dir import TrialDir
+from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ShardReader
-
-SAMPLE_RATE_HZ = 16_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +60,10 @@ def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: Wor
         return
     train, seed, fold = settings.train, trial.trial.seed, data.fold
     began = time.monotonic()
-    samples = data.index.num_samples
-    if settings.data.max_seconds is not None:
-        samples = np.minimum(samples, round(settings.data.max_seconds * SAMPLE_RATE_HZ))
+    max_samples = _max_samples(settings)
+    samples = np.minimum(data.index.num_samples, max_samples) if max_samples else data.index.num_samples
     weights = class_weights(data.targets[fold.train.positions], len(data.classes), train.class_weights)[data.targets]
-    cut = Cut(world.size, round(train.budget_seconds * SAMPLE_RATE_HZ), train.accumulation)
+    cut = Cut(world.size, round(train.budget_seconds * RATE), train.accumulation)
     steps_an_epoch = steps_per_epoch(len(fold.train.positions), train.global_batch)
     total_steps = train.epochs * steps_an_epoch
 
@@ -79,7 +77,7 @@ def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: Wor
     progress = Progress(trial, state, total_steps, train.epochs, active=world.is_main)
 
     with StopFlag() as stop, ShardReader(data.index) as reader:
-        source = BatchSource(reader, data.targets, weights, _max_samples(settings))
+        source = BatchSource(reader, data.targets, weights, max_samples)
         last_save = time.monotonic()
 
         def save() -> None:
@@ -167,7 +165,7 @@ def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: Wor
 
 
 def _max_samples(settings: Settings) -> int | None:
-    return None if settings.data.max_seconds is None else round(settings.data.max_seconds * SAMPLE_RATE_HZ)
+    return None if settings.data.max_seconds is None else round(settings.data.max_seconds * RATE)
 
 
 def _grouped(source: BatchSource, steps: list[list[MicroBatch]]) -> Iterator[list[Batch]]:
