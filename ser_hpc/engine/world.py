@@ -95,7 +95,7 @@ def _who_am_i(env: Mapping[str, str]) -> tuple[int, int, int, int]:
         size = int(env["WORLD_SIZE"])
         return int(env["RANK"]), size, int(env.get("LOCAL_RANK", 0)), int(env.get("LOCAL_WORLD_SIZE", size))
     if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
-        # "2(x3),1" lists tasks per node; this node's own count is the largest local rank that srun may give here.
+        # The launcher and slurm/train.sbatch ask for as many tasks on every node.
         size = int(env["SLURM_STEP_NUM_TASKS"])
         local_size = -(-size // int(env["SLURM_STEP_NUM_NODES"]))
         return int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), local_size
