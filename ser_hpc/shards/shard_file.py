@@ -24,7 +24,7 @@ from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError
 from ser_hpc.files import aside
 from ser_hpc.shards import audio
-from ser_hpc.shards.index import SCHEMA, Shard, index_path
+from ser_hpc.shards.index import SCHEMA, Shard, index_path, parse_index
 from ser_hpc.shards.plan import ShardPlan, describe, source_hash
 from ser_hpc.shards.report import BadClip
 from ser_hpc.shards.workers import check_stopped
@@ -64,7 +64,7 @@ def write_shard(plan: ShardPlan, out: Path, skip_bad: bool) -> Written:
         content = _parquet(rows, record | {"skipped": {clip.key: clip.reason for clip in bad}})
         with aside(index_path(tar)) as temporary:
             temporary.write_bytes(content)
-    return _written(plan, _table(content), content)
+    return _written(plan, parse_index(content), content)
 
 
 def finished_shard(plan: ShardPlan, out: Path) -> Written | None:
@@ -72,7 +72,7 @@ def finished_shard(plan: ShardPlan, out: Path) -> Written | None:
     tar = out / plan.path
     try:
         content = index_path(tar).read_bytes()
-        table = _table(content)
+        table = parse_index(content)
         record = _record(table)
         if not table.schema.equals(SCHEMA) or record["bytes"] != tar.stat().st_size:
             return None
@@ -137,13 +137,10 @@ def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def _parquet(rows: list[dict[str, Any]], record: dict[str, Any]) -> bytes:
     table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({_RECORD: json.dumps(record).encode()}))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()
-
-
-def _table(content: bytes) -> pa.Table:
-    return pq.read_table(io.BytesIO(content), page_checksum_verification=True)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def _record(table: pa.Table) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -175,3 +177,17 @@ def test_shard_that_vanishes_while_reading_is_a_user_error(packed: Path) -> None
     (packed / index.shards[0].path).unlink()
     with ShardReader(index) as reader, pytest.raises(UserError, match="cannot be read"):
         reader.read(0)
+
+
+def test_reading_an_index_leaves_no_thread_behind(packed: Path) -> None:
+    """A thread of arrow's pool alive at the interpreter's end aborts it: a command's exit code would be lost, now and then."""
+    program = """
+import os, sys
+from pathlib import Path
+from ser_hpc.shards.index import ShardIndex
+before = len(os.listdir("/proc/self/task"))
+ShardIndex.load(Path(sys.argv[1]))
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    result = subprocess.run([sys.executable, "-c", program, packed], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "0"
