@@ -12,7 +12,7 @@ from ser_hpc.config.settings import ClusterSettings
 from ser_hpc.errors import UserError
 from ser_hpc.results.run_dir import RunDir, Trial
 
-_REPORT_MIN = 20
+REPORT_MIN, REPORT_MEM_GB = 20, 4
 _SIGNAL_BEFORE_END_S = 120
 
 
@@ -29,60 +29,116 @@ class Command:
             sys.exit(code)
 
 
-def parameters(cluster: ClusterSettings) -> dict[str, Any]:
-    """submitit's parameters of the trials' array; memory and CPUs are always stated."""
-    ranks = cluster.gpus_per_node if cluster.gpus_per_node is not None else 1
-    extra = {"account": cluster.account, "qos": cluster.qos}
-    return {
-        "partition": cluster.partition,
+def parameters(cluster: ClusterSettings, setup: Sequence[str] = ()) -> dict[str, Any]:
+    """submitit's parameters of the trials' jobs; memory and CPUs always stated. `setup`: shell lines after the profile's."""
+    ranks = max(1, gpus_per_node(cluster))
+    return _common(cluster, setup) | {
+        "partition": partition(cluster, cluster.partition),
         "nodes": cluster.nodes,
-        "ntasks_per_node": max(1, ranks),
-        "gpus_per_node": ranks or None,
-        "cpus_per_task": cluster.cpus_per_task,
-        "mem": f"{cluster.mem_gb_per_task * max(1, ranks)}G",
+        "ntasks_per_node": ranks,
+        "cpus_per_task": cluster.cpus_per_gpu,
+        "mem": f"{cluster.mem_gb_per_gpu * ranks}G",
         "time": cluster.time_min,
+        "constraint": cluster.constraint,
         "signal_delay_s": _SIGNAL_BEFORE_END_S,
-        "stderr_to_stdout": True,
         # srun does not inherit these from sbatch, and a task that dies must end its fellows, who would wait for it for ever.
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_task}"],
-        "additional_parameters": {name: value for name, value in extra.items() if value},
-    } | ({"array_parallelism": cluster.parallel} if cluster.parallel else {})
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_gpu}"],
+        "array_parallelism": cluster.parallel,
+        **_gpus(cluster),
+    }
+
+
+def report_parameters(cluster: ClusterSettings, dependency: str | None, setup: Sequence[str] = ()) -> dict[str, Any]:
+    """After the array, whatever became of it (`afterany`): the report names what is missing."""
+    return _common(cluster, setup) | {
+        "partition": partition(cluster, cluster.report_partition or cluster.partition),
+        "constraint": None if cluster.report_partition else cluster.constraint,
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": 1,
+        "mem": f"{REPORT_MEM_GB}G",
+        "time": REPORT_MIN,
+        "dependency": dependency,
+    }
+
+
+def partition(cluster: ClusterSettings, name: str | None) -> str | None:
+    """The site's own name of a partition; none: the site's default."""
+    return cluster.partitions.get(name, name) if name else None
+
+
+def gpus_per_node(cluster: ClusterSettings) -> int:
+    return 1 if cluster.gpus_per_node is None else cluster.gpus_per_node
+
+
+def scripts(
+    run: RunDir, num_jobs: int, cluster: ClusterSettings, setup: Sequence[str] = (), array: str = "ARRAY_JOB_ID"
+) -> list[tuple[str, str]]:
+    """Name and exact text of the batch scripts of `num_jobs` trials and their report, as `submit` hands them to sbatch.
+
+    `array` stands for the number that Slurm gives the trials' job. Writes nothing.
+    """
+    trials, report = trials_executor(run, cluster, setup), report_executor(run, cluster, f"afterany:{array}", setup)
+    if num_jobs > 1:  # submitit submits a single trial as a plain job
+        trials.parameters["map_count"] = num_jobs
+    return [
+        (name, executor._make_submission_file_text(executor._submitit_command_str, ""))
+        for name, executor in (("trials", trials), ("report", report))
+    ]
+
+
+def trials_executor(run: RunDir, cluster: ClusterSettings, setup: Sequence[str] = ()) -> Any:
+    """submitit's executor of the trials, ready to submit."""
+    return _executor(run, "trials", f"ser-{run.path.name}", cluster, parameters(cluster, setup))
+
+
+def report_executor(run: RunDir, cluster: ClusterSettings, dependency: str | None, setup: Sequence[str] = ()) -> Any:
+    """submitit's executor of the report, ready to submit."""
+    return _executor(run, "report", f"report-{run.path.name}", cluster, report_parameters(cluster, dependency, setup))
 
 
 def submit(run: RunDir, trials: Sequence[Trial], cluster: ClusterSettings) -> tuple[list[str], str]:
     """Submit the array and the report; returns the trials' job ids and the report's. Raises UserError with Slurm's words."""
     import submitit
 
-    folder = (run.path / "jobs").resolve()
     here = RunDir(run.path.resolve())
     try:
-        executor = submitit.SlurmExecutor(folder=folder / "trials", max_num_timeout=1000)
-        executor.update_parameters(job_name=f"ser-{run.path.name}", **_present(parameters(cluster)))
+        executor = trials_executor(here, cluster)
         jobs = executor.map_array(_call, [_train(here, trial) for trial in trials])
         array = jobs[0].job_id.split("_")[0]
-        report = submitit.SlurmExecutor(folder=folder / "report")
-        report.update_parameters(
-            job_name=f"report-{run.path.name}", **_present(report_parameters(cluster, f"afterany:{array}"))
-        )
+        report = report_executor(here, cluster, f"afterany:{array}")
         report_job = report.submit(Command("ser_hpc.report", (str(here.path),)))
     except (submitit.core.utils.FailedJobError, RuntimeError, OSError) as error:
         raise UserError(f"Slurm refused the jobs: {error}") from error
     return [job.job_id for job in jobs], report_job.job_id
 
 
-def report_parameters(cluster: ClusterSettings, dependency: str) -> dict[str, Any]:
-    """After the array, whatever became of it (`afterany`): the report names what is missing."""
-    extra = {"account": cluster.account, "qos": cluster.qos}
+def _executor(run: RunDir, folder: str, name: str, cluster: ClusterSettings, values: dict[str, Any]) -> Any:
+    import submitit
+
+    # submitit's own limit of restarts is out of the way: a trial knows when to give up.
+    executor = submitit.SlurmExecutor(folder=run.jobs.resolve() / folder, max_num_timeout=1000, python=cluster.python)
+    executor.update_parameters(job_name=name, **_present(values))
+    return executor
+
+
+def _common(cluster: ClusterSettings, setup: Sequence[str]) -> dict[str, Any]:
     return {
-        "partition": cluster.partition,
-        "nodes": 1,
-        "ntasks_per_node": 1,
-        "cpus_per_task": 1,
-        "mem": "4G",
-        "time": _REPORT_MIN,
-        "dependency": dependency,
-        "additional_parameters": {name: value for name, value in extra.items() if value},
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "exclude": ",".join(cluster.exclude) or None,
+        "setup": [*cluster.setup, *setup] or None,
+        "stderr_to_stdout": True,
+        "additional_parameters": {"requeue": True},
     }
+
+
+def _gpus(cluster: ClusterSettings) -> dict[str, Any]:
+    count = gpus_per_node(cluster)
+    what = f"{cluster.gpu_type}:{count}" if cluster.gpu_type else count
+    if not count:
+        return {}
+    return {"gres": f"gpu:{what}"} if cluster.gpu_request == "gres" else {"gpus_per_node": what}
 
 
 def _train(run: RunDir, trial: Trial) -> Command:

@@ -1,6 +1,8 @@
-"""Settings from defaults < file < command line, with every mistake found at once and the nearest known key named.
+"""Settings from defaults < cluster profile < file < command line, every mistake found at once, the nearest known key named.
 
-settings = load(Path("configs/emodb_acrnn.yaml"), ["train.epochs=60", "data.shards=/scratch/shards/emodb"])
+settings = load(Path("configs/emodb_acrnn.yaml"), ["train.epochs=60", "cluster.profile=pace_ice"])
+
+A profile says how things are done at a site (configs/cluster): what it sets are defaults of the section `cluster`.
 """
 
 from __future__ import annotations
@@ -18,23 +20,45 @@ from pydantic_core import ErrorDetails
 from ser_hpc.config.settings import Settings
 from ser_hpc.errors import ConfigError, UserError
 
+_ALIASES = {"auto": None, "slurm": "generic"}
+
+
+class _Yaml(yaml.SafeLoader):
+    """Without YAML 1.1's numbers to the base of 60, which make 14400 of Slurm's 4:00:00."""
+
+    def integer(self, node: yaml.ScalarNode) -> int | str:
+        return str(node.value) if ":" in node.value else self.construct_yaml_int(node)
+
+
+_Yaml.add_constructor("tag:yaml.org,2002:int", _Yaml.integer)
+
 
 def load(file: Path | None, overrides: Sequence[str]) -> Settings:
     """Merge and check. `overrides` are `key.path=value`, the value read as YAML. Raises ConfigError with every mistake."""
     tree = _read(file) if file else {}
+    if any(override.startswith("cluster.profile=") for override in overrides) and isinstance(tree.get("cluster"), dict):
+        tree["cluster"].pop("kind", None)  # the file's belongs to the file's profile
     problems = [problem for override in overrides if (problem := _set(tree, override))]
+    profile = _profile(tree, problems)
+    merged = _merge({"cluster": profile}, tree) if profile else tree
     try:
-        settings = Settings.model_validate(tree)
+        settings = Settings.model_validate(merged)
     except ValidationError as error:
-        problems += [_in_words(detail, tree) for detail in error.errors()]
+        for detail in error.errors():
+            origin = "" if _stands_in(tree, detail["loc"]) else "in the cluster profile, "
+            problems.append(origin + _in_words(detail, merged))
     if problems:
         raise ConfigError(problems)
     return settings
 
 
 def dump(settings: Settings) -> str:
-    """The resolved settings as YAML that `load` takes back."""
-    return str(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    """The resolved settings as YAML that `load` takes back.
+
+    What a profile said is written out and its name left out: jobs need no profile, which may change, or be a file elsewhere.
+    """
+    tree = settings.model_dump(mode="json", exclude={"cluster": {"profile"}})
+    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
 def find(name: str, folder: str) -> Path:
@@ -48,12 +72,45 @@ def find(name: str, folder: str) -> Path:
     if own.is_file():
         return own
     known = sorted(path.stem for path in (configs / folder).glob("*.yaml"))
-    raise UserError(f"{name!r} is neither a file nor one of the project's {folder or 'configurations'}: {', '.join(known)}")
+    what = {"": "configurations", "labels": "label sets", "cluster": "cluster profiles"}[folder]
+    raise UserError(f"{name!r} is neither a file nor one of the project's {what}: {', '.join(known)}")
+
+
+def _profile(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The fields of the profile that `tree` names, and its resolved name put into `tree`; mistakes go to `problems`."""
+    cluster = tree.get("cluster")
+    if not isinstance(cluster, dict) or not isinstance(cluster.get("profile"), str):
+        return {}
+    name = cluster["profile"] = _ALIASES.get(cluster["profile"], cluster["profile"])
+    if name is None:
+        return {}
+    try:
+        fields = _read(find(name, "cluster"))
+    except UserError as error:
+        problems.append(f"cluster.profile: {error}")
+        return {}
+    if "profile" in fields:
+        problems.append(f"cluster.profile: {name} names another profile, {fields.pop('profile')}; write its fields out")
+    return fields
+
+
+def _merge(below: Any, above: Any) -> Any:
+    """`above` over `below`, key by key."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _merge(below[key], value) if key in below else value for key, value in above.items()}
+
+
+def _stands_in(tree: Any, path: Sequence[str | int]) -> bool:
+    """Whether the profile's fields had no part in what stands at `path`."""
+    if path[:1] != ("cluster",) or len(path) < 2:
+        return True
+    return isinstance(tree.get("cluster"), dict) and path[1] in tree["cluster"]
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        tree = yaml.load(file.read_text(encoding="utf-8"), _Yaml) or {}
     except OSError as error:
         raise UserError(f"configuration {file} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -70,7 +127,7 @@ def _set(tree: dict[str, Any], override: str) -> str | None:
     if not equals or not all(keys):
         return f"{override!r}: write key=value, for instance train.epochs=60"
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Yaml)
     except yaml.YAMLError:
         return f"{override!r}: the value is not YAML"
     section: Any = tree

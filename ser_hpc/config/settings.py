@@ -6,6 +6,7 @@ The defaults fine-tune wav2vec2-base on one corpus. `model`, and whatever can be
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -167,24 +168,89 @@ class TrainSettings(Section):
     """How ranks share the work: plain data parallelism, or DeepSpeed ZeRO with its stage."""
     checkpoint_minutes: PositiveFloat = 10.0
     """A checkpoint is written this often, and after every epoch."""
+    hang_minutes: PositiveFloat = 30.0
+    """A rank that comes to no step (or no end of an evaluation) for so long prints its stacks, ends, and is started again."""
+
+
+def slurm_minutes(text: str) -> int:
+    """Minutes of Slurm's notations of a time: `90`, `90:00`, `4:00:00`, `1-12`, `1-12:30:00`; parts of one count whole.
+
+    Raises ValueError.
+    """
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text, re.ASCII):
+        raise ValueError("write minutes, or as Slurm does 90:00 (minutes:seconds), 4:00:00 or 1-12:00:00 (days-hours)")
+    days, dash, rest = text.rpartition("-")
+    numbers = [int(number) for number in rest.split(":")]
+    first = 3600 if dash or len(numbers) == 3 else 60
+    units = (first, first // 60, 1)
+    seconds = int(days or 0) * 86_400 + sum(number * unit for number, unit in zip(numbers, units, strict=False))
+    return -(-seconds // 60)
+
+
+def _minutes(value: Any) -> Any:
+    return slurm_minutes(value) if isinstance(value, str) else value
+
+
+def _words(value: Any) -> Any:
+    """One word is a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Minutes = Annotated[int, BeforeValidator(_minutes), Field(ge=1)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 
 class ClusterSettings(Section):
+    """Where and how trials run; never part of what an experiment is. A profile is a file of these fields."""
+
+    profile: str | None = None
+    """The site: `local`, `generic`, `pace_ice` (see configs/cluster), or a YAML file of these fields; `slurm` means `generic`.
+    `auto` or none: Slurm as in `generic` where it is configured, else this machine."""
     kind: Literal["auto", "slurm", "local"] = "auto"
-    """`auto`: Slurm where it is configured, else this machine."""
+    """`auto`: Slurm where it is configured, else this machine. A profile says it: rarely given by hand."""
     partition: str | None = None
+    """Slurm partition of the trials: a name of `partitions`, or the site's own; none: the site's default."""
+    partitions: dict[str, str] = {}
+    """This project's names of partitions to the site's, as `{gpu: ice-gpu, cpu: ice-cpu}`."""
+    report_partition: str | None = None
+    """Partition of the report's job, which needs no GPU; none: that of the trials."""
     account: str | None = None
+    """Account to charge; none: the user's default."""
     qos: str | None = None
+    """Quality of service; none: the account's default."""
     nodes: Positive = 1
     """Nodes per trial."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
     """GPUs, and so ranks, per node and trial; none: 1 on a cluster; here, 1 GPU, or 2 ranks on a CPU with 2 cores or more."""
-    cpus_per_task: Positive = 6
-    mem_gb_per_task: Positive = 32
-    time_min: Positive = 240
-    """Time limit of a trial's job in minutes."""
+    gpu_type: str | None = None
+    """Kind of GPU as the site writes it (`h100`); none: any."""
+    gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"
+    """How the site wants GPUs asked for: `--gpus-per-node=h100:2`, or the older `--gres=gpu:h100:2`."""
+    constraint: str | None = None
+    """Features that the trials' nodes must have, in Slurm's notation."""
+    exclude: Words = ()
+    """Nodes that no job may use, in Slurm's notation (`[atl1-1-01-002-3, atl1-1-02-00[4-6]]`)."""
+    cpus_per_gpu: Positive = 6
+    """CPU cores per GPU (per rank where there is none)."""
+    mem_gb_per_gpu: Positive = 32
+    """Main memory per GPU (per rank where there is none), in GB."""
+    time_min: Minutes = 240
+    """Time limit of a trial's job: minutes, or as Slurm writes it (4:00:00, 1-12:00:00)."""
     parallel: Positive | None = None
     """Trials at the same time at most."""
+    trials_per_gpu: Positive = 1
+    """Trials that share a job and its GPUs, where a model is small."""
+    setup: Words = ()
+    """Lines of shell before the jobs' Python starts, as `module load anaconda3` or `conda activate ser`."""
+    python: str | None = None
+    """Command that the jobs start Python with, as `apptainer exec --nv /images/ser.sif python`; none: the launcher's own. It
+    must have this project's dependencies, submitit in the same version, and see the run directory under the same path."""
+    scratch: str | None = None
+    """Folder for large files that all nodes see (`~` and $VARIABLES are expanded): the launcher says so where `run.root` is not
+    below it."""
+    node_local: str | None = None
+    """Folder on a node's own disk (`$TMPDIR`, expanded there), to which shards are copied once per node before training; none:
+    they are read where they lie."""
 
 
 class Settings(Section):
@@ -199,7 +265,7 @@ class Settings(Section):
 
     def identity(self) -> dict[str, Any]:
         """What changes the result, and nothing else: no paths, cluster, ranks, strategy, memory budget or list of seeds."""
-        how = {"strategy", "budget_seconds", "accumulation", "checkpoint_minutes"}
+        how = {"strategy", "budget_seconds", "accumulation", "checkpoint_minutes", "hang_minutes"}
         return self.model_dump(
             mode="json",
             include={"data": {"max_seconds"}, "folds": True, "model": True, "train": True},
