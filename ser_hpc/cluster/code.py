@@ -1,0 +1,251 @@
+"""The code that a run's jobs run: copied into the run when they are submitted, so editing the checkout changes none of them.
+
+RUN/code/<12 hex of its .py files>/   made aside and renamed: whole or not there
+  ser_hpc/...                         the package, and the configurations that it ships (ser_hpc/_configs)
+  origin.json                         commit, whether it differed from that, versions of what it ran with, when
+  difference.patch                    `git apply` onto that commit gives this code; only where it differed
+
+Every attempt of a trial names the code that ran it. Another code than now stands here is refused, unless asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import time
+import uuid
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import ser_hpc
+from ser_hpc.errors import UserError, listed
+from ser_hpc.files import read_json, write_json
+from ser_hpc.results.endings import how_it_ended
+from ser_hpc.results.run_dir import RunDir, Trial
+
+Policy = Literal["refuse", "saved", "mixed"]
+
+PACKAGE = Path(ser_hpc.__file__).resolve().parent
+_VERSIONS_OF = ("torch", "transformers", "deepspeed", "submitit", "numpy", "safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A snapshot in a run: `path` is the folder to import `ser_hpc` from, absolute."""
+
+    path: Path
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits of the contents of its .py files."""
+        return self.path.name
+
+    @property
+    def package(self) -> Path:
+        return self.path / PACKAGE.name
+
+
+def present() -> str:
+    """The digest of the code that runs here, be it a checkout, an installed package or a snapshot."""
+    return _digest(_sources(PACKAGE))
+
+
+def snapshot(run: RunDir) -> Code:
+    """Copy the present code into the run; the same code is copied once.
+
+    Raises UserError if it cannot be written, or a copy that is there has been edited.
+    """
+    sources = _sources(PACKAGE)
+    code = _code(run, _digest(sources))
+    if code.path.is_dir():
+        return _unedited(code)
+    temporary = code.path.with_name(f".{code.digest}.{uuid.uuid4().hex}.tmp")
+    try:
+        _write(temporary, sources)
+        try:
+            temporary.rename(code.path)
+        except OSError:
+            if not code.path.is_dir():  # else another launcher was faster, with the same code
+                raise
+    except OSError as error:
+        raise UserError(f"the code cannot be copied into {code.path.parent}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return code
+
+
+def environment(code: Code) -> dict[str, str]:
+    """Variables under which `python -m ser_hpc.train` is the snapshot's, in any folder, however the package is installed.
+
+    Raises UserError if the run's path cannot stand in PYTHONPATH.
+    """
+    if os.pathsep in str(code.path):
+        raise UserError(f"{code.path} has a {os.pathsep!r} in it, so jobs cannot import from there; choose another run.root")
+    before = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in ("", str(code.path))]
+    # Without a safe path, `python -m` looks into the current folder first: the checkout.
+    return {"PYTHONPATH": os.pathsep.join([str(code.path), *before]), "PYTHONSAFEPATH": "1", "SER_HPC_CODE": code.digest}
+
+
+def used(run: RunDir) -> dict[str, list[Trial]]:
+    """The trials that each code has run, by its digest; the code that was started last stands first.
+
+    An attempt that ended before its first step left nothing of its code in the run and does not count.
+    """
+    trials: dict[str, set[Trial]] = defaultdict(set)
+    started: dict[str, float] = {}
+    for trial in run.trials() if run.plan.exists() else ():
+        for attempt in run.trial(trial).attempts:
+            end = how_it_ended(attempt)
+            if end.how != "killed" and not end.step:
+                continue
+            with suppress(OSError, ValueError, KeyError, TypeError):  # killed before it had written who it is
+                about = read_json(attempt.attempt)
+                if about["code"] is not None:
+                    trials[about["code"]].add(trial)
+                    started[about["code"]] = max(float(about["started"]), started.get(about["code"], 0.0))
+    return {digest: sorted(trials[digest]) for digest in sorted(started, key=lambda digest: -started[digest])}
+
+
+def choose(run: RunDir, policy: Policy) -> Code:
+    """The code for the trials that are about to be submitted: what is here, or (`saved`) what the run has used last.
+
+    Raises UserError if trials were run by other code than is here and nobody said what to do (`refuse`), or if the saved code
+    is not there any more.
+    """
+    before, here = used(run), present()
+    if policy == "mixed" or set(before) <= {here}:
+        return snapshot(run)
+    latest = next(iter(before))
+    if policy == "saved":
+        code = _code(run, latest)
+        if not code.path.is_dir():
+            raise UserError(f"the run's own code is not in {code.path} any more; --code mixed goes on with what is here")
+        return _unedited(code)
+    others = [f"  {digest}: {listed(by)}{_changed_since(run, digest)}" for digest, by in before.items() if digest != here]
+    raise UserError(
+        f"trials of {run.path} were run by other code than is here now:\n" + "\n".join(others) + "\n"
+        "Say which code shall run the rest:\n"
+        f"  --code saved   the run's own ({latest})\n"
+        "  --code mixed   the code that is here, on purpose; the report will name the trials of each\n"
+        "or give another run.name, for a run of its own."
+    )
+
+
+def mixture(run: RunDir) -> str | None:
+    """A sentence for the report if the trials were run by more than one code, else None."""
+    trials = used(run)
+    if len(trials) < 2:
+        return None
+    each = "; ".join(f"{digest}{_came_from(run, digest)} ran {listed(by, 20)}" for digest, by in trials.items())
+    return f"The trials were run by {len(trials)} versions of the code, so they may differ for that reason: {each}."
+
+
+def _code(run: RunDir, digest: str) -> Code:
+    return Code(run.code.resolve() / digest)
+
+
+def _sources(package: Path) -> dict[str, bytes]:
+    """Every .py file of a package by its path below it."""
+    paths = [path for path in package.rglob("[!.]*.py") if path.is_file()]
+    return {path.relative_to(package).as_posix(): path.read_bytes() for path in paths}
+
+
+def _digest(sources: dict[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name, content in sorted(sources.items()):
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def _unedited(code: Code) -> Code:
+    if _digest(_sources(code.package)) != code.digest:
+        raise UserError(
+            f"{code.path} has been edited, or damaged, since it was copied: delete it when no job runs from it any more "
+            "(the present code is copied anew), or give another run.name"
+        )
+    return code
+
+
+def _write(folder: Path, sources: dict[str, bytes]) -> None:
+    configs = next(path for path in (PACKAGE / "_configs", PACKAGE.parent / "configs") if path.is_dir())
+    shipped = {f"_configs/{path.relative_to(configs).as_posix()}": path.read_bytes() for path in configs.rglob("*.yaml")}
+    for name, content in (sources | shipped).items():
+        path = folder / PACKAGE.name / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)  # not synced one by one, which takes seconds: the digest is checked whenever it is used again
+    commit, difference = _git_state()
+    if difference:
+        (folder / "difference.patch").write_bytes(difference)
+    write_json(
+        folder / "origin.json",
+        {
+            "version": ser_hpc.__version__,
+            "commit": commit,
+            "differs": bool(difference) if commit else None,
+            "versions": {"python": platform.python_version()} | {name: _version(name) for name in _VERSIONS_OF},
+            "when": time.time(),
+        },
+    )
+
+
+def _version(package: str) -> str | None:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
+
+
+def _git_state() -> tuple[str | None, bytes]:
+    """The commit that the package stands at and the patch from there; None where it is not part of a git checkout."""
+    # A virtual environment, or a run, may lie inside a checkout without being part of it.
+    if _git(PACKAGE, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None, b""
+    root, commit = _git(PACKAGE, "rev-parse", "--show-toplevel"), _git(PACKAGE, "rev-parse", "HEAD")
+    if root is None or commit is None:
+        return None, b""
+    top = Path(os.fsdecode(root.rstrip(b"\n")))
+    plain = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
+    difference = _git(PACKAGE, "diff", *plain, "--no-relative", "HEAD", "--", "*.py") or b""
+    unknown = _git(PACKAGE, "ls-files", "--others", "--full-name", "-z", "--", "*.py") or b""
+    for name in filter(None, unknown.split(b"\0")):
+        difference += _git(top, "diff", *plain, "--no-index", "--", os.devnull, os.fsdecode(name), differs=1) or b""
+    return commit.decode().strip(), difference
+
+
+def _git(folder: Path, *arguments: str, differs: int = 0) -> bytes | None:
+    """What git prints; None where there is no git, or it fails. Takes no lock: somebody may be committing."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return None
+    return done.stdout if done.returncode in (0, differs) else None
+
+
+def _changed_since(run: RunDir, digest: str) -> str:
+    """Which files differ between a snapshot and the present code."""
+    package = _code(run, digest).package
+    if not package.is_dir():
+        return " (its code is not kept)"
+    then, now = _sources(package), _sources(PACKAGE)
+    names = [f"{PACKAGE.name}/{name}" for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+    return f"; since then other: {listed(names)}"
+
+
+def _came_from(run: RunDir, digest: str) -> str:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        origin: dict[str, Any] = read_json(_code(run, digest).path / "origin.json")
+        if origin["commit"]:
+            return f" (commit {origin['commit'][:10]}{', changed' if origin['differs'] else ''})"
+    return ""

@@ -1,0 +1,233 @@
+"""Jobs run the code that was there when they were submitted, and a run says so when its trials did not all run the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ser_hpc.cluster import code
+from ser_hpc.cluster.code import Policy
+from ser_hpc.errors import UserError
+from ser_hpc.files import read_json
+from ser_hpc.results.run_dir import RunDir, Trial
+
+ROOT = Path(__file__).parents[2]
+FIRST, SECOND, THIRD = Trial(0, 0), Trial(0, 1), Trial(1, 0)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of package and configurations that a test may edit, taken for the present code."""
+    folder = tmp_path / "checkout"
+    for name in ("ser_hpc", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(code, "PACKAGE", folder / "ser_hpc")
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run with three trials planned."""
+    run = RunDir(tmp_path / "runs" / "small-12345678")
+    run.path.mkdir(parents=True)
+    run.plan.write_text(json.dumps({"trials": [{"seed": t.seed, "fold": t.fold} for t in (FIRST, SECOND, THIRD)]}))
+    return run
+
+
+def edit(checkout: Path, name: str = "engine/loop.py") -> None:
+    path = checkout / "ser_hpc" / name
+    path.write_text(path.read_text() + "\n# edited\n")
+
+
+def attempted(run: RunDir, trial: Trial, digest: str | None, started: float, *, how: str | None = None, step: int = 0) -> None:
+    """An attempt of a trial as it leaves its files; `how` None: it runs."""
+    attempt = run.trial(trial).claim()
+    attempt.attempt.write_text(json.dumps({"code": digest, "started": started}))
+    attempt.progress.write_text(json.dumps({"step": step}))
+    if how:
+        attempt.end.write_text(json.dumps({"how": how, "error": None, "host": "n1"}))
+
+
+def python(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=inherited | environment, capture_output=True, text=True, check=False
+    )
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def sources(package: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(package)): path.read_bytes() for path in package.rglob("*.py")}
+
+
+def test_jobs_run_the_snapshot_from_the_checkouts_own_folder(checkout: Path, run: RunDir) -> None:
+    """The checkout is broken after the snapshot was taken: only who imports from the checkout notices."""
+    environment = code.environment(code.snapshot(run))
+    (checkout / "ser_hpc" / "__init__.py").write_text("raise SystemExit('the edited checkout')")
+    assert "the edited checkout" in python(checkout, {}, "-m", "ser_hpc.launch", "--help").stderr
+    for folder in (checkout, Path("/")):
+        assert python(folder, environment, "-m", "ser_hpc.launch", "--help").returncode == 0
+        where = "import ser_hpc; from ser_hpc.config.load import find; print(ser_hpc.__file__, find('demo', ''))"
+        module, configuration = python(folder, environment, "-c", where).stdout.split()
+        assert Path(module).is_relative_to(run.code)
+        assert Path(configuration).is_relative_to(run.code)  # a label set by name means what it meant then
+
+
+def test_the_callers_own_import_path_stays_behind_the_snapshot(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a job that submits again does not pile snapshots up."""
+    copy = code.snapshot(run)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(copy.path), "/my/modules"]))
+    assert code.environment(copy)["PYTHONPATH"] == os.pathsep.join([str(copy.path), "/my/modules"])
+    with pytest.raises(UserError, match=r"choose another run\.root"):
+        code.environment(code.Code(Path("/runs/at:noon/code/abc")))
+
+
+def test_the_same_code_is_copied_once_and_other_text_changes_nothing(checkout: Path, run: RunDir) -> None:
+    copy = code.snapshot(run)
+    before = {path: path.stat().st_mtime_ns for path in run.code.rglob("*")}
+    (checkout / "ser_hpc" / "notes.md").write_text("not code")
+    (checkout / "README.md").write_text("not code")
+    (checkout / "ser_hpc" / ".#loop.py").symlink_to("an editor's lock that points nowhere")
+    assert code.snapshot(run) == copy
+    assert {path: path.stat().st_mtime_ns for path in run.code.rglob("*")} == before
+    edit(checkout)
+    assert code.snapshot(run) != copy
+    assert len(list(run.code.iterdir())) == 2  # and nothing half-made beside them
+
+
+def test_a_snapshot_of_a_snapshot_is_itself(checkout: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report job, which runs the copy, and a launcher started from it, see the same code."""
+    copy = code.snapshot(run)
+    monkeypatch.setattr(code, "PACKAGE", copy.package)
+    assert code.present() == copy.digest
+    assert code.snapshot(run) == copy
+    other = RunDir(run.path.with_name("other"))
+    assert sources(code.snapshot(other).package) == sources(copy.package)
+
+
+def test_an_edited_snapshot_is_refused(checkout: Path, run: RunDir) -> None:
+    copy = code.snapshot(run)
+    (copy.package / "train.py").write_text("edited")
+    with pytest.raises(UserError, match="has been edited"):
+        code.snapshot(run)
+
+
+def test_commit_and_patch_give_the_snapshot_back(checkout: Path, run: RunDir, tmp_path: Path) -> None:
+    """Whatever was edited, deleted, added and staged; the user's own git settings do not matter."""
+    git(checkout, "init", "-q")
+    git(checkout, "add", "ser_hpc")
+    git(checkout, "commit", "-q", "-m", "first")
+    git(checkout, "config", "diff.noprefix", "true")
+    clean = read_json(code.snapshot(run).path / "origin.json")
+    assert clean["differs"] is False
+    assert clean["versions"]["numpy"]
+    edit(checkout)
+    (checkout / "ser_hpc" / "report.py").unlink()
+    (checkout / "ser_hpc" / "staged.py").write_text("a = 1\n")
+    git(checkout, "add", "ser_hpc/staged.py")
+    (checkout / "ser_hpc" / "models" / "größer.py").write_text("b = 2")
+    (checkout / ".gitignore").write_text("ignored.py\n")
+    (checkout / "ser_hpc" / "ignored.py").write_text("c = 3\n")
+    copy = code.snapshot(run)
+    origin = read_json(copy.path / "origin.json")
+    assert origin["commit"] == clean["commit"]
+    assert origin["differs"] is True
+    git(tmp_path, "clone", "-q", str(checkout), "again")
+    git(tmp_path / "again", "apply", str(copy.path / "difference.patch"))
+    assert sources(tmp_path / "again" / "ser_hpc") == sources(copy.package)
+
+
+def test_a_package_that_only_lies_inside_a_checkout_has_no_commit(checkout: Path, run: RunDir) -> None:
+    """A virtual environment inside some project: that project's commit says nothing about the package."""
+    git(checkout, "init", "-q")
+    git(checkout, "commit", "-q", "--allow-empty", "-m", "something else")
+    origin = read_json(code.snapshot(run).path / "origin.json")
+    assert origin["commit"] is None
+    assert origin["differs"] is None
+
+
+def test_a_full_disk_leaves_nothing_half_copied(checkout: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(code, "write_json", full)
+    with pytest.raises(UserError, match="No space left"):
+        code.snapshot(run)
+    assert list(run.code.iterdir()) == []
+
+
+@pytest.mark.parametrize("policy", ["refuse", "saved", "mixed"])
+def test_without_other_code_every_policy_takes_the_present_one(checkout: Path, run: RunDir, policy: Policy) -> None:
+    copy = code.choose(run, policy)
+    attempted(run, FIRST, copy.digest, 1.0, step=3)
+    assert code.choose(run, policy) == copy
+    assert code.mixture(run) is None
+
+
+def test_other_code_is_refused_naming_trials_files_and_choices(checkout: Path, run: RunDir) -> None:
+    old = code.snapshot(run)
+    attempted(run, FIRST, old.digest, 1.0, how="done", step=9)
+    attempted(run, THIRD, old.digest, 2.0)
+    edit(checkout)
+    (checkout / "ser_hpc" / "new.py").touch()
+    with pytest.raises(UserError) as caught:
+        code.choose(run, "refuse")
+    for words in (
+        f"{old.digest}: seed 0 fold 0, seed 1 fold 0; since then other: ser_hpc/engine/loop.py, ser_hpc/new.py\n",
+        "--code saved",
+        "--code mixed",
+        "run.name",
+    ):
+        assert words in str(caught.value)
+    assert list(run.code.iterdir()) == [old.path]  # refused means that nothing was done
+
+
+def test_saved_goes_on_with_the_code_that_was_started_last(checkout: Path, run: RunDir) -> None:
+    first = code.snapshot(run)
+    edit(checkout)
+    second = code.snapshot(run)
+    edit(checkout)
+    attempted(run, FIRST, second.digest, 7.0, step=1)
+    attempted(run, SECOND, first.digest, 3.0, step=1)
+    assert code.choose(run, "saved") == second
+    attempted(run, FIRST, first.digest, 8.0, step=1)
+    assert code.choose(run, "saved") == first
+    shutil.rmtree(first.path)
+    with pytest.raises(UserError, match=r"not in .* any more"):
+        code.choose(run, "saved")
+
+
+def test_mixed_takes_the_present_code_and_the_report_can_name_both(checkout: Path, run: RunDir) -> None:
+    old = code.snapshot(run)
+    attempted(run, FIRST, old.digest, 1.0, how="stopped", step=4)
+    edit(checkout)
+    new = code.choose(run, "mixed")
+    assert new.digest == code.present() != old.digest
+    attempted(run, FIRST, new.digest, 2.0, step=5)
+    attempted(run, SECOND, new.digest, 3.0, step=1)
+    assert code.used(run) == {new.digest: [FIRST, SECOND], old.digest: [FIRST]}
+    sentence = code.mixture(run)
+    assert sentence is not None
+    assert f"{old.digest} ran seed 0 fold 0" in sentence
+    assert f"{new.digest} ran seed 0 fold 0, seed 0 fold 1" in sentence
+
+
+def test_an_attempt_that_made_no_step_leaves_no_code_behind(checkout: Path, run: RunDir) -> None:
+    """A mistake in the code, mended and submitted again, is one run of one code; so are attempts that nothing is known of."""
+    attempted(run, FIRST, "0123456789ab", 1.0, how="failed", step=0)
+    attempted(run, FIRST, None, 2.0, how="done", step=9)
+    run.trial(SECOND).claim()
+    assert code.used(run) == {}
+    attempted(run, THIRD, "0123456789ab", 3.0)  # it runs, so there may soon be a step
+    with pytest.raises(UserError, match="its code is not kept"):
+        code.choose(run, "refuse")
