@@ -6,6 +6,7 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -22,11 +23,15 @@ class CorruptClipError(UserError):
 
 
 class ShardReader:
-    """Reads clips of an index by position, from any number of threads. A context manager: leaving it closes its files."""
+    """Reads clips of an index by position, from any number of threads. A context manager: leaving it closes its files.
 
-    def __init__(self, index: ShardIndex) -> None:
+    `root`: a folder with copies of the tars that will be read, on a faster disk; where one fails, the index's own serves.
+    """
+
+    def __init__(self, index: ShardIndex, root: Path | None = None) -> None:
         self.index = index
-        self._files: OrderedDict[int, _File] = OrderedDict()
+        self.root = root or index.root
+        self._files: OrderedDict[Path, _File] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, position: int) -> np.ndarray:
@@ -34,18 +39,27 @@ class ShardReader:
 
         Raises CorruptClipError if the payload's crc32 is wrong or it does not decode, UserError if the shard is gone.
         """
+        tar = self.index.shards[self.index.shard[position]].path
+        try:
+            return self._read(self.root / tar, position)
+        except UserError:
+            if self.root == self.index.root:
+                raise
+            return self._read(self.index.root / tar, position)  # only the copy is damaged, or was cleaned away
+
+    def _read(self, tar: Path, position: int) -> np.ndarray:
         index = self.index
-        payload = self._payload(int(index.shard[position]), int(index.offset[position]), int(index.size[position]))
+        payload = self._payload(tar, int(index.offset[position]), int(index.size[position]))
         if len(payload) != index.size[position]:
-            raise self._corrupt(position, "the shard ends before it")
+            raise self._corrupt(tar, position, "the shard ends before it")
         if zlib.crc32(payload) != index.crc32[position]:
-            raise self._corrupt(position, "its bytes are not those that were packed (crc32)")
+            raise self._corrupt(tar, position, "its bytes are not those that were packed (crc32)")
         try:
             samples = decode_flac(payload)
         except BadClipError as error:
-            raise self._corrupt(position, str(error)) from error
+            raise self._corrupt(tar, position, str(error)) from error
         if len(samples) != index.num_samples[position]:
-            raise self._corrupt(position, f"it has {len(samples)} samples instead of {index.num_samples[position]}")
+            raise self._corrupt(tar, position, f"it has {len(samples)} samples instead of {index.num_samples[position]}")
         return samples
 
     def close(self) -> None:
@@ -58,27 +72,25 @@ class ShardReader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[type[ShardReader], tuple[ShardIndex]]:
-        return ShardReader, (self.index,)  # to a worker process: the index travels, open files do not
+    def __reduce__(self) -> tuple[type[ShardReader], tuple[ShardIndex, Path]]:
+        return ShardReader, (self.index, self.root)  # to a worker process: the index travels, open files do not
 
-    def _payload(self, shard: int, offset: int, size: int) -> bytes:
-        path = self.index.root / self.index.shards[shard].path
+    def _payload(self, tar: Path, offset: int, size: int) -> bytes:
         try:
-            return os.pread(self._file(shard).descriptor, size, offset)
+            return os.pread(self._file(tar).descriptor, size, offset)
         except OSError as error:
-            raise UserError(f"shard {path} cannot be read ({error.strerror}); is its file system still there?") from error
+            raise UserError(f"shard {tar} cannot be read ({error.strerror}); is its file system still there?") from error
 
-    def _file(self, shard: int) -> _File:
+    def _file(self, tar: Path) -> _File:
         with self._lock:
-            file = self._files.pop(shard, None) or _File(self.index.root / self.index.shards[shard].path)
-            self._files[shard] = file  # the latest used stands last
+            file = self._files.pop(tar, None) or _File(tar)
+            self._files[tar] = file  # the latest used stands last
             if len(self._files) > _MAX_OPEN:
                 self._files.popitem(last=False)
             return file
 
-    def _corrupt(self, position: int, what: str) -> CorruptClipError:
-        path = self.index.root / self.index.shards[self.index.shard[position]].path
-        clip = f"clip {self.index.key(position)} in shard {path} is damaged: {what}"
+    def _corrupt(self, tar: Path, position: int, what: str) -> CorruptClipError:
+        clip = f"clip {self.index.key(position)} in shard {tar} is damaged: {what}"
         return CorruptClipError(
             f"{clip}. Find all damage: python -m ser_hpc.shards.verify {self.index.root}; then {PACK_AGAIN}"
         )
