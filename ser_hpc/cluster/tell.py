@@ -1,0 +1,180 @@
+"""The status of a run as a person sees it: a headline, a row per trial, and below it in words what is not as it should be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ser_hpc.cluster.standing import QUEUED, RUNNING, Standing
+from ser_hpc.results.run_dir import RunDir
+from ser_hpc.results.text import count
+
+_COLOURS = {"done": "green", "failed": "red", "lost": "red", "held": "yellow", "stopped": "yellow", "unknown": "yellow"}
+_COLOURS |= dict.fromkeys(RUNNING, "cyan") | dict.fromkeys(("waiting", "not started"), "dim")
+
+
+def screen(run: RunDir, standings: Sequence[Standing], notes: Iterable[str], now: float, out: Console) -> RenderableType:
+    """Everything that the status command shows, for the width of `out`. `now`: epoch seconds."""
+    steps = any(standing.progress.get("steps") is not None for standing in standings)
+    table = _table(standings, with_steps=steps)
+    if out.measure(table).maximum > out.width:
+        table = _table(standings, with_steps=False)
+    return Group(
+        Text(f"{run.path.resolve().name}: {headline(standings)}", style="bold"),
+        *(Text(line) for line in (when(standings, now),) if line),
+        table,
+        *(Text.from_markup(line) for line in _details(standings)),
+        *(Text(f"note: {note}", style="yellow") for note in notes),
+    )
+
+
+def headline(standings: Sequence[Standing]) -> str:
+    """`3 done, 2 running, 10 waiting of 15 trials`."""
+    counts: dict[str, int] = dict.fromkeys(("done", "running"), 0)
+    for standing in standings:
+        state = "running" if standing.state in RUNNING else standing.state
+        counts[state] = counts.get(state, 0) + 1
+    if counts["done"] == len(standings):
+        return f"all of {count(len(standings), 'trial')} done"
+    return ", ".join(f"{number} {state}" for state, number in counts.items()) + f" of {count(len(standings), 'trial')}"
+
+
+def when(standings: Sequence[Standing], now: float) -> str:
+    """Since when the run goes on, and roughly until when."""
+    began = [standing.attempts[0].started for standing in standings if standing.attempts]
+    if not began:
+        return ""
+    last = max(attempt.last_sign for standing in standings for attempt in standing.attempts[-1:])
+    going_on = any(standing.state in RUNNING + QUEUED for standing in standings)
+    words = (
+        f"began {duration(now - min(began))} ago" if going_on else f"took {duration(last - min(began))}, until {_clock(last)}"
+    )
+    left_s = seconds_left(standings)
+    if left_s is not None:
+        words += (
+            f"; the last trial ends in about {duration(left_s)} ({_clock(now + left_s)}) if as many go on running as do now"
+        )
+    return words
+
+
+def seconds_left(standings: Sequence[Standing]) -> float | None:
+    """Until the last trial ends, roughly: what is left, shared by as many trials at a time as run now. None where unknown."""
+    running = [standing for standing in standings if standing.state in RUNNING]
+    left = [standing.left_s for standing in running if standing.left_s is not None]
+    if not left:
+        return None
+    whole = [standing.took_s for standing in standings if standing.took_s is not None]
+    whole += [
+        standing.left_s + (standing.attempts[-1].last_sign - standing.attempts[0].started)
+        for standing in running
+        if standing.left_s is not None
+    ]
+    trial_s = sum(whole) / len(whole)
+    todo_s = sum(left) + trial_s * (len(running) - len(left))
+    for standing in standings:
+        if standing.state in QUEUED:
+            part_done = standing.progress.get("step", 0) / max(1, standing.progress.get("steps", 1))
+            todo_s += trial_s * (1 - part_done)
+    return max(max(left), todo_s / len(running))
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit that makes sense: `40 s`, `12 min`, `3.4 h`, `2.1 d`."""
+    for limit, unit, name in ((90, 1, "s"), (90 * 60, 60, "min"), (36 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.{int(name == 'h')}f} {name}"
+    return f"{seconds / 86400:.1f} d"
+
+
+def to_json(run: RunDir, standings: Sequence[Standing], notes: Iterable[str]) -> dict[str, Any]:
+    """The same for programs; seconds and epoch seconds."""
+    return {
+        "run": str(run.path.resolve()),
+        "notes": list(notes),
+        "seconds_left": seconds_left(standings),
+        "trials": [
+            {
+                "number": standing.number,
+                "seed": standing.trial.seed,
+                "fold": standing.trial.fold,
+                "state": standing.state,
+                "why": standing.why,
+                "open": standing.is_open,
+                "nodes": standing.nodes,
+                **{key: standing.progress.get(key) for key in ("epoch", "epochs", "step", "steps", "best_dev_uar")},
+                "seconds_left": standing.left_s,
+                "restarts": standing.restarts,
+                "error": standing.error.line if standing.error else None,
+                "job": asdict(standing.job) if standing.job else None,
+                "logs": [str(path) for path in standing.logs],
+            }
+            for standing in standings
+        ],
+    }
+
+
+def _table(standings: Sequence[Standing], *, with_steps: bool) -> Table:
+    table = Table(show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("seed", justify="right", no_wrap=True)
+    table.add_column("fold", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("node", no_wrap=True, overflow="ellipsis")
+    for name in ("epoch", "step") if with_steps else ("epoch",):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("dev UAR", "left", "restarts"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for standing in standings:
+        colour = _COLOURS.get(standing.state, "")
+        cells = [str(standing.number), str(standing.trial.seed), str(standing.trial.fold), Text(standing.state, style=colour)]
+        uar = standing.progress.get("best_dev_uar")
+        table.add_row(
+            *cells,
+            escape(standing.nodes),
+            *(_of(standing, name, f"{name}s") for name in (("epoch", "step") if with_steps else ("epoch",))),
+            f"{uar:.3f}" if uar is not None else "",
+            duration(standing.left_s) if standing.left_s is not None else "",
+            str(standing.restarts or ""),
+        )
+    return table
+
+
+def _of(standing: Standing, what: str, total: str) -> str:
+    told, of = standing.progress.get(what), standing.progress.get(total)
+    return f"{told}/{of}" if told is not None and of is not None else ""
+
+
+def _details(standings: Sequence[Standing]) -> list[str]:
+    """What the table does not say, once for all trials of which it is true."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for standing in standings:
+        words = standing.error.line if standing.error else standing.why
+        if words:
+            groups.setdefault((standing.state, words), []).append(standing.number)
+    lines = []
+    for (state, words), numbers in groups.items():
+        colour = _COLOURS.get(state) or "default"
+        lines.append(f"[bold]{_ranges(numbers)}[/bold] [{colour}]{state}[/{colour}]: {escape(words)}")
+    return lines
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`1, 4-6`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%a %H:%M", time.localtime(seconds))

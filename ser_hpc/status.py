@@ -1,0 +1,166 @@
+"""`python -m ser_hpc.status RUN`: where every trial of a run stands, and what went wrong.
+
+  --watch     look again every few seconds until nothing runs or waits
+  --logs K    the end of the log of trial number K (the first column), of each of its ranks
+  --cancel    stop what is queued or running
+  --retry     submit again what failed or is missing, not on the nodes where it failed
+  --json      the same for programs
+
+What Slurm says comes first (squeue, then sacct); then what the trials themselves have written into the run directory, so it
+works without accounting, while Slurm is away, and for runs on this machine.
+
+exit codes: 0 everything is done or still going on; 1 a trial failed for good, or is missing and not queued; 2 a mistake
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ser_hpc import console
+from ser_hpc.errors import UserError
+from ser_hpc.results.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ser_hpc.cluster.standing import Standing
+
+_LOOK_S = 3.0
+_ASK_SLURM_S = 20.0  # its controller serves everybody
+_LOG_LINES = 40
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    run = RunDir(options.run)
+    from rich.console import Console
+
+    out = Console(highlight=False)
+    if options.logs is not None:
+        return _logs(run, options.logs)
+    if options.cancel:
+        return _cancel(run, out)
+    if options.retry:
+        return _retry(run, out)
+    standings = _watch(run, out) if options.watch else _show(run, out, as_json=options.json)
+    return 1 if any(standing.is_open for standing in standings) else 0
+
+
+def _look(run: RunDir) -> tuple[tuple[Standing, ...], tuple[str, ...]]:
+    from ser_hpc.cluster.jobs import job_states
+    from ser_hpc.cluster.standing import look
+
+    run.read_plan()
+    jobs, notes = job_states(run)
+    return look(run, jobs, time.time()), notes
+
+
+def _show(run: RunDir, out: Console, *, as_json: bool) -> Sequence[Standing]:
+    from ser_hpc.cluster import tell
+
+    standings, notes = _look(run)
+    if as_json:
+        print(json.dumps(tell.to_json(run, standings, notes), indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        out.print(tell.screen(run, standings, notes, time.time(), out))
+    return standings
+
+
+def _watch(run: RunDir, out: Console) -> Sequence[Standing]:
+    """In a terminal the screen is drawn again; in a log each change of the headline is a line, and the screen comes last."""
+    from rich.live import Live
+
+    from ser_hpc.cluster import tell
+    from ser_hpc.cluster.jobs import job_states
+    from ser_hpc.cluster.standing import QUEUED, RUNNING, look
+
+    said, asked = "", 0.0
+    with Live(console=out, auto_refresh=False) as live:
+        while True:
+            if time.monotonic() - asked > _ASK_SLURM_S or not asked:
+                jobs, notes = job_states(run)
+                asked = time.monotonic()
+            standings = look(run, jobs, time.time())
+            live.update(tell.screen(run, standings, notes, time.time(), out), refresh=out.is_terminal)
+            if not out.is_terminal and (headline := tell.headline(standings)) != said:
+                out.print(time.strftime("%F %T"), headline, soft_wrap=True)
+                said = headline
+            if not any(standing.state in (*RUNNING, *QUEUED) for standing in standings):
+                return standings
+            time.sleep(_LOOK_S)
+
+
+def _logs(run: RunDir, number: int) -> int:
+    from ser_hpc.cluster.logs import last_lines
+
+    standings, _ = _look(run)
+    if not 1 <= number <= len(standings):
+        raise UserError(f"--logs is {number}, but {run.path} has the trials 1 to {len(standings)} (the table's first column)")
+    standing = standings[number - 1]
+    if not standing.logs:
+        raise UserError(f"{standing.trial} has no log yet: {standing.state}" + (f", {standing.why}" if standing.why else ""))
+    for path in standing.logs:
+        print(f"==> {path} <==", *last_lines(path, _LOG_LINES), "", sep="\n")
+    return 0
+
+
+def _cancel(run: RunDir, out: Console) -> int:
+    from ser_hpc.cluster import jobs
+    from ser_hpc.cluster.standing import RUNNING
+    from ser_hpc.errors import listed
+
+    standings, _ = _look(run)
+    cancelled = jobs.cancel(run)
+    if cancelled:
+        out.print(f"Slurm was asked to cancel {listed(cancelled, 20)}. The launch command goes on from what is saved.")
+    left = [standing.job for standing in standings if standing.job and standing.job.is_active]
+    if others := sorted({job.job for job in left if job.array not in cancelled}):
+        out.print(f"Not submitted by this run's launcher, so left alone: to cancel them, scancel {' '.join(others)}")
+    here = [standing for standing in standings if standing.job is None and standing.state in RUNNING]
+    for host, process in sorted({standing.attempts[-1].who_to_stop for standing in here}):
+        out.print(f"Trials run on {host} without Slurm: there, `kill -INT {process}` makes them save and stop.")
+    if not cancelled and not others and not here:
+        out.print("Nothing of this run is queued or running.")
+    return 0
+
+
+def _retry(run: RunDir, out: Console) -> int:
+    from ser_hpc.cluster import jobs
+    from ser_hpc.cluster.standing import failed_nodes
+    from ser_hpc.errors import listed
+    from ser_hpc.launch import resubmit
+
+    standings, _ = _look(run)
+    busy = jobs.active(run)
+    again = [standing for standing in standings if standing.is_open and standing.trial not in busy]
+    if not again:
+        out.print("Nothing to submit again: every trial is done, queued or running.")
+        return 0
+    exclude = failed_nodes(again)
+    out.print(
+        f"Again: {listed([standing.trial for standing in again], 20)}" + (f"; not on {', '.join(exclude)}" * bool(exclude))
+    )
+    return resubmit(run, [standing.trial for standing in again], exclude)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ser_hpc.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, as printed by the launcher")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--watch", action="store_true", help="look again every few seconds")
+    what.add_argument("--logs", type=int, metavar="K", help="the end of trial number K's logs")
+    what.add_argument("--cancel", action="store_true", help="stop what is queued or running")
+    what.add_argument("--retry", action="store_true", help="submit again what failed or is missing")
+    what.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    console.run(main)
