@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -20,7 +19,8 @@ from ser_hpc.data.staging import stage
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ShardReader
 
-# Stages as a rank does; with a number, it kills itself at the n-th call that changes or syncs the disk, half a copy included.
+# Stages as a rank does, and in the middle of each tar waits for a line or the end of its input. With a number, it kills itself
+# at the n-th call that changes or syncs the disk.
 STAGE = """
 import os, shutil, signal, sys
 from pathlib import Path
@@ -41,6 +41,8 @@ def in_halves(source, target):
     content = Path(source).read_bytes()
     Path(target).write_bytes(content[:len(content) // 2])
     os.fsync(0)
+    print("copying", flush=True)
+    sys.stdin.readline()
     Path(target).write_bytes(content)
 os.fsync = counted(lambda descriptor: None)
 os.replace, shutil.copyfile = counted(os.replace), in_halves
@@ -82,7 +84,7 @@ def own_folder(where: Path) -> Path:
 
 def rank(packed: Packed, where: Path, die_at: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", STAGE, str(packed.root), str(where), str(die_at)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def test_only_the_tars_of_the_clips_are_copied_and_read(packed: Packed, tmp_path: Path) -> None:
@@ -145,12 +147,17 @@ def test_a_copy_that_goes_bad_while_training_is_read_from_the_original(packed: P
         np.testing.assert_array_equal(reader.read(0), expected)
 
 
-def test_processes_that_come_at_once_make_one_copy(packed: Packed, tmp_path: Path) -> None:
-    ranks = [rank(packed, tmp_path / "node") for _ in range(3)]
-    outputs = [process.communicate(timeout=60)[0].splitlines() for process in ranks]
-    assert len({folder for folder, _ in outputs}) == 1
-    assert sorted("4 copied" in said for _, said in outputs) == [False, False, True]
-    assert sorted("all there" in said for _, said in outputs) == [False, True, True]
+def test_one_process_copies_while_the_others_wait(packed: Packed, tmp_path: Path) -> None:
+    first, where = rank(packed, tmp_path / "node"), tmp_path / "node"
+    assert first.stdout is not None
+    assert first.stdout.readline() == "copying\n"
+    folder, said = stage(packed.index, everything(packed.index), where, wait_s=0)
+    assert (folder, "another process still copied" in said) == (packed.root, True)
+    others = [rank(packed, where) for _ in range(2)]
+    outputs = [process.communicate("", timeout=60)[0].splitlines() for process in (first, *others)]
+    assert ["4 copied" in lines[-1] for lines in outputs] == [True, False, False]
+    assert ["all there" in lines[-1] for lines in outputs] == [False, True, True]
+    assert len({lines[-2] for lines in outputs}) == 1
 
 
 @pytest.mark.parametrize("die_at", [1, 2, 4, 9])
@@ -158,7 +165,7 @@ def test_a_killed_copier_leaves_nothing_that_is_taken_for_whole(packed: Packed, 
     """Killed with half a tar written, before and after its renaming, and between two tars."""
     where, whole = tmp_path / "node", {shard.path: (packed.root / shard.path).read_bytes() for shard in packed.index.shards}
     copier = rank(packed, where, die_at)
-    copier.communicate(timeout=60)
+    copier.communicate("", timeout=60)
     assert copier.returncode == -signal.SIGKILL
     left = tars(own_folder(where) / packed.index.fingerprint)
     assert all(content == whole[name] for name, content in left.items() if name.endswith(".tar"))
@@ -220,15 +227,6 @@ def test_no_folder_can_be_made_there(packed: Packed, tmp_path: Path) -> None:
     folder, said = stage(packed.index, everything(packed.index), tmp_path / "node" / "local", wait_s=1)
     assert folder == packed.root
     assert f"Not a directory: {tmp_path / 'node' / 'local'}" in said
-
-
-def test_who_waits_too_long_reads_the_original(packed: Packed, tmp_path: Path) -> None:
-    stage(packed.index, everything(packed.index), tmp_path, wait_s=1)
-    with (own_folder(tmp_path) / f"{packed.index.fingerprint}.lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        folder, said = stage(packed.index, everything(packed.index), tmp_path, wait_s=0)
-    assert folder == packed.root
-    assert "another process still copied" in said
 
 
 def test_nothing_of_others_is_deleted(packed: Packed, tmp_path: Path) -> None:
