@@ -72,13 +72,13 @@ def gpus_per_node(cluster: ClusterSettings) -> int:
 
 
 def scripts(
-    run: RunDir, num_jobs: int, cluster: ClusterSettings, setup: Sequence[str] = (), array: str = "ARRAY_JOB_ID"
+    run: RunDir, num_jobs: int, cluster: ClusterSettings, setup: Sequence[str] = (), report_setup: Sequence[str] = ()
 ) -> list[tuple[str, str]]:
-    """Name and exact text of the batch scripts of `num_jobs` trials and their report, as `submit` hands them to sbatch.
+    """Name and exact text of the batch scripts of `num_jobs` trials and of their report, as `submit` hands them to sbatch.
 
-    `array` stands for the number that Slurm gives the trials' job. Writes nothing.
+    ARRAY_JOB_ID stands for the number that Slurm will give the trials' job. Writes nothing.
     """
-    trials, report = trials_executor(run, cluster, setup), report_executor(run, cluster, f"afterany:{array}", setup)
+    trials, report = trials_executor(run, cluster, setup), report_executor(run, cluster, "afterany:ARRAY_JOB_ID", report_setup)
     if num_jobs > 1:  # submitit submits a single trial as a plain job
         trials.parameters["map_count"] = num_jobs
     return [
