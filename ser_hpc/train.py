@@ -3,7 +3,12 @@
 Start it alone, under torchrun, or under srun with one task per GPU; it finds its ranks from the environment. Run again, it goes
 on from the newest checkpoint; a finished trial is left as it is.
 
-exit codes: 0 done; 1 failed; 2 a mistake in the settings or data; 75 asked to stop, state saved: run again to go on
+exit codes:
+  0   done
+  2   cannot go on: a mistake in settings or data, a full disk, the same failure twice
+  3   superseded: a newer attempt of the trial has begun elsewhere
+  75  asked to stop, state saved: start it again to go on
+  1, or a signal: failed in a way that another attempt may get over; the launchers start it again
 """
 
 from __future__ import annotations
@@ -13,13 +18,17 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from ser_hpc import console
+from ser_hpc.engine import attempt as attempts
+from ser_hpc.engine.preemption import StopFlag, Stopped, Superseded, end_time
+from ser_hpc.engine.rank import Rank, who_am_i
 from ser_hpc.errors import UserError, listed
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.results.run_dir import AttemptDir, RunDir, Trial, TrialDir
 
-STOPPED = 75  # EX_TEMPFAIL
+FAILED, SUPERSEDED, STOPPED = 1, 3, 75  # 75 is EX_TEMPFAIL; 2 is a UserError (ser_hpc.console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,35 +63,58 @@ def _chosen(run: RunDir, options: argparse.Namespace) -> Trial:
 
 
 def train(run: RunDir, trial: Trial) -> int:
-    """Run one trial on this rank; a failure is also told to whoever watches the run."""
+    """Run one trial on this rank, and write down how it ended."""
+    place = run.trial(trial)
+    with StopFlag(end_time(os.environ)) as stop:  # from the very start: importing torch takes long enough to be asked to stop
+        rank = who_am_i(os.environ)
+        attempt = attempts.begin(place, rank) if rank.is_main else None
+        try:
+            _train(run, place, rank, attempt, stop)
+        except BaseException as error:
+            how, code = _what_it_means(error)
+            attempt = attempt or place.current
+            attempts.end(attempt, how, None if isinstance(error, Stopped) else f"{type(error).__name__}: {error}")
+            if isinstance(error, UserError):
+                raise
+            if isinstance(error, Stopped | Superseded):
+                print(error, flush=True)
+                return code
+            traceback.print_exc()
+            print(f"{trial} failed: {error}", file=sys.stderr, flush=True)
+            # The other ranks may wait in a collective for ever: leave at once, so that the launcher ends them too.
+            sys.stdout.flush()
+            os._exit(code)
+    return 0
+
+
+def _train(run: RunDir, place: TrialDir, rank: Rank, attempt: AttemptDir | None, stop: StopFlag) -> None:
     from ser_hpc.cluster.plan import reopen
     from ser_hpc.engine import world  # torch takes seconds to import: after the mistakes that need none
     from ser_hpc.engine.loop import TrialData, train_trial
-    from ser_hpc.engine.preemption import Stopped
-    from ser_hpc.engine.progress import write_progress
+    from ser_hpc.engine.watchdog import Watchdog
 
-    place = run.trial(trial)
-    place.path.mkdir(parents=True, exist_ok=True)
-    try:
-        experiment = reopen(run)
-        data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, experiment.folds.folds[trial.fold])
-        ranks = world.join(place.path)
-        train_trial(place, experiment.settings, data, ranks)
+    experiment = reopen(run)
+    settings, fold = experiment.settings, experiment.folds.folds[place.trial.fold]
+    limit = timedelta(minutes=settings.train.hang_minutes)
+    ranks = world.join(place.path, rank, limit + timedelta(minutes=2))
+    (number,) = ranks.from_main(attempt.number if attempt else 0)
+    mine = place.attempt(number)
+    data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold)
+    with Watchdog(limit.total_seconds(), lambda: attempts.end(mine, "hung", "no step was made any more"), FAILED) as watchdog:
+        train_trial(place, mine, settings, data, ranks, stop, watchdog)
+        if ranks.is_main:
+            attempts.end(mine, "done")
         ranks.leave()
-    except Stopped as stopped:
-        print(stopped, flush=True)
-        return STOPPED
-    except Exception as error:
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, UserError):
-            write_progress(place, state="failed", error=f"{type(error).__name__}: {error}")
-        if isinstance(error, UserError):
-            raise
-        traceback.print_exc()
-        print(f"{trial} failed: {error}", file=sys.stderr, flush=True)
-        # The other ranks may wait in a collective for ever: leave at once, so that the launcher ends them too.
-        sys.stdout.flush()
-        os._exit(1)
-    return 0
+
+
+def _what_it_means(error: BaseException) -> tuple[str, int]:
+    """How the attempt ended, and the exit code."""
+    if isinstance(error, Stopped):
+        return "stopped", STOPPED
+    if isinstance(error, Superseded):
+        return "superseded", SUPERSEDED
+    lost = any(word in str(error) for word in ("gloo", "NCCL", "Connection reset", "Connection closed"))
+    return ("lost" if lost and not isinstance(error, UserError) else "failed"), FAILED
 
 
 if __name__ == "__main__":

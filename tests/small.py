@@ -98,7 +98,7 @@ def run_here(run: RunDir, *trials: Trial, ranks: int = 1) -> dict[Trial, int]:
 
 def train_on_ranks(runs: Sequence[RunDir], ranks: int) -> None:
     """Trial (0, 0) of each run, one after another in the same processes: their start-up is paid once."""
-    environment = os.environ | {"WORLD_SIZE": str(ranks), "SER_HPC_ATTEMPT": uuid.uuid4().hex, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"WORLD_SIZE": str(ranks), "SER_HPC_START": uuid.uuid4().hex, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).parent / "engine" / "train_many.py"), *(str(run.path) for run in runs)]
     processes = [
         subprocess.Popen(
@@ -116,5 +116,5 @@ def train_on_ranks(runs: Sequence[RunDir], ranks: int) -> None:
 
 def curve(run: RunDir) -> np.ndarray:
     """The loss of each step of trial (0, 0)."""
-    lines = run.trial(Trial(0, 0)).steps.read_text().splitlines()
+    lines = run.trial(Trial(0, 0)).current.steps.read_text().splitlines()
     return np.array([json.loads(line)["loss"] for line in lines])

@@ -23,6 +23,8 @@ from ser_hpc.cluster.site import Machine
 from ser_hpc.errors import UserError
 from ser_hpc.results.run_dir import RunDir, Trial
 
+CANNOT_GO_ON = 2
+FINAL = (0, CANNOT_GO_ON, 3)  # ser_hpc.train's exit codes after which a trial is not started again
 _POLL_S = 0.2
 _GRACE_S = 60.0
 
@@ -46,7 +48,7 @@ class LocalJob:
             self.end(grace_s=0 if not self.asked else _GRACE_S)  # its fellows would wait for it in a collective
             codes = [process.poll() for process in self.processes]
         if all(code is not None for code in codes):
-            self.exit_code = failed or 0
+            self.exit_code = CANNOT_GO_ON if CANNOT_GO_ON in codes else failed or 0
             self.log.close()
         return self.exit_code
 
@@ -68,20 +70,27 @@ class LocalJob:
 def run_trials(
     run: RunDir, trials: Sequence[Trial], machine: Machine, on_poll: Callable[[Sequence[LocalJob]], None]
 ) -> dict[Trial, int]:
-    """Run every trial, as many at a time as there are slots; returns their exit codes. `on_poll` sees all jobs so far.
+    """Run every trial, as many at a time as there are slots; returns their exit codes. `on_poll` sees each trial's last job.
+
+    What was killed, or failed in a way that another attempt may get over, is started again.
 
     Raises UserError if another launcher runs trials of this run, KeyboardInterrupt after everything is ended.
     """
     waiting, free = list(trials), list(range(machine.slots))
     jobs: list[LocalJob] = []
+    launch = uuid.uuid4().hex
     with _only_launcher(run), _terminate_as_interrupt():
         try:
             while waiting or any(job.exit_code is None for job in jobs):
                 while waiting and free:
-                    jobs.append(_start(run, waiting.pop(0), free.pop(0), machine))
+                    jobs.append(_start(run, waiting.pop(0), free.pop(0), machine, launch))
                 time.sleep(_POLL_S)
-                running = [job for job in jobs if job.exit_code is None]
-                free += [job.slot for job in running if job.poll() is not None]
+                for job in [job for job in jobs if job.exit_code is None]:
+                    if job.poll() is not None:
+                        free.append(job.slot)
+                        if job.exit_code not in FINAL:  # the trial itself refuses to fail at the same step for ever
+                            waiting.insert(0, job.trial)
+                            jobs.remove(job)
                 on_poll(jobs)
         except BaseException:
             running = [job for job in jobs if job.exit_code is None]
@@ -97,14 +106,16 @@ def log_path(run: RunDir, trial: Trial) -> Path:
     return run.jobs / f"seed_{trial.seed}-fold_{trial.fold}.log"
 
 
-def _start(run: RunDir, trial: Trial, slot: int, machine: Machine) -> LocalJob:
+def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, launch: str) -> LocalJob:
     run.jobs.mkdir(parents=True, exist_ok=True)
     log = log_path(run, trial).open("ab")
     command = [sys.executable, "-m", "ser_hpc.train", "--run-dir", str(run.path), "--fold", str(trial.fold)]
     environment = os.environ | {
         "WORLD_SIZE": str(machine.ranks),
         "LOCAL_WORLD_SIZE": str(machine.ranks),
-        "SER_HPC_ATTEMPT": uuid.uuid4().hex,
+        "SER_HPC_START": uuid.uuid4().hex,
+        "SER_HPC_LAUNCH": launch,
+        "SER_HPC_LOG": str(log_path(run, trial)),
         "OMP_NUM_THREADS": str(machine.threads),
         "PYTHONUNBUFFERED": "1",
     }

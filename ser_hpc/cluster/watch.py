@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from ser_hpc.cluster.local import LocalJob
+from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial
 
 _LINE_EVERY_S = 15.0
@@ -63,15 +64,15 @@ class _Lines:
 
 def _read(run: RunDir, job: LocalJob) -> dict[str, Any]:
     """The trial's heartbeat, overruled by how its processes ended."""
-    place = run.trial(job.trial)
+    attempt = run.trial(job.trial).current
     try:
-        told: dict[str, Any] = json.loads(place.progress.read_text(encoding="utf-8"))
+        told: dict[str, Any] = json.loads(attempt.progress.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         told = {"state": "starting"}
     if told.get("updated", 0.0) < job.started:
         told = {"state": "starting"}  # the heartbeat was an earlier attempt's
-    if job.exit_code and told["state"] not in ("failed", "stopped"):
-        told["state"] = "failed"
+    if job.exit_code and told["state"] != "stopped":
+        told |= {"state": "failed", "error": how_it_ended(attempt).error or f"exit code {job.exit_code}; see its log"}
     return told
 
 
@@ -81,7 +82,7 @@ def _part_done(told: dict[str, Any]) -> float:
 
 def _words(told: dict[str, Any]) -> str:
     if told["state"] == "failed":
-        return f"failed: {told.get('error', 'see its log').splitlines()[0]}"
+        return f"failed: {told['error'].splitlines()[0]}"
     parts = (
         [told["state"]] if told["state"] != "training" else [f"epoch {min(told['epoch'] + 1, told['epochs'])}/{told['epochs']}"]
     )

@@ -2,27 +2,37 @@
 
     checkpoints/step_00000120.safetensors    weights and AdamW moments by parameter name, full and fp32
     checkpoints/step_00000120.json           the marker: TrainState and the tensors' checksum, written after them
-    checkpoints/best.safetensors             weights of the best dev epoch
+    checkpoints/best_0004.safetensors        weights of the best dev epoch; their checksum is in the TrainState
 
-Random numbers, data order and learning rate need no saving: they are pure functions of (seed, step, micro-batch).
+An attempt writes into its own folder and goes on from the newest sound checkpoint of any attempt before it. Random numbers,
+data order and learning rate need no saving: they are pure functions of (seed, step, micro-batch).
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ser_hpc.engine.sharing import TrainTensors
+from ser_hpc.engine.world import World
+from ser_hpc.errors import UserError
 from ser_hpc.files import aside, read_json, write_json
-from ser_hpc.results.run_dir import TrialDir
+from ser_hpc.results.run_dir import AttemptDir, TrialDir
 
 KEEP = 2
 _PARTS = ("model", "exp_avg", "exp_avg_sq")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +46,7 @@ class TrainState:
     epoch: int = 0
     best_uar: float = -1.0
     best_epoch: int = -1
+    best_sha256: str = ""
     stale_epochs: int = 0
     epoch_loss: float = 0.0
     epoch_weight: float = 0.0
@@ -54,38 +65,105 @@ class TrainState:
         return replace(after, stale_epochs=self.stale_epochs + 1)
 
 
-def save(trial: TrialDir, state: TrainState, tensors: TrainTensors) -> None:
-    """Write one checkpoint and drop all but the newest two. Rank 0 only."""
-    flat = {f"{part}/{name}": tensor for part in _PARTS for name, tensor in getattr(tensors, part).items()}
-    path = trial.checkpoints / f"step_{state.step:08d}.safetensors"
-    marker = path.with_suffix(".json")
-    # The same step may be saved again after its epoch's evaluation: its old marker must not vouch for the new tensors.
-    marker.unlink(missing_ok=True)
-    digest = save_weights(path, flat)
-    write_json(
-        marker,
-        {"state": asdict(state), "updates": tensors.updates, "loss_scale": tensors.loss_scale, "sha256": digest},
-    )
-    _drop_all_but(trial, _markers(trial)[:KEEP])
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What to go on from: `attempt` wrote it; `damaged` has a sentence about each newer checkpoint that was passed over."""
+
+    state: TrainState
+    tensors: TrainTensors | None
+    attempt: AttemptDir | None
+    damaged: tuple[str, ...]
 
 
-def newest(trial: TrialDir) -> tuple[TrainState, TrainTensors | None, list[str]]:
-    """The newest sound checkpoint, and a sentence about each damaged one that was passed over."""
-    damaged = []
-    for marker in _markers(trial):
-        path = marker.with_suffix(".safetensors")
+def newest(trial: TrialDir, world: World) -> Saved:
+    """The newest sound checkpoint of the newest attempt that has one; rank 0 chooses it for all ranks."""
+    saved = _newest(trial) if world.is_main else None
+    number, step = world.from_main(*((saved.attempt.number, saved.state.step) if saved and saved.attempt else (0, 0)))
+    if saved is None:
+        if not number:
+            return Saved(TrainState(), None, None, ())
+        attempt = trial.attempt(number)
+        saved = Saved(*_load(_marker(attempt, step)), attempt, ())
+    return saved
+
+
+def _newest(trial: TrialDir) -> Saved:
+    damaged: list[str] = []
+    for attempt in reversed(trial.attempts):
+        for marker in _markers(attempt):
+            try:
+                state, tensors = _load(marker)
+                if state.best_epoch >= 0:
+                    _sound(attempt.best(state.best_epoch), state.best_sha256)
+                return Saved(state, tensors, attempt, tuple(damaged))
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                damaged.append(f"checkpoint {marker.with_suffix('.safetensors')} is damaged ({error}) and was passed over")
+    return Saved(TrainState(), None, None, tuple(damaged))
+
+
+def adopt_best(attempt: AttemptDir, saved: Saved) -> None:
+    """Take over the best weights of the attempt that this one goes on from, which may be dropped from now on."""
+    if saved.attempt is None or saved.state.best_epoch < 0 or saved.attempt == attempt:
+        return
+    source, target = (place.best(saved.state.best_epoch) for place in (saved.attempt, attempt))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with aside(target) as temporary:
         try:
-            saved = read_json(marker)
-            if _sha256(path) != saved["sha256"]:
-                raise ValueError("its checksum differs")
-            flat = load_file(path)
-            state = TrainState(**saved["state"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            damaged.append(f"checkpoint {path} is damaged ({error}) and was passed over")
-            continue
-        parts = {part: {k.removeprefix(f"{part}/"): v for k, v in flat.items() if k.startswith(f"{part}/")} for part in _PARTS}
-        return state, TrainTensors(**parts, updates=saved["updates"], loss_scale=saved["loss_scale"]), damaged
-    return TrainState(), None, damaged
+            os.link(source, temporary)
+        except OSError:  # a file system without links
+            shutil.copyfile(source, temporary)
+
+
+class Writer:
+    """Context manager: writes checkpoints beside training; the tensors handed over are copies, one is written at a time."""
+
+    def __init__(self, trial: TrialDir, attempt: AttemptDir) -> None:
+        self._trial, self._attempt = trial, attempt
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, state: TrainState, tensors: TrainTensors) -> None:
+        self.wait()
+        self._pending = self._pool.submit(_save, self._trial, self._attempt, state, tensors)
+
+    def wait(self) -> None:
+        """Until what was handed over is on the disk. Raises UserError if the disk is full."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+
+
+def _save(trial: TrialDir, attempt: AttemptDir, state: TrainState, tensors: TrainTensors) -> None:
+    """Write one checkpoint and drop all but the newest two, and those of older attempts."""
+    flat = {f"{part}/{name}": tensor for part in _PARTS for name, tensor in getattr(tensors, part).items()}
+    marker = _marker(attempt, state.step)
+    path = marker.with_suffix(".safetensors")
+    try:
+        # The same step may be saved again after its epoch's evaluation: its old marker must not vouch for the new tensors.
+        marker.unlink(missing_ok=True)
+        digest = save_weights(path, flat)
+        write_json(
+            marker,
+            {"state": asdict(state), "updates": tensors.updates, "loss_scale": tensors.loss_scale, "sha256": digest},
+        )
+    except (OSError, SafetensorError) as error:
+        if not _disk_is_full(error):
+            raise
+        kept = ", ".join(str(int(marker.stem.removeprefix("step_"))) for marker in _markers(attempt)) or "none of this attempt"
+        raise UserError(
+            f"the checkpoint of step {state.step} does not fit on the disk (or quota) of {path.parent}: {error}. "
+            f"Kept: {kept}. Free some space and run again; training goes on from there."
+        ) from error
+    _drop(attempt, keep=_markers(attempt)[:KEEP], best=state.best_epoch)
+    for older in trial.attempts:
+        if older.number < attempt.number:
+            shutil.rmtree(older.checkpoints, ignore_errors=True)
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor]) -> str:
@@ -99,24 +177,50 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def clear(trial: TrialDir) -> None:
+def clear(trial: TrialDir, attempt: AttemptDir, best_epoch: int) -> None:
     """Drop everything but the best weights: the trial is done."""
-    _drop_all_but(trial, [])
+    _drop(attempt, keep=[], best=best_epoch)
+    for other in trial.attempts:
+        if other != attempt:
+            shutil.rmtree(other.checkpoints, ignore_errors=True)
 
 
-def _drop_all_but(trial: TrialDir, markers: list[Path]) -> None:
+def _load(marker: Path) -> tuple[TrainState, TrainTensors]:
+    path, saved = marker.with_suffix(".safetensors"), read_json(marker)
+    _sound(path, saved["sha256"])
+    flat = load_file(path)
+    parts = {part: {k.removeprefix(f"{part}/"): v for k, v in flat.items() if k.startswith(f"{part}/")} for part in _PARTS}
+    return TrainState(**saved["state"]), TrainTensors(**parts, updates=saved["updates"], loss_scale=saved["loss_scale"])
+
+
+def _sound(path: Path, sha256: str) -> None:
+    if _sha256(path) != sha256:
+        raise ValueError(f"the checksum of {path.name} differs")
+
+
+def _drop(attempt: AttemptDir, keep: list[Path], best: int) -> None:
     """Markers go first; what a kill left half-written, or without its marker, goes too."""
-    kept = {path.with_suffix(suffix) for path in markers for suffix in (".json", ".safetensors")}
-    old = set(trial.checkpoints.glob("step_*")) - kept
-    for path in sorted(old, key=lambda path: path.suffix) + list(trial.checkpoints.glob(".*.tmp")):
-        path.unlink()
+    kept = {path.with_suffix(suffix) for path in keep for suffix in (".json", ".safetensors")} | {attempt.best(best)}
+    old = {path for pattern in ("step_*", "best_*") for path in attempt.checkpoints.glob(pattern)} - kept
+    for path in sorted(old, key=lambda path: path.suffix) + list(attempt.checkpoints.glob(".*.tmp")):
+        with suppress(FileNotFoundError):
+            path.unlink()
 
 
-def _markers(trial: TrialDir) -> list[Path]:
+def _marker(attempt: AttemptDir, step: int) -> Path:
+    return attempt.checkpoints / f"step_{step:08d}.json"
+
+
+def _markers(attempt: AttemptDir) -> list[Path]:
     """Newest first."""
-    return sorted(trial.checkpoints.glob("step_*.json"), reverse=True)
+    return sorted(attempt.checkpoints.glob("step_*.json"), reverse=True)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """safetensors reports the system's errors in words alone."""
+    return getattr(error, "errno", None) in _FULL or any(f"os error {number}" in str(error) for number in _FULL)

@@ -2,6 +2,7 @@
 
 Every rank runs it alike. What a step learns from, its dropout and its learning rate are functions of (seed, step) alone, so
 stopping at any step and calling `train_trial` again, on as many ranks, ends in the same weights as never having stopped.
+Whoever stops, all stop: ranks agree after each step, and save together.
 The test part is touched once, after the dev part alone has chosen the epoch.
 """
 
@@ -26,16 +27,17 @@ from ser_hpc.engine.ddp import autocast
 from ser_hpc.engine.evaluate import predict
 from ser_hpc.engine.losses import class_weights, clip_losses
 from ser_hpc.engine.optim import learning_rate
-from ser_hpc.engine.preemption import StopFlag, Stopped
+from ser_hpc.engine.preemption import StopFlag, Stopped, Superseded
 from ser_hpc.engine.progress import Progress
+from ser_hpc.engine.watchdog import Watchdog
 from ser_hpc.engine.world import World
 from ser_hpc.errors import UserError, listed
-from ser_hpc.files import write_json
+from ser_hpc.files import write_json_once
 from ser_hpc.models.classifier import build
 from ser_hpc.results import predictions
 from ser_hpc.results.metrics import confusion_matrix, uar
 from ser_hpc.results.predictions import Prediction
-from ser_hpc.results.run_dir import TrialDir
+from ser_hpc.results.run_dir import AttemptDir, TrialDir
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ShardReader
@@ -51,13 +53,14 @@ class TrialData:
     fold: Fold
 
 
-def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: World) -> None:
-    """Train, choose the epoch on dev, predict dev and test, write the marker. Does nothing if the marker is there.
+def train_trial(
+    trial: TrialDir, attempt: AttemptDir, settings: Settings, data: TrialData, world: World, stop: StopFlag, watchdog: Watchdog
+) -> None:
+    """Train, choose the epoch on dev, predict dev and test, write the marker.
 
-    Raises Stopped when asked to stop (all is saved), UserError when the loss is not finite.
+    Raises Stopped when asked to stop (all is saved), Superseded when a newer attempt of the trial is there, UserError when the
+    loss is not finite or the disk is full.
     """
-    if trial.is_done:
-        return
     train, seed, fold = settings.train, trial.trial.seed, data.fold
     began = time.monotonic()
     max_samples = _max_samples(settings)
@@ -67,26 +70,47 @@ def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: Wor
     steps_an_epoch = steps_per_epoch(len(fold.train.positions), train.global_batch)
     total_steps = train.epochs * steps_an_epoch
 
-    state, saved, damaged = checkpoint.newest(trial)
+    saved = checkpoint.newest(trial, world)
     if world.is_main:
-        for sentence in damaged:
+        for sentence in saved.damaged:
             print(sentence, flush=True)
-    seconds_before = state.seconds
+        checkpoint.adopt_best(attempt, saved)
+    state, seconds_before = saved.state, saved.state.seconds
     model = build(settings.model, len(data.classes), mix(seed, 0x57E1))
-    ranks = strategy.build(model, train, world, saved)
-    progress = Progress(trial, state, total_steps, train.epochs, active=world.is_main)
+    ranks = strategy.build(model, train, world, saved.tensors)
+    progress = Progress(attempt, saved.attempt, state, total_steps, train.epochs, active=world.is_main)
 
-    with StopFlag() as stop, ShardReader(data.index) as reader:
+    with ShardReader(data.index) as reader, progress, checkpoint.Writer(trial, attempt) as writer:
         source = BatchSource(reader, data.targets, weights, max_samples)
-        last_save = time.monotonic()
+        last_save, save_s = time.monotonic(), 0.0
 
         def save() -> None:
-            nonlocal last_save
+            nonlocal last_save, save_s
+            start = time.monotonic()
             progress.sync()
             tensors = ranks.tensors()
             if tensors is not None:
-                checkpoint.save(trial, replace(state, seconds=seconds_before + time.monotonic() - began), tensors)
+                writer.save(replace(state, seconds=seconds_before + start - began), tensors)
             last_save = time.monotonic()
+            save_s = last_save - start
+
+        def check() -> None:
+            """Between steps: is it time to stop, or to save?"""
+            watchdog.beat()
+            reason = stop.reason(save_s)
+            due = time.monotonic() - last_save > train.checkpoint_minutes * 60
+            # Rank 0 alone looks at the clock and at the disk: what it sees holds for all.
+            stopping, superseded, saving = world.any(
+                reason is not None, world.is_main and attempt.is_superseded, world.is_main and due
+            )
+            if superseded:
+                raise Superseded(f"{trial.trial}: a newer attempt than this one, {attempt.number}, has begun; this one ends")
+            if stopping or saving:
+                save()
+            if stopping:
+                writer.wait()
+                progress.tell("stopped", state)
+                raise Stopped(f"{trial.trial} stopped after step {state.step}, saved ({reason or 'another rank was asked to'})")
 
         while state.epoch < train.epochs and (train.patience is None or state.stale_epochs < train.patience):
             # Train on what is left of this epoch.
@@ -114,12 +138,7 @@ def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: Wor
                 state = state.after_step(step_loss, step_weight)
                 progress.step(state, step_loss / step_weight, lr, grad_norm)
 
-                stopping = world.any(stop.raised is not None)
-                if stopping or world.any(world.is_main and time.monotonic() - last_save > train.checkpoint_minutes * 60):
-                    save()
-                if stopping:
-                    progress.tell("stopped", state)
-                    raise Stopped(f"{trial.trial} stopped after step {state.step}; its state is saved")
+                check()
 
             # Score the dev part; keep the weights if they are the best so far.
             ranks.training(False)
@@ -129,16 +148,18 @@ def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: Wor
             if state.best_epoch == state.epoch - 1:
                 best = ranks.weights()
                 if best is not None:
-                    checkpoint.save_weights(trial.best, best)
+                    state = replace(state, best_sha256=checkpoint.save_weights(attempt.best(state.best_epoch), best))
             progress.epoch(state, train_loss, dev_uar, dev_loss)
+            watchdog.beat()
             save()
 
         # Read the test part, once, with the epoch that dev chose; on a plain copy, whatever the strategy was.
+        writer.wait()
         ranks.close()
         world.barrier()
         progress.tell("predicting", state)
         model = build(settings.model, len(data.classes), 0)
-        model.load_state_dict(checkpoint.load_weights(trial.best))
+        model.load_state_dict(checkpoint.load_weights(attempt.best(state.best_epoch)))
         model.to(world.device).eval()
         found: list[Prediction] = []
         for part, positions in (("dev", fold.dev.positions), ("test", fold.test.positions)):
@@ -146,11 +167,11 @@ def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: Wor
                 logits = predict(model, source, positions, samples, cut.budget_samples, len(data.classes), world)
             found += _predictions(part, positions, logits, data)
 
-    if world.is_main:
-        predictions.write(trial.predictions, found)
-        write_json(
-            trial.done,
-            {
+        if world.is_main:
+            predictions.write(attempt.predictions, found)
+            marker = {
+                "attempt": attempt.number,
+                "weights": attempt.best(state.best_epoch).relative_to(trial.path).as_posix(),
                 "best_epoch": state.best_epoch,
                 "best_dev_uar": state.best_uar,
                 "epochs": state.epoch,
@@ -158,10 +179,11 @@ def train_trial(trial: TrialDir, settings: Settings, data: TrialData, world: Wor
                 "seconds": round(seconds_before + time.monotonic() - began, 1),
                 "ranks": world.size,
                 "strategy": train.strategy,
-            },
-        )
-        checkpoint.clear(trial)
-    progress.tell("done", state)
+            }
+            if not write_json_once(trial.done, marker):
+                raise Superseded(f"{trial.trial} was completed by another attempt; attempt {attempt.number} ends")
+            checkpoint.clear(trial, attempt, state.best_epoch)
+        progress.tell("done", state)
 
 
 def _max_samples(settings: Settings) -> int | None:

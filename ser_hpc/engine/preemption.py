@@ -1,27 +1,39 @@
 """Being asked to stop: a signal only sets a flag; the loop looks at it between steps, where all ranks agree and save together.
 
-Nothing else is safe inside a handler: a collective there (every ZeRO save is one) deadlocks the other ranks.
+Nothing else is safe inside a handler: a collective there (every ZeRO save is one) deadlocks the other ranks. The job's end time
+is a second line, for clusters that send no signal, or not to us.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Mapping
 from types import FrameType
 from typing import Self
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+MARGIN_S = 60.0
 
 
 class Stopped(Exception):  # noqa: N818  (not an error: the trial goes on later)
     """The trial was asked to stop; its state is saved, and the same command goes on from there."""
 
 
-class StopFlag:
-    """Context manager: within it, the stop signals set `raised` in this process and do nothing else."""
+class Superseded(Exception):  # noqa: N818  (not an error: somebody else does the work)
+    """A newer attempt of this trial has begun: this one must end, and may write nothing more."""
 
-    def __init__(self) -> None:
-        self.raised: signal.Signals | None = None
+
+class StopFlag:
+    """Context manager: within it, the stop signals set `reason` in this process and do nothing else.
+
+    `end_time`: when the job ends, in seconds since the epoch; a little before it, `reason` is set as well.
+    """
+
+    def __init__(self, end_time: float | None = None) -> None:
+        self._end_time = end_time
+        self._signal: signal.Signals | None = None
         self._process = os.getpid()
         self._before: dict[signal.Signals, object] = {}
 
@@ -35,4 +47,20 @@ class StopFlag:
 
     def _set(self, number: int, _: FrameType | None) -> None:
         if os.getpid() == self._process:  # a forked worker inherits the handler, not the duty
-            self.raised = signal.Signals(number)
+            self._signal = signal.Signals(number)
+
+    def reason(self, save_s: float = 0.0) -> str | None:
+        """Why to stop now, if at all. `save_s`: how long the last save took; it must fit in before the end, with room."""
+        if self._signal is not None:
+            return self._signal.name
+        if self._end_time is not None and time.time() > self._end_time - MARGIN_S - 3 * save_s:
+            return "the job's end time"
+        return None
+
+
+def end_time(env: Mapping[str, str]) -> float | None:
+    """When the job ends, as the batch script (or Slurm itself) says it; None where nobody does."""
+    for name in ("SER_HPC_END_TIME", "SLURM_JOB_END_TIME"):
+        if env.get(name, "").isdigit():
+            return float(env[name])
+    return None

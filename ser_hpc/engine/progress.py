@@ -8,31 +8,48 @@ import os
 import time
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ser_hpc.engine.checkpoint import TrainState
-from ser_hpc.results.run_dir import TrialDir
+from ser_hpc.results.run_dir import AttemptDir
 
 _EVERY_S = 1.0
 
 
 class Progress:
-    """progress.json at most once a second; steps.jsonl and epochs.jsonl line by line, less what a resume will do again."""
+    """progress.json at most once a second; steps.jsonl and epochs.jsonl line by line, less what a resume will do again.
 
-    def __init__(self, trial: TrialDir, state: TrainState, total_steps: int, epochs: int, *, active: bool) -> None:
-        self._trial, self._active = trial, active
+    `before`: the attempt that this one goes on from, whose lines it takes over.
+    """
+
+    def __init__(
+        self, attempt: AttemptDir, before: AttemptDir | None, state: TrainState, total_steps: int, epochs: int, *, active: bool
+    ) -> None:
+        self._attempt, self._active = attempt, active
         self._total_steps, self._epochs = total_steps, epochs
         self._start_step, self._start = state.step, time.monotonic()
         self._written = 0.0
+        self._what, self._state = "starting", state
         self._last: dict[str, Any] = {}
         if active:
-            trial.path.mkdir(parents=True, exist_ok=True)
-            self._steps = _reopen(trial.steps, "step", state.step)
-            self._epoch_lines = _reopen(trial.epochs, "epoch", state.epoch)
+            self._steps = _continued(attempt.steps, before.steps if before else None, "step", state.step)
+            self._epoch_lines = _continued(attempt.epochs, before.epochs if before else None, "epoch", state.epoch)
             self.tell("starting", state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Whatever ends training, the step that it was at is written down: two failures at one step are a crash loop."""
+        if self._active:
+            if kind is not None and self._what != "stopped":
+                self.tell("failed", self._state)
+            self._steps.close()
+            self._epoch_lines.close()
 
     def step(self, state: TrainState, loss: float, lr: float, grad_norm: float) -> None:
         """After an optimizer step; `state.step` counts it already."""
+        self._state = state
         if self._active:
             norm = grad_norm if math.isfinite(grad_norm) else None
             line = {"step": state.step - 1, "epoch": state.epoch, "loss": loss, "lr": lr, "grad_norm": norm}
@@ -57,13 +74,14 @@ class Progress:
 
     def tell(self, what: str, state: TrainState, **more: Any) -> None:
         """Write progress.json now."""
+        self._what, self._state = what, state
         if not self._active:
             return
         done = state.step - self._start_step
         elapsed = time.monotonic() - self._start
         left = elapsed / done * (self._total_steps - state.step) if done else None
         write_progress(
-            self._trial,
+            self._attempt,
             state=what,
             step=state.step,
             steps=self._total_steps,
@@ -86,19 +104,18 @@ class Progress:
                 os.fsync(file.fileno())
 
 
-def write_progress(trial: TrialDir, **fields: Any) -> None:
+def write_progress(attempt: AttemptDir, **fields: Any) -> None:
     """Replace progress.json. Not synced to disk: a heartbeat may be lost, and syncing once a second would slow training."""
-    trial.path.mkdir(parents=True, exist_ok=True)
-    temporary = trial.progress.with_name(f".{trial.progress.name}.tmp")
+    temporary = attempt.progress.with_name(f".{attempt.progress.name}.tmp")
     temporary.write_text(json.dumps(fields | {"updated": time.time()}), encoding="utf-8")
-    temporary.replace(trial.progress)
+    temporary.replace(attempt.progress)
 
 
-def _reopen(path: Path, counter: str, until: int) -> TextIOWrapper:
-    """Open for appending, keeping the whole lines whose counter is below `until`."""
+def _continued(path: Path, before: Path | None, counter: str, until: int) -> TextIOWrapper:
+    """Open for appending, with the whole lines of `before` whose counter is below `until`."""
     kept = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+    if before is not None and before.exists():
+        for line in before.read_text(encoding="utf-8").splitlines():
             try:
                 if json.loads(line)[counter] < until:
                     kept.append(line + "\n")

@@ -1,16 +1,19 @@
 """The ranks of one trial: who am I, where are the others, and the few collectives that training needs.
 
-Ranks are started by torchrun (RANK, WORLD_SIZE, MASTER_ADDR ...), by srun (SLURM_PROCID ...), by our local launcher, or alone.
 Under srun and the local launcher rank 0 opens a store on a free port, keeps it open, and writes its address into the trial's
-folder, where the others find it: no port is ever guessed, so trials that share a node cannot collide.
+folder, where the others find it: no port is ever guessed or free again before it is used, so trials that share a node cannot
+collide, whatever range the port is from. (torchrun brings its own MASTER_ADDR.)
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,11 +23,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # public, but not in __all__
 
+from ser_hpc.engine.rank import Rank, start_name
 from ser_hpc.errors import UserError
 from ser_hpc.files import read_json, write_json
 
-TIMEOUT = timedelta(minutes=30)
 _MEETING = timedelta(minutes=5)
+_SIOCGIFADDR = 0x8915
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +51,17 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, flag: bool) -> bool:
-        """True on every rank if it is true on one: how ranks agree before they act."""
-        return bool(self.sum(torch.tensor([int(flag)], device=self.device)).item()) if self.size > 1 else flag
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, true on every rank if it is true on one: how ranks agree before they act."""
+        if self.size == 1:
+            return flags
+        return tuple(count > 0 for count in self.sum(torch.tensor(flags, dtype=torch.int32, device=self.device)).tolist())
+
+    def from_main(self, *numbers: int) -> tuple[int, ...]:
+        """Rank 0's numbers, on every rank."""
+        values = torch.tensor(numbers, device=self.device)
+        self.same([values])
+        return tuple(values.tolist())
 
     def same(self, tensors: Iterable[Tensor]) -> None:
         """Rank 0's values in these tensors, on every rank."""
@@ -68,58 +80,76 @@ class World:
             dist.destroy_process_group()
 
 
-def join(meeting_place: Path) -> World:
-    """Find the other ranks and this rank's device. `meeting_place`: a folder that every rank can see."""
-    rank, size, local_rank, local_size = _who_am_i(os.environ)
+def join(meeting_place: Path, rank: Rank, timeout: timedelta) -> World:
+    """Find the other ranks and this rank's device. `meeting_place`: a folder that every rank can see.
+
+    `timeout` of a collective. Raises UserError if there are more ranks on this node than GPUs, or if a rank does not come.
+    """
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    if cuda and rank.local_size > torch.cuda.device_count():
+        raise UserError(
+            f"{rank.local_size} ranks were started on this node, which has {torch.cuda.device_count()} GPUs for them: "
+            "ask for one task per GPU"
+        )
+    device = torch.device("cuda", rank.local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
-    # DeepSpeed looks for mpi4py where one of these is missing.
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(local_rank), "LOCAL_SIZE": str(local_size)}
-    if size > 1 or "MASTER_ADDR" in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // rank.local_size))
+    names = {"RANK": rank.number, "WORLD_SIZE": rank.size, "LOCAL_RANK": rank.local, "LOCAL_SIZE": rank.local_size}
+    os.environ |= {name: str(value) for name, value in names.items()}  # DeepSpeed looks for mpi4py where one is missing
+    if rank.size > 1 or "MASTER_ADDR" in os.environ:
         backend = "nccl" if cuda else "gloo"
         if "MASTER_ADDR" in os.environ:
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            dist.init_process_group(backend, timeout=timeout)
         else:
-            store = _meet(meeting_place / f".ranks-{_attempt(os.environ)}.json", rank, size)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-    return World(rank, size, local_rank, local_size, device)
+            address_file = meeting_place / f".ranks-{start_name(os.environ)}.json"
+            store = _meet(address_file, rank)
+            dist.init_process_group(backend, store=store, rank=rank.number, world_size=rank.size, timeout=timeout)
+            if rank.is_main:
+                address_file.unlink(missing_ok=True)  # everybody is here
+    return World(rank.number, rank.size, rank.local, rank.local_size, device)
 
 
-def _who_am_i(env: Mapping[str, str]) -> tuple[int, int, int, int]:
-    """Rank, ranks, rank on this node, ranks on this node."""
-    if "RANK" in env and "WORLD_SIZE" in env:
-        size = int(env["WORLD_SIZE"])
-        return int(env["RANK"]), size, int(env.get("LOCAL_RANK", 0)), int(env.get("LOCAL_WORLD_SIZE", size))
-    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
-        # The launcher and slurm/train.sbatch ask for as many tasks on every node.
-        size = int(env["SLURM_STEP_NUM_TASKS"])
-        local_size = -(-size // int(env["SLURM_STEP_NUM_NODES"]))
-        return int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), local_size
-    return 0, 1, 0, 1
-
-
-def _attempt(env: Mapping[str, str]) -> str:
-    """A name that the ranks of one start share, and no other start has."""
-    if "SER_HPC_ATTEMPT" in env:
-        return env["SER_HPC_ATTEMPT"]
-    return "-".join(env.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID"))
-
-
-def _meet(address_file: Path, rank: int, size: int) -> Store:
+def _meet(address_file: Path, rank: Rank) -> Store:
     """Rank 0 opens the store and writes where it is; the others read that. Raises UserError if rank 0 does not come."""
-    if rank == 0:
-        host = socket.gethostname() if "SLURM_STEP_ID" in os.environ else "localhost"
-        store = TCPStore(host, 0, size, is_master=True, timeout=_MEETING, wait_for_workers=False)
+    if rank.is_main:
+        host = _own_name(os.environ)
+        store = TCPStore(host, 0, rank.size, is_master=True, timeout=_MEETING, wait_for_workers=False)
         write_json(address_file, {"host": host, "port": store.port})
+        _speak_over(host)
         return store
     deadline = time.monotonic() + _MEETING.total_seconds()
     while not address_file.exists():
         if time.monotonic() > deadline:
-            raise UserError(f"rank {rank} of {size} waited {_MEETING} for rank 0 at {address_file}: did every task start?")
+            who = f"rank {rank.number} of {rank.size}"
+            raise UserError(f"{who} waited {_MEETING} for rank 0 at {address_file}: did every task start?")
         time.sleep(0.05)
     address = read_json(address_file)
-    return TCPStore(address["host"], address["port"], size, is_master=False, timeout=_MEETING)
+    _speak_over(address["host"])
+    return TCPStore(address["host"], address["port"], rank.size, is_master=False, timeout=_MEETING)
+
+
+def _own_name(env: Mapping[str, str]) -> str:
+    """The name under which the other ranks reach this one."""
+    return env.get("SLURMD_NODENAME", socket.gethostname()) if "SLURM_STEP_ID" in env else "localhost"
+
+
+def _speak_over(host: str) -> None:
+    """Gloo takes the address that this machine's own name stands for. On a node with several networks, or in a container, that
+    may not be the one that leads to the others: let it use the interface on the way to rank 0."""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # of a datagram socket: sends nothing
+        mine: str = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            if not mine.startswith("127.") and _address(probe, name) == mine:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def _address(probe: socket.socket, interface: str) -> str | None:
+    """IPv4 address of an interface."""
+    try:
+        answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", interface.encode()))
+    except OSError:
+        return None
+    return socket.inet_ntoa(answer[20:24])

@@ -43,15 +43,15 @@ def read_done(folder: TrialDir) -> dict[str, Any]:
 
 def read_parts(folder: TrialDir, plan: dict[str, Any]) -> dict[str, tuple[Prediction, ...]]:
     """A finished trial's predictions of its "dev" and "test" parts, each clip of the plan exactly once."""
-    if not folder.predictions.exists():
-        raise UserError(f"{folder.path} is marked as done but has no {folder.predictions.name}; {_AGAIN}")
-    predictions = read(folder.predictions)
+    if not folder.current.predictions.exists():
+        raise UserError(f"{folder.path} is marked as done but has no {folder.current.predictions.name}; {_AGAIN}")
+    predictions = read(folder.current.predictions)
     _refuse_strangers(folder, predictions, plan["classes"])
     fold = next(fold for fold in plan["folds"] if fold["fold"] == folder.trial.fold)
     parts = {part: tuple(p for p in predictions if p.part == part) for part in PARTS}
     for part, found in parts.items():
         if problems := _differences(found, fold[part]):
-            what = f"{folder.predictions}: the {part} part is not the planned one"
+            what = f"{folder.current.predictions}: the {part} part is not the planned one"
             raise UserError(f"{what}; it holds {listed(problems)}; {_AGAIN}")
     return parts
 
@@ -89,7 +89,7 @@ def _refuse_strangers(folder: TrialDir, predictions: Sequence[Prediction], class
     """Each clip once in dev and test together, and no class or part that nobody planned."""
     times = Counter(map(clip_name, predictions))
     if twice := [clip for clip, count in times.items() if count > 1]:
-        raise UserError(f"{folder.predictions}: predicted more than once: {listed(twice)}; {_AGAIN}")
+        raise UserError(f"{folder.current.predictions}: predicted more than once: {listed(twice)}; {_AGAIN}")
     for p in predictions:
         for what, given, allowed in (
             ("part", p.part, PARTS),
@@ -98,7 +98,7 @@ def _refuse_strangers(folder: TrialDir, predictions: Sequence[Prediction], class
         ):
             if given not in allowed:
                 problem = f"{what} of {clip_name(p)} is {given!r}, not one of {listed(allowed, 30)}"
-                raise UserError(f"{folder.predictions}: the {problem}; {_AGAIN}")
+                raise UserError(f"{folder.current.predictions}: the {problem}; {_AGAIN}")
 
 
 def _differences(found: Sequence[Prediction], part: dict[str, Any]) -> list[str]:

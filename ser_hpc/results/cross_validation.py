@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ser_hpc.files import read_json
 from ser_hpc.results import checks, metrics
+from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.metrics import Interval
 from ser_hpc.results.predictions import Prediction
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
@@ -119,16 +119,13 @@ def cross_validate(run: RunDir) -> CrossValidation:
 
 
 def _reason(folder: TrialDir) -> str:
-    """Why a trial is missing, as far as its heartbeat tells; the heartbeat may be half written or not there at all."""
-    try:
-        progress = dict(read_json(folder.progress))
-    except FileNotFoundError:
+    """Why a trial is missing, as far as its newest attempt wrote it down."""
+    if folder.newest is None:
         return "not started"
-    except (TypeError, ValueError):
-        return "not finished"
-    if progress.get("state") == "failed":
-        return f"failed: {progress.get('error') or 'no error was written; see its log'}"
-    return "not finished"
+    end = how_it_ended(folder.newest)
+    if end.how in ("failed", "hung", "lost"):
+        return f"{end.how}: {end.error or 'no error was written; see its log'}"
+    return "stopped, to be gone on with" if end.how == "stopped" else "not finished"
 
 
 def _score(folder: TrialDir, plan: dict[str, Any]) -> TrialScores:

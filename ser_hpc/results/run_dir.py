@@ -4,18 +4,25 @@ RUN/                              runs/<name>-<8 hex of what changes the result>
   settings.yaml                   the resolved settings
   plan.json                       classes, folds in words and counts, trials, notes; written before any trial starts
   report.json  report.md          written by the report
-  jobs/                           the launcher's files and every rank's log
+  jobs/                           what was submitted (submitted.jsonl), the launcher's files, every rank's log
+  code/<12 hex>/                  the code that its jobs run
   seed_0/fold_2/                  one trial
-    progress.json                 where the trial stands (a heartbeat; never read by training)
-    steps.jsonl  epochs.jsonl     loss per optimizer step; loss and dev UAR per epoch
-    checkpoints/step_00000120/    model, optimizer, state; two are kept while training
-    checkpoints/best/             the weights of the best dev epoch
-    predictions.jsonl             dev and test clips, once each
-    done.json                     the marker, written last: the trial is complete
+    attempt_0001/                 one start of it, which writes nowhere else
+      attempt.json                who runs it, where, with which code
+      end.json                    how it ended; none: it runs, or was killed without a word
+      progress.json               where it stands (a heartbeat; never read by training)
+      steps.jsonl  epochs.jsonl   loss per optimizer step; loss and dev UAR per epoch
+      checkpoints/                step_00000120: model, optimizer, state (two are kept while training); best_0004: weights
+      predictions.jsonl           dev and test clips, once each
+    done.json                     the marker, written last, once: the trial is complete, by the attempt that it names
+
+Attempts are how an older start that wakes up (a lost node's ranks) can never write over a newer one: a number is taken by
+making its folder, which only one can, and no file of a trial but the marker is ever shared.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +43,17 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class TrialDir:
+class AttemptDir:
     path: Path
-    trial: Trial
+    number: int
+
+    @property
+    def attempt(self) -> Path:
+        return self.path / "attempt.json"
+
+    @property
+    def end(self) -> Path:
+        return self.path / "end.json"
 
     @property
     def progress(self) -> Path:
@@ -57,12 +72,22 @@ class TrialDir:
         return self.path / "checkpoints"
 
     @property
-    def best(self) -> Path:
-        return self.checkpoints / "best.safetensors"
-
-    @property
     def predictions(self) -> Path:
         return self.path / "predictions.jsonl"
+
+    def best(self, epoch: int) -> Path:
+        return self.checkpoints / f"best_{epoch:04d}.safetensors"
+
+    @property
+    def is_superseded(self) -> bool:
+        """Numbers are taken one after another, so a newer attempt means that the next one is there."""
+        return (self.path.parent / _attempt_name(self.number + 1)).exists()
+
+
+@dataclass(frozen=True, slots=True)
+class TrialDir:
+    path: Path
+    trial: Trial
 
     @property
     def done(self) -> Path:
@@ -71,6 +96,41 @@ class TrialDir:
     @property
     def is_done(self) -> bool:
         return self.done.exists()
+
+    @property
+    def attempts(self) -> tuple[AttemptDir, ...]:
+        """Oldest first."""
+        numbers = sorted(int(path.name.removeprefix("attempt_")) for path in self.path.glob("attempt_[0-9]*"))
+        return tuple(self.attempt(number) for number in numbers)
+
+    def attempt(self, number: int) -> AttemptDir:
+        return AttemptDir(self.path / _attempt_name(number), number)
+
+    @property
+    def newest(self) -> AttemptDir | None:
+        return attempts[-1] if (attempts := self.attempts) else None
+
+    @property
+    def current(self) -> AttemptDir:
+        """The attempt that completed the trial; else the newest; else the first one to come."""
+        if self.is_done:
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                return self.attempt(int(read_json(self.done)["attempt"]))
+        return self.newest or self.attempt(1)
+
+    def claim(self) -> AttemptDir:
+        """Take the next number, for this caller alone: making a folder is atomic, on network file systems too."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        while True:
+            taken = self.newest
+            attempt = self.attempt(taken.number + 1 if taken else 1)
+            with suppress(FileExistsError):
+                attempt.path.mkdir()
+                return attempt
+
+
+def _attempt_name(number: int) -> str:
+    return f"attempt_{number:04d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +156,14 @@ class RunDir:
     @property
     def jobs(self) -> Path:
         return self.path / "jobs"
+
+    @property
+    def submitted(self) -> Path:
+        return self.jobs / "submitted.jsonl"
+
+    @property
+    def code(self) -> Path:
+        return self.path / "code"
 
     @property
     def lock(self) -> Path:

@@ -31,7 +31,7 @@ def test_one_clip_a_batch_trains_as_transformers_does(tmp_path: Path) -> None:
     data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold)
     run.trial(trial).path.mkdir(parents=True)
     train_trial(run.trial(trial), settings, data, world.join(tmp_path))
-    ours = [json.loads(line)["loss"] for line in run.trial(trial).steps.read_text().splitlines()][:50]
+    ours = [json.loads(line)["loss"] for line in run.trial(trial).current.steps.read_text().splitlines()][:50]
 
     config = AutoConfig.for_model(
         **wav2vec2(),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from small import packed_tones, planned, run_here
 
+from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
 
 TRIAL = Trial(0, 0)
@@ -42,7 +43,7 @@ def wait_for_step(trial: TrialDir, step: int, process: subprocess.Popen[bytes]) 
     """Until a checkpoint of `step` or later is there."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if any(int(path.stem.removeprefix("step_")) >= step for path in trial.checkpoints.glob("step_*.json")):
+        if any(int(path.stem.removeprefix("step_")) >= step for path in trial.current.checkpoints.glob("step_*.json")):
             return
         time.sleep(0.01)
     raise AssertionError(f"no checkpoint of step {step} came; exit code {process.poll()}")
@@ -50,6 +51,10 @@ def wait_for_step(trial: TrialDir, step: int, process: subprocess.Popen[bytes]) 
 
 def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(trial: TrialDir) -> Path:
+    return trial.path / json.loads(trial.done.read_text())["weights"]
 
 
 def test_killed_and_stopped_is_as_uninterrupted(base: Path, uninterrupted: TrialDir) -> None:
@@ -64,13 +69,14 @@ def test_killed_and_stopped_is_as_uninterrupted(base: Path, uninterrupted: Trial
     wait_for_step(trial, 14, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
-    assert json.loads(trial.progress.read_text())["state"] == "stopped"
+    assert json.loads(trial.current.progress.read_text())["state"] == "stopped"
     assert start(run).wait(300) == 0
-    assert lines(trial.steps) == lines(uninterrupted.steps)
-    assert lines(trial.epochs) == lines(uninterrupted.epochs)
-    assert trial.best.read_bytes() == uninterrupted.best.read_bytes()
-    assert trial.predictions.read_bytes() == uninterrupted.predictions.read_bytes()
-    assert [path.name for path in trial.checkpoints.iterdir()] == [trial.best.name], "only the best weights are kept"
+    assert lines(trial.current.steps) == lines(uninterrupted.current.steps)
+    assert lines(trial.current.epochs) == lines(uninterrupted.current.epochs)
+    assert weights(trial).read_bytes() == weights(uninterrupted).read_bytes()
+    assert trial.current.predictions.read_bytes() == uninterrupted.current.predictions.read_bytes()
+    assert list(trial.path.glob("attempt_*/checkpoints/*")) == [weights(trial)], "only the best weights are kept"
+    assert [how_it_ended(attempt).how for attempt in trial.attempts] == ["killed", "stopped", "done"]
 
 
 def test_goes_on_under_another_strategy_and_passes_over_damage(base: Path, uninterrupted: TrialDir) -> None:
@@ -81,7 +87,7 @@ def test_goes_on_under_another_strategy_and_passes_over_damage(base: Path, unint
     wait_for_step(trial, 8, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
-    newest = max(trial.checkpoints.glob("step_*.safetensors"))
+    newest = max(trial.current.checkpoints.glob("step_*.safetensors"))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
@@ -89,7 +95,7 @@ def test_goes_on_under_another_strategy_and_passes_over_damage(base: Path, unint
     assert run_here(run, TRIAL, ranks=2) == {TRIAL: 0}
     log = (run.jobs / "seed_0-fold_0.log").read_text()
     assert f"checkpoint {newest} is damaged" in log.replace("\n", " ")
-    ours, whole = ([line["loss"] for line in lines(where.steps)] for where in (trial, uninterrupted))
+    ours, whole = ([line["loss"] for line in lines(where.current.steps)] for where in (trial, uninterrupted))
     assert np.abs(np.subtract(ours, whole)).max() < 1e-4
 
 

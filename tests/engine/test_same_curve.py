@@ -14,7 +14,7 @@ DROPOUTS = (0.0, 0.1)
 
 
 def scores(run: RunDir) -> dict[tuple[str, str], list[float]]:
-    found = predictions.read(run.trial(Trial(0, 0)).predictions)
+    found = predictions.read(run.trial(Trial(0, 0)).current.predictions)
     return {(p.part, p.utterance_id): list(p.probabilities.values()) for p in found}
 
 

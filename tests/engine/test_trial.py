@@ -12,6 +12,7 @@ from small import packed_tones, planned, run_here
 from ser_hpc.cluster.plan import prepare, reopen
 from ser_hpc.config.load import load
 from ser_hpc.results import predictions
+from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial
 
 
@@ -22,7 +23,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def clips_tested(run: RunDir) -> Counter[str]:
     return Counter(
-        p.utterance_id for trial in run.trials() for p in predictions.read(run.trial(trial).predictions) if p.part == "test"
+        p.utterance_id
+        for trial in run.trials()
+        for p in predictions.read(run.trial(trial).current.predictions)
+        if p.part == "test"
     )
 
 
@@ -39,10 +43,10 @@ def test_every_clip_is_tested_once_over_the_folds(base: Path, ranks: int) -> Non
 def test_a_loss_that_is_not_finite_stops_the_trial_and_names_the_clips(base: Path) -> None:
     run = planned(base / "exploding", packed_tones(base), "train.lr=1e30", "train.clip_norm=null", "train.warmup=0")
     assert run_here(run, Trial(0, 0)) == {Trial(0, 0): 2}
-    told = json.loads(run.trial(Trial(0, 0)).progress.read_text())
-    assert told["state"] == "failed"
-    assert "not finite at step" in told["error"]
-    assert any(name in told["error"] for name in reopen(run).index.metadata.utterance_id)
+    end = how_it_ended(run.trial(Trial(0, 0)).current)
+    assert end.how == "failed" and end.step is not None and end.error is not None
+    assert "not finite at step" in end.error
+    assert any(name in end.error for name in reopen(run).index.metadata.utterance_id)
     assert not run.trial(Trial(0, 0)).is_done
 
 
@@ -51,7 +55,7 @@ def test_dev_alone_chooses_the_epoch(base: Path) -> None:
     run = planned(base / "choice", packed_tones(base), "train.epochs=5")
     place = run.trial(Trial(0, 0))
     assert run_here(run, Trial(0, 0)) == {Trial(0, 0): 0}
-    epochs = [json.loads(line) for line in place.epochs.read_text().splitlines()]
+    epochs = [json.loads(line) for line in place.current.epochs.read_text().splitlines()]
     uars = [epoch["dev_uar"] for epoch in epochs]
     done = json.loads(place.done.read_text())
     assert done["best_epoch"] == uars.index(max(uars))

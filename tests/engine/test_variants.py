@@ -73,7 +73,7 @@ def test_trains_and_predicts(runs: dict[str, RunDir], name: str) -> None:
     place = runs[name].trial(Trial(0, 0))
     assert json.loads(place.done.read_text())["ranks"] == 2
     assert np.isfinite(curve(runs[name])).all()
-    found = predictions.read(place.predictions)
+    found = predictions.read(place.current.predictions)
     assert len({p.utterance_id for p in found}) == len(found) > 0
     assert all(abs(sum(p.probabilities.values()) - 1) < 1e-4 for p in found)
 

@@ -5,22 +5,30 @@ Started by tests, one process a rank, with RANK and WORLD_SIZE set.
 
 from __future__ import annotations
 
+import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 from ser_hpc.cluster.plan import reopen
 from ser_hpc.engine import world
+from ser_hpc.engine.attempt import begin
 from ser_hpc.engine.loop import TrialData, train_trial
+from ser_hpc.engine.preemption import StopFlag
+from ser_hpc.engine.rank import who_am_i
+from ser_hpc.engine.watchdog import Watchdog
 from ser_hpc.results.run_dir import RunDir, Trial
 
 if __name__ == "__main__":
     runs = [RunDir(Path(name)) for name in sys.argv[1:]]
     meeting_place = runs[0].path
-    ranks = world.join(meeting_place)
+    rank = who_am_i(os.environ)
+    ranks = world.join(meeting_place, rank, timedelta(minutes=5))
     for run in runs:
         experiment = reopen(run)
-        trial = Trial(0, 0)
-        run.trial(trial).path.mkdir(parents=True, exist_ok=True)
+        trial = run.trial(Trial(0, 0))
+        (number,) = ranks.from_main(begin(trial, rank).number if rank.is_main else 0)
         data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, experiment.folds.folds[0])
-        train_trial(run.trial(trial), experiment.settings, data, ranks)
+        with StopFlag() as stop, Watchdog(300, lambda: None, exit_code=1) as watchdog:
+            train_trial(trial, trial.attempt(number), experiment.settings, data, ranks, stop, watchdog)
     ranks.leave()

@@ -76,7 +76,7 @@ def test_interrupted_it_ends_everything_and_goes_on_later(base: Path) -> None:
     arguments = command(root, shards, "--folds", "3", "train.epochs=40")
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not list(root.glob("*/seed_0/fold_*/checkpoints/step_*.json")):
+    while not list(root.glob("*/seed_0/fold_*/attempt_*/checkpoints/step_*.json")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
     run = the_run(root)

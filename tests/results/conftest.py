@@ -90,8 +90,11 @@ def make_run(tmp_path: Path) -> Callable[..., RunDir]:
                         guess = truth if rng.random() < accuracy else str(rng.choice(classes))
                         odds = {name: float(name == guess) for name in classes}
                         made.append(Prediction("emodb", utterance_id, speaker, which, truth, guess, odds))
-                predictions.write(folder.predictions, made)
-                write_json(folder.done, {"best_epoch": 10 + fold, "epochs": 30, "steps": 900, "seconds": 61.5, "ranks": 2})
+                predictions.write(folder.current.predictions, made)
+                write_json(
+                    folder.done,
+                    {"attempt": 1, "best_epoch": 10 + fold, "epochs": 30, "steps": 900, "seconds": 61.5, "ranks": 2},
+                )
         return run
 
     return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -26,7 +27,7 @@ def reference_uar(found: list[Prediction]) -> float:
 
 
 def rewrite(run: RunDir, trial: Trial, change: Change) -> None:
-    path = run.trial(trial).predictions
+    path = run.trial(trial).current.predictions
     predictions.write(path, change(predictions.read(path)))
 
 
@@ -38,7 +39,7 @@ def test_scores_are_those_of_the_saved_predictions(make_run: MakeRun) -> None:
     for seed in (0, 1, 4):
         of_seed = []
         for fold in range(5):
-            test = [p for p in predictions.read(run.trial(Trial(seed, fold)).predictions) if p.part == "test"]
+            test = [p for p in predictions.read(run.trial(Trial(seed, fold)).current.predictions) if p.part == "test"]
             per_trial.append(reference_uar(test))
             of_seed += test
         pooled.append(reference_uar(of_seed))
@@ -105,7 +106,7 @@ def test_predictions_that_are_not_the_planned_ones_are_refused(make_run: MakeRun
     rewrite(run, Trial(0, 1), change)
     with pytest.raises(UserError, match=message) as refused:
         cross_validate(run)
-    assert str(run.trial(Trial(0, 1)).predictions) in str(refused.value)
+    assert str(run.trial(Trial(0, 1)).current.predictions) in str(refused.value)
 
 
 def test_a_clip_in_the_test_parts_of_two_folds_is_refused(make_run: MakeRun) -> None:
@@ -115,7 +116,7 @@ def test_a_clip_in_the_test_parts_of_two_folds_is_refused(make_run: MakeRun) -> 
     for part in ("test", "dev"):
         plan["folds"][1][part] = plan["folds"][0][part]
     write_json(run.plan, plan)
-    run.trial(Trial(0, 1)).predictions.write_bytes(run.trial(Trial(0, 0)).predictions.read_bytes())
+    run.trial(Trial(0, 1)).current.predictions.write_bytes(run.trial(Trial(0, 0)).current.predictions.read_bytes())
     with pytest.raises(UserError, match="emodb-00_angry_0 is tested in seed 0 fold 0 and again in seed 0 fold 1"):
         cross_validate(run)
 
@@ -130,7 +131,7 @@ def test_seeds_that_tested_different_clips_are_refused(make_run: MakeRun) -> Non
 
 def test_done_without_predictions_is_refused(make_run: MakeRun) -> None:
     run = make_run(num_folds=3)
-    run.trial(Trial(0, 2)).predictions.unlink()
+    run.trial(Trial(0, 2)).current.predictions.unlink()
     with pytest.raises(UserError, match=r"fold_2 is marked as done but has no predictions\.jsonl"):
         cross_validate(run)
 
@@ -152,12 +153,14 @@ def test_a_plan_that_leaves_out_a_trial_is_refused(make_run: MakeRun) -> None:
 
 def test_missing_trials_are_named_with_their_reason_and_leave_the_run_without_a_score(make_run: MakeRun) -> None:
     run = make_run(seeds=(0, 1))
-    heartbeats = {0: None, 1: '{"state": "failed", "error": "loss is nan"}', 2: '{"state": "training"}', 3: '{"sta'}
-    for fold, heartbeat in heartbeats.items():
+    said = {0: None, 1: '{"how": "failed", "error": "loss is nan", "host": "n1"}', 2: "", 3: '{"ho'}
+    for fold, end in said.items():
         folder = run.trial(Trial(1, fold))
         folder.done.unlink()
-        if heartbeat:
-            folder.progress.write_text(heartbeat)
+        if end is None:
+            shutil.rmtree(folder.current.path)
+        elif end:
+            folder.current.end.write_text(end)
     result = cross_validate(run)
     assert [(m.trial.fold, m.reason) for m in result.missing] == [
         (0, "not started"),
@@ -174,7 +177,7 @@ def test_predictions_of_an_unfinished_trial_do_not_count(make_run: MakeRun) -> N
     """Whatever a trial that is not done has left behind, whole or broken, is not read."""
     run = make_run(num_folds=3)
     run.trial(Trial(0, 0)).done.unlink()
-    run.trial(Trial(0, 0)).predictions.write_text("half a li")
+    run.trial(Trial(0, 0)).current.predictions.write_text("half a li")
     result = cross_validate(run)
     assert len(result.trials) == 2 and len(result.missing) == 1
 

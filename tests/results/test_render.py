@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ def terminal(cv: CrossValidation, width: int = 80) -> str:
 
 def without(run: RunDir, *missing: tuple[int, int]) -> RunDir:
     for seed, fold in missing:
-        run.trial(Trial(seed, fold)).done.unlink()
+        shutil.rmtree(run.trial(Trial(seed, fold)).path)
     return run
 
 
@@ -81,7 +82,7 @@ def test_undefined_numbers_are_null(make_run: MakeRun) -> None:
     """One fold, one test speaker, one class, all of it right: no deviation, kappa or interval; two classes without recall."""
     run = make_run(num_folds=3, speakers_per_fold=1, classes=("angry", "sad", "calm"), accuracy=1.0, absent={"00": "sad"})
     plan = run.read_plan()
-    fold, path = plan["folds"][0], run.trial(Trial(0, 0)).predictions
+    fold, path = plan["folds"][0], run.trial(Trial(0, 0)).current.predictions
     predictions.write(path, [p for p in predictions.read(path) if p.part == "dev" or p.truth == "angry"])
     fold["test"] |= {"num": 6, "classes": {"angry": 6}}
     write_json(run.plan, plan | {"folds": [fold], "trials": plan["trials"][:1]})
@@ -155,7 +156,7 @@ def test_the_markdown_says_what_its_numbers_are(make_run: MakeRun) -> None:
 def test_tables_are_tables(make_run: MakeRun) -> None:
     """As Markdown and as plain text: in each table all rows have the same number of cells and the same length."""
     run = without(make_run(seeds=(0, 1)), (1, 2))
-    write_json(run.trial(Trial(1, 2)).progress, {"state": "failed", "error": "a | b\n\nc"})
+    write_json(run.trial(Trial(1, 2)).claim().end, {"how": "failed", "error": "a | b\n\nc", "host": "n1"})
     tables = re.findall(r"(?m)(?:^\|.*\n)+", to_markdown(cross_validate(run)))
     assert len(tables) == 5
     for table in tables:
@@ -170,7 +171,7 @@ def test_the_terminal_table_fits_80_columns_and_shows_any_text_as_it_is(make_run
     assert max(map(len, terminal(cross_validate(run)).splitlines())) <= 80
     assert re.search(r"clips +UAR +WA +macro-F1 +kappa +dev UAR", terminal(cross_validate(run)))
     without(run, (1, 3))
-    write_json(run.trial(Trial(1, 3)).progress, {"state": "failed", "error": "[/red] [bold] oops " + "x" * 5000})
+    write_json(run.trial(Trial(1, 3)).claim().end, {"how": "failed", "error": "[/red] [bold] oops " + "x" * 5000, "host": "n1"})
     shown = terminal(cross_validate(run))
     assert "failed: [/red] [bold] oops" in shown and len(shown.splitlines()) < 35
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,7 +31,7 @@ def test_complete_is_0_and_prints_the_table_and_the_path(make_run: MakeRun, caps
 
 def test_incomplete_is_1_and_names_what_is_missing(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run()
-    run.trial(Trial(0, 3)).done.unlink()
+    shutil.rmtree(run.trial(Trial(0, 3)).path)
     assert main([str(run.path)]) == 1
     assert "seed 0 fold 3: not started" in capsys.readouterr().out
     assert read_json(run.report_json)["missing"] == [{"seed": 0, "fold": 3, "reason": "not started"}]
@@ -56,7 +57,7 @@ def test_what_cannot_be_reported_is_2_and_writes_nothing(
 ) -> None:
     """No run directory; a plan of another format; predictions that are not the planned ones."""
     run = make_run()
-    path = run.trial(Trial(0, 0)).predictions
+    path = run.trial(Trial(0, 0)).current.predictions
     path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
     other = make_run(name="other", format=2)
     for folder, message in (

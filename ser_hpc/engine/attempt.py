@@ -1,0 +1,91 @@
+"""The life of one start of a trial: who runs it and with what, how it ended, and whether yet another start makes sense.
+
+A trial that fails is started again, from its newest checkpoint: nodes are lost and memory errors pass. What fails twice at the
+same step will fail for ever, and is refused, so that it does not eat the queue.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
+from itertools import takewhile
+from typing import Any
+
+from ser_hpc.engine.rank import Rank, submission
+from ser_hpc.errors import UserError
+from ser_hpc.files import read_json, write_json
+from ser_hpc.results.endings import how_it_ended
+from ser_hpc.results.run_dir import AttemptDir, TrialDir
+
+PACKAGES = ("torch", "torchaudio", "transformers", "deepspeed", "submitit", "numpy", "safetensors")
+_WORSE = {"failed": 2, "hung": 2, "lost": 3, "killed": 3}  # so many in a row at one step are a crash loop
+
+
+def begin(trial: TrialDir, rank: Rank) -> AttemptDir:
+    """Take a number and write down who we are. Rank 0 only. Raises UserError in a crash loop."""
+    attempt = trial.claim()
+    write_json(attempt.attempt, _description(attempt, rank, os.environ))
+    try:
+        _refuse_crash_loop(trial, attempt)
+    except UserError as error:
+        end(attempt, "failed", str(error))
+        raise
+    return attempt
+
+
+def add(attempt: AttemptDir, **more: Any) -> None:
+    """Add what became known later to the attempt's description."""
+    write_json(attempt.attempt, read_json(attempt.attempt) | more)
+
+
+def end(attempt: AttemptDir, how: str, error: str | None = None) -> None:
+    """Write down how it ended. A fellow's death is a consequence: whoever knows the cause is given a moment to say it."""
+    if how == "lost":
+        time.sleep(1.0)
+        if attempt.end.exists():
+            return
+    with suppress(OSError):  # the disk may be full, which is then the error itself
+        write_json(attempt.end, {"how": how, "error": error, "host": socket.gethostname(), "when": time.time()})
+
+
+def _refuse_crash_loop(trial: TrialDir, attempt: AttemptDir) -> None:
+    """Only restarts of one submission count: a person who submits again wants it tried."""
+    ours = _submission(attempt)
+    if ours is None:
+        return
+    before = [other for other in reversed(trial.attempts) if other.number < attempt.number]
+    ends = [how_it_ended(other) for other in takewhile(lambda other: _submission(other) == ours, before)]
+    bad = list(takewhile(lambda end: end.how in _WORSE and end.step == ends[0].step, ends))
+    if not bad or len(bad) < max(_WORSE[end.how] for end in bad):
+        return
+    where = f"at step {bad[0].step}" if bad[0].step is not None else "before training began"
+    why = next((end.error for end in bad if end.error), "killed without a word: out of memory? see its log")
+    raise UserError(f"{trial.trial} failed {len(bad)} times in a row {where}; it is not tried again. The reason: {why}")
+
+
+def _submission(attempt: AttemptDir) -> str | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found: str | None = read_json(attempt.attempt)["submission"]
+        return found
+    return None
+
+
+def _description(attempt: AttemptDir, rank: Rank, env: Mapping[str, str]) -> dict[str, Any]:
+    job = submission(env) if "SLURM_JOB_ID" in env else None
+    return {
+        "number": attempt.number,
+        "submission": submission(env),
+        "job": job,
+        "nodes": env.get("SLURM_JOB_NODELIST", socket.gethostname()),
+        "ranks": rank.size,
+        "host": env.get("SLURMD_NODENAME", socket.gethostname()),
+        "pid": os.getpid(),
+        "code": env.get("SER_HPC_CODE"),
+        "log": env.get("SER_HPC_LOG"),
+        "started": time.time(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,34 @@
+"""How an attempt ended, from what it wrote down; read by the next attempt, the report and the status page."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ser_hpc.files import read_json
+from ser_hpc.results.run_dir import AttemptDir
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """`how`: done, stopped, superseded, failed, hung, lost (a fellow rank died), or killed (it runs, or left no word).
+
+    `step`: the optimizer step that it was at, None if it did not come to training; `host`: where it was.
+    """
+
+    how: str
+    step: int | None
+    error: str | None
+    host: str | None
+
+
+def how_it_ended(attempt: AttemptDir) -> End:
+    step: int | None = None
+    with suppress(*_UNREADABLE):
+        step = int(read_json(attempt.progress)["step"])
+    with suppress(*_UNREADABLE):
+        told = read_json(attempt.end)
+        return End(str(told["how"]), step, told["error"], told["host"])
+    return End("killed", step, None, None)
