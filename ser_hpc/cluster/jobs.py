@@ -29,20 +29,8 @@ _SACCT_FIELDS = "JobID,UID,JobName,State,NodeList,Elapsed,ExitCode"
 UNKNOWN = "UNKNOWN"  # ours: it may be queued or running, but Slurm cannot be asked
 FORGOTTEN = "FORGOTTEN"  # ours: squeue knows it no more and sacct cannot tell
 # A state that is not one of these, even one of a later Slurm, may still come to something: it counts as active.
-_ENDED = frozenset(
-    [
-        "COMPLETED",
-        "FAILED",
-        "CANCELLED",
-        "TIMEOUT",
-        "PREEMPTED",
-        "NODE_FAIL",
-        "BOOT_FAIL",
-        "OUT_OF_MEMORY",
-        "DEADLINE",
-        "REVOKED",
-    ]
-)
+_ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
+_ENDED |= {"REVOKED", FORGOTTEN}
 
 
 @dataclass(frozen=True, slots=True)

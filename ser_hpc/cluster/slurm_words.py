@@ -33,9 +33,9 @@ _ENDED = {
 
 
 def waits_for(reason: str) -> str:
-    """Of squeue's reason for a job that is pending: `waits for free nodes (Resources)`."""
-    words = next((words for pattern, words in _WAITS_FOR if re.fullmatch(pattern, reason)), None)
-    return f"waits for {words}" + (f" ({reason})" if reason else "") if words else f"waits: {reason}"
+    """Of squeue's reason for a job that is pending: `for free nodes (Resources)`."""
+    words = next((words for pattern, words in _WAITS_FOR if re.fullmatch(pattern, reason)), "what Slurm calls")
+    return f"for {words}" + (f" ({reason})" if reason else "")
 
 
 def is_held(state: str, reason: str) -> bool:

@@ -125,7 +125,7 @@ def look(run: RunDir, jobs: Mapping[Trial, JobState], now: float) -> tuple[Stand
     ]
     if any(standing.state in RUNNING and standing.job is None for standing in standings):
         standings = [
-            replace(standing, state="waiting", why="waits for the trials that run here")
+            replace(standing, state="waiting", why="for the trials that run here")
             if standing.state == "not started"
             else standing
             for standing in standings
@@ -142,7 +142,7 @@ def failed_nodes(standings: Iterable[Standing]) -> tuple[str, ...]:
                 for standing in standings
                 if standing.state in ("failed", "lost")
                 and standing.attempts
-                and not standing.attempts[-1].is_here
+                and standing.attempts[-1].told.get("job") is not None
                 and (standing.error is None or standing.error.blames_node)
             }
         )
@@ -191,7 +191,7 @@ def _queued(job: JobState, newest: Attempt | None) -> tuple[str, str]:
     if newest is None:
         return "waiting", waits_for(job.reason)
     before = {"stopped": "stopped, its state is saved", "killed": "was killed without a word"}
-    return "requeued", f"{before.get(newest.end.how, newest.end.how)}; {waits_for(job.reason)}"
+    return "requeued", f"{before.get(newest.end.how, newest.end.how)}; waits {waits_for(job.reason)}"
 
 
 def _on_nodes(job: JobState, newest: Attempt | None, now: float, lost_after_s: float) -> tuple[str, str]:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -22,28 +22,27 @@ _COLOURS |= dict.fromkeys(RUNNING, "cyan") | dict.fromkeys(("waiting", "not star
 
 def screen(run: RunDir, standings: Sequence[Standing], notes: Iterable[str], now: float, out: Console) -> RenderableType:
     """Everything that the status command shows, for the width of `out`. `now`: epoch seconds."""
-    steps = any(standing.progress.get("steps") is not None for standing in standings)
-    table = _table(standings, with_steps=steps)
+    table = _table(standings, with_steps=True)
     if out.measure(table).maximum > out.width:
         table = _table(standings, with_steps=False)
-    return Group(
-        Text(f"{run.path.resolve().name}: {headline(standings)}", style="bold"),
-        *(Text(line) for line in (when(standings, now),) if line),
-        table,
-        *(Text.from_markup(line) for line in _details(standings)),
-        *(Text(f"note: {note}", style="yellow") for note in notes),
-    )
+    parts: list[RenderableType] = [Text(f"{run.path.resolve().name}: {headline(standings)}", style="bold")]
+    if words := when(standings, now):
+        parts.append(Text(words))
+    parts += [table, _details(standings)]
+    if example := next((standing.number for standing in standings if standing.is_open and standing.logs), None):
+        parts.append(Text(f"\nTo read on: --logs {example}. To submit again what failed or is missing: --retry."))
+    return Group(*parts, *(Text(f"note: {note}", style="yellow") for note in notes))
 
 
 def headline(standings: Sequence[Standing]) -> str:
-    """`3 done, 2 running, 10 waiting of 15 trials`."""
+    """`15 trials: 3 done, 2 running, 10 waiting`."""
     counts: dict[str, int] = dict.fromkeys(("done", "running"), 0)
     for standing in standings:
         state = "running" if standing.state in RUNNING else standing.state
         counts[state] = counts.get(state, 0) + 1
     if counts["done"] == len(standings):
-        return f"all of {count(len(standings), 'trial')} done"
-    return ", ".join(f"{number} {state}" for state, number in counts.items()) + f" of {count(len(standings), 'trial')}"
+        return f"{count(len(standings), 'trial')}, all done"
+    return f"{count(len(standings), 'trial')}: " + ", ".join(f"{number} {state}" for state, number in counts.items())
 
 
 def when(standings: Sequence[Standing], now: float) -> str:
@@ -121,48 +120,43 @@ def to_json(run: RunDir, standings: Sequence[Standing], notes: Iterable[str]) ->
 
 
 def _table(standings: Sequence[Standing], *, with_steps: bool) -> Table:
-    table = Table(show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True)
-    table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("seed", justify="right", no_wrap=True)
-    table.add_column("fold", justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("node", no_wrap=True, overflow="ellipsis")
-    for name in ("epoch", "step") if with_steps else ("epoch",):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("dev UAR", "left", "restarts"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    counters = ("epoch", "step") if with_steps else ("epoch",)
+    for name in ("#", "seed", "fold", "state", "node", *counters, "dev UAR", "left", "restarts"):
+        table.add_column(name, justify="left" if name in ("state", "node") else "right", no_wrap=True)
     for standing in standings:
-        colour = _COLOURS.get(standing.state, "")
-        cells = [str(standing.number), str(standing.trial.seed), str(standing.trial.fold), Text(standing.state, style=colour)]
         uar = standing.progress.get("best_dev_uar")
         table.add_row(
-            *cells,
-            escape(standing.nodes),
-            *(_of(standing, name, f"{name}s") for name in (("epoch", "step") if with_steps else ("epoch",))),
-            f"{uar:.3f}" if uar is not None else "",
-            duration(standing.left_s) if standing.left_s is not None else "",
+            str(standing.number),
+            str(standing.trial.seed),
+            str(standing.trial.fold),
+            Text(standing.state, style=_COLOURS.get(standing.state, "")),
+            Text(standing.nodes),
+            *(_so_far(standing, name) for name in counters),
+            "" if uar is None else f"{uar:.3f}",
+            "" if standing.left_s is None else duration(standing.left_s),
             str(standing.restarts or ""),
         )
     return table
 
 
-def _of(standing: Standing, what: str, total: str) -> str:
-    told, of = standing.progress.get(what), standing.progress.get(total)
-    return f"{told}/{of}" if told is not None and of is not None else ""
+def _so_far(standing: Standing, counter: str) -> str:
+    done, of = standing.progress.get(counter), standing.progress.get(f"{counter}s")
+    return "" if done is None or of is None else f"{done}/{of}"
 
 
-def _details(standings: Sequence[Standing]) -> list[str]:
-    """What the table does not say, once for all trials of which it is true."""
+def _details(standings: Sequence[Standing]) -> Table:
+    """What the rows do not say, once for all trials of which it is true."""
     groups: dict[tuple[str, str], list[int]] = {}
     for standing in standings:
         words = standing.error.line if standing.error else standing.why
         if words:
             groups.setdefault((standing.state, words), []).append(standing.number)
-    lines = []
+    table = Table.grid(padding=(0, 1))
+    table.add_column(justify="right")
     for (state, words), numbers in groups.items():
-        colour = _COLOURS.get(state) or "default"
-        lines.append(f"[bold]{_ranges(numbers)}[/bold] [{colour}]{state}[/{colour}]: {escape(words)}")
-    return lines
+        table.add_row(Text(_ranges(numbers), style="bold"), Text.assemble((state, _COLOURS.get(state, "")), ": ", words))
+    return table
 
 
 def _ranges(numbers: Sequence[int]) -> str:
