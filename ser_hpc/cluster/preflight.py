@@ -8,7 +8,6 @@ So the site is asked what it has and what this user may do (queries.py), and las
 from __future__ import annotations
 
 import getpass
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import TypeVar
 from ser_hpc.cluster import queries
 from ser_hpc.cluster.queries import Ask, Limits, NodeKind
 from ser_hpc.cluster.slurm import REPORT_MEM_GB, REPORT_MIN, gpus_per_node, partition
-from ser_hpc.config.settings import ClusterSettings
+from ser_hpc.config.settings import ClusterSettings, expanded
 from ser_hpc.errors import UserError, listed
 
 T = TypeVar("T")
@@ -47,9 +46,7 @@ def check(
     problems += _rights(site, cluster, trial, num_jobs, config)
     most = int(config.get("MaxArraySize", num_jobs))
     if num_jobs > most:
-        problems.append(
-            f"{num_jobs} jobs: an array holds {most} here (MaxArraySize); launch fewer seeds now and add seeds later"
-        )
+        problems.append(f"{num_jobs} jobs: an array holds {most} here (MaxArraySize); launch fewer seeds now, add seeds later")
     problems += _disk(site, cluster, run_root, disk_bytes)
     for name, text in scripts:
         problems += _test(site, name, text)
@@ -173,7 +170,8 @@ def _too_few(job: _Job, kinds: Sequence[NodeKind], where: str) -> Iterator[str]:
     ]
     if not fits:
         feature = f" and the feature {job.constraint}" if job.constraint else ""
-        yield f"{job.gpus} GPUs, {job.cpus} CPU cores, {job.mem_mb / 1024:.0f} GB{feature}: no node of {where} has all of these at once"
+        together = f"{job.gpus} GPUs, {job.cpus} CPU cores, {job.mem_mb / 1024:.0f} GB{feature}"
+        yield f"{together}: no node of {where} has all of these at once"
         return
     count = max(sum(kind.count for kind in fits if kind.partition == name) for name in {kind.partition for kind in fits})
     most = [kind.max_nodes for kind in fits if kind.max_nodes is not None]
@@ -235,9 +233,14 @@ def _over(limits: Limits, where: str, job: _Job, num_jobs: int) -> Iterator[str]
 
 def _disk(site: _Site, cluster: ClusterSettings, run_root: Path, needed: float) -> Iterator[str]:
     existing = next(path for path in (run_root, *run_root.absolute().parents) if path.exists()).resolve()
-    scratch = Path(os.path.expandvars(cluster.scratch or "/")).expanduser().resolve()
-    if not existing.is_relative_to(scratch):
-        site.notes.append(f"run.root={run_root} is not on this site's place for large files: consider run.root={scratch}/runs")
+    try:
+        scratch = expanded(cluster.scratch or "/").resolve()
+        if not existing.is_relative_to(scratch):
+            site.notes.append(
+                f"run.root={run_root} is not on this site's place for large files: consider run.root={scratch}/runs"
+            )
+    except UserError as error:
+        site.notes.append(f"cluster.scratch: {error}")
     place = site.query(queries.file_system_of(str(existing)), queries.file_system, "free disk")
     if place is None:
         return

@@ -6,11 +6,15 @@ The defaults fine-tune wav2vec2-base on one corpus. `model`, and whatever can be
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from ser_hpc.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -185,6 +189,14 @@ def slurm_minutes(text: str) -> int:
     units = (first, first // 60, 1)
     seconds = int(days or 0) * 86_400 + sum(number * unit for number, unit in zip(numbers, units, strict=False))
     return -(-seconds // 60)
+
+
+def expanded(folder: str) -> Path:
+    """A folder of the settings, `~` and $VARIABLES filled in as on this node. Raises UserError for one not set here."""
+    path = os.path.expandvars(folder)
+    if "$" in path:
+        raise UserError(f"{folder} is no folder on {socket.gethostname()}: a variable in it is not set there")
+    return Path(path).expanduser()
 
 
 def _minutes(value: Any) -> Any:
