@@ -14,6 +14,10 @@ written, and all such clips are named; --skip-bad leaves them out instead, named
 in OUT/pack_report.json. Interrupted, killed or out of disk: the same command
 again continues. When files or annotations have changed, it makes only the shards
 that differ again. Exit code 0: packed; 2: not packed, the message says why.
+
+A big corpus on many machines: --part 0/20 to --part 19/20 pack a share of the shards
+each, in any order or all at once (slurm/build_shards.sbatch); the last one to end
+checks all shards and completes the dataset. The bytes are those of packing at once.
 """
 
 from __future__ import annotations
@@ -33,17 +37,18 @@ from rich.text import Text
 
 from ser_hpc import console
 from ser_hpc.corpora.catalogue import PARSERS, parser
-from ser_hpc.errors import listed
-from ser_hpc.shards.index import REPORT
+from ser_hpc.errors import UserError, listed
+from ser_hpc.shards.index import DATASET, REPORT
 from ser_hpc.shards.report import Count, PackReport
-from ser_hpc.shards.write import CHECKING, PACKING, READING, pack
+from ser_hpc.shards.write import CHECKING, COMPLETING, PACKING, READING, pack
 
-UNITS = {READING: "clips", CHECKING: "s of sound", PACKING: "s of sound"}
+UNITS = {READING: "clips", CHECKING: "s of sound", PACKING: "s of sound", COMPLETING: "s of sound"}
 SHOWN = 24  # rows of a table, or lines of a list; the report has all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
+    part = _part(arguments.part)
     parsed = parser(arguments.corpus)(arguments.root)
     screen, began = Console(highlight=False, soft_wrap=True), time.monotonic()
     for warning in parsed.warnings[:SHOWN]:
@@ -59,9 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             skip_bad=arguments.skip_bad,
             shard_mb=arguments.shard_mb,
             left_out=parsed.skipped,
+            part=part,
             on_progress=progress,
         )
     _show(report, arguments.out, time.monotonic() - began, screen)
+    if part != (0, 1):
+        complete = (arguments.out / DATASET).exists()
+        state = "all parts are packed" if complete else "others are still to be packed; the last one completes the dataset"
+        screen.print(f"part {arguments.part}: {state}", markup=False)
     return 0
 
 
@@ -80,7 +90,20 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments.add_argument(
         "--shard-mb", type=int, metavar="MB", default=64, help="close a shard at about this size (default: %(default)s)"
     )
+    arguments.add_argument(
+        "--part", metavar="K/N", default="0/1", help="pack only the K-th of N parts, counted from 0 (default: %(default)s, all)"
+    )
     return arguments.parse_args(argv)
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and int(number) < int(count):
+        return int(number), int(count)
+    raise UserError(
+        f"--part {text}: write K/N with K from 0 to N - 1, as in --part 0/8; an array's tasks must be counted from 0 and be "
+        "submitted all together: --array=0-7"
+    )
 
 
 class _Progress:
