@@ -236,9 +236,7 @@ def _disk(site: _Site, cluster: ClusterSettings, run_root: Path, needed: float) 
     try:
         scratch = expanded(cluster.scratch or "/").resolve()
         if not existing.is_relative_to(scratch):
-            site.notes.append(
-                f"run.root={run_root} is not on this site's place for large files: consider run.root={scratch}/runs"
-            )
+            site.notes.append(f"run.root={run_root} is not where large files belong at this site: see run.root={scratch}/runs")
     except UserError as error:
         site.notes.append(f"cluster.scratch: {error}")
     place = site.query(queries.file_system_of(str(existing)), queries.file_system, "free disk")

@@ -1,7 +1,7 @@
 """At the start of a trial, once per node: can this node do what the trial asks?
 
-A node that cannot is named, with what to do, before hours are lost: a driver too old for this PyTorch (it would train on the CPU
-without a word), a GPU that it has no code for or that has no bf16, a full disk. Where there is no nvidia-smi it costs nothing.
+A node that cannot is named, with what to do, before hours are lost: a driver too old for this PyTorch (it would train on the
+CPU without a word), a GPU that it has no code for or that has no bf16, a full disk. Without nvidia-smi it costs nothing.
 """
 
 from __future__ import annotations

@@ -1,0 +1,203 @@
+"""The preflight says in words what a site would refuse, all of it at once, and never refuses for want of an answer.
+
+Answers are those of a Slurm 22.05.8 with accounting, recorded; those of df, quota and lfs are written after their manuals.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ser_hpc.cluster import queries
+from ser_hpc.cluster.preflight import check
+from ser_hpc.cluster.queries import FileSystem, Reply, gpus_by_type, quota_left
+from ser_hpc.config.load import load
+from ser_hpc.errors import UserError
+
+SINFO = """\
+gpu*|up|16:00:00|1-2|8|64000|gpu:h100:2(S:0-1)|nvidia-gpu,h100|2
+gpu*|up|16:00:00|1-2|64|32000|gpu:a40:1|nvidia-gpu,a40|1
+cpu|up|1-12:00:00|1-infinite|4|16000|(null)|cpuonly|1
+big|down|infinite|1-infinite|8|64000|gpu:2|(null)|2
+"""
+CONFIG = """\
+Configuration data as of 2026-11-21T14:58:59
+AccountingStorageEnforce = associations,limits,qos
+AccountingStoreFlags    = (null)
+ClusterName             = test
+MaxArraySize            = 1001
+SchedulerParameters     = a=1,b
+Slurmctld(primary) at vm is UP
+"""
+ASSOCIATIONS = "test|lab|lab|long,normal|normal|\ntest|lab|course|normal||cpu\nother|x|x|normal||\n"
+QOS = {
+    "normal": "normal|||||\n",
+    "long": "long|2-00:00:00|gres/gpu=4|cpu=40,gres/gpu=6,mem=1T|gres/gpu=960|10\n",
+}
+DF = "      Avail Source     Type Mounted on\n72859238400 nfs:/home  nfs4 /my home\n"
+STARTS = "sbatch: Job 14 to start at 2026-11-21T14:59:00 using 6 processors on nodes n1 in partition gpu\n"
+SCRIPTS = (("trials", "#!/bin/bash\n#SBATCH --time=1\nsrun x\n"), ("report", "#!/bin/bash\n#SBATCH --dependency=afterany:X\n"))
+
+
+class Site:
+    """Answers as recorded; `given` (by the name of the command) in place of it. Keeps what sbatch was given."""
+
+    def __init__(self, **given: Reply) -> None:
+        self.given, self.tested = given, []
+
+    def __call__(self, command: Sequence[str], stdin: str) -> Reply:
+        if command[0] == "sbatch":
+            self.tested.append(stdin)
+        if command[0] in self.given:
+            return self.given[command[0]]
+        if command[0] == "sacctmgr":
+            return Reply(0, QOS[command[5]] if command[4] == "qos" else ASSOCIATIONS)
+        known = {"sinfo": Reply(0, SINFO), "scontrol": Reply(0, CONFIG), "df": Reply(0, DF), "sbatch": Reply(0, err=STARTS)}
+        return known.get(command[0], Reply(127))
+
+
+def preflight(site: Site, *overrides: str, num_jobs: int = 5, disk: float = 1e6) -> list[str]:
+    cluster = load(None, ["cluster.profile=generic", *(f"cluster.{override}" for override in overrides)]).cluster
+    return check(cluster, num_jobs, Path("runs"), disk, SCRIPTS, site)
+
+
+def refused(*overrides: str, num_jobs: int = 5, disk: float = 1e6, site: Site | None = None) -> list[str]:
+    """The problems that were told, one each."""
+    with pytest.raises(UserError) as caught:
+        preflight(site or Site(), *overrides, num_jobs=num_jobs, disk=disk)
+    head, *problems = str(caught.value).splitlines()
+    assert "nothing was submitted" in head
+    return [problem.strip() for problem in problems]
+
+
+def test_what_a_site_takes_passes_with_slurms_own_words() -> None:
+    site = Site()
+    notes = preflight(
+        site, "partition=gpu", "gpu_type=h100", "gpus_per_node=2", "cpus_per_gpu=4", "mem_gb_per_gpu=31", "nodes=2"
+    )
+    assert notes == [f"Slurm's own test of the {name} script: {STARTS[8:-1]}" for name in ("trials", "report")]
+    assert site.tested[0] == SCRIPTS[0][1] and site.tested[1] == "#!/bin/bash\n"  # nothing to wait for yet
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["partition=gpus"], "cluster.partition=gpus: no such partition here; there are big, cpu, gpu"),
+        (["report_partition=cpus"], "cluster.report_partition=cpus: no such partition here; there are big, cpu, gpu"),
+        (["partitions={gpu: ice}", "partition=gpu"], "cluster.partition=ice: no such partition"),
+        (["time_min=16:01:00"], "cluster.time_min=961: partition gpu allows 960 minutes"),
+        (["gpu_type=H100"], "cluster.gpu_type=H100: partition gpu has GPUs a40, h100"),
+        (
+            ["gpus_per_node=3", "cpus_per_gpu=1", "mem_gb_per_gpu=1"],
+            "cluster.gpus_per_node=3: a node of partition gpu has 2 GPUs",
+        ),
+        (["gpus_per_node=2", "gpu_type=a40", "mem_gb_per_gpu=1"], "a node of partition gpu has 1 a40 at most"),
+        (["partition=cpu", "cpus_per_gpu=1", "mem_gb_per_gpu=1"], "cluster.gpus_per_node=1: partition cpu has no GPUs"),
+        (["cpus_per_gpu=65"], "65 CPU cores per node (cluster.cpus_per_gpu for each GPU): partition gpu has 64 at most"),
+        (["mem_gb_per_gpu=63"], "63 GB of memory per node (cluster.mem_gb_per_gpu for each GPU): partition gpu has 62.5 GB"),
+        (["constraint=b200"], "cluster.constraint=b200: partition gpu has nodes with a40, h100, nvidia-gpu"),
+        (["cpus_per_gpu=9"], "1 GPUs, 9 CPU cores, 32 GB: no node of partition gpu has all of these at once"),
+        (["constraint=a40", "gpu_type=h100"], "the feature a40: no node of partition gpu has all of these at once"),
+        (["nodes=3", "gpu_type=h100"], "cluster.nodes=3: partition gpu has 2 such nodes"),
+        (["nodes=3", "mem_gb_per_gpu=8"], "cluster.nodes=3: partition gpu allows 2 nodes a job"),
+        (["account=physics"], "cluster.account=physics: not an account of"),
+        (["account=course"], "there are course (partition cpu), lab"),
+        (["qos=night"], "cluster.qos=night: account lab may use long, normal"),
+        (["qos=long", "time_min=49:00:00", "partition=big"], "cluster.time_min=2940: QOS long allows 2880 minutes"),
+        (
+            ["qos=long", "gpus_per_node=2", "nodes=2", "time_min=5:00:00", "partition=big"],
+            "are 20.0 hours of them: QOS long allows",
+        ),
+        (["qos=long", "gpus_per_node=2", "nodes=2", "time_min=5:00:00", "partition=big"], "cluster.time_min=240 at most"),
+        (["qos=long", "nodes=7", "gpus_per_node=1"], "7 GPUs (gres/gpu) for each trial's job: QOS long allows a job 4"),
+        (["qos=long", "nodes=7", "gpus_per_node=1"], "42 CPU cores for each trial's job: QOS long allows a user 40"),
+    ],
+)
+def test_what_was_asked_what_there_is_and_where_to_change_it(overrides: list[str], words: str) -> None:
+    assert any(words in problem for problem in refused(*overrides)), refused(*overrides)
+
+
+def test_every_problem_at_once_and_slurms_own_words_last() -> None:
+    no = Reply(1, err="allocation failure: Invalid qos specification\n")
+    problems = refused("time_min=17:00:00", "gpu_type=b200", "qos=night", num_jobs=1002, disk=1e12, site=Site(sbatch=no))
+    for words in ("1020", "b200", "night", "1002 jobs: an array holds 1001", "1000.0 GB are needed", "72.9 GB are free"):
+        assert sum(words in problem for problem in problems) == 1
+    assert problems[-1] == "Slurm's own test of the report script: allocation failure: Invalid qos specification"
+    assert len(problems) == 7
+
+
+def test_too_many_jobs_of_a_user() -> None:
+    assert preflight(Site(), "qos=long", num_jobs=9)
+    assert "10 trials and their report are 11 jobs: QOS long allows a user 10" in refused("qos=long", num_jobs=10)[0]
+
+
+def test_a_user_without_an_account() -> None:
+    assert "has no account in Slurm here" in refused(site=Site(sacctmgr=Reply(0, "other|x|x|normal||\n")))[0]
+    unenforced = Site(sacctmgr=Reply(0), scontrol=Reply(0, CONFIG.replace("associations,limits,qos", "none")))
+    assert preflight(unenforced)  # accounts are recorded there, and never asked for
+
+
+def test_what_cannot_be_asked_is_noted_and_never_refused() -> None:
+    """Sites hide commands, accounting goes away for an hour, and formats change."""
+    nothing = {name: Reply(127, err=f"{name}: No such file") for name in ("sinfo", "scontrol", "sacctmgr", "df", "sbatch")}
+    notes = preflight(Site(**nothing), "partition=any", num_jobs=10**6, disk=1e15)
+    assert len(notes) == 6 and all("not" in note for note in notes)
+    down = Reply(1, err="sacctmgr: error: Sending PersistInit msg: Connection refused\n")
+    assert "accounts and QOS: not checked (sacctmgr: error" in preflight(Site(sacctmgr=down))[0]
+    assert "not understood" in preflight(Site(sinfo=Reply(0, "PARTITION AVAIL\n")))[0]
+
+
+def test_jobs_that_wait_for_a_partition_are_told_of() -> None:
+    assert any("partition big is not up" in note for note in preflight(Site(), "partition=big"))
+    assert "no partition here is the default" in refused(site=Site(sinfo=Reply(0, SINFO.replace("gpu*", "gpu"))))[0]
+
+
+def test_files_outside_scratch_are_told_of(tmp_path: Path) -> None:
+    assert any(f"run.root={tmp_path}/runs" in note for note in preflight(Site(), f"scratch={tmp_path}"))
+    assert not any("large files" in note for note in preflight(Site(), "scratch=/"))
+    assert any("not set" in note for note in preflight(Site(), "scratch=$NOWHERE_AT_ALL/x"))
+
+
+@pytest.mark.parametrize(
+    ("gres", "gpus"),
+    [
+        ("gpu:h100:2(S:0-1)", {"h100": 2}),
+        ("gpu:2", {"": 2}),
+        ("gpu:2(S:0)", {"": 2}),
+        ("(null)", {}),
+        ("gpu:h100:2(S:0,2),gpu:a100:4(S:1),craynetwork:4", {"h100": 2, "a100": 4}),
+        ("mps:200,gpu:h100_1g.10gb:7(S:0)", {"h100_1g.10gb": 7}),
+    ],
+)
+def test_gpus_of_a_node(gres: str, gpus: dict[str, int]) -> None:
+    assert gpus_by_type(gres) == gpus
+
+
+HOME = FileSystem(10**12, "nfs:/home", "nfs4", "/home")
+USED_UP = """\
+Disk quotas for user ann (uid 1000):
+     Filesystem  blocks   quota   limit   grace   files   quota   limit   grace
+      nfs:/home  {used} 15000000 16000000       0   21033       0       0       0
+"""
+
+
+def test_a_quota_is_less_than_the_free_disk() -> None:
+    assert quota_left(USED_UP.format(used="14000000"), HOME) == 2_000_000 * 1024
+    assert quota_left(USED_UP.format(used="17000000*"), HOME) == 0
+    assert quota_left(USED_UP.format(used="1"), replace(HOME, source="nfs:/scratch")) is None
+    scratch = replace(HOME, kind="lustre", mount="/scratch")
+    assert quota_left("       /scratch  1000  0  301000  -  7  0  0  -\n", scratch) == 300_000 * 1024
+    site = Site(quota=Reply(1, USED_UP.format(used="14000000")))
+    assert "2.0 GB are left of the quota" in refused(disk=3e9, site=site)[0] and preflight(site, disk=1e9)
+
+
+def test_a_command_that_hangs_or_is_not_there_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "_ASK_S", 0.05)
+    assert queries.ask((sys.executable, "-c", "import time; time.sleep(60)"), "").code == 124
+    assert queries.ask(("no-such-command-here",), "").code == 127
+    monkeypatch.setattr(queries, "_ASK_S", 60)
+    assert queries.ask(("cat",), "script").out == "script"
