@@ -110,6 +110,7 @@ def train_trial(
             if stopping:
                 writer.wait()
                 progress.tell("stopped", state)
+                world.barrier()  # the first rank to leave has the others ended, and rank 0 may still be writing
                 raise Stopped(f"{trial.trial} stopped after step {state.step}, saved ({reason or 'another rank was asked to'})")
 
         while state.epoch < train.epochs and (train.patience is None or state.stale_epochs < train.patience):

@@ -105,7 +105,10 @@ def test_where_code_runs(capability: tuple[int, int], runs: bool) -> None:
 def test_memory_errors_warn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     node(monkeypatch, tmp_path, TWO, sees="H100")
     (warning,) = check("bf16", tmp_path, 1.0)
-    assert "HBM3 1 has counted 3 uncorrected" in warning and f"cluster.exclude={socket.gethostname()}" in warning
+    assert (
+        "GPU 1 (NVIDIA H100 80GB HBM3) has counted 3 uncorrected" in warning
+        and f"cluster.exclude={socket.gethostname()}" in warning
+    )
 
 
 def test_no_room_for_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,169 @@
+"""Restarts: an older attempt writes over nothing, what fails for ever is not tried for ever, what hangs says where."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from small import packed_tones, planned, run_here
+
+from ser_hpc.engine import attempt as attempts
+from ser_hpc.engine.rank import Rank
+from ser_hpc.errors import UserError
+from ser_hpc.files import read_json, write_json
+from ser_hpc.results.endings import how_it_ended
+from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
+
+TRIAL = Trial(0, 0)
+SLOWLY = ("train.epochs=6", "train.checkpoint_minutes=0.0001")
+# Rank 1 (rank 0 if alone) does WHAT at its fourth step.
+AT_STEP_3 = """
+import os, sys, time
+from ser_hpc import console, train
+from ser_hpc.engine import loop
+def learning_rate(step, *rest, real=loop.learning_rate):
+    if step == 3 and os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
+        WHAT
+    return real(step, *rest)
+loop.learning_rate = learning_rate
+console.run(train.main)
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("attempts")
+
+
+def start(run: RunDir, program: str | None = None, ranks: int = 1, **environment: str) -> list[subprocess.Popen[str]]:
+    command = ["-c", program] if program else ["-m", "ser_hpc.train"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "SER_HPC_START": "one"} | environment
+    return [
+        subprocess.Popen(
+            [sys.executable, *command, "--run-dir", str(run.path), "--fold", "0"],
+            env=environment | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+
+
+def wait_for_checkpoint(trial: TrialDir, process: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + 120
+    while not list(trial.path.glob("attempt_*/checkpoints/step_*.json")):
+        assert time.monotonic() < deadline and (process is None or process.poll() is None), "no checkpoint came"
+        time.sleep(0.01)
+
+
+def test_an_older_attempt_that_wakes_up_writes_over_nothing(base: Path) -> None:
+    """Frozen in the middle (as on a node that was lost), overtaken, and thawed: it ends, and no file of the trial changes."""
+    run = planned(base / "overtaken", packed_tones(base), *SLOWLY)
+    trial = run.trial(TRIAL)
+    (old,) = start(run)
+    wait_for_checkpoint(trial, old)
+    old.send_signal(signal.SIGSTOP)
+    assert run_here(run, TRIAL) == {TRIAL: 0}
+    mine = trial.attempt(1).path
+    before = {path: path.read_bytes() for path in trial.path.rglob("*") if path.is_file() and mine not in path.parents}
+    old.send_signal(signal.SIGCONT)
+    output, _ = old.communicate(timeout=120)
+    assert old.returncode == 3 and "newer attempt" in output
+    assert read_json(trial.done)["attempt"] == 2 and how_it_ended(trial.attempt(1)).how == "superseded"
+    after = {path: path.read_bytes() for path in trial.path.rglob("*") if path.is_file() and mine not in path.parents}
+    assert before == after
+
+
+def test_a_killed_rank_is_started_again_here(base: Path) -> None:
+    """The local launcher: SIGKILL of one of two ranks; the trial goes on by itself and ends as if nothing had been."""
+    whole, killed = (planned(base / name, packed_tones(base), *SLOWLY) for name in ("whole", "killed"))
+    assert run_here(whole, TRIAL, ranks=2) == {TRIAL: 0}
+
+    def kill_one() -> None:
+        wait_for_checkpoint(killed.trial(TRIAL))
+        os.kill(read_json(killed.trial(TRIAL).attempt(1).attempt)["pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    assert run_here(killed, TRIAL, ranks=2) == {TRIAL: 0}
+    killer.join()
+    ours, theirs = killed.trial(TRIAL), whole.trial(TRIAL)
+    assert len(ours.attempts) == 2 and len(theirs.attempts) == 1
+    assert ours.current.steps.read_bytes() == theirs.current.steps.read_bytes()
+    assert ours.current.predictions.read_bytes() == theirs.current.predictions.read_bytes()
+
+
+def test_the_same_failure_twice_is_not_tried_a_third_time(base: Path) -> None:
+    """Restarts of one submission only: submitted again by a person, it is tried again."""
+    run = planned(base / "failing", packed_tones(base))
+    program = AT_STEP_3.replace("WHAT", "raise RuntimeError('the device is on fire')")
+    codes = []
+    for launch in ("a", "a", "a", "b"):
+        (process,) = start(run, program, SER_HPC_LAUNCH=launch)
+        output, _ = process.communicate(timeout=120)
+        codes.append(process.returncode)
+        assert "the device is on fire" in output and ("2 times in a row at step 3" in output) == (len(codes) == 3)
+        assert ("Traceback" in output) == (len(codes) != 3)
+    assert codes == [1, 1, 2, 1]
+
+
+def test_a_hang_prints_every_ranks_stacks_and_asks_for_another_attempt(base: Path) -> None:
+    """One rank sleeps, the other waits for it in a collective: both say where, and both end."""
+    run = planned(base / "hanging", packed_tones(base), "train.hang_minutes=0.5")
+    processes = start(run, AT_STEP_3.replace("WHAT", "time.sleep(1000)"), ranks=2)
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert all("nothing happened for 30 s" in output and "train_trial" in output for output in outputs)
+    assert "in learning_rate" in outputs[1]
+    end = how_it_ended(run.trial(TRIAL).attempt(1))
+    assert end.how == "hung"
+
+
+def test_deaths_without_a_word_are_a_crash_loop_at_the_third_time(tmp_path: Path) -> None:
+    """Killed at the same step twice may be chance; an order to stop in between, or progress, starts the count again."""
+    trial, rank = TrialDir(tmp_path, TRIAL), Rank(0, 1, 0, 1)
+
+    def attempt(step: int | None, how: str | None = None) -> None:
+        made = attempts.begin(trial, rank)
+        if step is not None:
+            write_json(made.progress, {"step": step})
+        if how is not None:
+            attempts.end(made, how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SER_HPC_LAUNCH", "one")
+        for step, how in (
+            (None, None),
+            (None, None),
+            (7, None),
+            (7, None),
+            (7, "stopped"),
+            (7, None),
+            (9, None),
+            (9, None),
+            (9, None),
+        ):
+            attempt(step, how)
+        with pytest.raises(UserError, match="3 times in a row at step 9; it is not tried again"):
+            attempt(9)
+        assert "not tried again" in str(how_it_ended(trial.attempts[-1]).error)
+
+
+def test_numbers_of_attempts_are_never_given_twice(tmp_path: Path) -> None:
+    """Many at once, as when two copies of a requeued job start."""
+    trial = TrialDir(tmp_path / "trial", TRIAL)
+    numbers: list[int] = []
+    threads = [threading.Thread(target=lambda: numbers.extend(trial.claim().number for _ in range(20))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(numbers) == list(range(1, 161))
+    assert [attempt.number for attempt in trial.attempts if attempt.is_superseded] == list(range(1, 160))
