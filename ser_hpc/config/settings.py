@@ -241,7 +241,7 @@ class ClusterSettings(Section):
     constraint: str | None = None
     """Features that the trials' nodes must have, in Slurm's notation."""
     exclude: Words = ()
-    """Nodes that no job may use, in Slurm's notation (`[atl1-1-01-002-3, atl1-1-02-00[4-6]]`)."""
+    """Nodes that no job may use, in Slurm's notation (`n7`, or `[n7, "n[12-14]"]`)."""
     cpus_per_gpu: Positive = 6
     """CPU cores per GPU (per rank where there is none)."""
     mem_gb_per_gpu: Positive = 32

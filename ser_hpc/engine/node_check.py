@@ -50,8 +50,8 @@ def check(precision: str, run: Path, checkpoint_bytes: float) -> list[str]:
     seen = _seen() if torch.cuda.is_available() or shutil.which("nvidia-smi") else []
     problems = _unseen(seen, os.environ) if not torch.cuda.is_available() else _unable(precision)
     warnings = [
-        f"GPU {gpu.index} ({gpu.name}) has counted {gpu.ecc_errors} uncorrected memory errors: if trials fail here, leave it out "
-        f"(cluster.exclude={node})"
+        f"GPU {gpu.index} ({gpu.name}) has counted {gpu.ecc_errors} uncorrected memory errors: if trials fail here, leave it "
+        f"out (cluster.exclude={node})"
         for gpu in seen
         if gpu.ecc_errors
     ]
