@@ -1,77 +1,37 @@
 """What Slurm was asked to do for a run, and what has become of it.
 
-    record       after every submission, one line in RUN/jobs/submitted.jsonl
-    job_states   for showing: squeue, then sacct for what has left the queue; whatever does not answer becomes a note
-    active       for submitting: what is queued or running now, from squeue or not at all
-    cancel       this run's jobs, and no others
-
-A job is named as Slurm names it: "123_4" is element 4 of array 123, and "123" a job that is no array.
+record       after every submission, one line in RUN/jobs/submitted.jsonl
+job_states   for showing: squeue, then sacct for what has left the queue; whatever does not answer becomes a note
+active       for submitting: what is queued or running now, from squeue or not at all
+cancel       this run's jobs, and no others
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
+from ser_hpc.cluster.slurm_queue import FORGOTTEN, UNKNOWN, JobState, SlurmError, ask_slurm, sacct, squeue
 from ser_hpc.errors import UserError
 from ser_hpc.files import read_json, sync
 from ser_hpc.results.run_dir import RunDir, Trial
 
-_LIMIT_S = 30
-_SEPARATOR = "\x1f"  # names, reasons and node lists hold commas, blanks and bars
-_SQUEUE_FIELDS = "%i %U %j %T %r %N %M %L".replace(" ", _SEPARATOR)
-_SACCT_FIELDS = "JobID,UID,JobName,State,NodeList,Elapsed,ExitCode"
-UNKNOWN = "UNKNOWN"  # ours: it may be queued or running, but Slurm cannot be asked
-FORGOTTEN = "FORGOTTEN"  # ours: squeue knows it no more and sacct cannot tell
-# A state that is not one of these, even one of a later Slurm, may still come to something: it counts as active.
-_ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
-_ENDED |= {"REVOKED", FORGOTTEN}
-
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One array and its report job. Element K of the array runs the trials `elements[K]`; `when` is in epoch seconds."""
+    """One array and its report job. Element K of the array runs the trials `elements[K]`; `when` is in epoch seconds.
+
+    `code`: digest of the code that they run.
+    """
 
     array: str
     report: str | None
     when: float
     elements: tuple[tuple[Trial, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """`user`: a uid; `state`: in Slurm's words, or ours; `left_s`: until its time limit; `exit_code`: "1:0", once it has ended.
-
-    Times in seconds, None where unknown.
-    """
-
-    job: str
-    user: str
-    name: str
-    state: str
-    reason: str = ""
-    nodes: str = ""
-    elapsed_s: float | None = None
-    left_s: float | None = None
-    exit_code: str | None = None
-
-    @property
-    def is_active(self) -> bool:
-        """Queued, running, or on its way back to the queue."""
-        return self.state not in _ENDED
-
-    @property
-    def array(self) -> str:
-        return self.job.split("_")[0]
-
-
-class SlurmError(Exception):
-    """A command of Slurm is missing, took too long or refused; its words."""
+    code: str | None = None
 
 
 def record(run: RunDir, submission: Submission) -> None:
@@ -99,7 +59,7 @@ def submissions(run: RunDir) -> tuple[Submission, ...]:
         with suppress(ValueError, KeyError, TypeError):
             told = json.loads(line)
             elements = tuple(tuple(Trial(seed, fold) for seed, fold in trials) for trials in told["elements"])
-            found.append(Submission(told["array"], told["report"], told["when"], elements))
+            found.append(Submission(told["array"], told["report"], told["when"], elements, told.get("code")))
     return tuple(found)
 
 
@@ -115,16 +75,16 @@ def job_states(run: RunDir) -> tuple[dict[Trial, JobState], tuple[str, ...]]:
     otherwise = FORGOTTEN
     told: dict[str, JobState] = {}
     try:
-        told = _by_owner(_squeue(owners), owners)
+        told = _by_owner(squeue(owners), owners)
     except SlurmError as error:
         notes.append(f"The queue is not known ({error}): this is what the trials themselves have written.")
         otherwise = UNKNOWN
-    untold = [job for job in owners if job not in told and not all(run.trial(trial).is_done for trial in owners[job])]
-    if untold:
+    if untold := [job for job in owners if job not in told]:
         try:
-            told |= _by_owner(_sacct(untold), owners)
+            told |= _by_owner(sacct(untold), owners)
         except SlurmError as error:
-            notes.append(f"Jobs that have left the queue are known from their files alone ({error}).")
+            if not notes:
+                notes.append(f"Jobs that have left the queue are known from their files alone ({error}).")
     return _of_trials(owners, {job: told.get(job, JobState(job, "", "", otherwise)) for job in owners}), tuple(notes)
 
 
@@ -137,7 +97,7 @@ def active(run: RunDir) -> dict[Trial, JobState]:
     if not owners:
         return {}
     try:
-        known = _by_owner((job for job in _squeue(owners) if job.is_active), owners)
+        known = _by_owner((job for job in squeue(owners) if job.is_active), owners)
     except SlurmError as error:
         raise UserError(
             f"jobs were submitted for {run.path} before, and whether they are still queued cannot be asked ({error}). "
@@ -157,8 +117,12 @@ def cancel(run: RunDir) -> tuple[str, ...]:
         return ()
     user, suffix = str(os.getuid()), f"-{run.path.resolve().name}"
     try:
-        queued = [job for job in _squeue(ours) if job.is_active and job.user == user and job.name.endswith(suffix)]
+        queued = [job for job in squeue(ours) if job.is_active and job.user == user and job.name.endswith(suffix)]
         jobs = sorted({job.array for job in queued}, key=int)
+        for job in jobs:
+            # A trial that is asked to stop requeues itself, which would undo the cancelling.
+            with suppress(SlurmError):
+                ask_slurm("scontrol", "update", f"JobId={job}", "Requeue=0")
         if jobs:
             ask_slurm("scancel", *jobs)
     except SlurmError as error:
@@ -166,79 +130,25 @@ def cancel(run: RunDir) -> tuple[str, ...]:
     return tuple(jobs)
 
 
-def ask_slurm(*command: str) -> str:
-    """What a command of Slurm prints. Raises SlurmError."""
-    name = command[0]
-    if shutil.which(name) is None:
-        raise SlurmError(f"there is no {name} on this machine")
-    # A user's own filters and formats (SQUEUE_PARTITION, SACCT_FORMAT ...) would hide jobs or change what is read here.
-    private = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_TIME_FORMAT")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(private)}
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
-    except subprocess.TimeoutExpired:
-        raise SlurmError(f"{name} gave no answer within {_LIMIT_S} s") from None
-    except OSError as error:
-        raise SlurmError(f"{name}: {error}") from error
-    if done.returncode:
-        said = (done.stderr + done.stdout).strip().splitlines()
-        raise SlurmError(said[0] if said else f"{name} ended with exit code {done.returncode}")
-    return done.stdout
-
-
-def _squeue(jobs: Iterable[str]) -> list[JobState]:
-    """What the queue knows of `jobs`, each array element by itself; those that ended a few minutes ago are still in it."""
-    try:
-        lines = ask_slurm(
-            *("squeue", "--all", "--array", "--states=all", "--noheader"),
-            f"--jobs={_arrays(jobs)}",
-            f"--format={_SQUEUE_FIELDS}",
-        )
-    except SlurmError as error:
-        if "Invalid job id" in str(error):  # asked for one job alone, which has left the queue
-            return []
-        raise
-    return [
-        JobState(job, user, name, state, _present(reason), _present(nodes), _seconds(used), _seconds(left))
-        for job, user, name, state, reason, nodes, used, left in _rows(lines, 8)
-    ]
-
-
-def _sacct(jobs: Iterable[str]) -> list[JobState]:
-    """What accounting remembers of `jobs`, the newest start of each."""
-    command = ("sacct", "--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", "--allocations")
-    lines = ask_slurm(*command, f"--jobs={_arrays(jobs)}", f"--format={_SACCT_FIELDS}")
-    return [
-        JobState(job, user, name, state.split()[0], "", _present(nodes), _seconds(elapsed), None, exit_code)
-        for job, user, name, state, nodes, elapsed, exit_code in _rows(lines, 7)
-        if state  # which may be "CANCELLED by 1000"
-    ]
-
-
-def _arrays(jobs: Iterable[str]) -> str:
-    return ",".join(sorted({job.split("_")[0] for job in jobs}))
-
-
-def _rows(text: str, fields: int) -> Iterator[list[str]]:
-    """Lines that are rows: with several clusters Slurm also prints their names."""
-    rows = (line.split(_SEPARATOR) for line in text.splitlines())
-    return ([field.strip() for field in row] for row in rows if len(row) == fields)
-
-
 def _owners(run: RunDir) -> dict[str, tuple[Trial, ...]]:
-    """Which trials each job runs, oldest job first: as recorded, and for jobs that nobody recorded as their attempts say."""
+    """Which trials each job runs, oldest job first: as recorded, and for jobs that nobody recorded as their attempts say.
+
+    Without jobs all of whose trials are done.
+    """
     owners = {
         f"{submission.array}_{number}": trials
         for submission in submissions(run)
         for number, trials in enumerate(submission.elements)
     }
-    for trial in run.trials():
-        for attempt in run.trial(trial).attempts:
+    todo = [place for trial in run.trials() if not (place := run.trial(trial)).is_done]
+    for place in todo:
+        for attempt in place.attempts:
             with suppress(OSError, ValueError, KeyError, TypeError):
                 job = read_json(attempt.attempt)["job"]
                 if job is not None and _name(job, owners) not in owners:
-                    owners[job] = (trial,)
-    return owners
+                    owners[job] = (place.trial,)
+    unfinished = {place.trial for place in todo}
+    return {job: trials for job, trials in owners.items() if not unfinished.isdisjoint(trials)}
 
 
 def _name(job: str, owners: Collection[str]) -> str:
@@ -258,18 +168,3 @@ def _of_trials(owners: Mapping[str, tuple[Trial, ...]], known: Mapping[str, JobS
             if trial not in states or known[job].is_active or not states[trial].is_active:
                 states[trial] = known[job]
     return states
-
-
-def _present(field: str) -> str:
-    return "" if field in ("None", "None assigned", "N/A", "(null)", "Unknown") else field
-
-
-def _seconds(text: str) -> float | None:
-    """Of Slurm's `1-02:03:04`, `02:03:04` or `03:04`; None for UNLIMITED, INVALID, NOT_SET and the like."""
-    days, _, clock = text.rpartition("-")
-    try:
-        parts = [int(part) for part in clock.split(":")]
-        seconds = sum(part * 60**power for power, part in enumerate(reversed(parts)))
-        return float(int(days or 0) * 86400 + seconds)
-    except ValueError:
-        return None

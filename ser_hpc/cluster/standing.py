@@ -19,8 +19,8 @@ from typing import Any
 
 import yaml
 
-from ser_hpc.cluster.jobs import UNKNOWN, JobState
 from ser_hpc.cluster.logs import Cause, find_cause, log_files
+from ser_hpc.cluster.slurm_queue import UNKNOWN, JobState
 from ser_hpc.cluster.slurm_words import ended, is_held, waits_for
 from ser_hpc.files import read_json
 from ser_hpc.results.endings import End, how_it_ended
@@ -107,7 +107,8 @@ class Standing:
 
     @property
     def restarts(self) -> int:
-        return max(0, len(self.attempts) - 1)
+        """Slurm also counts starts that did not come to an attempt."""
+        return max(0, len(self.attempts) - 1, (self.job and self.job.restarts) or 0)
 
     @property
     def is_open(self) -> bool:
@@ -170,7 +171,7 @@ def _look(run: RunDir, place: TrialDir, number: int, job: JobState | None, now: 
 def _state(job: JobState | None, newest: Attempt | None, now: float, lost_after_s: float) -> tuple[str, str]:
     """A state of the list above, and why."""
     if job is not None and not job.is_active:
-        of_it = newest is None or newest.told.get("job") == job.job
+        of_it = newest is None or str(newest.told.get("job")).split("_")[0] == job.array
         if of_it and (newest is None or not newest.has_ended):
             return "stopped" if job.state == "CANCELLED" else "failed", ended(job.state, job.exit_code)
     if job is None or not job.is_active:

@@ -23,12 +23,12 @@ _COLOURS |= dict.fromkeys(RUNNING, "cyan") | dict.fromkeys(("waiting", "not star
 def screen(run: RunDir, standings: Sequence[Standing], notes: Iterable[str], now: float, out: Console) -> RenderableType:
     """Everything that the status command shows, for the width of `out`. `now`: epoch seconds."""
     table = _table(standings, with_steps=True)
-    if out.measure(table).maximum > out.width:
+    if out.measure(table, options=out.options.update(width=1000)).maximum > out.width:
         table = _table(standings, with_steps=False)
     parts: list[RenderableType] = [Text(f"{run.path.resolve().name}: {headline(standings)}", style="bold")]
     if words := when(standings, now):
         parts.append(Text(words))
-    parts += [table, _details(standings)]
+    parts += [table, *_details(standings)]
     if example := next((standing.number for standing in standings if standing.is_open and standing.logs), None):
         parts.append(Text(f"\nTo read on: --logs {example}. To submit again what failed or is missing: --retry."))
     return Group(*parts, *(Text(f"note: {note}", style="yellow") for note in notes))
@@ -123,7 +123,10 @@ def _table(standings: Sequence[Standing], *, with_steps: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     counters = ("epoch", "step") if with_steps else ("epoch",)
     for name in ("#", "seed", "fold", "state", "node", *counters, "dev UAR", "left", "restarts"):
-        table.add_column(name, justify="left" if name in ("state", "node") else "right", no_wrap=True)
+        # Only the nodes' names may be broken where it is narrow.
+        table.add_column(
+            name, justify="left" if name in ("state", "node") else "right", no_wrap=name != "node", overflow="fold"
+        )
     for standing in standings:
         uar = standing.progress.get("best_dev_uar")
         table.add_row(
@@ -145,7 +148,7 @@ def _so_far(standing: Standing, counter: str) -> str:
     return "" if done is None or of is None else f"{done}/{of}"
 
 
-def _details(standings: Sequence[Standing]) -> Table:
+def _details(standings: Sequence[Standing]) -> list[RenderableType]:
     """What the rows do not say, once for all trials of which it is true."""
     groups: dict[tuple[str, str], list[int]] = {}
     for standing in standings:
@@ -156,7 +159,7 @@ def _details(standings: Sequence[Standing]) -> Table:
     table.add_column(justify="right")
     for (state, words), numbers in groups.items():
         table.add_row(Text(_ranges(numbers), style="bold"), Text.assemble((state, _COLOURS.get(state, "")), ": ", words))
-    return table
+    return ["", table] if groups else []
 
 
 def _ranges(numbers: Sequence[int]) -> str:
