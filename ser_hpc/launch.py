@@ -8,9 +8,9 @@
   ... --dry-run
       the plan: folds with their groups and class counts, trials, commands, disk and time; starts nothing
 
-The same command again goes on with what is unfinished and leaves alone what is done. More --seeds later add trials to the run.
-On a machine with Slurm the trials are jobs of one array and the report follows them; elsewhere they run here.
---settings lists every setting with its meaning.
+The same command again goes on with what is unfinished, leaves alone what is done, queued or running, and so submits nothing
+twice. More --seeds later add trials to the run. On a machine with Slurm the trials are jobs of one array and the report follows
+them; elsewhere they run here. Jobs run a copy of this code, kept in the run. --settings lists every setting with its meaning.
 
 exit codes: 0 done (or submitted); 1 trials are missing, named; 2 a mistake in command, settings or data; 130 interrupted
 """
@@ -20,7 +20,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ser_hpc import console
@@ -28,19 +29,21 @@ from ser_hpc import console
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ser_hpc.cluster.code import Policy
     from ser_hpc.cluster.plan import Experiment
     from ser_hpc.config.settings import Settings
-    from ser_hpc.results.run_dir import RunDir
+    from ser_hpc.results.run_dir import RunDir, Trial
 
 SHORTCUTS = {
     "folds": ("folds.count", "K", "number of folds"),
     "seeds": ("seeds", "N", "number of seeds (or a list: [3, 4]); each is a full cross-validation"),
     "partition": ("cluster.partition", "P", "Slurm partition"),
-    "cluster": ("cluster.kind", "KIND", "auto, slurm or local"),
-    "time": ("cluster.time_min", "MIN", "time limit of a trial in minutes"),
+    "cluster": ("cluster.profile", "SITE", "profile of the cluster under configs/cluster, or a file; local: this machine"),
+    "time": ("cluster.time_min", "T", "time limit of a trial, as 240 (minutes) or 4:00:00"),
     "nodes": ("cluster.nodes", "N", "nodes per trial"),
     "gpus-per-node": ("cluster.gpus_per_node", "G", "GPUs (ranks) per node and trial"),
     "parallel": ("cluster.parallel", "N", "trials at the same time at most"),
+    "trials-per-gpu": ("cluster.trials_per_gpu", "N", "trials that share a job and its GPUs, where a model is small"),
     "strategy": ("train.strategy", "S", "ddp, zero1, zero2 or zero3"),
 }
 
@@ -72,43 +75,85 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(run.path)
         return 0
     out.print(why)
-    return _local(experiment, out) if where == "local" else _slurm(experiment, out)
+    return _start(experiment, experiment.trials, where, options.code, options.wait, out)
 
 
-def _local(experiment: Experiment, out: Console) -> int:
-    from ser_hpc.cluster import show, site
+def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = ()) -> int:
+    """Start these trials of a planned run again, with its own settings, not on the nodes `exclude`."""
+    from rich.console import Console
+
+    from ser_hpc.cluster import plan, site
+
+    experiment = plan.reopen(run)
+    settings = experiment.settings
+    cluster = settings.cluster.model_copy(update={"exclude": (*settings.cluster.exclude, *exclude)})
+    experiment = replace(experiment, settings=settings.model_copy(update={"cluster": cluster}))
+    out = Console(highlight=False)
+    where, why = site.choose(cluster.kind)
+    out.print(why)
+    return _start(experiment, trials, where, "refuse", False, out)
+
+
+def _start(experiment: Experiment, wanted: Sequence[Trial], where: str, policy: Policy, wait: bool, out: Console) -> int:
+    """Start what is neither done nor on its way; one launcher of a run at a time decides that."""
+    from ser_hpc.cluster import code, jobs, plan, show
+
+    run = experiment.run
+    with plan.locked(run):
+        held = jobs.active(run)
+        unfinished = [trial for trial in wanted if not run.trial(trial).is_done]
+        todo = [trial for trial in unfinished if trial not in held]
+        show.start(experiment, todo, held, out)
+        environment = code.environment(code.choose(run, policy)) if todo else {}
+        if where == "slurm" and todo:
+            _submit(experiment, todo, environment, out)
+    if where == "local" and todo:
+        _run_here(experiment, todo, environment, out)
+    elif unfinished:
+        if not wait:
+            return 0
+        from ser_hpc import status
+
+        status.main([str(run.path), "--watch"])
+    return _report(run, out)
+
+
+def _submit(experiment: Experiment, todo: Sequence[Trial], environment: Mapping[str, str], out: Console) -> None:
+    from ser_hpc.cluster import jobs, preflight, slurm
+    from ser_hpc.cluster.estimate import estimate
+
+    run, cluster = experiment.run, experiment.settings.cluster
+    together = cluster.trials_per_gpu
+    elements = [todo[start : start + together] for start in range(0, len(todo), together)]
+    scripts = slurm.scripts(run, len(elements), cluster, environment)
+    needed = estimate(experiment, on_gpu=True).disk_peak
+    for note in preflight.check(cluster, len(elements), run.path, needed, scripts):
+        out.print(f"note: {note}", soft_wrap=True)
+    others = sorted({job.array for job in jobs.active(run).values()})
+    submission = slurm.submit(run, elements, cluster, environment, others)
+    jobs.record(run, submission)
+    what = f"{len(todo)} trials" + (f" in {len(elements)} jobs" if together > 1 else "")
+    out.print(f"Submitted {what} as job {submission.array}, and the report after it as job {submission.report}.")
+    out.print(f"Follow them: python -m ser_hpc.status {shlex.quote(str(run.path))} --watch", soft_wrap=True)
+    out.print(f"Report at any time: python -m ser_hpc.report {shlex.quote(str(run.path))}", soft_wrap=True)
+
+
+def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mapping[str, str], out: Console) -> None:
+    from ser_hpc.cluster import site
     from ser_hpc.cluster.local import log_path, run_trials
     from ser_hpc.cluster.watch import watching
 
     run, machine = experiment.run, site.machine(experiment.settings.cluster)
-    todo = [trial for trial in experiment.trials if not run.trial(trial).is_done]
-    show.start(experiment, todo, machine.words(), out)
+    out.print(machine.words() + ".")
     try:
         with watching(run, todo, out) as watch:
-            codes = run_trials(run, todo, machine, watch) if todo else {}
+            codes = run_trials(run, todo, machine, watch, environment)
     except KeyboardInterrupt:
         out.print(f"Interrupted; what was trained is saved in {run.path}. The same command goes on from there.")
         raise
-    for trial, code in codes.items():
-        if code:
-            out.print(f"[red]{trial} ended with exit code {code}[/red]; its log: {log_path(run, trial)}", soft_wrap=True)
-    return _report(run, out)
-
-
-def _slurm(experiment: Experiment, out: Console) -> int:
-    from ser_hpc.cluster import show
-    from ser_hpc.cluster.slurm import submit
-
-    run = experiment.run
-    todo = [trial for trial in experiment.trials if not run.trial(trial).is_done]
-    show.start(experiment, todo, "one job each", out)
-    if not todo:
-        return _report(run, out)
-    jobs, report_job = submit(run, todo, experiment.settings.cluster)
-    out.print(f"Submitted {len(jobs)} trials as jobs {jobs[0]} to {jobs[-1]}, and the report as job {report_job}.")
-    out.print(f"Follow them with: squeue --me; logs are in {run.jobs}.", soft_wrap=True)
-    out.print(f"Report at any time: python -m ser_hpc.report {shlex.quote(str(run.path))}", soft_wrap=True)
-    return 0
+    for trial, exit_code in codes.items():
+        if exit_code:
+            out.print(f"[red]{trial} ended with exit code {exit_code}[/red]; its log: {log_path(run, trial)}", soft_wrap=True)
 
 
 def _report(run: RunDir, out: Console) -> int:
@@ -143,6 +188,13 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{flag}", metavar=metavar, help=f"{meaning}  ({key})")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and start nothing")
     parser.add_argument("--prepare", action="store_true", help="write the run directory, print its path and start nothing")
+    parser.add_argument("--wait", action="store_true", help="follow submitted jobs to their end, then report")
+    parser.add_argument(
+        "--code",
+        choices=("refuse", "saved", "mixed"),
+        default="refuse",
+        help="if trials of the run were run by other code than is here: refuse, go on with the run's own, or mix on purpose",
+    )
     parser.add_argument("--settings", action="store_true", help="list every setting with its default and meaning")
     parser.add_argument("override", nargs="*", metavar="key=value", help="any setting, for instance train.epochs=60")
     return parser

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ser_hpc import console
+from ser_hpc.cluster.code import mixture
 from ser_hpc.errors import UserError
 from ser_hpc.files import write_json, write_text
 from ser_hpc.results.cross_validation import CrossValidation, cross_validate
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 def write_report(run: RunDir) -> CrossValidation:
     """Score the run as it stands and write its report. Raises UserError if its predictions are not what was planned."""
-    result = cross_validate(run)
+    mixed = mixture(run)
+    result = cross_validate(run, notes=[mixed] if mixed else [])
     try:
         write_json(run.report_json, to_json(result))
         write_text(run.report_md, to_markdown(result))

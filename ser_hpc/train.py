@@ -20,6 +20,9 @@ import traceback
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ser_hpc import console
 from ser_hpc.engine import attempt as attempts
@@ -28,6 +31,11 @@ from ser_hpc.engine.rank import Rank, who_am_i
 from ser_hpc.errors import UserError, listed
 from ser_hpc.results.run_dir import AttemptDir, RunDir, Trial, TrialDir
 
+if TYPE_CHECKING:
+    from ser_hpc.cluster.plan import Experiment
+    from ser_hpc.corpora.folds import Fold
+
+_STAGING_S = 1800.0
 FAILED, SUPERSEDED, STOPPED = 1, 3, 75  # 75 is EX_TEMPFAIL; 2 is a UserError (ser_hpc.console)
 
 
@@ -38,28 +46,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, required=True, help="the run directory that the launcher made")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--fold", type=int)
-    which.add_argument("--trial", type=int, metavar="N", help="instead of fold and seed: the N-th trial of the plan, from 0")
+    which.add_argument(
+        "--trial",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="instead of fold and seed: the N-th trial of the plan, from 0; several run side by side and share this job's GPUs",
+    )
     parser.add_argument("--seed", type=int, help="default: the run's first seed")
     options = parser.parse_args(argv)
     run = RunDir(options.run_dir)
-    trial = _chosen(run, options)
-    if run.trial(trial).is_done:
-        print(f"{trial} is done already: {run.trial(trial).path}")
-        return 0
-    return train(run, trial)
+    chosen = _chosen(run, options)
+    for trial in chosen:
+        if run.trial(trial).is_done:
+            print(f"{trial} is done already: {run.trial(trial).path}")
+    todo = [trial for trial in chosen if not run.trial(trial).is_done]
+    if len(chosen) > 1:
+        return _side_by_side(run, todo)
+    return train(run, todo[0]) if todo else 0
 
 
-def _chosen(run: RunDir, options: argparse.Namespace) -> Trial:
+def _chosen(run: RunDir, options: argparse.Namespace) -> list[Trial]:
     trials = run.trials()
     if options.trial is not None:
-        if not 0 <= options.trial < len(trials):
-            raise UserError(f"--trial is {options.trial}, but {run.path} has the trials 0 to {len(trials) - 1}")
-        wanted: Trial = trials[options.trial]
-        return wanted
+        for number in options.trial:
+            if not 0 <= number < len(trials):
+                raise UserError(f"--trial is {number}, but {run.path} has the trials 0 to {len(trials) - 1}")
+        return [trials[number] for number in options.trial]
     trial = Trial(trials[0].seed if options.seed is None else options.seed, options.fold)
     if trial not in trials:
         raise UserError(f"{run.path} has no {trial}; it has {listed(trials, 20)}")
-    return trial
+    return [trial]
+
+
+def _side_by_side(run: RunDir, trials: Sequence[Trial]) -> int:
+    """Several small trials in one job: its one task starts their ranks, as the launcher does on a machine without Slurm."""
+    from ser_hpc.cluster.local import CANNOT_GO_ON, run_trials
+    from ser_hpc.cluster.site import machine
+    from ser_hpc.config.load import load
+
+    if not trials:
+        return 0
+    try:
+        codes = run_trials(run, trials, machine(load(run.settings, []).cluster, together=len(trials)), lambda jobs: None)
+    except KeyboardInterrupt:
+        return STOPPED
+    return CANNOT_GO_ON if CANNOT_GO_ON in codes.values() else 0
 
 
 def train(run: RunDir, trial: Trial) -> int:
@@ -99,12 +131,38 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, attempt: AttemptDir | None,
     ranks = world.join(place.path, rank, limit + timedelta(minutes=2))
     (number,) = ranks.from_main(attempt.number if attempt else 0)
     mine = place.attempt(number)
-    data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold)
+    _check_node(experiment, place, rank)
+    data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold, _staged(experiment, fold, rank))
     with Watchdog(limit.total_seconds(), lambda: attempts.end(mine, "hung", "no step was made any more"), FAILED) as watchdog:
         train_trial(place, mine, settings, data, ranks, stop, watchdog)
         if ranks.is_main:
             attempts.end(mine, "done")
         ranks.leave()
+
+
+def _check_node(experiment: Experiment, place: TrialDir, rank: Rank) -> None:
+    from ser_hpc.cluster.estimate import estimate
+    from ser_hpc.engine import node_check
+
+    if rank.local == 0:
+        a_checkpoint = 3 * 4 * estimate(experiment, on_gpu=True).parameters  # weights and two moments, fp32
+        for warning in node_check.check(experiment.settings.train.precision, place.path, a_checkpoint):
+            print(warning, flush=True)
+
+
+def _staged(experiment: Experiment, fold: Fold, rank: Rank) -> Path | None:
+    """The folder with copies of the fold's shards on this node's own disk, where the cluster's profile names one."""
+    from ser_hpc.config.settings import expanded
+    from ser_hpc.data.staging import stage
+
+    where = experiment.settings.cluster.node_local
+    if where is None:
+        return None
+    positions = np.concatenate([fold.train.positions, fold.dev.positions, fold.test.positions])
+    root, said = stage(experiment.index, positions, expanded(where), wait_s=_STAGING_S)
+    if rank.local == 0:
+        print(said, flush=True)
+    return root
 
 
 def _what_it_means(error: BaseException) -> tuple[str, int]:

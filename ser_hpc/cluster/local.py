@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from ser_hpc.cluster.site import Machine
+from ser_hpc.engine.rank import submission
 from ser_hpc.errors import UserError
 from ser_hpc.results.run_dir import RunDir, Trial
 
@@ -68,22 +69,26 @@ class LocalJob:
 
 
 def run_trials(
-    run: RunDir, trials: Sequence[Trial], machine: Machine, on_poll: Callable[[Sequence[LocalJob]], None]
+    run: RunDir,
+    trials: Sequence[Trial],
+    machine: Machine,
+    on_poll: Callable[[Sequence[LocalJob]], None],
+    environment: Mapping[str, str] | None = None,
 ) -> dict[Trial, int]:
     """Run every trial, as many at a time as there are slots; returns their exit codes. `on_poll` sees each trial's last job.
 
-    What was killed, or failed in a way that another attempt may get over, is started again.
+    What was killed, or failed in a way that another attempt may get over, is started again. `environment`: more variables.
 
     Raises UserError if another launcher runs trials of this run, KeyboardInterrupt after everything is ended.
     """
     waiting, free = list(trials), list(range(machine.slots))
     jobs: list[LocalJob] = []
-    launch = uuid.uuid4().hex
+    more = {"SER_HPC_LAUNCH": uuid.uuid4().hex, **(environment or {})}
     with _only_launcher(run), _terminate_as_interrupt():
         try:
             while waiting or any(job.exit_code is None for job in jobs):
                 while waiting and free:
-                    jobs.append(_start(run, waiting.pop(0), free.pop(0), machine, launch))
+                    jobs.append(_start(run, waiting.pop(0), free.pop(0), machine, more))
                 time.sleep(_POLL_S)
                 for job in [job for job in jobs if job.exit_code is None]:
                     if job.poll() is not None:
@@ -106,22 +111,21 @@ def log_path(run: RunDir, trial: Trial) -> Path:
     return run.jobs / f"seed_{trial.seed}-fold_{trial.fold}.log"
 
 
-def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, launch: str) -> LocalJob:
+def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, more: Mapping[str, str]) -> LocalJob:
     run.jobs.mkdir(parents=True, exist_ok=True)
     log = log_path(run, trial).open("ab")
     command = [sys.executable, "-m", "ser_hpc.train", "--run-dir", str(run.path), "--fold", str(trial.fold)]
-    environment = os.environ | {
+    environment = {**os.environ, **more} | {
         "WORLD_SIZE": str(machine.ranks),
         "LOCAL_WORLD_SIZE": str(machine.ranks),
         "SER_HPC_START": uuid.uuid4().hex,
-        "SER_HPC_LAUNCH": launch,
         "SER_HPC_LOG": str(log_path(run, trial)),
         "OMP_NUM_THREADS": str(machine.threads),
         "PYTHONUNBUFFERED": "1",
     }
     if machine.gpus:
-        mine = machine.gpus[slot * machine.ranks : (slot + 1) * machine.ranks]
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+        first = slot % (len(machine.gpus) // machine.ranks) * machine.ranks
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(machine.gpus[first : first + machine.ranks])
     processes = [
         subprocess.Popen(
             [*command, "--seed", str(trial.seed)],
@@ -144,7 +148,8 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 @contextmanager
 def _only_launcher(run: RunDir) -> Iterator[None]:
-    with (run.path / ".launcher").open("w") as file:
+    # Jobs that hold several trials are launchers as well, each of its own trials.
+    with (run.path / f".launcher-{submission(os.environ) or 'here'}").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -156,13 +161,14 @@ def _only_launcher(run: RunDir) -> Iterator[None]:
 
 @contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """A SIGTERM to the launcher ends its trials as Ctrl-C does."""
+    """An order to stop, to the launcher or to a job that holds several trials, ends its trials as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGUSR2)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from ser_hpc.cluster import code, preflight, slurm
 from ser_hpc.cluster.estimate import estimate
 from ser_hpc.cluster.plan import DEMO, Experiment
 from ser_hpc.cluster.site import machine
-from ser_hpc.cluster.slurm import parameters
+from ser_hpc.cluster.slurm_queue import JobState
 from ser_hpc.corpora.folds import Part
+from ser_hpc.errors import UserError, listed
 from ser_hpc.results.run_dir import Trial
 
 
@@ -44,27 +46,47 @@ def plan(experiment: Experiment, where: str, command: str, out: Console) -> None
     out.print(f"\n{len(todo)} of {len(experiment.trials)} trials to run, seeds {', '.join(map(str, settings.seeds))}; each:")
     out.print(f"  python -m ser_hpc.train --run-dir {run.path} --fold K --seed S", soft_wrap=True)
     if where == "slurm":
-        out.print(
-            "  as an array job with " + ", ".join(f"{k}={v}" for k, v in parameters(settings.cluster).items()), soft_wrap=True
-        )
+        _jobs(experiment, -(-len(todo) // settings.cluster.trials_per_gpu), out)
     else:
         out.print(f"  here: {machine(settings.cluster).words()}")
-    out.print(f"then\n  python -m ser_hpc.report {run.path}", soft_wrap=True)
+        out.print(f"then\n  python -m ser_hpc.report {run.path}", soft_wrap=True)
     out.print(f"\nNothing was started. To start: {command.replace(' --dry-run', '')}", soft_wrap=True)
 
 
-def start(experiment: Experiment, todo: Sequence[Trial], how: str, out: Console) -> None:
-    """The lines above the progress bars."""
+def _jobs(experiment: Experiment, num_jobs: int, out: Console) -> None:
+    """The batch scripts, to the letter, and what the site would say to them."""
+    run, cluster = experiment.run, experiment.settings.cluster
+    if not num_jobs:
+        return
+    environment = code.environment(code.Code(run.code.resolve() / code.present()))
+    scripts = slurm.scripts(run, num_jobs, cluster, environment)
+    for name, text in scripts:
+        out.print(f"\n----- the batch script of the {name}", highlight=False)
+        out.print(text, markup=False, soft_wrap=True)
+    out.print("-----")
+    try:
+        notes = preflight.check(cluster, num_jobs, run.path, estimate(experiment, on_gpu=True).disk_peak, scripts)
+        out.print("The site would take these jobs." + "".join(f"\nnote: {note}" for note in notes), soft_wrap=True)
+    except UserError as error:
+        out.print(f"[red]Launched like this, it would be refused:[/red] {error}", soft_wrap=True)
+
+
+def start(experiment: Experiment, todo: Sequence[Trial], held: Mapping[Trial, JobState], out: Console) -> None:
+    """The lines before anything starts. `held`: trials that are queued or running already."""
     run, trials = experiment.run, experiment.trials
     out.print(f"Run directory: {run.path}", soft_wrap=True)
     for note in experiment.folds.notes:
         out.print(f"note: {note}", soft_wrap=True)
     if experiment.settings.data.shards == DEMO:
         out.print("This is the demo: synthetic speech. Its numbers say that everything works, and nothing about real speech.")
-    if len(todo) < len(trials):
-        out.print(f"{len(trials) - len(todo)} of {len(trials)} trials are done already.")
+    done = sum(run.trial(trial).is_done for trial in trials)
+    if done:
+        out.print(f"{done} of {len(trials)} trials are done already.")
+    if held:
+        jobs = listed(sorted({job.job for job in held.values()}), 12)
+        out.print(f"{len(held)} trials are queued or running already, and are left alone: {jobs}.", soft_wrap=True)
     if todo:
-        out.print(f"{len(todo)} trials to run; {how}.")
+        out.print(f"{len(todo)} trials to run.")
 
 
 def _part_row(table: Table, experiment: Experiment, fold: str, name: str, part: Part) -> None:

@@ -18,7 +18,10 @@ _PING_S = 20
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What trials on this machine share: `slots` of them at a time, `ranks` processes each, `threads` each."""
+    """What trials on this machine share: `slots` of them at a time, `ranks` processes each, `threads` each.
+
+    With more slots than GPUs for them, trials share GPUs.
+    """
 
     cores: int
     gpus: tuple[str, ...]
@@ -58,8 +61,8 @@ def choose(kind: Literal["auto", "slurm", "local"]) -> tuple[Literal["slurm", "l
     )
 
 
-def machine(cluster: ClusterSettings) -> Machine:
-    """How trials share this machine. Raises UserError if one trial asks for more than there is."""
+def machine(cluster: ClusterSettings, together: int | None = None) -> Machine:
+    """How trials share this machine, or just `together` of them. Raises UserError if one trial asks for more than there is."""
     cores, gpus = len(os.sched_getaffinity(0)), _gpus()
     if cluster.nodes > 1:
         raise UserError(f"cluster.nodes is {cluster.nodes}, but trials on this machine have one node; set cluster.nodes=1")
@@ -67,7 +70,8 @@ def machine(cluster: ClusterSettings) -> Machine:
     have, what = (len(gpus), "GPUs") if gpus else (cores, "cores")
     if ranks > have and gpus:
         raise UserError(f"cluster.gpus_per_node is {ranks}, but this machine has {have} {what}")
-    slots = min(max(1, have // ranks), cluster.parallel or have)
+    slots = max(1, have // ranks) * (cluster.trials_per_gpu if gpus else 1)
+    slots = together or min(slots, cluster.parallel or slots)
     return Machine(cores, gpus, slots, ranks, max(1, cores // (slots * ranks)))
 
 

@@ -1,13 +1,20 @@
-"""Trials as one Slurm array through submitit, one task per rank under srun, and a report job after all of them."""
+"""Trials as one Slurm array through submitit, one task per rank under srun, and a report job after all of them.
+
+Where several trials share a job (`trials_per_gpu`), it has one task, which runs them side by side as this machine would.
+"""
 
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ser_hpc.cluster.batch import START_AGAIN
+from ser_hpc.cluster.jobs import Submission
 from ser_hpc.config.settings import ClusterSettings
 from ser_hpc.errors import UserError
 from ser_hpc.results.run_dir import RunDir, Trial
@@ -32,17 +39,19 @@ class Command:
 def parameters(cluster: ClusterSettings, setup: Sequence[str] = ()) -> dict[str, Any]:
     """submitit's parameters of the trials' jobs; memory and CPUs always stated. `setup`: shell lines after the profile's."""
     ranks = max(1, gpus_per_node(cluster))
+    tasks = 1 if cluster.trials_per_gpu > 1 else ranks
+    cpus = cluster.cpus_per_gpu * ranks // tasks
     return _common(cluster, setup) | {
         "partition": partition(cluster, cluster.partition),
         "nodes": cluster.nodes,
-        "ntasks_per_node": ranks,
-        "cpus_per_task": cluster.cpus_per_gpu,
+        "ntasks_per_node": tasks,
+        "cpus_per_task": cpus,
         "mem": f"{cluster.mem_gb_per_gpu * ranks}G",
         "time": cluster.time_min,
         "constraint": cluster.constraint,
         "signal_delay_s": _SIGNAL_BEFORE_END_S,
         # srun does not inherit these from sbatch, and a task that dies must end its fellows, who would wait for it for ever.
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_gpu}"],
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
         "array_parallelism": cluster.parallel,
         **_gpus(cluster),
     }
@@ -71,14 +80,14 @@ def gpus_per_node(cluster: ClusterSettings) -> int:
     return 1 if cluster.gpus_per_node is None else cluster.gpus_per_node
 
 
-def scripts(
-    run: RunDir, num_jobs: int, cluster: ClusterSettings, setup: Sequence[str] = (), report_setup: Sequence[str] = ()
-) -> list[tuple[str, str]]:
+def scripts(run: RunDir, num_jobs: int, cluster: ClusterSettings, environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """Name and exact text of the batch scripts of `num_jobs` trials and of their report, as `submit` hands them to sbatch.
 
     ARRAY_JOB_ID stands for the number that Slurm will give the trials' job. Writes nothing.
     """
-    trials, report = trials_executor(run, cluster, setup), report_executor(run, cluster, "afterany:ARRAY_JOB_ID", report_setup)
+    before = setup(environment)
+    trials = trials_executor(run, cluster, [*before, START_AGAIN])
+    report = report_executor(run, cluster, "afterany:ARRAY_JOB_ID", before)
     if num_jobs > 1:  # submitit submits a single trial as a plain job
         trials.parameters["map_count"] = num_jobs
     return [
@@ -97,20 +106,36 @@ def report_executor(run: RunDir, cluster: ClusterSettings, dependency: str | Non
     return _executor(run, "report", f"report-{run.path.name}", cluster, report_parameters(cluster, dependency, setup))
 
 
-def submit(run: RunDir, trials: Sequence[Trial], cluster: ClusterSettings) -> tuple[list[str], str]:
-    """Submit the array and the report; returns the trials' job ids and the report's. Raises UserError with Slurm's words."""
+def submit(
+    run: RunDir,
+    elements: Sequence[Sequence[Trial]],
+    cluster: ClusterSettings,
+    environment: Mapping[str, str],
+    others: Sequence[str] = (),
+) -> Submission:
+    """Submit one array, an element for each group of trials that share a job, and the report after it (and after `others`).
+
+    `environment`: variables under which the jobs' Python runs. Raises UserError with Slurm's words.
+    """
     import submitit
 
     here = RunDir(run.path.resolve())
+    before = setup(environment)
     try:
-        executor = trials_executor(here, cluster)
-        jobs = executor.map_array(_call, [_train(here, trial) for trial in trials])
+        executor = trials_executor(here, cluster, [*before, START_AGAIN])
+        jobs = executor.map_array(_call, [_train(here, trials) for trials in elements])
         array = jobs[0].job_id.split("_")[0]
-        report = report_executor(here, cluster, f"afterany:{array}")
+        # `afterany`, whatever became of them: the report names what is missing.
+        report = report_executor(here, cluster, "afterany:" + ":".join([*others, array]), before)
         report_job = report.submit(Command("ser_hpc.report", (str(here.path),)))
     except (submitit.core.utils.FailedJobError, RuntimeError, OSError) as error:
         raise UserError(f"Slurm refused the jobs: {error}") from error
-    return [job.job_id for job in jobs], report_job.job_id
+    return Submission(array, report_job.job_id, time.time(), tuple(map(tuple, elements)), environment.get("SER_HPC_CODE"))
+
+
+def setup(environment: Mapping[str, str]) -> list[str]:
+    """Shell lines that set variables in a batch script."""
+    return [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
 
 
 def _executor(run: RunDir, folder: str, name: str, cluster: ClusterSettings, values: dict[str, Any]) -> Any:
@@ -141,8 +166,9 @@ def _gpus(cluster: ClusterSettings) -> dict[str, Any]:
     return {"gres": f"gpu:{what}"} if cluster.gpu_request == "gres" else {"gpus_per_node": what}
 
 
-def _train(run: RunDir, trial: Trial) -> Command:
-    return Command("ser_hpc.train", ("--run-dir", str(run.path), "--fold", str(trial.fold), "--seed", str(trial.seed)))
+def _train(run: RunDir, trials: Sequence[Trial]) -> Command:
+    numbers = [str(run.trials().index(trial)) for trial in trials]
+    return Command("ser_hpc.train", ("--run-dir", str(run.path), "--trial", *numbers))
 
 
 def _call(command: Command) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,12 +46,16 @@ from ser_hpc.shards.read import ShardReader
 
 @dataclass(frozen=True, slots=True)
 class TrialData:
-    """What a trial learns from: `targets` is the class index of every clip of the index (-1: in no part)."""
+    """What a trial learns from: `targets` is the class index of every clip of the index (-1: in no part).
+
+    `root`: a folder with copies of the shards that it reads, if there is one.
+    """
 
     index: ShardIndex
     classes: tuple[str, ...]
     targets: np.ndarray
     fold: Fold
+    root: Path | None = None
 
 
 def train_trial(
@@ -80,7 +85,7 @@ def train_trial(
     ranks = strategy.build(model, train, world, saved.tensors)
     progress = Progress(attempt, saved.attempt, state, total_steps, train.epochs, active=world.is_main)
 
-    with ShardReader(data.index) as reader, progress, checkpoint.Writer(trial, attempt) as writer:
+    with ShardReader(data.index, data.root) as reader, progress, checkpoint.Writer(trial, attempt) as writer:
         source = BatchSource(reader, data.targets, weights, max_samples)
         last_save, save_s = time.monotonic(), 0.0
 

@@ -96,8 +96,11 @@ class CrossValidation:
         return list(self.plan["classes"])
 
 
-def cross_validate(run: RunDir) -> CrossValidation:
-    """Read, check (`results.checks`) and score a run. Raises UserError naming the file and the clip or class that is wrong."""
+def cross_validate(run: RunDir, notes: Sequence[str] = ()) -> CrossValidation:
+    """Read, check (`results.checks`) and score a run. Raises UserError naming the file and the clip or class that is wrong.
+
+    `notes`: what else its reader must know.
+    """
     plan = checks.read_plan(run)
     planned = [run.trial(trial) for trial in run.trials()]
     done = [folder for folder in planned if folder.is_done]
@@ -114,7 +117,7 @@ def cross_validate(run: RunDir) -> CrossValidation:
         finished=finished,
         interval=Interval(None, "trials are missing") if missing else _interval(trials, plan),
         seeds=tuple(_seed_scores(folds) for folds in complete if len(folds) == len(plan["folds"])),
-        notes=tuple(plan["notes"]) + tuple(_dev_differences(done, trials)),
+        notes=tuple(plan["notes"]) + tuple(notes) + tuple(_dev_differences(done, trials)),
     )
 
 
