@@ -111,17 +111,16 @@ def _logs(run: RunDir, number: int) -> int:
 
 def _cancel(run: RunDir, out: Console) -> int:
     from ser_hpc.cluster import jobs
-    from ser_hpc.cluster.standing import RUNNING
     from ser_hpc.errors import listed
 
     standings, _ = _look(run)
     cancelled = jobs.cancel(run)
     if cancelled:
         out.print(f"Slurm was asked to cancel {listed(cancelled, 20)}. The launch command goes on from what is saved.")
-    left = [standing.job for standing in standings if standing.job and standing.job.is_active]
+    left = [standing.job for standing in standings if standing.job is not None and standing.has_job]
     if others := sorted({job.job for job in left if job.array not in cancelled}):
         out.print(f"Not submitted by this run's launcher, so left alone: to cancel them, scancel {' '.join(others)}")
-    here = [standing for standing in standings if standing.job is None and standing.state in RUNNING]
+    here = [standing for standing in standings if standing.runs_without_slurm]
     for host, process in sorted({standing.attempts[-1].who_to_stop for standing in here}):
         out.print(f"Trials run on {host} without Slurm: there, `kill -INT {process}` makes them save and stop.")
     if not cancelled and not others and not here:

@@ -119,10 +119,6 @@ def cancel(run: RunDir) -> tuple[str, ...]:
     try:
         queued = [job for job in squeue(ours) if job.is_active and job.user == user and job.name.endswith(suffix)]
         jobs = sorted({job.array for job in queued}, key=int)
-        for job in jobs:
-            # A trial that is asked to stop requeues itself, which would undo the cancelling.
-            with suppress(SlurmError):
-                ask_slurm("scontrol", "update", f"JobId={job}", "Requeue=0")
         if jobs:
             ask_slurm("scancel", *jobs)
     except SlurmError as error:

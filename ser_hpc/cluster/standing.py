@@ -113,8 +113,16 @@ class Standing:
     @property
     def is_open(self) -> bool:
         """Not done, and nothing is queued or running that would complete it."""
-        with_job = self.job is not None and self.job.is_active
-        return not with_job and self.state in ("failed", "stopped", "not started", "lost")
+        return not self.has_job and self.state in ("failed", "stopped", "not started", "lost")
+
+    @property
+    def has_job(self) -> bool:
+        """Queued or running by Slurm."""
+        return self.job is not None and self.job.is_active
+
+    @property
+    def runs_without_slurm(self) -> bool:
+        return self.state in RUNNING and not self.has_job
 
 
 def look(run: RunDir, jobs: Mapping[Trial, JobState], now: float) -> tuple[Standing, ...]:
@@ -124,7 +132,7 @@ def look(run: RunDir, jobs: Mapping[Trial, JobState], now: float) -> tuple[Stand
         _look(run, run.trial(trial), number, jobs.get(trial), now, lost_after_s)
         for number, trial in enumerate(run.trials(), start=1)
     ]
-    if any(standing.state in RUNNING and standing.job is None for standing in standings):
+    if any(standing.runs_without_slurm for standing in standings):
         standings = [
             replace(standing, state="waiting", why="for the trials that run here")
             if standing.state == "not started"

@@ -203,18 +203,9 @@ def test_only_this_users_jobs_of_this_run_are_cancelled(run: RunDir, monkeypatch
     squeue += (
         row("20_0", "RUNNING", user=UID + 1) + row("30_0", "RUNNING", name="ser-emodb-99999999") + row("40_0", "COMPLETED")
     )
-    asked = answers(monkeypatch, squeue=squeue, scontrol="", scancel="")
+    asked = answers(monkeypatch, squeue=squeue, scancel="")
     assert jobs.cancel(run) == ("7", "8")
     assert asked[-1] == ("scancel", "7", "8")
-
-
-def test_a_cancelled_job_may_not_requeue_itself(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trial that is asked to stop does, and Slurm would grant it: so that is forbidden first, where scontrol is there."""
-    asked = answers(monkeypatch, squeue=row("7_0", "RUNNING"), scontrol="", scancel="")
-    jobs.cancel(run)
-    assert asked[1:] == [("scontrol", "update", "JobId=7", "Requeue=0"), ("scancel", "7")]
-    answers(monkeypatch, squeue=row("7_0", "RUNNING"), scancel="")
-    assert jobs.cancel(run) == ("7",)
 
 
 def test_a_refusal_to_cancel_is_told_in_slurms_words(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
