@@ -55,7 +55,6 @@ def _look(run: RunDir) -> tuple[tuple[Standing, ...], tuple[str, ...]]:
     from ser_hpc.cluster.jobs import job_states
     from ser_hpc.cluster.standing import look
 
-    run.read_plan()
     jobs, notes = job_states(run)
     return look(run, jobs, time.time()), notes
 
@@ -77,7 +76,7 @@ def _watch(run: RunDir, out: Console) -> Sequence[Standing]:
 
     from ser_hpc.cluster import tell
     from ser_hpc.cluster.jobs import job_states
-    from ser_hpc.cluster.standing import QUEUED, RUNNING, look
+    from ser_hpc.cluster.standing import look
 
     said, asked = "", 0.0
     with Live(console=out, auto_refresh=False) as live:
@@ -90,7 +89,7 @@ def _watch(run: RunDir, out: Console) -> Sequence[Standing]:
             if not out.is_terminal and (headline := tell.headline(standings)) != said:
                 out.print(time.strftime("%F %T"), headline, soft_wrap=True)
                 said = headline
-            if not any(standing.state in (*RUNNING, *QUEUED) for standing in standings):
+            if all(standing.state == "done" or standing.is_open for standing in standings):
                 return standings
             time.sleep(_LOOK_S)
 

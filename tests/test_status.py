@@ -284,13 +284,14 @@ def test_logs_of_all_ranks(night: MadeRun, capsys: pytest.CaptureFixture[str]) -
 def test_watching_ends_when_nothing_runs_or_waits(
     night: MadeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a log: a line for each change, then the screen."""
-    later = iter([NIGHT, NIGHT, queue("4 FAILED NonZeroExitCode n2 18:00 0")])
+    """And not because Slurm does not answer for a while. In a log: a line for each change, then the screen."""
+    over = queue("4 FAILED NonZeroExitCode n2 18:00 0")
+    later = iter([{"squeue": NIGHT}, {}, {"squeue": over}])
     monkeypatch.setattr(status, "_ASK_SLURM_S", 0.0)
-    monkeypatch.setattr(time, "sleep", lambda _: slurm(monkeypatch, squeue=next(later)))
+    monkeypatch.setattr(time, "sleep", lambda _: slurm(monkeypatch, **next(later)))
     assert status.main([str(night.run.path), "--watch"]) == 1
     out = capsys.readouterr().out
-    assert out.count("15 trials: 3 done") == 3 and next(later, None) is None
+    assert out.count("15 trials: 3 done") == 4 and next(later, None) is None
 
 
 def test_retry_leaves_out_the_nodes_where_it_failed_but_not_for_mistakes(

@@ -80,8 +80,8 @@ def ask_slurm(*command: str) -> str:
     except OSError as error:
         raise SlurmError(f"{name}: {error}") from error
     if done.returncode:
-        said = (done.stderr + done.stdout).strip().splitlines()
-        raise SlurmError(said[0] if said else f"{name} ended with exit code {done.returncode}")
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise SlurmError(said[-1] if said else f"{name} ended with exit code {done.returncode}")
     return done.stdout
 
 
