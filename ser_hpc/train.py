@@ -26,7 +26,7 @@ import numpy as np
 
 from ser_hpc import console
 from ser_hpc.engine import attempt as attempts
-from ser_hpc.engine.preemption import StopFlag, Stopped, Superseded, end_time
+from ser_hpc.engine.preemption import StopFlag, Stopped, Superseded, stop_time
 from ser_hpc.engine.rank import Rank, who_am_i
 from ser_hpc.errors import UserError, listed
 from ser_hpc.results.run_dir import AttemptDir, RunDir, Trial, TrialDir
@@ -97,7 +97,7 @@ def _side_by_side(run: RunDir, trials: Sequence[Trial]) -> int:
 def train(run: RunDir, trial: Trial) -> int:
     """Run one trial on this rank, and write down how it ended."""
     place = run.trial(trial)
-    with StopFlag(end_time(os.environ)) as stop:  # from the very start: importing torch takes long enough to be asked to stop
+    with StopFlag(stop_time(os.environ)) as stop:  # from the very start: importing torch takes long enough to be asked to stop
         rank = who_am_i(os.environ)
         attempt = attempts.begin(place, rank) if rank.is_main else None
         try:

@@ -1,13 +1,21 @@
-"""Shell lines of a batch script that start its job again when a trial asks for it, before and after the ranks."""
+"""Shell lines of a batch script that start its job again when a trial asks for it; before the line that starts the ranks.
+
+    eval "$(python -m ser_hpc.cluster.batch 120)"        in slurm/train.sbatch; 120: seconds before the job's end to stop at
+
+ser_hpc.train's exit codes 0, 2 and 3 are final. Anything else asks for another start, if the job ended by itself: what the user
+cancels stays cancelled, and what is preempted or loses its node Slurm starts again without us. A job that the time limit ended
+(its ranks did not manage to save) is started again too. The array element, never the array.
+"""
 
 from __future__ import annotations
 
-# ser_hpc.train's exit codes 0, 2 and 3 are final. Anything else asks for another start, if the job ended by itself: what the
-# user cancels stays cancelled, and what is preempted or lost its node Slurm starts again without us. A job that the time limit
-# ended (its ranks did not manage to save) is started again too. The array element, never the array.
-START_AGAIN = """\
+import sys
+
+# The ranks are sent a signal `stop_before_end_s` before the end; at half of that they stop even if it never came.
+_TEXT = """\
 ser_id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-export SER_HPC_END_TIME=${SLURM_JOB_END_TIME:-$(date -d "$(squeue -h -j "$ser_id" -o %e)" +%s 2>/dev/null)}
+ser_end=${SLURM_JOB_END_TIME:-$(date -d "$(squeue -h -j "$ser_id" -o %e)" +%s 2>/dev/null)}
+[ -z "$ser_end" ] || export SER_HPC_STOP_TIME=$((ser_end - MARGIN))
 ser_start_again() {
   code=$?
   trap '' TERM
@@ -28,3 +36,11 @@ ser_start_again() {
   exit $code
 }
 trap ser_start_again EXIT"""
+
+
+def start_again(stop_before_end_s: int) -> str:
+    return _TEXT.replace("MARGIN", str(-(-stop_before_end_s // 2)))
+
+
+if __name__ == "__main__":
+    print(start_again(int(sys.argv[1])))

@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ser_hpc.cluster.batch import START_AGAIN
+from ser_hpc.cluster import batch
 from ser_hpc.cluster.jobs import Submission
 from ser_hpc.config.settings import ClusterSettings
 from ser_hpc.errors import UserError
 from ser_hpc.results.run_dir import RunDir, Trial
 
 REPORT_MIN, REPORT_MEM_GB = 20, 4
-_SIGNAL_BEFORE_END_S = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ def parameters(cluster: ClusterSettings, setup: Sequence[str] = ()) -> dict[str,
         "mem": f"{cluster.mem_gb_per_gpu * ranks}G",
         "time": cluster.time_min,
         "constraint": cluster.constraint,
-        "signal_delay_s": _SIGNAL_BEFORE_END_S,
+        "signal_delay_s": cluster.stop_before_end_s,
         # srun does not inherit these from sbatch, and a task that dies must end its fellows, who would wait for it for ever.
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
         "array_parallelism": cluster.parallel,
@@ -86,7 +85,7 @@ def scripts(run: RunDir, num_jobs: int, cluster: ClusterSettings, environment: M
     ARRAY_JOB_ID stands for the number that Slurm will give the trials' job. Writes nothing.
     """
     before = setup(environment)
-    trials = trials_executor(run, cluster, [*before, START_AGAIN])
+    trials = trials_executor(run, cluster, [*before, batch.start_again(cluster.stop_before_end_s)])
     report = report_executor(run, cluster, "afterany:ARRAY_JOB_ID", before)
     if num_jobs > 1:  # submitit submits a single trial as a plain job
         trials.parameters["map_count"] = num_jobs
@@ -122,7 +121,7 @@ def submit(
     here = RunDir(run.path.resolve())
     before = setup(environment)
     try:
-        executor = trials_executor(here, cluster, [*before, START_AGAIN])
+        executor = trials_executor(here, cluster, [*before, batch.start_again(cluster.stop_before_end_s)])
         jobs = executor.map_array(_call, [_train(here, trials) for trials in elements])
         array = jobs[0].job_id.split("_")[0]
         # `afterany`, whatever became of them: the report names what is missing.

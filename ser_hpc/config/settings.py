@@ -248,6 +248,8 @@ class ClusterSettings(Section):
     """Main memory per GPU (per rank where there is none), in GB."""
     time_min: Minutes = 240
     """Time limit of a trial's job: minutes, or as Slurm writes it (4:00:00, 1-12:00:00)."""
+    stop_before_end_s: Positive = 120
+    """Seconds before its job's time limit at which a trial is asked to save and stop, to be started again."""
     parallel: Positive | None = None
     """Trials at the same time at most."""
     trials_per_gpu: Positive = 1

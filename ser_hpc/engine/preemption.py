@@ -14,7 +14,6 @@ from types import FrameType
 from typing import Self
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-MARGIN_S = 60.0
 
 
 class Stopped(Exception):  # noqa: N818  (not an error: the trial goes on later)
@@ -28,11 +27,11 @@ class Superseded(Exception):  # noqa: N818  (not an error: somebody else does th
 class StopFlag:
     """Context manager: within it, the stop signals set `reason` in this process and do nothing else.
 
-    `end_time`: when the job ends, in seconds since the epoch; a little before it, `reason` is set as well.
+    `stop_time`: when the job will soon end, in seconds since the epoch: from then on there is a reason, too.
     """
 
-    def __init__(self, end_time: float | None = None) -> None:
-        self._end_time = end_time
+    def __init__(self, stop_time: float | None = None) -> None:
+        self._stop_time = stop_time
         self._signal: signal.Signals | None = None
         self._process = os.getpid()
         self._before: dict[signal.Signals, object] = {}
@@ -53,14 +52,12 @@ class StopFlag:
         """Why to stop now, if at all. `save_s`: how long the last save took; it must fit in before the end, with room."""
         if self._signal is not None:
             return self._signal.name
-        if self._end_time is not None and time.time() > self._end_time - MARGIN_S - 3 * save_s:
+        if self._stop_time is not None and time.time() > self._stop_time - 3 * save_s:
             return "the job's end time"
         return None
 
 
-def end_time(env: Mapping[str, str]) -> float | None:
-    """When the job ends, as the batch script (or Slurm itself) says it; None where nobody does."""
-    for name in ("SER_HPC_END_TIME", "SLURM_JOB_END_TIME"):
-        if env.get(name, "").isdigit():
-            return float(env[name])
-    return None
+def stop_time(env: Mapping[str, str]) -> float | None:
+    """When to stop although nobody asked, as the batch script says; None where there is none."""
+    told = env.get("SER_HPC_STOP_TIME", "")
+    return float(told) if told.isdigit() else None
