@@ -34,6 +34,7 @@ def begin(trial: TrialDir, rank: Rank) -> AttemptDir:
     except UserError as error:
         end(attempt, "failed", str(error))
         raise
+    print(f"{trial.trial}: attempt {attempt.number} begins on {socket.gethostname()}", flush=True)
     return attempt
 
 

@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -114,7 +114,7 @@ def join(meeting_place: Path, rank: Rank, timeout: timedelta) -> World:
 def _meet(address_file: Path, rank: Rank) -> Store:
     """Rank 0 opens the store and writes where it is; the others read that. Raises UserError if rank 0 does not come."""
     if rank.is_main:
-        host = _own_name(os.environ)
+        host = socket.gethostname() if "SLURM_STEP_ID" in os.environ else "localhost"
         store = TCPStore(host, 0, rank.size, is_master=True, timeout=_MEETING, wait_for_workers=False)
         write_json(address_file, {"host": host, "port": store.port})
         _speak_over(host)
@@ -128,11 +128,6 @@ def _meet(address_file: Path, rank: Rank) -> Store:
     address = read_json(address_file)
     _speak_over(address["host"])
     return TCPStore(address["host"], address["port"], rank.size, is_master=False, timeout=_MEETING)
-
-
-def _own_name(env: Mapping[str, str]) -> str:
-    """The name under which the other ranks reach this one."""
-    return env.get("SLURMD_NODENAME", socket.gethostname()) if "SLURM_STEP_ID" in env else "localhost"
 
 
 def _speak_over(host: str) -> None:

@@ -1,0 +1,313 @@
+"""On a real Slurm: whatever happens to a trial's jobs, it ends as if nothing had happened, bit for bit.
+
+Every interruption costs a start of Python and a round through the queue, so these tests take minutes:
+
+    pytest -m faults                       pairs that cover the table of ways to train and ways to be interrupted
+    pytest -m "faults or all_faults"       the whole table, many random kills, and a queue of 50 trials with random failures
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from slurm_here import Cluster, missing
+from small import run_here, tones, wav2vec2
+
+from ser_hpc.cluster import plan
+from ser_hpc.config.load import load
+from ser_hpc.results.endings import how_it_ended
+from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
+from ser_hpc.shards.write import pack
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+TRIAL = Trial(0, 0)
+WAYS = {"single": (1, "ddp"), "ddp": (2, "ddp"), "zero1": (2, "zero1"), "zero2": (2, "zero2"), "zero3": (2, "zero3")}
+# Long enough to be interrupted in the middle; a checkpoint at every step, so that saving is interrupted too.
+TRAINING = ["train.epochs=40", "train.global_batch=8", "train.checkpoint_minutes=0.0001", "model.dropout=0.1", "train.lr=1e-3"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@functools.cache
+def one_fold(base: Path) -> Path:
+    """Shards of tones with a fixed split, so that a run is one trial."""
+    parts = {"s1": "train", "s2": "dev", "s3": "test"}
+    pack([replace(u, split=parts[u.session]) for u in tones(base / "wav", 3, 6) if u.session], base / "shards", workers=1)
+    return base / "shards"
+
+
+def overrides(base: Path, root: Path, *more: str) -> list[str]:
+    model = ["model.weights=null", f"model.config={wav2vec2()}", "model.head.projection=16"]
+    given = ["folds.protocol=given_split", f"run.root={root}", f"data.shards={one_fold(base)}"]
+    return [*given, *model, *TRAINING, *more]
+
+
+@functools.cache
+def uninterrupted(base: Path, ranks: int, strategy: str) -> TrialDir:
+    settings = load(None, overrides(base, base / f"whole-{strategy}-{ranks}", f"train.strategy={strategy}"))
+    run = plan.write(plan.prepare(settings))
+    assert run_here(run, TRIAL, ranks=ranks) == {TRIAL: 0}
+    return run.trial(TRIAL)
+
+
+def launch(slurm: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    small = ["cluster.cpus_per_gpu=1", "cluster.mem_gb_per_gpu=2", "cluster.stop_before_end_s=40"]
+    command = [sys.executable, "-m", "ser_hpc.launch", *arguments, *small]
+    environment = slurm.env | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def submitted(slurm: Cluster, base: Path, name: str, way: str, *more: str) -> tuple[RunDir, list[str]]:
+    """Launch one trial trained that `way`; its run and the ids of its job and report."""
+    ranks, strategy = WAYS[way]
+    where = ["--partition", "gpu", "--nodes", str(ranks), "--gpus-per-node", "1", "--strategy", strategy]
+    result = launch(slurm, *where, *overrides(base, base / name, *more))
+    assert result.returncode == 0, result.stdout + result.stderr
+    (path,) = (base / name).glob("ser-*")
+    run = RunDir(path)
+    told = json.loads(run.submitted.read_text().splitlines()[-1])
+    return run, [told["array"], told["report"]]
+
+
+def wait_for_step(trial: TrialDir, step: int, timeout_s: float = 240) -> None:
+    """Until the newest attempt has made this many steps."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        end = how_it_ended(trial.current)
+        if (end.step or 0) >= step or trial.is_done:
+            return
+        assert time.monotonic() < deadline, f"step {step} was not reached: {end}"
+        time.sleep(0.05)
+
+
+def same(trial: TrialDir, whole: TrialDir) -> None:
+    """Every loss, dev score, weight and prediction, bit for bit."""
+    for name in ("steps", "epochs", "predictions"):
+        assert getattr(trial.current, name).read_bytes() == getattr(whole.current, name).read_bytes(), name
+    best, theirs = (place.path / json.loads(place.done.read_text())["weights"] for place in (trial, whole))
+    assert best.read_bytes() == theirs.read_bytes()
+
+
+def log_of(run: RunDir) -> str:
+    return "\n".join(path.read_text() for path in sorted(run.jobs.glob("*/*_log.out")))
+
+
+def preempt(slurm: Cluster, trial: TrialDir, *, own_signal: bool) -> None:
+    with slurm.changed(send_user_signal=own_signal):
+        nodes = f"--nodelist={','.join(slurm.nodes)}"
+        urgent = slurm.sbatch("-p", "urgent", nodes, "--exclusive", "--output=/dev/null", "--wrap", "true")
+        assert slurm.wait([urgent]) == {urgent: "COMPLETED"}
+
+
+def requeue(slurm: Cluster, trial: TrialDir) -> None:
+    slurm.run("scontrol", "requeue", json.loads(trial.current.attempt.read_text())["job"])
+
+
+def kill_a_rank(slurm: Cluster, trial: TrialDir) -> None:
+    """Any rank, at any moment from its first line to its last."""
+    time.sleep(random.uniform(0, 2))
+    found = subprocess.run(["pgrep", "-f", "submitit.core._submit"], capture_output=True, text=True).stdout.split()
+    ranks = [int(pid) for pid in found if b"SLURM_PROCID" in environment_of(pid)]
+    if ranks:
+        os.kill(random.choice(ranks), signal.SIGKILL)
+
+
+def environment_of(pid: str) -> bytes:
+    try:
+        return (Path("/proc") / pid / "environ").read_bytes()
+    except OSError:
+        return b""
+
+
+INTERRUPTIONS: dict[str, Callable[[Cluster, TrialDir], None]] = {
+    "preempted": functools.partial(preempt, own_signal=True),
+    "preempted by TERM alone": functools.partial(preempt, own_signal=False),
+    "requeued": requeue,
+    "rank killed": kill_a_rank,
+}
+CELLS = [(way, how) for way in WAYS for how in [*INTERRUPTIONS, "time limit"]]
+PAIRS = {
+    ("single", "preempted by TERM alone"),
+    ("ddp", "time limit"),
+    ("zero1", "rank killed"),
+    ("zero2", "preempted"),
+    ("zero3", "requeued"),
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "how"),
+    [pytest.param(*cell, marks=pytest.mark.faults if cell in PAIRS else pytest.mark.all_faults) for cell in CELLS],
+)
+def test_interrupted_is_uninterrupted(slurm: Cluster, base: Path, way: str, how: str) -> None:
+    """In the middle of training; steps since the last save are made again, nothing else is lost."""
+    limit = ["--time", "1"] if how == "time limit" else []
+    run, jobs = submitted(slurm, base, f"{way} {how}".replace(" ", "-"), way, *limit)
+    trial = run.trial(TRIAL)
+    if how != "time limit":
+        wait_for_step(trial, 20)
+        INTERRUPTIONS[how](slurm, trial)
+    assert set(slurm.wait(jobs, timeout_s=600).values()) == {"COMPLETED"}, log_of(run)
+    assert len(trial.attempts) > 1 or how == "rank killed", "it was not interrupted"
+    if how in ("preempted", "time limit"):
+        assert how_it_ended(trial.attempts[0]).how == "stopped"
+    same(trial, uninterrupted(base, *WAYS[way]))
+    assert json.loads(run.report_json.read_text())["missing"] == []
+
+
+@pytest.mark.parametrize("kills", [pytest.param(5, marks=pytest.mark.faults), pytest.param(20, marks=pytest.mark.all_faults)])
+def test_random_kills(slurm: Cluster, base: Path, kills: int) -> None:
+    """SIGKILL of one of two ranks at random moments, saving, starting and predicting included."""
+    random.seed(kills)
+    run, jobs = submitted(slurm, base, f"kills-{kills}", "ddp")
+    trial = run.trial(TRIAL)
+    for _ in range(kills):
+        if trial.is_done:
+            break
+        before = len(trial.attempts)
+        kill_a_rank(slurm, trial)
+        deadline = time.monotonic() + 60
+        while len(trial.attempts) == before and not trial.is_done and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if trial.newest and random.random() < 0.7:  # else it is killed while it starts
+            wait_for_step(trial, (how_it_ended(trial.attempts[-1]).step or 0) + random.randint(1, 12))
+    assert set(slurm.wait(jobs, timeout_s=900).values()) == {"COMPLETED"}, log_of(run)
+    same(trial, uninterrupted(base, 2, "ddp"))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("how", ["slurmd and its steps", "slurmd alone", "network"])
+def test_a_lost_node(slurm: Cluster, base: Path, how: str) -> None:
+    """The job goes on elsewhere and ends right; ranks that live on there (zombies) end by themselves and write nothing."""
+    if how == "network" and slurm.network is None:
+        pytest.skip("network namespaces are not permitted here")
+    run, jobs = submitted(slurm, base, f"lost-{how}".replace(" ", "-"), "single")
+    trial = run.trial(TRIAL)
+    wait_for_step(trial, 20)
+    node = json.loads(trial.current.attempt.read_text())["host"]
+    zombie = subprocess.run(["pgrep", "-f", "submitit.core._submit"], capture_output=True, text=True).stdout.split()
+    with ExitStack() as after:
+        after.callback(slurm.rest)
+        if how == "network":
+            slurm.cut(node)
+        else:
+            slurm.kill_slurmd(node, with_steps=how != "slurmd alone")
+        assert set(slurm.wait(jobs, timeout_s=600).values()) == {"COMPLETED"}, log_of(run)
+        assert len(trial.attempts) > 1
+        same(trial, uninterrupted(base, 1, "ddp"))
+        assert json.loads(trial.attempts[-1].attempt.read_text())["host"] != node
+        if how != "slurmd and its steps":
+            deadline = time.monotonic() + 60
+            while any((Path("/proc") / pid).exists() for pid in zombie):
+                assert time.monotonic() < deadline, "a zombie goes on"
+                time.sleep(0.2)
+            assert how_it_ended(trial.attempts[0]).how in ("superseded", "done", "failed")
+            same(trial, uninterrupted(base, 1, "ddp"))
+
+
+@pytest.mark.faults
+def test_moved_in_the_middle(slurm: Cluster, base: Path) -> None:
+    """From 2 ranks under ZeRO 2 to 1 under DDP, to 3 under DDP, and back: the same curve to 1e-4."""
+    run, jobs = submitted(slurm, base, "moved", "zero2")
+    trial = run.trial(TRIAL)
+    for step, nodes, strategy in ((15, "1", "ddp"), (40, "3", "ddp"), (70, "2", "zero2")):
+        wait_for_step(trial, step)
+        slurm.run("scancel", "--signal=USR2", jobs[0])  # saves and asks for another start,
+        deadline = time.monotonic() + 60
+        while how_it_ended(trial.attempts[-1]).how != "stopped":
+            assert time.monotonic() < deadline, log_of(run)
+            time.sleep(0.1)
+        slurm.run("scancel", *jobs)  # which it does not get: the launcher gives it another shape
+        slurm.wait(jobs)
+        where = ["--partition", "gpu", "--nodes", nodes, "--gpus-per-node", "1", "--strategy", strategy]
+        result = launch(slurm, *where, *overrides(base, base / "moved"))
+        assert result.returncode == 0, result.stdout + result.stderr
+        told = json.loads(run.submitted.read_text().splitlines()[-1])
+        jobs = [told["array"], told["report"]]
+    assert set(slurm.wait(jobs, timeout_s=600).values()) == {"COMPLETED"}, log_of(run)
+    ours, whole = (
+        np.array([json.loads(line)["loss"] for line in place.current.steps.read_text().splitlines()])
+        for place in (trial, uninterrupted(base, 2, "ddp"))
+    )
+    assert len(trial.attempts) >= 4
+    assert np.abs(ours - whole).max() < 1e-4
+
+
+@pytest.mark.faults
+def test_nothing_is_submitted_twice_and_a_failure_is_named_and_retried(slurm: Cluster, base: Path) -> None:
+    """A trial that fails for good: the report job still runs and names it; --retry completes it once the cause is mended."""
+    shards = base / "retry-shards"
+    subprocess.run(["cp", "-r", one_fold(base), shards], check=True)
+    tar = next(path for path in shards.rglob("*.tar"))
+    whole = tar.read_bytes()
+    tar.write_bytes(bytes(len(whole)))  # its bytes are gone: every clip of it is refused
+    root = base / "retry"
+    arguments = ["--partition", "gpu", "--gpus-per-node", "1", *overrides(base, root), f"data.shards={shards}"]
+    first = launch(slurm, *arguments)
+    assert first.returncode == 0, first.stdout + first.stderr
+    (path,) = root.glob("ser-*")
+    run = RunDir(path)
+    again = launch(slurm, *arguments)
+    assert again.returncode == 0 and "left alone" in again.stdout and len(run.submitted.read_text().splitlines()) == 1
+    told = json.loads(run.submitted.read_text())
+    assert set(slurm.wait([told["array"]]).values()) == {"FAILED"}
+    assert set(slurm.wait([told["report"]]).values()) == {"FAILED"}
+    (missing_trial,) = json.loads(run.report_json.read_text())["missing"]
+    assert "bytes are not those that were packed" in missing_trial["reason"]
+    status = [sys.executable, "-m", "ser_hpc.status", str(run.path)]
+    shown = subprocess.run(status, env=slurm.env, capture_output=True, text=True)
+    assert shown.returncode == 1 and "bytes are not those that were packed" in shown.stdout
+    tar.write_bytes(whole)
+    retried = subprocess.run([*status, "--retry"], env=slurm.env, capture_output=True, text=True)
+    assert retried.returncode == 0, retried.stdout + retried.stderr
+    told = json.loads(run.submitted.read_text().splitlines()[-1])
+    assert set(slurm.wait([told["array"], told["report"]], timeout_s=300).values()) == {"COMPLETED"}, log_of(run)
+    same(run.trial(TRIAL), uninterrupted(base, 1, "ddp"))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "failures"), [pytest.param(2, 4, marks=pytest.mark.faults), pytest.param(10, 20, marks=pytest.mark.all_faults)]
+)
+def test_a_queue_of_many_with_random_failures(slurm: Cluster, base: Path, seeds: int, failures: int) -> None:
+    """Five folds and many seeds, ranks killed and jobs preempted at random: one report, complete, as without any of it."""
+    random.seed(seeds)
+    shards = base / "many-shards"
+    if not shards.exists():
+        pack(tones(base / "many-wav", 5, 2), shards, workers=1)
+    model = ["model.weights=null", f"model.config={wav2vec2()}", "model.head.projection=16"]
+    common = [f"data.shards={shards}", *model, "train.epochs=3", "train.lr=1e-3", f"seeds={seeds}"]
+    quiet = plan.write(plan.prepare(load(None, [*common, f"run.root={base / f'quiet-{seeds}'}"])))
+    assert set(run_here(quiet).values()) == {0}
+    root = base / f"many-{seeds}"
+    result = launch(slurm, "--partition", "gpu", "--gpus-per-node", "1", "--parallel", "3", *common, f"run.root={root}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (path,) = root.glob("ser-*")
+    run = RunDir(path)
+    told = json.loads(run.submitted.read_text())
+    for _ in range(failures):
+        time.sleep(random.uniform(1, 8))
+        kill_a_rank(slurm, run.trial(TRIAL))
+    states = slurm.wait([told["array"], told["report"]], timeout_s=3000)
+    assert set(states.values()) == {"COMPLETED"}, states
+    for trial in run.trials():
+        same(run.trial(trial), quiet.trial(trial))
+    assert any(len(run.trial(trial).attempts) > 1 for trial in run.trials())
+    ours = json.loads(run.report_json.read_text())
+    subprocess.run([sys.executable, "-m", "ser_hpc.report", str(quiet.path)], check=True, capture_output=True)
+    assert ours["uar"] == json.loads(quiet.report_json.read_text())["uar"]
