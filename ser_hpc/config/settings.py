@@ -165,6 +165,9 @@ class TrainSettings(Section):
     eps: PositiveFloat = 1e-8
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient over all parameters; none: no clipping."""
+    average: Probability = 0.0
+    """Decay, per step, of a moving average of the weights, which is then what is evaluated and kept; 0: none. 0.99 averages
+    over about the last 100 steps. Not under zero3."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: a clip weighs as much as its class is rare in the training part."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -174,6 +177,12 @@ class TrainSettings(Section):
     """A checkpoint is written this often, and after every epoch."""
     hang_minutes: PositiveFloat = 30.0
     """A rank that comes to no step (or no end of an evaluation) for so long prints its stacks, ends, and is started again."""
+
+    @model_validator(mode="after")
+    def _average_of_whole_weights(self) -> Self:
+        if self.average and self.strategy == "zero3":
+            raise ValueError("train.average needs whole weights on every rank: use strategy ddp, zero1 or zero2, or average 0")
+        return self
 
 
 def slurm_minutes(text: str) -> int:

@@ -31,7 +31,7 @@ from ser_hpc.files import aside, read_json, write_json
 from ser_hpc.results.run_dir import AttemptDir, TrialDir
 
 KEEP = 2
-_PARTS = ("model", "exp_avg", "exp_avg_sq")
+_PARTS = ("model", "exp_avg", "exp_avg_sq", "average")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

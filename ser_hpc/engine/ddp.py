@@ -42,6 +42,10 @@ class Replicated:
         ids = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
 
+    @property
+    def module(self) -> nn.Module:
+        return self._module
+
     def forward(self, samples: Tensor, offsets: Tensor, *, last: bool = False) -> dict[str, Tensor]:
         if self._parallel is not None:
             self._parallel.require_backward_grad_sync = last  # DDP reads it in the forward pass already

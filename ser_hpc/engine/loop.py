@@ -23,9 +23,10 @@ from ser_hpc.corpora.folds import Fold
 from ser_hpc.data.batches import Batch, BatchSource
 from ser_hpc.data.order import Cut, MicroBatch, epoch_steps, mix, step_micro_batches, steps_per_epoch
 from ser_hpc.engine import checkpoint, strategy
+from ser_hpc.engine.average import WeightAverage
 from ser_hpc.engine.checkpoint import TrainState
 from ser_hpc.engine.ddp import autocast
-from ser_hpc.engine.evaluate import predict
+from ser_hpc.engine.evaluate import Forward, predict
 from ser_hpc.engine.losses import class_weights, clip_losses
 from ser_hpc.engine.optim import learning_rate
 from ser_hpc.engine.preemption import StopFlag, Stopped, Superseded
@@ -83,11 +84,15 @@ def train_trial(
     state, seconds_before = saved.state, saved.state.seconds
     model = build(settings.model, len(data.classes), mix(seed, 0x57E1))
     ranks = strategy.build(model, train, world, saved.tensors)
+    average = WeightAverage(ranks.module, train.average, saved.tensors.average if saved.tensors else {})
     progress = Progress(attempt, saved.attempt, state, total_steps, train.epochs, active=world.is_main)
 
     with ShardReader(data.index, data.root) as reader, progress, checkpoint.Writer(trial, attempt) as writer:
         source = BatchSource(reader, data.targets, weights, max_samples)
         last_save, save_s = time.monotonic(), 0.0
+
+        def score(forward: Forward, positions: np.ndarray) -> np.ndarray:
+            return predict(forward, source, positions, samples, cut.budget_samples, len(data.classes), world)
 
         def save() -> None:
             nonlocal last_save, save_s
@@ -95,6 +100,7 @@ def train_trial(
             progress.sync()
             tensors = ranks.tensors()
             if tensors is not None:
+                tensors = replace(tensors, average=average.tensors())
                 writer.save(replace(state, seconds=seconds_before + start - began), tensors)
             last_save = time.monotonic()
             save_s = last_save - start
@@ -142,19 +148,22 @@ def train_trial(
                     _refuse_non_finite(torch.full_like(losses, grad_norm), clips, data, state, "gradient")
                 step_loss = float((losses.double().cpu() * torch.from_numpy(weights[clips])).sum())
                 state = state.after_step(step_loss, step_weight)
+                average.update(state.step)
                 progress.step(state, step_loss / step_weight, lr, grad_norm)
 
                 check()
 
             # Score the dev part; keep the weights if they are the best so far.
             ranks.training(False)
-            logits = predict(ranks.forward, source, fold.dev.positions, samples, cut.budget_samples, len(data.classes), world)
+            with average.in_place(world):
+                logits = score(ranks.forward, fold.dev.positions)
             dev_uar, dev_loss = _score(logits, data.targets[fold.dev.positions], len(data.classes))
             train_loss, state = state.epoch_loss / state.epoch_weight, state.after_epoch(dev_uar)
             if state.best_epoch == state.epoch - 1:
                 best = ranks.weights()
                 if best is not None:
-                    state = replace(state, best_sha256=checkpoint.save_weights(attempt.best(state.best_epoch), best))
+                    digest = checkpoint.save_weights(attempt.best(state.best_epoch), best | average.tensors())
+                    state = replace(state, best_sha256=digest)
             progress.epoch(state, train_loss, dev_uar, dev_loss)
             watchdog.beat()
             save()
@@ -170,7 +179,7 @@ def train_trial(
         found: list[Prediction] = []
         for part, positions in (("dev", fold.dev.positions), ("test", fold.test.positions)):
             with autocast(train, world.device):
-                logits = predict(model, source, positions, samples, cut.budget_samples, len(data.classes), world)
+                logits = score(model, positions)
             found += _predictions(part, positions, logits, data)
 
         if world.is_main:

@@ -5,24 +5,32 @@ State goes by parameter name, in full and in fp32, so a trial may go on under an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
 class TrainTensors:
-    """Every tensor of a trial's state, in full, fp32, on the CPU, by parameter name. `updates`: AdamW's own step count."""
+    """Every tensor of a trial's state, in full, fp32, on the CPU, by parameter name. `updates`: AdamW's own step count.
+
+    `average`: the moving average of the weights, where one is kept.
+    """
 
     model: dict[str, Tensor]
     exp_avg: dict[str, Tensor]
     exp_avg_sq: dict[str, Tensor]
     updates: int
     loss_scale: float
+    average: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Strategy(Protocol):
+    @property
+    def module(self) -> nn.Module:
+        """The model as it is trained; its parameters are whole but under ZeRO 3."""
+
     def forward(self, samples: Tensor, offsets: Tensor, *, last: bool = False) -> dict[str, Tensor]:
         """The model on one micro-batch. `last` of the step: the backward pass that follows reduces gradients over ranks."""
 

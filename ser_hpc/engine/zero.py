@@ -66,6 +66,11 @@ class Zero:
             "steps_per_print": 2**62,
         }
 
+    @property
+    def module(self) -> nn.Module:
+        module: nn.Module = self._engine.module
+        return module
+
     def forward(self, samples: Tensor, offsets: Tensor, *, last: bool = False) -> dict[str, Tensor]:
         self._engine.set_gradient_accumulation_boundary(last)
         outputs: dict[str, Tensor] = self._engine(samples, offsets)

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 TRIAL = Trial(0, 0)
 WAYS = {"single": (1, "ddp"), "ddp": (2, "ddp"), "zero1": (2, "zero1"), "zero2": (2, "zero2"), "zero3": (2, "zero3")}
 # Long enough to be interrupted in the middle; a checkpoint at every step, so that saving is interrupted too.
-TRAINING = ["train.epochs=40", "train.global_batch=8", "train.checkpoint_minutes=0.0001", "model.dropout=0.1", "train.lr=1e-3"]
+TRAINING = ["train.epochs=24", "train.global_batch=8", "train.checkpoint_minutes=0.0001", "model.dropout=0.1", "train.lr=1e-3"]
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_moved_in_the_middle(slurm: Cluster, base: Path) -> None:
     """From 2 ranks under ZeRO 2 to 1 under DDP, to 3 under DDP, and back: the same curve to 1e-4."""
     run, jobs = submitted(slurm, base, "moved", "zero2")
     trial = run.trial(TRIAL)
-    for step, nodes, strategy in ((15, "1", "ddp"), (40, "3", "ddp"), (70, "2", "zero2")):
+    for step, nodes, strategy in ((15, "1", "ddp"), (40, "3", "ddp"), (65, "2", "zero2")):
         wait_for_step(trial, step)
         slurm.run("scancel", "--signal=USR2", jobs[0])  # saves and asks for another start,
         deadline = time.monotonic() + 60

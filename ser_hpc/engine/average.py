@@ -1,0 +1,57 @@
+"""A moving average of the weights, which is what is evaluated and kept (Polyak & Juditsky 1992, doi 10.1137/0330046).
+
+On a small corpus the score of single epochs swings widely, and choosing the best of them on dev is partly a lottery; averaged
+over some epochs' steps the weights are better and change slowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ser_hpc.engine.world import World
+
+
+class WeightAverage:
+    """Exponential moving average of the trained parameters and of buffers (BatchNorm's statistics); `decay` 0: none is kept.
+
+    Needs the whole parameters on every rank. In float32, whatever the module's type.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, saved: Mapping[str, Tensor]) -> None:
+        self._decay = decay
+        trained = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
+        buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+        self._live: dict[str, Tensor] = trained | buffers if decay else {}
+        self._buffers = set(buffers)
+        self._mean = {name: saved.get(name, live).to(live.device).float().clone() for name, live in self._live.items()}
+
+    @torch.no_grad()
+    def update(self, steps: int) -> None:
+        """After a step; `steps` counts it already. Early on the average is over all steps, so that it forgets the start."""
+        decay = min(self._decay, steps / (steps + 9))
+        for name, live in self._live.items():
+            self._mean[name].lerp_(live.float(), 1 - decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies on the CPU, by name."""
+        return {name: mean.cpu().clone() for name, mean in self._mean.items()}
+
+    @contextmanager
+    def in_place(self, world: World) -> Iterator[None]:
+        """Within it, the module's weights are the average; rank 0's, where ranks have buffers of their own."""
+        own = {name: live.clone() for name, live in self._live.items()}
+        world.same(self._mean[name] for name in self._buffers if name in self._mean)
+        self._fill(self._mean)
+        try:
+            yield
+        finally:
+            self._fill(own)
+
+    @torch.no_grad()
+    def _fill(self, values: Mapping[str, Tensor]) -> None:
+        for name, live in self._live.items():
+            live.copy_(values[name])

@@ -1,0 +1,47 @@
+"""The moving average of the weights is what the formula says, and is what gets scored and kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ser_hpc.engine.average import WeightAverage
+from ser_hpc.engine.world import World
+
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+
+
+def test_average_is_the_formula_and_the_module_gets_its_own_weights_back() -> None:
+    """Parameters and BatchNorm's statistics alike; saved and restored in the middle, it goes on as before."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    average = WeightAverage(module, 0.9, {})
+    expected = {name: value.double().clone() for name, value in module.state_dict().items()}
+    for step in range(1, 30):
+        with torch.no_grad():
+            for value in module.state_dict().values():
+                value.add_(1) if value.dtype == torch.long else value.add_(torch.randn_like(value))
+        average.update(step)
+        decay = min(0.9, step / (step + 9))
+        for name, value in module.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value.double()
+        if step == 15:
+            average = WeightAverage(module, 0.9, average.tensors())
+    own = {name: value.clone() for name, value in module.state_dict().items()}
+    with average.in_place(ALONE):
+        inside = {name: value.clone() for name, value in module.state_dict().items()}
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, own[name])
+        if value.is_floating_point():
+            torch.testing.assert_close(inside[name].double(), expected[name], atol=1e-5, rtol=0)
+            torch.testing.assert_close(average.tensors()[name], inside[name])
+
+
+def test_without_a_decay_nothing_is_kept_or_changed() -> None:
+    module = nn.Linear(2, 2)
+    average = WeightAverage(module, 0.0, {})
+    average.update(1)
+    before = module.weight.detach().clone()
+    with average.in_place(ALONE):
+        assert torch.equal(module.weight, before)
+    assert average.tensors() == {}
