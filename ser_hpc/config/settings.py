@@ -129,6 +129,8 @@ class AcrnnModel(Section):
     """Training only: a clip is played up to this part faster or slower (without a change of pitch)."""
     mel_warp: Probability = 0.0
     """Training only: its spectrum is stretched by up to this part, as by another vocal tract (Jaitly & Hinton 2013)."""
+    filter_db: Annotated[float, Field(ge=0)] = 0.0
+    """Training only: a smooth random gain over frequency of up to so many dB (FilterAugment, Nam et al. 2022)."""
     time_mask_s: Annotated[float, Field(ge=0)] = 0.0
     """Training only: up to this many seconds are masked, twice a clip (SpecAugment, Park et al. 2019)."""
     mel_mask: Annotated[int, Field(ge=0)] = 0

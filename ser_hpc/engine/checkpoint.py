@@ -150,7 +150,13 @@ def _save(trial: TrialDir, attempt: AttemptDir, state: TrainState, tensors: Trai
         digest = save_weights(path, flat)
         write_json(
             marker,
-            {"state": asdict(state), "updates": tensors.updates, "loss_scale": tensors.loss_scale, "sha256": digest},
+            {
+                "state": asdict(state),
+                "updates": tensors.updates,
+                "loss_scale": tensors.loss_scale,
+                "base": tensors.base,
+                "sha256": digest,
+            },
         )
     except (OSError, SafetensorError) as error:
         if not _disk_is_full(error):
@@ -190,7 +196,9 @@ def _load(marker: Path) -> tuple[TrainState, TrainTensors]:
     _sound(path, saved["sha256"])
     flat = load_file(path)
     parts = {part: {k.removeprefix(f"{part}/"): v for k, v in flat.items() if k.startswith(f"{part}/")} for part in _PARTS}
-    return TrainState(**saved["state"]), TrainTensors(**parts, updates=saved["updates"], loss_scale=saved["loss_scale"])
+    return TrainState(**saved["state"]), TrainTensors(
+        **parts, updates=saved["updates"], loss_scale=saved["loss_scale"], base=saved["base"]
+    )
 
 
 def _sound(path: Path, sha256: str) -> None:

@@ -27,6 +27,7 @@ from ser_hpc.engine.average import WeightAverage
 from ser_hpc.engine.checkpoint import TrainState
 from ser_hpc.engine.ddp import autocast
 from ser_hpc.engine.evaluate import Forward, predict
+from ser_hpc.engine.frozen import FrozenBase
 from ser_hpc.engine.losses import class_weights, clip_losses
 from ser_hpc.engine.optim import learning_rate
 from ser_hpc.engine.preemption import StopFlag, Stopped, Superseded
@@ -83,6 +84,10 @@ def train_trial(
         checkpoint.adopt_best(attempt, saved)
     state, seconds_before = saved.state, saved.state.seconds
     model = build(settings.model, len(data.classes), mix(seed, 0x57E1))
+    base = FrozenBase.of(model)
+    if saved.tensors is not None:
+        base.check(saved.tensors.base)
+        base.load(model, saved.tensors.model)
     ranks = strategy.build(model, train, world, saved.tensors)
     average = WeightAverage(ranks.module, train.average, saved.tensors.average if saved.tensors else {})
     progress = Progress(attempt, saved.attempt, state, total_steps, train.epochs, active=world.is_main)
@@ -100,7 +105,7 @@ def train_trial(
             progress.sync()
             tensors = ranks.tensors()
             if tensors is not None:
-                tensors = replace(tensors, average=average.tensors())
+                tensors = replace(tensors, model=base.without(tensors.model), average=average.tensors(), base=base.sha256)
                 writer.save(replace(state, seconds=seconds_before + start - began), tensors)
             last_save = time.monotonic()
             save_s = last_save - start
@@ -162,7 +167,8 @@ def train_trial(
             if state.best_epoch == state.epoch - 1:
                 best = ranks.weights()
                 if best is not None:
-                    digest = checkpoint.save_weights(attempt.best(state.best_epoch), best | average.tensors())
+                    best = base.without(best | average.tensors())
+                    digest = checkpoint.save_weights(attempt.best(state.best_epoch), best)
                     state = replace(state, best_sha256=digest)
             progress.epoch(state, train_loss, dev_uar, dev_loss)
             watchdog.beat()
@@ -173,8 +179,8 @@ def train_trial(
         ranks.close()
         world.barrier()
         progress.tell("predicting", state)
-        model = build(settings.model, len(data.classes), 0)
-        model.load_state_dict(checkpoint.load_weights(attempt.best(state.best_epoch)))
+        model = build(settings.model, len(data.classes), mix(seed, 0x57E1))
+        base.load(model, checkpoint.load_weights(attempt.best(state.best_epoch)))
         model.to(world.device).eval()
         found: list[Prediction] = []
         for part, positions in (("dev", fold.dev.positions), ("test", fold.test.positions)):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 class TrainTensors:
     """Every tensor of a trial's state, in full, fp32, on the CPU, by parameter name. `updates`: AdamW's own step count.
 
-    `average`: the moving average of the weights, where one is kept.
+    `average`: the moving average of the weights, where one is kept. Where most is frozen, `model` is what is trained, over a
+    base of the fingerprint `base`.
     """
 
     model: dict[str, Tensor]
@@ -24,6 +25,7 @@ class TrainTensors:
     updates: int
     loss_scale: float
     average: dict[str, Tensor] = field(default_factory=dict)
+    base: str = ""
 
 
 class Strategy(Protocol):

@@ -11,9 +11,7 @@ from ser_hpc.engine.world import World
 
 
 def build(module: nn.Module, settings: TrainSettings, world: World, saved: TrainTensors | None) -> Strategy:
-    """Take over `module` (on the CPU or the rank's device), going on from `saved` if it is given."""
-    if saved is not None:
-        module.load_state_dict(saved.model)
+    """Take over `module` (on the CPU, with its saved weights if there are some), going on from `saved` if it is given."""
     module.to(world.device)
     if settings.strategy == "ddp":
         return Replicated(module, settings, world, saved)

@@ -7,6 +7,7 @@ statistics, so nothing of other clips (or other parts of a fold) enters them.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -22,6 +23,7 @@ RATE = 16_000
 WINDOW = 400  # samples: 25 ms
 HOP = 160  # samples: 10 ms
 POOL = (2, 4)  # frames, Mel bands
+_FILTER_KNOTS = 4
 SLOPE = 0.01  # of the leaky rectifier
 FLOOR = 1e-7  # of a band's power: about the noise of 16-bit quantisation, so that digital silence is no outlier
 
@@ -48,7 +50,7 @@ class MelDeltas:
         with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
             mels = [self.log_mel(clip) for clip in ragged.clips(samples, offsets, parameter.device, dtype)]
             if encoder.training:
-                features = [self.masked(with_deltas(self.warped(mel))) for mel in mels]
+                features = [self.masked(with_deltas(self.warped(self.filtered(mel)))) for mel in mels]
             else:
                 features = [with_deltas(mel) for mel in mels]
         lengths = torch.tensor([len(feature) for feature in features])
@@ -60,6 +62,15 @@ class MelDeltas:
         """(samples,) -> (mels, frames)."""
         mel: Tensor = self.mel(F.pad(clip, (0, max(0, self.least - len(clip)))))
         return (mel + FLOOR).log()
+
+    def filtered(self, mel: Tensor) -> Tensor:
+        """(mels, frames): as through another microphone and room: a random gain at four places of the spectrum, lines between."""
+        most = self.settings.filter_db * math.log(10) / 10
+        if not most:
+            return mel
+        gains = most * (2 * torch.rand(1, 1, _FILTER_KNOTS) - 1)
+        curve = F.interpolate(gains, size=len(mel), mode="linear", align_corners=True)[0, 0]
+        return mel + curve.to(mel)[:, None]
 
     def warped(self, mel: Tensor) -> Tensor:
         """(mels, frames) -> (mels, other frames): time and spectrum stretched or squeezed by factors of their own."""

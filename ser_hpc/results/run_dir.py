@@ -98,6 +98,11 @@ class TrialDir:
         return self.done.exists()
 
     @property
+    def weights(self) -> Path:
+        """The weights of the best dev epoch, of a trial that is done."""
+        return self.path / str(read_json(self.done)["weights"])
+
+    @property
     def attempts(self) -> tuple[AttemptDir, ...]:
         """Oldest first."""
         numbers = sorted(int(path.name.removeprefix("attempt_")) for path in self.path.glob("attempt_[0-9]*"))

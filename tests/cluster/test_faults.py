@@ -194,31 +194,45 @@ def test_random_kills(slurm: Cluster, base: Path, kills: int) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("how", ["slurmd and its steps", "slurmd alone", "network"])
 def test_a_lost_node(slurm: Cluster, base: Path, how: str) -> None:
-    """The job goes on elsewhere and ends right; ranks that live on there (zombies) end by themselves and write nothing."""
+    """The job goes on elsewhere and ends right; ranks that were frozen there wake up afterwards, end, and write nothing."""
     if how == "network" and slurm.network is None:
         pytest.skip("network namespaces are not permitted here")
     run, jobs = submitted(slurm, base, f"lost-{how}".replace(" ", "-"), "single")
     trial = run.trial(TRIAL)
     wait_for_step(trial, 20)
-    node = json.loads(trial.current.attempt.read_text())["host"]
-    zombie = subprocess.run(["pgrep", "-f", "submitit.core._submit"], capture_output=True, text=True).stdout.split()
+    about = json.loads(trial.current.attempt.read_text())
+    zombie, node = about["pid"], about["host"]
     with ExitStack() as after:
         after.callback(slurm.rest)
-        if how == "network":
-            slurm.cut(node)
+        if how == "slurmd and its steps":
+            slurm.kill_slurmd(node, with_steps=True)
         else:
-            slurm.kill_slurmd(node, with_steps=how != "slurmd alone")
+            os.kill(zombie, signal.SIGSTOP)
+            slurm.cut(node) if how == "network" else slurm.kill_slurmd(node)
         assert set(slurm.wait(jobs, timeout_s=600).values()) == {"COMPLETED"}, log_of(run)
-        assert len(trial.attempts) > 1
-        same(trial, uninterrupted(base, 1, "ddp"))
-        assert json.loads(trial.attempts[-1].attempt.read_text())["host"] != node
+        assert len(trial.attempts) == 2 and json.loads(trial.current.attempt.read_text())["host"] != node
         if how != "slurmd and its steps":
+            before = {path: path.read_bytes() for path in files_of(trial)}
+            os.kill(zombie, signal.SIGCONT)
             deadline = time.monotonic() + 60
-            while any((Path("/proc") / pid).exists() for pid in zombie):
-                assert time.monotonic() < deadline, "a zombie goes on"
+            while (Path("/proc") / str(zombie)).exists() and b"submitit" in command_of(zombie):
+                assert time.monotonic() < deadline, "the zombie goes on"
                 time.sleep(0.2)
-            assert how_it_ended(trial.attempts[0]).how in ("superseded", "done", "failed")
-            same(trial, uninterrupted(base, 1, "ddp"))
+            assert how_it_ended(trial.attempts[0]).how == "superseded"
+            assert before == {path: path.read_bytes() for path in files_of(trial)}
+    same(trial, uninterrupted(base, 1, "ddp"))
+
+
+def files_of(trial: TrialDir) -> list[Path]:
+    """All but the first attempt's."""
+    return [path for path in trial.path.rglob("*") if path.is_file() and trial.attempt(1).path not in path.parents]
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 @pytest.mark.faults

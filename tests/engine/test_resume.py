@@ -12,19 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import packed_tones, planned, run_here
+import torch
+from safetensors.torch import load_file
+from small import packed_tones, planned, run_here, wav2vec2
+from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
 from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
 
 TRIAL = Trial(0, 0)
-TRAINING = (
-    "train.epochs=6",
-    "model.dropout=0.1",
-    "train.average=0.9",
-    "train.accumulation=2",
-    "train.checkpoint_minutes=0.0001",
-)
+EVERY_STEP = "train.checkpoint_minutes=0.0001"
+TRAINING = ("train.epochs=6", "model.dropout=0.1", "train.average=0.9", "train.accumulation=2", EVERY_STEP)
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +57,6 @@ def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def weights(trial: TrialDir) -> Path:
-    return trial.path / json.loads(trial.done.read_text())["weights"]
-
-
 def test_killed_and_stopped_is_as_uninterrupted(base: Path, uninterrupted: TrialDir) -> None:
     """SIGKILL, then SIGTERM (which saves and exits 75), then to the end: every loss, weight and prediction, bit for bit."""
     run = planned(base / "killed", packed_tones(base), *TRAINING)
@@ -79,9 +73,9 @@ def test_killed_and_stopped_is_as_uninterrupted(base: Path, uninterrupted: Trial
     assert start(run).wait(300) == 0
     assert lines(trial.current.steps) == lines(uninterrupted.current.steps)
     assert lines(trial.current.epochs) == lines(uninterrupted.current.epochs)
-    assert weights(trial).read_bytes() == weights(uninterrupted).read_bytes()
+    assert trial.weights.read_bytes() == uninterrupted.weights.read_bytes()
     assert trial.current.predictions.read_bytes() == uninterrupted.current.predictions.read_bytes()
-    assert list(trial.path.glob("attempt_*/checkpoints/*")) == [weights(trial)], "only the best weights are kept"
+    assert list(trial.path.glob("attempt_*/checkpoints/*")) == [trial.weights], "only the best weights are kept"
     assert [how_it_ended(attempt).how for attempt in trial.attempts] == ["killed", "stopped", "done"]
 
 
@@ -112,3 +106,28 @@ def test_done_is_done(uninterrupted: TrialDir) -> None:
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.path.rglob("*")}
     assert run_here(run, TRIAL) == {TRIAL: 0}
     assert before == {path: path.stat().st_mtime_ns for path in uninterrupted.path.rglob("*")}
+
+
+def test_a_frozen_base_is_not_saved_and_must_not_change(base: Path) -> None:
+    """Checkpoints hold the head alone; with another base under it the trial refuses to go on, with the old one it ends."""
+    folder = base / "pretrained"
+    torch.manual_seed(1)
+    model = AutoModel.from_config(AutoConfig.for_model(**wav2vec2()))
+    model.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    frozen = (f"model.weights={folder}", "model.config=null", "model.freeze=encoder", "train.epochs=30", EVERY_STEP)
+    run = planned(base / "frozen", packed_tones(base), *frozen)
+    trial = run.trial(TRIAL)
+    process = start(run)
+    wait_for_step(trial, 3, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    names = load_file(max(trial.current.checkpoints.glob("step_*.safetensors")))
+    assert names and not [name for name in names if "/encoder." in name]
+    model.base_model.encoder.layers[0].final_layer_norm.bias.data.add_(1e-3)
+    model.save_pretrained(folder)
+    assert start(run).wait(120) == 2
+    assert "frozen weights are not those" in str(how_it_ended(trial.current).error)
+    model.base_model.encoder.layers[0].final_layer_norm.bias.data.zero_()
+    model.save_pretrained(folder)
+    assert start(run).wait(300) == 0
