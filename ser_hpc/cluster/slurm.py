@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ser_hpc import console
 from ser_hpc.cluster import batch
 from ser_hpc.cluster.jobs import Submission
 from ser_hpc.config.settings import ClusterSettings
@@ -30,8 +31,9 @@ class Command:
     arguments: tuple[str, ...]
 
     def __call__(self) -> None:
-        code = importlib.import_module(self.module).main(list(self.arguments))
-        if code:
+        main = importlib.import_module(self.module).main
+        # Not an exception, of which submitit would make exit code 1: the batch script goes by the code.
+        if code := console.exit_code(lambda: int(main(list(self.arguments)))):
             sys.exit(code)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from ser_hpc.engine.rank import Rank, submission
 from ser_hpc.errors import UserError
 from ser_hpc.files import read_json, write_json
-from ser_hpc.results.endings import how_it_ended
+from ser_hpc.results.endings import NOT_AGAIN, how_it_ended
 from ser_hpc.results.run_dir import AttemptDir, TrialDir
 
 PACKAGES = ("torch", "torchaudio", "transformers", "deepspeed", "submitit", "numpy", "safetensors")
@@ -60,12 +60,13 @@ def _refuse_crash_loop(trial: TrialDir, attempt: AttemptDir) -> None:
         return
     before = [other for other in reversed(trial.attempts) if other.number < attempt.number]
     ends = [how_it_ended(other) for other in takewhile(lambda other: _submission(other) == ours, before)]
+    ends = [end for end in ends if not end.is_refusal]
     bad = list(takewhile(lambda end: end.how in _WORSE and end.step == ends[0].step, ends))
     if not bad or len(bad) < max(_WORSE[end.how] for end in bad):
         return
     where = f"at step {bad[0].step}" if bad[0].step is not None else "before training began"
     why = next((end.error for end in bad if end.error), "killed without a word: out of memory? see its log")
-    raise UserError(f"{trial.trial} failed {len(bad)} times in a row {where}; it is not tried again. The reason: {why}")
+    raise UserError(f"{trial.trial} failed {len(bad)} times in a row {where}; {NOT_AGAIN}. The reason: {why}")
 
 
 def _submission(attempt: AttemptDir) -> str | None:

@@ -64,7 +64,7 @@ class MelDeltas:
         return (mel + FLOOR).log()
 
     def filtered(self, mel: Tensor) -> Tensor:
-        """(mels, frames): as through another microphone and room: a random gain at four places of the spectrum, lines between."""
+        """(mels, frames): as through another microphone: a random gain at four places of the spectrum, lines between."""
         most = self.settings.filter_db * math.log(10) / 10
         if not most:
             return mel

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ser_hpc.files import read_json
 from ser_hpc.results.run_dir import AttemptDir
 
+NOT_AGAIN = "it is not tried again"
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 
@@ -22,6 +23,11 @@ class End:
     step: int | None
     error: str | None
     host: str | None
+
+    @property
+    def is_refusal(self) -> bool:
+        """It only found that those before it had failed too often."""
+        return self.error is not None and NOT_AGAIN in self.error
 
 
 def how_it_ended(attempt: AttemptDir) -> End:

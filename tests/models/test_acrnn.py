@@ -25,7 +25,9 @@ def test_features_do_not_change_with_loudness() -> None:
     torch.testing.assert_close(quiet, loud, atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("augmented", [{"time_mask_s": 0.3, "mel_mask": 5}, {"time_warp": 0.2, "mel_warp": 0.2}])
+@pytest.mark.parametrize(
+    "augmented", [{"filter_db": 6.0, "time_warp": 0.2, "mel_warp": 0.2}, {"time_mask_s": 0.3, "mel_mask": 5}]
+)
 def test_augmentation_is_drawn_in_training_only_and_from_torchs_generator(augmented: dict[str, float]) -> None:
     """Same random state, same masks and warps: a resumed step sees what the first one saw. Evaluation is plain."""
     bare = ACRNN.model_copy(update={"norm": "none"})
