@@ -18,8 +18,10 @@ exit codes: 0 done (or submitted); 1 trials are missing, named; 2 a mistake in c
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -72,10 +74,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     run = plan.write(experiment)
     if options.prepare:
+        _record_array(run)
         print(run.path)
         return 0
     out.print(why)
     return _start(experiment, experiment.trials, where, options.code, options.wait, out)
+
+
+def _record_array(run: RunDir) -> None:
+    """Within a task of slurm/train.sbatch: its array runs the trials, element K the K-th. So nobody submits them again."""
+    from ser_hpc.cluster import jobs, plan
+
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array is None:
+        return
+    with plan.locked(run):
+        if array not in {submission.array for submission in jobs.submissions(run)}:
+            jobs.record(run, jobs.Submission(array, None, time.time(), tuple((trial,) for trial in run.trials())))
 
 
 def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = ()) -> int:
@@ -104,7 +119,7 @@ def _start(experiment: Experiment, wanted: Sequence[Trial], where: str, policy: 
         unfinished = [trial for trial in wanted if not run.trial(trial).is_done]
         todo = [trial for trial in unfinished if trial not in held]
         show.start(experiment, todo, held, out)
-        environment = code.environment(code.choose(run, policy)) if todo else {}
+        environment = code.environment(code.choose(run, policy, jobs.queued_codes(run, held))) if todo else {}
         if where == "slurm" and todo:
             _submit(experiment, todo, environment, out)
     if where == "local" and todo:

@@ -131,6 +131,8 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, attempt: AttemptDir | None,
     ranks = world.join(place.path, rank, limit + timedelta(minutes=2))
     (number,) = ranks.from_main(attempt.number if attempt else 0)
     mine = place.attempt(number)
+    if ranks.is_main:
+        attempts.add(mine, device=world.device_name(ranks.device))
     _check_node(experiment, place, rank)
     data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold, _staged(experiment, fold, rank))
     with Watchdog(limit.total_seconds(), lambda: attempts.end(mine, "hung", "no step was made any more"), FAILED) as watchdog:

@@ -18,6 +18,7 @@ import subprocess
 import time
 import uuid
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -113,13 +114,17 @@ def used(run: RunDir) -> dict[str, list[Trial]]:
     return {digest: sorted(trials[digest]) for digest in sorted(started, key=lambda digest: -started[digest])}
 
 
-def choose(run: RunDir, policy: Policy) -> Code:
+def choose(run: RunDir, policy: Policy, queued: Mapping[str, Sequence[Trial]] | None = None) -> Code:
     """The code for the trials that are about to be submitted: what is here, or (`saved`) what the run has used last.
+
+    `queued`: trials that will yet be run, by the code that they were submitted with.
 
     Raises UserError if trials were run by other code than is here and nobody said what to do (`refuse`), or if the saved code
     is not there any more.
     """
     before, here = used(run), present()
+    for digest, trials in (queued or {}).items():
+        before[digest] = sorted({*before.get(digest, []), *trials})
     if policy == "mixed" or set(before) <= {here}:
         return snapshot(run)
     latest = next(iter(before))

@@ -106,6 +106,15 @@ def active(run: RunDir) -> dict[Trial, JobState]:
     return _of_trials(owners, known)
 
 
+def queued_codes(run: RunDir, held: Collection[Trial]) -> dict[str, list[Trial]]:
+    """The code that the trials `held` by Slurm were submitted with, by its digest."""
+    codes: dict[Trial, str] = {}
+    for submission in submissions(run):
+        if submission.code is not None:
+            codes |= {trial: submission.code for trials in submission.elements for trial in trials if trial in held}
+    return {code: sorted(trial for trial in codes if codes[trial] == code) for code in sorted(set(codes.values()))}
+
+
 def cancel(run: RunDir) -> tuple[str, ...]:
     """Ask Slurm to cancel what this run's launchers have submitted, reports too; returns the ids of those jobs.
 

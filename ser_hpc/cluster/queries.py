@@ -5,6 +5,7 @@ Formats are those of Slurm 22.05 and later; readers raise ValueError where an an
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Callable, Sequence
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 
 from ser_hpc.config.settings import slurm_minutes
 
-_ASK_S = 20
+_ASK_S = 30  # squeue alone takes 18 s to find that the controller is away
+# A user's own filters and formats (SQUEUE_PARTITION, SACCT_FORMAT ...) would hide jobs or change what is read.
+_PRIVATE = ("SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SLURM_TIME_FORMAT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,12 @@ Ask = Callable[[Sequence[str], str], Reply]  # (command, standard input) -> its 
 
 
 def ask(command: Sequence[str], stdin: str) -> Reply:
-    """Run a command of the site, for 20 s at most."""
+    """Run a command of the site, for 30 s at most."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
     try:
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=_ASK_S, check=False)
+        done = subprocess.run(
+            command, env=environment, input=stdin, capture_output=True, text=True, timeout=_ASK_S, check=False
+        )
     except subprocess.TimeoutExpired:
         return Reply(124, err=f"{command[0]}: no answer within {_ASK_S} s")
     except OSError as error:

@@ -5,13 +5,11 @@ A job is named as Slurm names it: "123_4" is element 4 of array 123, and "123" a
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-_LIMIT_S = 30
+from ser_hpc.cluster.queries import ask
+
 _SEPARATOR = "\x1f"  # names, reasons and node lists hold commas, blanks and bars
 _SQUEUE_FIELDS = (
     "JobArrayID",
@@ -67,22 +65,13 @@ class SlurmError(Exception):
 
 def ask_slurm(*command: str) -> str:
     """What a command of Slurm prints. Raises SlurmError."""
-    name = command[0]
-    if shutil.which(name) is None:
-        raise SlurmError(f"there is no {name} on this machine")
-    # A user's own filters and formats (SQUEUE_PARTITION, SACCT_FORMAT ...) would hide jobs or change what is read here.
-    private = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_TIME_FORMAT")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(private)}
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
-    except subprocess.TimeoutExpired:
-        raise SlurmError(f"{name} gave no answer within {_LIMIT_S} s") from None
-    except OSError as error:
-        raise SlurmError(f"{name}: {error}") from error
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise SlurmError(said[-1] if said else f"{name} ended with exit code {done.returncode}")
-    return done.stdout
+    reply = ask(command, "")
+    if reply.code == 127:
+        raise SlurmError(f"there is no {command[0]} on this machine")
+    if reply.code:
+        said = (reply.err.strip() or reply.out.strip()).splitlines()
+        raise SlurmError(said[-1] if said else f"{command[0]} ended with exit code {reply.code}")
+    return reply.out
 
 
 def squeue(jobs: Iterable[str]) -> list[JobState]:

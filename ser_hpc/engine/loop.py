@@ -109,6 +109,7 @@ def train_trial(
                 writer.save(replace(state, seconds=seconds_before + start - began), tensors)
             last_save = time.monotonic()
             save_s = last_save - start
+            progress.saved(save_s)
 
         def check() -> None:
             """Between steps: is it time to stop, or to save?"""

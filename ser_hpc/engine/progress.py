@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ser_hpc.engine.checkpoint import TrainState
+from ser_hpc.files import read_json
 from ser_hpc.results.run_dir import AttemptDir
 
 _EVERY_S = 1.0
@@ -19,7 +20,8 @@ _EVERY_S = 1.0
 class Progress:
     """progress.json at most once a second; steps.jsonl and epochs.jsonl line by line, less what a resume will do again.
 
-    `before`: the attempt that this one goes on from, whose lines it takes over.
+    `before`: the attempt that this one goes on from, whose lines it takes over. `startup_s` is from the attempt's beginning to
+    its first step; `save_s` how long the last save kept training waiting.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class Progress:
         self._total_steps, self._epochs = total_steps, epochs
         self._start_step, self._start = state.step, time.monotonic()
         self._written = 0.0
+        self._began = float(read_json(attempt.attempt)["started"]) if active else time.time()
         self._what, self._state = "starting", state
         self._last: dict[str, Any] = {}
         if active:
@@ -50,6 +53,7 @@ class Progress:
     def step(self, state: TrainState, loss: float, lr: float, grad_norm: float) -> None:
         """After an optimizer step; `state.step` counts it already."""
         self._state = state
+        self._last.setdefault("startup_s", round(time.time() - self._began, 1))
         if self._active:
             norm = grad_norm if math.isfinite(grad_norm) else None
             line = {"step": state.step - 1, "epoch": state.epoch, "loss": loss, "lr": lr, "grad_norm": norm}
@@ -71,6 +75,10 @@ class Progress:
             self._epoch_lines.write(json.dumps(line) + "\n")
             self._last["dev_uar"] = dev_uar
             self.tell("training", state)
+
+    def saved(self, seconds: float) -> None:
+        """A save kept training waiting for so long."""
+        self._last["save_s"] = round(seconds, 3)
 
     def tell(self, what: str, state: TrainState, **more: Any) -> None:
         """Write progress.json now."""

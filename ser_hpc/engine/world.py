@@ -111,6 +111,10 @@ def join(meeting_place: Path, rank: Rank, timeout: timedelta) -> World:
     return World(rank.number, rank.size, rank.local, rank.local_size, device)
 
 
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def _meet(address_file: Path, rank: Rank) -> Store:
     """Rank 0 opens the store and writes where it is; the others read that. Raises UserError if rank 0 does not come."""
     if rank.is_main:

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from slurm_here import Cluster, missing
-from small import run_here, tones, wav2vec2
+from small import packed_tones, run_here, tones, wav2vec2
 
 from ser_hpc.cluster import plan
 from ser_hpc.config.load import load
@@ -329,3 +329,55 @@ def test_a_queue_of_many_with_random_failures(slurm: Cluster, base: Path, seeds:
     ours = json.loads(run.report_json.read_text())
     subprocess.run([sys.executable, "-m", "ser_hpc.report", str(quiet.path)], check=True, capture_output=True)
     assert ours["uar"] == json.loads(quiet.report_json.read_text())["uar"]
+
+
+@pytest.mark.faults
+def test_several_trials_share_a_job(slurm: Cluster, base: Path) -> None:
+    """Four folds in two jobs, one of them preempted in the middle: all end as when each has a job of its own."""
+    shards = packed_tones(base, 4, 4)
+    model = ["model.weights=null", f"model.config={wav2vec2()}", "model.head.projection=16"]
+    common = [f"data.shards={shards}", *model, "train.epochs=12", "train.lr=1e-3", "train.checkpoint_minutes=0.0001"]
+    alone = plan.write(plan.prepare(load(None, [*common, f"run.root={base / 'alone'}"])))
+    assert set(run_here(alone).values()) == {0}
+    root = base / "shared"
+    shared = ["--partition", "gpu", "--gpus-per-node", "1", "--trials-per-gpu", "2", *common, f"run.root={root}"]
+    result = launch(slurm, *shared)
+    assert result.returncode == 0 and "4 trials in 2 jobs" in result.stdout, result.stdout + result.stderr
+    (path,) = root.glob("ser-*")
+    run = RunDir(path)
+    told = json.loads(run.submitted.read_text())
+    wait_for_step(run.trial(Trial(0, 0)), 6)
+    preempt(slurm, run.trial(TRIAL), own_signal=True)
+    assert set(slurm.wait([told["array"], told["report"]], timeout_s=600).values()) == {"COMPLETED"}, log_of(run)
+    for trial in run.trials():
+        same(run.trial(trial), alone.trial(trial))
+    assert how_it_ended(run.trial(TRIAL).attempts[0]).how == "stopped"
+
+
+@pytest.mark.faults
+def test_the_sbatch_script_alone(slurm: Cluster, base: Path, tmp_path: Path) -> None:
+    """Without submitit: the tasks plan under a lock, train, start again when requeued, and the last one reports it all."""
+    root = base / "sbatch"
+    config = tmp_path / "small.yaml"
+    model = {"weights": None, "config": wav2vec2(), "head": {"projection": 16}}
+    train = {"epochs": 12, "lr": 1e-3, "checkpoint_minutes": 0.0001}
+    data = {"shards": str(packed_tones(base, 4, 4))}
+    config.write_text(json.dumps({"run": {"root": str(root)}, "data": data, "model": model, "train": train}))
+    script = Path(__file__).parents[2] / "slurm" / "train.sbatch"
+    small = ["--array=0-3", "--gpus-per-node=1", "--cpus-per-task=1", "--mem=2G", f"--chdir={tmp_path}"]
+    environment = slurm.env | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    sent = subprocess.run(["sbatch", "--parsable", *small, script, config], env=environment, capture_output=True, text=True)
+    assert sent.returncode == 0, sent.stderr
+    job = sent.stdout.strip()
+    deadline = time.monotonic() + 120
+    while not list(root.glob("ser-*/jobs/submitted.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    (path,) = root.glob("ser-*")
+    run = RunDir(path)
+    wait_for_step(run.trial(TRIAL), 6)
+    slurm.run("scontrol", "requeue", f"{job}_0")
+    assert set(slurm.wait([job], timeout_s=600).values()) == {"COMPLETED"}
+    report = json.loads(run.report_json.read_text())
+    assert report["missing"] == [] and len(report["folds"]) == 4
+    assert len(run.trial(TRIAL).attempts) == 2

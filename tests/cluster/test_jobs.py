@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ser_hpc.cluster import jobs, slurm_queue
+from ser_hpc.cluster import jobs, queries, slurm_queue
 from ser_hpc.cluster.jobs import Submission
 from ser_hpc.cluster.slurm_queue import FORGOTTEN, UNKNOWN, SlurmError
 from ser_hpc.errors import UserError
@@ -233,7 +233,7 @@ def test_a_users_own_filters_hide_no_job(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_command_that_fails_hangs_or_is_missing_is_a_slurm_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command(tmp_path, "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1", monkeypatch)
     command(tmp_path, "squeue", "exec sleep 30", monkeypatch)
-    monkeypatch.setattr(slurm_queue, "_LIMIT_S", 0.2)
+    monkeypatch.setattr(queries, "_ASK_S", 0.2)
     for name, words in (("sacct", "storage is disabled"), ("squeue", "no answer within"), ("no_such_command", "there is no")):
         with pytest.raises(SlurmError, match=words):
             slurm_queue.ask_slurm(name)
