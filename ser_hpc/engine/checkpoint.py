@@ -140,7 +140,7 @@ class Writer:
 
 
 def _save(trial: TrialDir, attempt: AttemptDir, state: TrainState, tensors: TrainTensors) -> None:
-    """Write one checkpoint and drop all but the newest two, and those of older attempts."""
+    """Write one checkpoint and drop all but the newest two; those of older attempts once there are two of this one."""
     flat = {f"{part}/{name}": tensor for part in _PARTS for name, tensor in getattr(tensors, part).items()}
     marker = _marker(attempt, state.step)
     path = marker.with_suffix(".safetensors")
@@ -167,9 +167,10 @@ def _save(trial: TrialDir, attempt: AttemptDir, state: TrainState, tensors: Trai
             f"Kept: {kept}. Free some space and run again; training goes on from there."
         ) from error
     _drop(attempt, keep=_markers(attempt)[:KEEP], best=state.best_epoch)
-    for older in trial.attempts:
-        if older.number < attempt.number:
-            shutil.rmtree(older.checkpoints, ignore_errors=True)
+    if len(_markers(attempt)) == KEEP:
+        for older in trial.attempts:
+            if older.number < attempt.number:
+                shutil.rmtree(older.checkpoints, ignore_errors=True)
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor]) -> str:

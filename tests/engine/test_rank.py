@@ -1,0 +1,45 @@
+"""Which rank of how many: from srun, torchrun or our launcher; a wrong start is an error at once, not a hang."""
+
+from __future__ import annotations
+
+import pytest
+
+from ser_hpc.engine.preemption import StopFlag, stop_time
+from ser_hpc.engine.rank import Rank, start_name, submission, who_am_i
+from ser_hpc.errors import UserError
+
+STEP = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NUM_NODES": "2",
+}
+
+
+def test_ranks_of_srun_torchrun_and_alone() -> None:
+    assert who_am_i(STEP | {"SLURM_NTASKS": "4"}) == Rank(3, 4, 1, 2)
+    assert who_am_i({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}) == Rank(5, 8, 1, 4)
+    assert who_am_i({}) == Rank(0, 1, 0, 1)
+
+
+def test_a_task_without_srun_is_refused() -> None:
+    """`python -m ser_hpc.train` in a batch script of four tasks would train alone, or wait for three that never come."""
+    with pytest.raises(UserError, match="4 tasks.*without srun"):
+        who_am_i({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"})
+
+
+def test_a_restart_has_a_name_of_its_own_and_belongs_to_the_same_submission() -> None:
+    """Ranks of one start find each other and no others; restarts are counted together."""
+    job = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_STEP_ID": "0"}
+    assert start_name(job) != start_name(job | {"SLURM_RESTART_COUNT": "1"})
+    assert submission(job) == submission(job | {"SLURM_RESTART_COUNT": "1"}) == "7_2"
+
+
+def test_the_jobs_end_is_a_reason_to_stop() -> None:
+    """Even if no signal comes, and earlier where saves take long."""
+    assert stop_time({"SER_HPC_STOP_TIME": "1000"}) == 1000 and stop_time({"SER_HPC_STOP_TIME": ""}) is None
+    assert StopFlag(stop_time=1000.0).reason() is not None
+    assert StopFlag(stop_time=4e9).reason(save_s=60) is None
+    assert StopFlag(stop_time=4e9).reason(save_s=2e9) is not None
+    assert StopFlag(None).reason(save_s=1e9) is None
