@@ -9,7 +9,7 @@ The test part is touched once, after the dev part alone has chosen the epoch.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -186,26 +186,31 @@ def train_trial(
         found: list[Prediction] = []
         for part, positions in (("dev", fold.dev.positions), ("test", fold.test.positions)):
             with autocast(train, world.device):
-                logits = score(model, positions)
-            found += _predictions(part, positions, logits, data)
-
+                found += _predictions(part, positions, score(model, positions), data)
         if world.is_main:
-            predictions.write(attempt.predictions, found)
-            marker = {
-                "attempt": attempt.number,
-                "weights": attempt.best(state.best_epoch).relative_to(trial.path).as_posix(),
-                "best_epoch": state.best_epoch,
-                "best_dev_uar": state.best_uar,
-                "epochs": state.epoch,
-                "steps": state.step,
-                "seconds": round(seconds_before + time.monotonic() - began, 1),
-                "ranks": world.size,
-                "strategy": train.strategy,
-            }
-            if not write_json_once(trial.done, marker):
-                raise Superseded(f"{trial.trial} was completed by another attempt; attempt {attempt.number} ends")
-            checkpoint.clear(trial, attempt, state.best_epoch)
+            state = replace(state, seconds=seconds_before + time.monotonic() - began)
+            _complete(trial, attempt, state, found, {"ranks": world.size, "strategy": train.strategy})
         progress.tell("done", state)
+
+
+def _complete(
+    trial: TrialDir, attempt: AttemptDir, state: TrainState, found: list[Prediction], how: Mapping[str, int | str]
+) -> None:
+    """Write the predictions, then the marker, and drop what is only for going on. Raises Superseded if a marker is there."""
+    predictions.write(attempt.predictions, found)
+    marker = {
+        "attempt": attempt.number,
+        "weights": attempt.best(state.best_epoch).relative_to(trial.path).as_posix(),
+        "best_epoch": state.best_epoch,
+        "best_dev_uar": state.best_uar,
+        "epochs": state.epoch,
+        "steps": state.step,
+        "seconds": round(state.seconds, 1),
+        **how,
+    }
+    if not write_json_once(trial.done, marker):
+        raise Superseded(f"{trial.trial} was completed by another attempt; attempt {attempt.number} ends")
+    checkpoint.clear(trial, attempt, state.best_epoch)
 
 
 def _max_samples(settings: Settings) -> int | None:

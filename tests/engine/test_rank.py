@@ -25,7 +25,7 @@ def test_ranks_of_srun_torchrun_and_alone() -> None:
 
 def test_a_task_without_srun_is_refused() -> None:
     """`python -m ser_hpc.train` in a batch script of four tasks would train alone, or wait for three that never come."""
-    with pytest.raises(UserError, match="4 tasks.*without srun"):
+    with pytest.raises(UserError, match=r"4 tasks.*without srun"):
         who_am_i({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"})
 
 
