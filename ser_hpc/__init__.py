@@ -12,7 +12,7 @@ The way of one utterance:
       results.render                         -> report.md, report.json
 
 Rooms, each importing only from rooms above it: (errors, files, console) corpora, results, config, shards, data, models,
-engine, cluster, and the entry points pack, launch, train, report.
+engine, cluster, monitor, and the entry points pack, launch, train, status, report.
 """
 
 __version__ = "0.1.0"

@@ -156,7 +156,7 @@ def _submit(experiment: Experiment, todo: Sequence[Trial], environment: Mapping[
 def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mapping[str, str], out: Console) -> None:
     from ser_hpc.cluster import site
     from ser_hpc.cluster.local import log_path, run_trials
-    from ser_hpc.cluster.watch import watching
+    from ser_hpc.monitor.watch import watching
 
     run, machine = experiment.run, site.machine(experiment.settings.cluster)
     out.print(machine.words() + ".")

@@ -28,7 +28,7 @@ from ser_hpc.results.run_dir import RunDir
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ser_hpc.cluster.standing import Standing
+    from ser_hpc.monitor.standing import Standing
 
 _LOOK_S = 3.0
 _ASK_SLURM_S = 20.0  # its controller serves everybody
@@ -53,14 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _look(run: RunDir) -> tuple[tuple[Standing, ...], tuple[str, ...]]:
     from ser_hpc.cluster.jobs import job_states
-    from ser_hpc.cluster.standing import look
+    from ser_hpc.monitor.standing import look
 
     jobs, notes = job_states(run)
     return look(run, jobs, time.time()), notes
 
 
 def _show(run: RunDir, out: Console, *, as_json: bool) -> Sequence[Standing]:
-    from ser_hpc.cluster import tell
+    from ser_hpc.monitor import tell
 
     standings, notes = _look(run)
     if as_json:
@@ -74,9 +74,9 @@ def _watch(run: RunDir, out: Console) -> Sequence[Standing]:
     """In a terminal the screen is drawn again; in a log each change of the headline is a line, and the screen comes last."""
     from rich.live import Live
 
-    from ser_hpc.cluster import tell
     from ser_hpc.cluster.jobs import job_states
-    from ser_hpc.cluster.standing import look
+    from ser_hpc.monitor import tell
+    from ser_hpc.monitor.standing import look
 
     said, asked = "", 0.0
     with Live(console=out, auto_refresh=False) as live:
@@ -95,7 +95,7 @@ def _watch(run: RunDir, out: Console) -> Sequence[Standing]:
 
 
 def _logs(run: RunDir, number: int) -> int:
-    from ser_hpc.cluster.logs import last_lines
+    from ser_hpc.monitor.logs import last_lines
 
     standings, _ = _look(run)
     if not 1 <= number <= len(standings):
@@ -129,9 +129,9 @@ def _cancel(run: RunDir, out: Console) -> int:
 
 def _retry(run: RunDir, out: Console) -> int:
     from ser_hpc.cluster import jobs
-    from ser_hpc.cluster.standing import failed_nodes
     from ser_hpc.errors import listed
     from ser_hpc.launch import resubmit
+    from ser_hpc.monitor.standing import failed_nodes
 
     standings, _ = _look(run)
     busy = jobs.active(run)

@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ser_hpc"
 # Each room may import from itself and from those before it.
-ROOMS = ("ground", "corpora", "results", "config", "shards", "data", "models", "engine", "cluster", "entry")
+ROOMS = ("ground", "corpora", "results", "config", "shards", "data", "models", "engine", "cluster", "monitor", "entry")
 GROUND = {"errors", "files", "console"}
-WITHOUT_TORCH = ("ground", "corpora", "results", "config", "shards", "cluster")
+WITHOUT_TORCH = ("ground", "corpora", "results", "config", "shards", "cluster", "monitor")
 
 
 def room(module: str) -> str:

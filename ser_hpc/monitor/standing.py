@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
-from ser_hpc.cluster.logs import Cause, find_cause, log_files
 from ser_hpc.cluster.slurm_queue import UNKNOWN, JobState
-from ser_hpc.cluster.slurm_words import ended, is_held, waits_for
 from ser_hpc.files import read_json
+from ser_hpc.monitor.logs import Cause, find_cause, log_files
+from ser_hpc.monitor.slurm_words import ended, is_held, waits_for
 from ser_hpc.results.endings import End, how_it_ended
 from ser_hpc.results.run_dir import AttemptDir, RunDir, Trial, TrialDir
 

@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ser_hpc.cluster.standing import QUEUED, RUNNING, Standing
+from ser_hpc.monitor.standing import QUEUED, RUNNING, Standing
 from ser_hpc.results.run_dir import RunDir
 from ser_hpc.results.text import count
 

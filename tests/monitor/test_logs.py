@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ser_hpc.cluster.logs import find_cause, last_lines, log_files
+from ser_hpc.monitor.logs import find_cause, last_lines, log_files
 from ser_hpc.results.run_dir import RunDir, Trial
 
 BEGIN = "submitit INFO (2026-11-21 12:35:07,424) - Starting with JobEnvironment(job_id=7_0, hostname=n1, local_rank=0(2))\n"

@@ -342,5 +342,5 @@ def test_what_is_no_run_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_status_needs_no_torch() -> None:
-    code = "import sys, ser_hpc.status, ser_hpc.cluster.tell, ser_hpc.cluster.jobs; assert 'torch' not in sys.modules"
+    code = "import sys, ser_hpc.status, ser_hpc.monitor.tell, ser_hpc.cluster.jobs; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
