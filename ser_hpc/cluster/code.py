@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ser_hpc
+from ser_hpc.config.load import configs_folder
 from ser_hpc.errors import UserError, listed
 from ser_hpc.files import read_json, write_json
 from ser_hpc.results.endings import how_it_ended
@@ -179,7 +180,7 @@ def _unedited(code: Code) -> Code:
 
 
 def _write(folder: Path, sources: dict[str, bytes]) -> None:
-    configs = next(path for path in (PACKAGE / "_configs", PACKAGE.parent / "configs") if path.is_dir())
+    configs = configs_folder()
     shipped = {f"_configs/{path.relative_to(configs).as_posix()}": path.read_bytes() for path in configs.rglob("*.yaml")}
     for name, content in (sources | shipped).items():
         path = folder / PACKAGE.name / name

@@ -61,11 +61,15 @@ def dump(settings: Settings) -> str:
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
+def configs_folder() -> Path:
+    """The project's own configurations: within the package where it was installed or copied, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    return next(path for path in (package / "_configs", package.parent / "configs") if path.is_dir())
+
+
 def find(name: str, folder: str) -> Path:
     """A file given by path, or by name among the project's own `configs/<folder>`. Raises UserError naming what there is."""
-    package = Path(__file__).parents[1]
-    configs = next(path for path in (package / "_configs", package.parent / "configs") if path.is_dir())
-    given = Path(name)
+    configs, given = configs_folder(), Path(name)
     own = configs / folder / f"{name}.yaml"
     if given.is_file():
         return given
