@@ -34,6 +34,7 @@ from ser_hpc.shards.write import pack
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 TRIAL = Trial(0, 0)
+MANY = [pytest.param(kills, marks=pytest.mark.all_faults) for kills in (20, 100)]
 WAYS = {"single": (1, "ddp"), "ddp": (2, "ddp"), "zero1": (2, "zero1"), "zero2": (2, "zero2"), "zero3": (2, "zero3")}
 # Long enough to be interrupted in the middle; a checkpoint at every step, so that saving is interrupted too.
 TRAINING = ["train.epochs=24", "train.global_batch=8", "train.checkpoint_minutes=0.0001", "model.dropout=0.1", "train.lr=1e-3"]
@@ -171,11 +172,12 @@ def test_interrupted_is_uninterrupted(slurm: Cluster, base: Path, way: str, how:
     assert json.loads(run.report_json.read_text())["missing"] == []
 
 
-@pytest.mark.parametrize("kills", [pytest.param(5, marks=pytest.mark.faults), pytest.param(20, marks=pytest.mark.all_faults)])
+@pytest.mark.parametrize("kills", [pytest.param(5, marks=pytest.mark.faults), *MANY])
 def test_random_kills(slurm: Cluster, base: Path, kills: int) -> None:
     """SIGKILL of one of two ranks at random moments, saving, starting and predicting included."""
     random.seed(kills)
-    run, jobs = submitted(slurm, base, f"kills-{kills}", "ddp")
+    epochs = f"train.epochs={max(24, 2 * kills)}"
+    run, jobs = submitted(slurm, base, f"kills-{kills}", "ddp", epochs)
     trial = run.trial(TRIAL)
     for _ in range(kills):
         if trial.is_done:
@@ -188,7 +190,7 @@ def test_random_kills(slurm: Cluster, base: Path, kills: int) -> None:
         if trial.newest and random.random() < 0.7:  # else it is killed while it starts
             wait_for_step(trial, (how_it_ended(trial.attempts[-1]).step or 0) + random.randint(1, 12))
     assert set(slurm.wait(jobs, timeout_s=900).values()) == {"COMPLETED"}, log_of(run)
-    same(trial, uninterrupted(base, 2, "ddp"))
+    same(trial, uninterrupted(base, 2, "ddp", epochs))
 
 
 @pytest.mark.faults
