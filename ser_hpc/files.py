@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -23,6 +25,22 @@ def aside(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of this name; it goes with the process, however that ends.
+
+    Raises BlockingIOError if it is held and `wait` is not wanted. Where a file system knows no locks (Lustre mounted without
+    them), nobody is kept out: what it guards may then be done twice, but whole files stay whole.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+        yield
 
 
 def sync(path: Path) -> None:

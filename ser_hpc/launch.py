@@ -83,12 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _record_array(run: RunDir) -> None:
     """Within a task of slurm/train.sbatch: its array runs the trials, element K the K-th. So nobody submits them again."""
-    from ser_hpc.cluster import jobs, plan
+    from ser_hpc.cluster import jobs
+    from ser_hpc.files import locked
 
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if array is None:
         return
-    with plan.locked(run):
+    with locked(run.lock):
         if array not in {submission.array for submission in jobs.submissions(run)}:
             jobs.record(run, jobs.Submission(array, None, time.time(), tuple((trial,) for trial in run.trials())))
 
@@ -111,10 +112,11 @@ def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = ()) 
 
 def _start(experiment: Experiment, wanted: Sequence[Trial], where: str, policy: Policy, wait: bool, out: Console) -> int:
     """Start what is neither done nor on its way; one launcher of a run at a time decides that."""
-    from ser_hpc.cluster import code, jobs, plan, show
+    from ser_hpc.cluster import code, jobs, show
+    from ser_hpc.files import locked
 
     run = experiment.run
-    with plan.locked(run):
+    with locked(run.lock):
         held = jobs.active(run)
         unfinished = [trial for trial in wanted if not run.trial(trial).is_done]
         todo = [trial for trial in unfinished if trial not in held]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
 from rich.console import Console
 
 from ser_hpc.corpora import synthetic
+from ser_hpc.files import locked
 from ser_hpc.shards.index import DATASET
 from ser_hpc.shards.write import pack
 
@@ -16,8 +16,7 @@ from ser_hpc.shards.write import pack
 def make_demo_shards(shards: Path, out: Console) -> None:
     """Leave packed demo speech in `shards`; does nothing if it is there."""
     shards.parent.mkdir(parents=True, exist_ok=True)
-    with (shards.parent / ".lock").open("w") as lock:  # the tasks of an array may all arrive at once
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(shards.parent / ".lock"):  # the tasks of an array may all arrive at once
         if (shards / DATASET).exists():
             return
         out.print("No data.shards given: making the built-in demo corpus (synthetic speech) ...")

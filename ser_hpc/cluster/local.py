@@ -6,7 +6,6 @@ ranks to stop (they save, and the same command goes on later) and ends what does
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from typing import IO
 from ser_hpc.cluster.site import Machine
 from ser_hpc.engine.rank import submission
 from ser_hpc.errors import UserError
+from ser_hpc.files import locked
 from ser_hpc.results.run_dir import RunDir, Trial
 
 CANNOT_GO_ON = 2
@@ -149,14 +149,11 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 @contextmanager
 def _only_launcher(run: RunDir) -> Iterator[None]:
     # Jobs that hold several trials are launchers as well, each of its own trials.
-    with (run.path / f".launcher-{submission(os.environ) or 'here'}").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another launcher is running trials of {run.path} on this machine; wait for it or stop it"
-            ) from None
-        yield
+    try:
+        with locked(run.path / f".launcher-{submission(os.environ) or 'here'}", wait=False):
+            yield
+    except BlockingIOError:
+        raise UserError(f"another launcher is running trials of {run.path} on this machine; wait for it or stop it") from None
 
 
 @contextmanager

@@ -5,12 +5,9 @@ The launcher plans and writes `plan.json`; every job plans again, from the run's
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from ser_hpc.corpora import labels
 from ser_hpc.corpora.folds import FoldPlan, Part, plan
 from ser_hpc.corpora.labels import DROPPED, LabelSet
 from ser_hpc.errors import UserError
-from ser_hpc.files import write_json, write_text
+from ser_hpc.files import locked, write_json, write_text
 from ser_hpc.results.run_dir import RunDir, Trial
 from ser_hpc.shards.index import ShardIndex
 
@@ -89,7 +86,7 @@ def write(experiment: Experiment) -> RunDir:
     """Write the run directory, the plan last; trials of an earlier plan of the same run (other seeds) stay in it."""
     run = experiment.run
     run.path.mkdir(parents=True, exist_ok=True)
-    with locked(run):
+    with locked(run.lock):  # array tasks may all arrive at once
         seeds = set(experiment.settings.seeds)
         if run.plan.exists():
             seeds |= set(run.read_plan()["seeds"])
@@ -111,14 +108,6 @@ def reopen(run: RunDir) -> Experiment:
             "planned now. Launch again; a new run directory will be made."
         )
     return experiment
-
-
-@contextmanager
-def locked(run: RunDir) -> Iterator[None]:
-    """One planner at a time: array tasks may all arrive at once."""
-    with run.lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _check_lengths(settings: Settings, index: ShardIndex) -> None:
