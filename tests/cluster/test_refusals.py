@@ -79,7 +79,7 @@ def test_while_the_controller_is_away(slurm: Cluster, base: Path) -> None:
     for name in ("squeue", "scontrol"):
         (base / "bin" / name).symlink_to(str(shutil.which(name)))
     shown = subprocess.run(status, env=without, capture_output=True, text=True)
-    assert shown.returncode == 0 and "4 done" in shown.stdout
+    assert shown.returncode == 0 and "4 trials, all done" in shown.stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

@@ -29,8 +29,8 @@ def main() -> int:
     options = parser.parse_args()
     run = RunDir(options.run)
     trials = [run.trial(trial) for trial in run.trials()]
-    if missing := [str(place.trial) for place in trials if not place.is_done] or not run.report_json.exists():
-        raise UserError(f"{run.path} is not finished: {missing if isinstance(missing, list) else 'it has no report'}")
+    if not all(place.is_done for place in trials) or not run.report_json.exists():
+        raise UserError(f"{run.path} is not finished: python -m ser_hpc.status tells what is missing")
     told = [read_json(attempt.progress) for place in trials for attempt in place.attempts if attempt.progress.exists()]
     last = max(place.done.stat().st_mtime for place in trials)
     seconds = {
