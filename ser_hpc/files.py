@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
@@ -68,7 +70,12 @@ def write_json_once(path: Path, value: Any) -> bool:
     try:
         temporary.write_text(_json(value), encoding="utf-8")
         sync(temporary)
-        os.link(temporary, path)
+        try:
+            os.link(temporary, path)
+        except PermissionError:  # a file system without links
+            with path.open("x", encoding="utf-8") as file:
+                file.write(_json(value))
+            sync(path)
         sync(path.parent)
     except FileExistsError:
         return False

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from ser_hpc.cluster.code import Policy
     from ser_hpc.cluster.plan import Experiment
+    from ser_hpc.cluster.slurm_queue import JobState
     from ser_hpc.config.settings import Settings
     from ser_hpc.results.run_dir import RunDir, Trial
 
@@ -72,10 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.dry_run:
         show.plan(experiment, where, _command(argv), out)
         return 0
-    run = plan.write(experiment)
     if options.prepare:
-        _record_array(run)
-        print(run.path)
+        print(_prepare(experiment).path)
         return 0
     out.print(why)
     return _start(experiment, experiment.trials, where, options.code, options.wait, out)
@@ -94,7 +93,7 @@ def _record_array(run: RunDir) -> None:
             jobs.record(run, jobs.Submission(array, None, time.time(), tuple((trial,) for trial in run.trials())))
 
 
-def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = ()) -> int:
+def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), policy: Policy = "refuse") -> int:
     """Start these trials of a planned run again, with its own settings, not on the nodes `exclude`."""
     from rich.console import Console
 
@@ -103,27 +102,50 @@ def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = ()) 
     experiment = plan.reopen(run)
     settings = experiment.settings
     cluster = settings.cluster.model_copy(update={"exclude": (*settings.cluster.exclude, *exclude)})
-    experiment = replace(experiment, settings=settings.model_copy(update={"cluster": cluster}))
+    where_it_is = settings.run.model_copy(update={"root": run.path.resolve().parent})
+    experiment = replace(experiment, settings=settings.model_copy(update={"cluster": cluster, "run": where_it_is}))
     out = Console(highlight=False)
     where, why = site.choose(cluster.kind)
     out.print(why)
-    return _start(experiment, trials, where, "refuse", False, out)
+    return _start(experiment, trials, where, policy, False, out)
 
 
-def _start(experiment: Experiment, wanted: Sequence[Trial], where: str, policy: Policy, wait: bool, out: Console) -> int:
-    """Start what is neither done nor on its way; one launcher of a run at a time decides that."""
-    from ser_hpc.cluster import code, jobs, show
+def _prepare(experiment: Experiment) -> RunDir:
+    """For a task of slurm/train.sbatch, whose array runs the trials, element K the K-th: the run, its code, a note of both."""
+    from ser_hpc.cluster import code, jobs, plan
     from ser_hpc.files import locked
 
     run = experiment.run
+    run.path.mkdir(parents=True, exist_ok=True)
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    with locked(run.lock):  # its tasks may all arrive at once
+        if array is None or array not in {told.array for told in jobs.submissions(run)}:
+            digest = code.choose(run, "refuse").digest
+            plan.write(experiment)
+            if array is not None:
+                elements = tuple((trial,) for trial in run.trials())
+                jobs.record(run, jobs.Submission(array, None, time.time(), elements, digest))
+    return run
+
+
+def _start(experiment: Experiment, wanted: Sequence[Trial], where: str, policy: Policy, wait: bool, out: Console) -> int:
+    """Start what is neither done nor on its way; one launcher of a run at a time decides that, and writes nothing before."""
+    from ser_hpc.cluster import code, jobs, plan, show
+    from ser_hpc.files import locked
+
+    run = experiment.run
+    run.path.mkdir(parents=True, exist_ok=True)
     with locked(run.lock):
         held = jobs.active(run)
         unfinished = [trial for trial in wanted if not run.trial(trial).is_done]
         todo = [trial for trial in unfinished if trial not in held]
         show.start(experiment, todo, held, out)
-        environment = code.environment(code.choose(run, policy, jobs.queued_codes(run, held))) if todo else {}
-        if where == "slurm" and todo:
-            _submit(experiment, todo, environment, out)
+        if todo:
+            environment = code.environment(code.choose(run, policy, jobs.queued_codes(run, held)))
+            if where == "slurm":
+                _submit(experiment, todo, held, environment, out)
+            else:
+                plan.write(experiment)
     if where == "local" and todo:
         _run_here(experiment, todo, environment, out)
     elif unfinished:
@@ -135,8 +157,14 @@ def _start(experiment: Experiment, wanted: Sequence[Trial], where: str, policy: 
     return _report(run, out)
 
 
-def _submit(experiment: Experiment, todo: Sequence[Trial], environment: Mapping[str, str], out: Console) -> None:
-    from ser_hpc.cluster import jobs, preflight, slurm
+def _submit(
+    experiment: Experiment,
+    todo: Sequence[Trial],
+    held: Mapping[Trial, JobState],
+    environment: Mapping[str, str],
+    out: Console,
+) -> None:
+    from ser_hpc.cluster import jobs, plan, preflight, slurm
     from ser_hpc.cluster.estimate import estimate
 
     run, cluster = experiment.run, experiment.settings.cluster
@@ -146,11 +174,14 @@ def _submit(experiment: Experiment, todo: Sequence[Trial], environment: Mapping[
     needed = estimate(experiment, on_gpu=True).disk_peak
     for note in preflight.check(cluster, len(elements), run.path, needed, scripts):
         out.print(f"note: {note}", soft_wrap=True)
-    others = sorted({job.array for job in jobs.active(run).values()})
-    submission = slurm.submit(run, elements, cluster, environment, others)
-    jobs.record(run, submission)
+    plan.write(experiment)
+    submission = slurm.submit(run, elements, cluster, environment)
+    jobs.record(run, submission)  # at once: should the report be refused, the trials are known to be queued
+    others = sorted({job.array for job in held.values()})
+    report = slurm.submit_report(run, [*others, submission.array], cluster, environment)
+    jobs.record(run, replace(submission, report=report))
     what = f"{len(todo)} trials" + (f" in {len(elements)} jobs" if together > 1 else "")
-    out.print(f"Submitted {what} as job {submission.array}, and the report after it as job {submission.report}.")
+    out.print(f"Submitted {what} as job {submission.array}, and the report after it as job {report}.")
     out.print(f"Follow them: python -m ser_hpc.status {shlex.quote(str(run.path))} --watch", soft_wrap=True)
     out.print(f"Report at any time: python -m ser_hpc.report {shlex.quote(str(run.path))}", soft_wrap=True)
 

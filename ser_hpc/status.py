@@ -3,7 +3,7 @@
   --watch     look again every few seconds until nothing runs or waits
   --logs K    the end of the log of trial number K (the first column), of each of its ranks
   --cancel    stop what is queued or running
-  --retry     submit again what failed or is missing, not on the nodes where it failed
+  --retry     submit again what failed or is missing, not on the nodes where it failed (--code as for launch)
   --json      the same for programs
 
 What Slurm says comes first (squeue, then sacct); then what the trials themselves have written into the run directory, so it
@@ -28,6 +28,7 @@ from ser_hpc.results.run_dir import RunDir
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ser_hpc.cluster.code import Policy
     from ser_hpc.monitor.standing import Standing
 
 _LOOK_S = 3.0
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.cancel:
         return _cancel(run, out)
     if options.retry:
-        return _retry(run, out)
+        return _retry(run, out, options.code)
     standings = _watch(run, out) if options.watch else _show(run, out, as_json=options.json)
     return 1 if any(standing.is_open for standing in standings) else 0
 
@@ -127,7 +128,7 @@ def _cancel(run: RunDir, out: Console) -> int:
     return 0
 
 
-def _retry(run: RunDir, out: Console) -> int:
+def _retry(run: RunDir, out: Console, policy: Policy) -> int:
     from ser_hpc.cluster import jobs
     from ser_hpc.errors import listed
     from ser_hpc.launch import resubmit
@@ -143,7 +144,7 @@ def _retry(run: RunDir, out: Console) -> int:
     out.print(
         f"Again: {listed([standing.trial for standing in again], 20)}" + (f"; not on {', '.join(exclude)}" * bool(exclude))
     )
-    return resubmit(run, [standing.trial for standing in again], exclude)
+    return resubmit(run, [standing.trial for standing in again], exclude, policy)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,6 +157,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--logs", type=int, metavar="K", help="the end of trial number K's logs")
     what.add_argument("--cancel", action="store_true", help="stop what is queued or running")
     what.add_argument("--retry", action="store_true", help="submit again what failed or is missing")
+    parser.add_argument(
+        "--code", choices=("refuse", "saved", "mixed"), default="refuse", help="with --retry: which code to run"
+    )
     what.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

@@ -18,6 +18,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ from ser_hpc.engine import attempt as attempts
 from ser_hpc.engine.preemption import StopFlag, Stopped, Superseded, stop_time
 from ser_hpc.engine.rank import Rank, who_am_i
 from ser_hpc.errors import UserError, listed
+from ser_hpc.files import DISK_IS_FULL
 from ser_hpc.results.run_dir import AttemptDir, RunDir, Trial, TrialDir
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
     from ser_hpc.corpora.folds import Fold
 
 _STAGING_S = 1800.0
-FAILED, SUPERSEDED, STOPPED = 1, 3, 75  # 75 is EX_TEMPFAIL; 2 is a UserError (ser_hpc.console)
+FAILED, CANNOT_GO_ON, SUPERSEDED, STOPPED = 1, 2, 3, 75  # 75 is EX_TEMPFAIL; 2 is also a UserError's (ser_hpc.console)
+FINAL = "SER_HPC_FINAL"  # names the file for the last word to the batch script
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,20 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     which.add_argument("--fold", type=int)
     which.add_argument(
         "--trial",
-        type=int,
         nargs="+",
         metavar="N",
-        help="instead of fold and seed: the N-th trial of the plan, from 0; several run side by side and share this job's GPUs",
+        help="instead of fold and seed: the N-th trial of the plan, from 0, or SEED:FOLD",
     )
+    parser.add_argument("--side-by-side", action="store_true", help="the trials share this one task and its GPUs")
     parser.add_argument("--seed", type=int, help="default: the run's first seed")
     options = parser.parse_args(argv)
     run = RunDir(options.run_dir)
     chosen = _chosen(run, options)
+    if len(chosen) > 1 and not options.side_by_side:
+        raise UserError("several trials need --side-by-side")
     for trial in chosen:
         if run.trial(trial).is_done:
             print(f"{trial} is done already: {run.trial(trial).path}")
     todo = [trial for trial in chosen if not run.trial(trial).is_done]
-    if len(chosen) > 1:
+    if options.side_by_side:
         return _side_by_side(run, todo)
     return train(run, todo[0]) if todo else 0
 
@@ -69,10 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _chosen(run: RunDir, options: argparse.Namespace) -> list[Trial]:
     trials = run.trials()
     if options.trial is not None:
-        for number in options.trial:
-            if not 0 <= number < len(trials):
-                raise UserError(f"--trial is {number}, but {run.path} has the trials 0 to {len(trials) - 1}")
-        return [trials[number] for number in options.trial]
+        known = {str(number): trial for number, trial in enumerate(trials)}
+        known |= {f"{trial.seed}:{trial.fold}": trial for trial in trials}
+        if unknown := [name for name in options.trial if name not in known]:
+            raise UserError(f"--trial {unknown[0]}: {run.path} has the trials 0 to {len(trials) - 1}, or SEED:FOLD")
+        return [known[name] for name in options.trial]
     trial = Trial(trials[0].seed if options.seed is None else options.seed, options.fold)
     if trial not in trials:
         raise UserError(f"{run.path} has no {trial}; it has {listed(trials, 20)}")
@@ -81,14 +87,16 @@ def _chosen(run: RunDir, options: argparse.Namespace) -> list[Trial]:
 
 def _side_by_side(run: RunDir, trials: Sequence[Trial]) -> int:
     """Several small trials in one job: its one task starts their ranks, as the launcher does on a machine without Slurm."""
-    from ser_hpc.cluster.local import CANNOT_GO_ON, run_trials
+    from ser_hpc.cluster.local import run_trials
     from ser_hpc.cluster.site import machine
     from ser_hpc.config.load import load
 
     if not trials:
         return 0
+    os.environ.pop(FINAL, None)  # one trial's last word is not the job's
+    shared = machine(load(run.settings, []).cluster, together=len(trials))
     try:
-        codes = run_trials(run, trials, machine(load(run.settings, []).cluster, together=len(trials)), lambda jobs: None)
+        codes = run_trials(run, trials, shared, lambda jobs: None, alone=False)
     except KeyboardInterrupt:
         return STOPPED
     return CANNOT_GO_ON if CANNOT_GO_ON in codes.values() else 0
@@ -97,20 +105,23 @@ def _side_by_side(run: RunDir, trials: Sequence[Trial]) -> int:
 def train(run: RunDir, trial: Trial) -> int:
     """Run one trial on this rank, and write down how it ended."""
     place = run.trial(trial)
+    mine: list[AttemptDir] = []  # the attempt, once this rank knows its number; an older or newer one's files are not ours
     with StopFlag(stop_time(os.environ)) as stop:  # from the very start: importing torch takes long enough to be asked to stop
-        rank = who_am_i(os.environ)
-        attempt = attempts.begin(place, rank) if rank.is_main else None
         try:
-            _train(run, place, rank, attempt, stop)
+            _train(run, place, who_am_i(os.environ), mine, stop)
         except BaseException as error:
             how, code = _what_it_means(error)
-            attempt = attempt or place.current
-            attempts.end(attempt, how, None if isinstance(error, Stopped) else f"{type(error).__name__}: {error}")
+            for attempt in mine:
+                attempts.end(attempt, how, None if isinstance(error, Stopped) else f"{type(error).__name__}: {error}")
+            if code in (CANNOT_GO_ON, SUPERSEDED):
+                _last_word(code)
             if isinstance(error, UserError):
                 raise
             if isinstance(error, Stopped | Superseded):
                 print(error, flush=True)
                 return code
+            if code == CANNOT_GO_ON:
+                raise UserError(f"{trial}: {error}: make room there, then start it again") from error
             traceback.print_exc()
             print(f"{trial} failed: {error}", file=sys.stderr, flush=True)
             # The other ranks may wait in a collective for ever: leave at once, so that the launcher ends them too.
@@ -119,7 +130,10 @@ def train(run: RunDir, trial: Trial) -> int:
     return 0
 
 
-def _train(run: RunDir, place: TrialDir, rank: Rank, attempt: AttemptDir | None, stop: StopFlag) -> None:
+def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], stop: StopFlag) -> None:
+    if rank.is_main:
+        mine.append(attempts.claim(place, rank))
+        attempts.refuse_crash_loop(place, mine[0])
     from ser_hpc.cluster.plan import reopen
     from ser_hpc.engine import world  # torch takes seconds to import: after the mistakes that need none
     from ser_hpc.engine.loop import TrialData, train_trial
@@ -127,19 +141,31 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, attempt: AttemptDir | None,
 
     experiment = reopen(run)
     settings, fold = experiment.settings, experiment.folds.folds[place.trial.fold]
-    limit = timedelta(minutes=settings.train.hang_minutes)
-    ranks = world.join(place.path, rank, limit + timedelta(minutes=2))
-    (number,) = ranks.from_main(attempt.number if attempt else 0)
-    mine = place.attempt(number)
-    if ranks.is_main:
-        attempts.add(mine, device=world.device_name(ranks.device))
     _check_node(experiment, place, rank)
-    data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold, _staged(experiment, fold, rank))
-    with Watchdog(limit.total_seconds(), lambda: attempts.end(mine, "hung", "no step was made any more"), FAILED) as watchdog:
-        train_trial(place, mine, settings, data, ranks, stop, watchdog)
+    staged = _staged(experiment, fold, rank)
+    limit = timedelta(minutes=settings.train.hang_minutes)
+    meeting = timedelta(minutes=5, seconds=_STAGING_S if settings.cluster.node_local else 0)
+    ranks = world.join(place.path, rank, limit + timedelta(minutes=2), meeting)
+    (number,) = ranks.from_main(mine[0].number if mine else 0)
+    attempt = place.attempt(number)
+    mine[:] = [attempt]
+    if ranks.is_main:
+        attempts.add(attempt, device=world.device_name(ranks.device))
+    data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold, staged)
+    with Watchdog(
+        limit.total_seconds(), lambda: attempts.end(attempt, "hung", "no step was made any more"), FAILED
+    ) as watchdog:
+        train_trial(place, attempt, settings, data, ranks, stop, watchdog)
         if ranks.is_main:
-            attempts.end(mine, "done")
+            attempts.end(attempt, "done")
         ranks.leave()
+
+
+def _last_word(code: int) -> None:
+    """For the batch script: with several ranks, srun tells it of the signal that ended the others instead."""
+    if FINAL in os.environ:
+        with suppress(OSError):
+            Path(os.environ[FINAL]).write_text(str(code), encoding="utf-8")
 
 
 def _check_node(experiment: Experiment, place: TrialDir, rank: Rank) -> None:
@@ -161,7 +187,10 @@ def _staged(experiment: Experiment, fold: Fold, rank: Rank) -> Path | None:
     if where is None:
         return None
     positions = np.concatenate([fold.train.positions, fold.dev.positions, fold.test.positions])
-    root, said = stage(experiment.index, positions, expanded(where), wait_s=_STAGING_S)
+    try:
+        root, said = stage(experiment.index, positions, expanded(where), wait_s=_STAGING_S)
+    except UserError as error:  # the variable that names the folder is not set on this node
+        root, said = experiment.index.root, f"shards are read where they lie: {error}"
     if rank.local == 0:
         print(said, flush=True)
     return root
@@ -173,8 +202,10 @@ def _what_it_means(error: BaseException) -> tuple[str, int]:
         return "stopped", STOPPED
     if isinstance(error, Superseded):
         return "superseded", SUPERSEDED
+    if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in DISK_IS_FULL):
+        return "failed", CANNOT_GO_ON
     lost = any(word in str(error) for word in ("gloo", "NCCL", "Connection reset", "Connection closed"))
-    return ("lost" if lost and not isinstance(error, UserError) else "failed"), FAILED
+    return "lost" if lost else "failed", FAILED
 
 
 if __name__ == "__main__":

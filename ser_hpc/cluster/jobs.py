@@ -49,18 +49,18 @@ def record(run: RunDir, submission: Submission) -> None:
 
 
 def submissions(run: RunDir) -> tuple[Submission, ...]:
-    """Oldest first; a line cut off by a kill is passed over."""
+    """Oldest first; a later line of the same array replaces the earlier, one cut off by a kill is passed over."""
     try:
         lines = run.submitted.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return ()
-    found = []
+    found: dict[str, Submission] = {}
     for line in lines:
         with suppress(ValueError, KeyError, TypeError):
             told = json.loads(line)
             elements = tuple(tuple(Trial(seed, fold) for seed, fold in trials) for trials in told["elements"])
-            found.append(Submission(told["array"], told["report"], told["when"], elements, told.get("code")))
-    return tuple(found)
+            found[told["array"]] = Submission(told["array"], told["report"], told["when"], elements, told.get("code"))
+    return tuple(found.values())
 
 
 def job_states(run: RunDir) -> tuple[dict[Trial, JobState], tuple[str, ...]]:
@@ -145,7 +145,8 @@ def _owners(run: RunDir) -> dict[str, tuple[Trial, ...]]:
         for submission in submissions(run)
         for number, trials in enumerate(submission.elements)
     }
-    todo = [place for trial in run.trials() if not (place := run.trial(trial)).is_done]
+    planned = run.trials() if run.plan.exists() else ()
+    todo = [place for trial in planned if not (place := run.trial(trial)).is_done]
     for place in todo:
         for attempt in place.attempts:
             with suppress(OSError, ValueError, KeyError, TypeError):

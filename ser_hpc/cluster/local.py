@@ -13,19 +13,19 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from ser_hpc.cluster.site import Machine
-from ser_hpc.engine.rank import submission
 from ser_hpc.errors import UserError
 from ser_hpc.files import locked
 from ser_hpc.results.run_dir import RunDir, Trial
 
 CANNOT_GO_ON = 2
 FINAL = (0, CANNOT_GO_ON, 3)  # ser_hpc.train's exit codes after which a trial is not started again
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 _POLL_S = 0.2
 _GRACE_S = 60.0
 
@@ -74,17 +74,20 @@ def run_trials(
     machine: Machine,
     on_poll: Callable[[Sequence[LocalJob]], None],
     environment: Mapping[str, str] | None = None,
+    *,
+    alone: bool = True,
 ) -> dict[Trial, int]:
     """Run every trial, as many at a time as there are slots; returns their exit codes. `on_poll` sees each trial's last job.
 
     What was killed, or failed in a way that another attempt may get over, is started again. `environment`: more variables.
+    `alone`: no other launcher may run trials of this run on this machine; jobs that hold several trials each are many.
 
     Raises UserError if another launcher runs trials of this run, KeyboardInterrupt after everything is ended.
     """
     waiting, free = list(trials), list(range(machine.slots))
     jobs: list[LocalJob] = []
     more = {"SER_HPC_LAUNCH": uuid.uuid4().hex, **(environment or {})}
-    with _only_launcher(run), _terminate_as_interrupt():
+    with _only_launcher(run) if alone else nullcontext(), _terminate_as_interrupt():
         try:
             while waiting or any(job.exit_code is None for job in jobs):
                 while waiting and free:
@@ -98,6 +101,8 @@ def run_trials(
                             jobs.remove(job)
                 on_poll(jobs)
         except BaseException:
+            for number in _STOP_SIGNALS:  # the second one, a moment later, must not cut short the saving
+                signal.signal(number, signal.SIG_IGN)
             running = [job for job in jobs if job.exit_code is None]
             for job in running:
                 job.ask_to_stop()
@@ -148,9 +153,8 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 @contextmanager
 def _only_launcher(run: RunDir) -> Iterator[None]:
-    # Jobs that hold several trials are launchers as well, each of its own trials.
     try:
-        with locked(run.path / f".launcher-{submission(os.environ) or 'here'}", wait=False):
+        with locked(run.path / ".launcher", wait=False):
             yield
     except BlockingIOError:
         raise UserError(f"another launcher is running trials of {run.path} on this machine; wait for it or stop it") from None
@@ -163,7 +167,7 @@ def _terminate_as_interrupt() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    before = {number: signal.signal(number, interrupt) for number in _STOP_SIGNALS}
     try:
         yield
     finally:

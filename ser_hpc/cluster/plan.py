@@ -21,7 +21,7 @@ from ser_hpc.corpora import labels
 from ser_hpc.corpora.folds import FoldPlan, Part, plan
 from ser_hpc.corpora.labels import DROPPED, LabelSet
 from ser_hpc.errors import UserError
-from ser_hpc.files import locked, write_json, write_text
+from ser_hpc.files import write_json, write_text
 from ser_hpc.results.run_dir import RunDir, Trial
 from ser_hpc.shards.index import ShardIndex
 
@@ -83,18 +83,20 @@ def shard_folder(settings: Settings) -> Path:
 
 
 def write(experiment: Experiment) -> RunDir:
-    """Write the run directory, the plan last; trials of an earlier plan of the same run (other seeds) stay in it."""
+    """Write the run directory, the plan last; trials of an earlier plan of the same run (other seeds) stay in it.
+
+    The caller holds the run's lock, or is alone.
+    """
     run = experiment.run
     run.path.mkdir(parents=True, exist_ok=True)
-    with locked(run.lock):  # array tasks may all arrive at once
-        seeds = set(experiment.settings.seeds)
-        if run.plan.exists():
-            seeds |= set(run.read_plan()["seeds"])
-        # Jobs run elsewhere: the shards' place must not depend on the folder that the command was started in.
-        data = experiment.settings.data.model_copy(update={"shards": str(experiment.index.root.resolve())})
-        settings = experiment.settings.model_copy(update={"seeds": tuple(sorted(seeds)), "data": data})
-        write_text(run.settings, dump(settings))
-        write_json(run.plan, _describe(experiment, sorted(seeds)))
+    seeds = set(experiment.settings.seeds)
+    if run.plan.exists():
+        seeds |= set(run.read_plan()["seeds"])
+    # Jobs run elsewhere: the shards' place must not depend on the folder that the command was started in.
+    data = experiment.settings.data.model_copy(update={"shards": str(experiment.index.root.resolve())})
+    settings = experiment.settings.model_copy(update={"seeds": tuple(sorted(seeds)), "data": data})
+    write_text(run.settings, dump(settings))
+    write_json(run.plan, _describe(experiment, sorted(seeds)))
     return run
 
 

@@ -45,6 +45,11 @@ def choose(kind: Literal["auto", "slurm", "local"]) -> tuple[Literal["slurm", "l
     if shutil.which("sbatch") is None:
         if kind == "slurm":
             raise UserError("cluster.kind is slurm, but there is no sbatch command here; use --cluster local to train here")
+        if _configured():
+            raise UserError(
+                "Slurm is configured here, but its commands are not in PATH (is there a module to load?). Nothing was started. "
+                "Or use --cluster local to train on this machine on purpose."
+            )
         return "local", "There is no Slurm here: the trials run on this machine."
     try:
         ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=_PING_S, check=False)

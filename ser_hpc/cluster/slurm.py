@@ -6,10 +6,10 @@ Where several trials share a job (`trials_per_gpu`), it has one task, which runs
 from __future__ import annotations
 
 import importlib
-import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,7 @@ class Command:
     def __call__(self) -> None:
         main = importlib.import_module(self.module).main
         # Not an exception, of which submitit would make exit code 1: the batch script goes by the code.
-        if code := console.exit_code(lambda: int(main(list(self.arguments)))):
-            sys.exit(code)
+        sys.exit(console.exit_code(lambda: int(main(list(self.arguments)))))
 
 
 def parameters(cluster: ClusterSettings, setup: Sequence[str] = ()) -> dict[str, Any]:
@@ -86,9 +85,8 @@ def scripts(run: RunDir, num_jobs: int, cluster: ClusterSettings, environment: M
 
     ARRAY_JOB_ID stands for the number that Slurm will give the trials' job. Writes nothing.
     """
-    before = setup(environment)
-    trials = trials_executor(run, cluster, [*before, batch.start_again(cluster.stop_before_end_s)])
-    report = report_executor(run, cluster, "afterany:ARRAY_JOB_ID", before)
+    trials = trials_executor(run, cluster, _setup(run, cluster, environment))
+    report = report_executor(run, cluster, "afterany:ARRAY_JOB_ID", batch.exports(environment))
     if num_jobs > 1:  # submitit submits a single trial as a plain job
         trials.parameters["map_count"] = num_jobs
     return [
@@ -108,35 +106,40 @@ def report_executor(run: RunDir, cluster: ClusterSettings, dependency: str | Non
 
 
 def submit(
-    run: RunDir,
-    elements: Sequence[Sequence[Trial]],
-    cluster: ClusterSettings,
-    environment: Mapping[str, str],
-    others: Sequence[str] = (),
+    run: RunDir, elements: Sequence[Sequence[Trial]], cluster: ClusterSettings, environment: Mapping[str, str]
 ) -> Submission:
-    """Submit one array, an element for each group of trials that share a job, and the report after it (and after `others`).
+    """Submit one array, an element for each group of trials that share a job.
 
     `environment`: variables under which the jobs' Python runs. Raises UserError with Slurm's words.
     """
+    here = RunDir(run.path.resolve())
+    with _slurms_words():
+        executor = trials_executor(here, cluster, _setup(here, cluster, environment))
+        jobs = executor.map_array(_call, [_train(here, trials, cluster) for trials in elements])
+    array = jobs[0].job_id.split("_")[0]
+    return Submission(array, None, time.time(), tuple(map(tuple, elements)), environment.get("SER_HPC_CODE"))
+
+
+def submit_report(run: RunDir, after: Sequence[str], cluster: ClusterSettings, environment: Mapping[str, str]) -> str:
+    """Submit the report; returns its job's id. `afterany` these jobs, whatever became of them: it names what is missing."""
+    here = RunDir(run.path.resolve())
+    with _slurms_words():
+        executor = report_executor(here, cluster, "afterany:" + ":".join(after), batch.exports(environment))
+        return str(executor.submit(Command("ser_hpc.report", (str(here.path),))).job_id)
+
+
+@contextmanager
+def _slurms_words() -> Iterator[None]:
     import submitit
 
-    here = RunDir(run.path.resolve())
-    before = setup(environment)
     try:
-        executor = trials_executor(here, cluster, [*before, batch.start_again(cluster.stop_before_end_s)])
-        jobs = executor.map_array(_call, [_train(here, trials) for trials in elements])
-        array = jobs[0].job_id.split("_")[0]
-        # `afterany`, whatever became of them: the report names what is missing.
-        report = report_executor(here, cluster, "afterany:" + ":".join([*others, array]), before)
-        report_job = report.submit(Command("ser_hpc.report", (str(here.path),)))
+        yield
     except (submitit.core.utils.FailedJobError, RuntimeError, OSError) as error:
         raise UserError(f"Slurm refused the jobs: {error}") from error
-    return Submission(array, report_job.job_id, time.time(), tuple(map(tuple, elements)), environment.get("SER_HPC_CODE"))
 
 
-def setup(environment: Mapping[str, str]) -> list[str]:
-    """Shell lines that set variables in a batch script."""
-    return [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+def _setup(run: RunDir, cluster: ClusterSettings, environment: Mapping[str, str]) -> list[str]:
+    return [*batch.exports(environment), batch.start_again(cluster.stop_before_end_s, run.jobs)]
 
 
 def _executor(run: RunDir, folder: str, name: str, cluster: ClusterSettings, values: dict[str, Any]) -> Any:
@@ -167,9 +170,10 @@ def _gpus(cluster: ClusterSettings) -> dict[str, Any]:
     return {"gres": f"gpu:{what}"} if cluster.gpu_request == "gres" else {"gpus_per_node": what}
 
 
-def _train(run: RunDir, trials: Sequence[Trial]) -> Command:
-    numbers = [str(run.trials().index(trial)) for trial in trials]
-    return Command("ser_hpc.train", ("--run-dir", str(run.path), "--trial", *numbers))
+def _train(run: RunDir, trials: Sequence[Trial], cluster: ClusterSettings) -> Command:
+    names = [f"{trial.seed}:{trial.fold}" for trial in trials]
+    together = ["--side-by-side"] if cluster.trials_per_gpu > 1 else []
+    return Command("ser_hpc.train", ("--run-dir", str(run.path), *together, "--trial", *names))
 
 
 def _call(command: Command) -> None:

@@ -264,7 +264,7 @@ class ClusterSettings(Section):
     parallel: Positive | None = None
     """Trials at the same time at most."""
     trials_per_gpu: Positive = 1
-    """Trials that share a job and its GPUs, where a model is small."""
+    """Trials that share a job and its GPUs, where a model is small; on one node."""
     setup: Words = ()
     """Lines of shell before the jobs' Python starts, as `module load anaconda3` or `conda activate ser`."""
     python: str | None = None
@@ -276,6 +276,12 @@ class ClusterSettings(Section):
     node_local: str | None = None
     """Folder on a node's own disk (`$TMPDIR`, expanded there), to which shards are copied once per node before training; none:
     they are read where they lie."""
+
+    @model_validator(mode="after")
+    def _sharing_on_one_node(self) -> Self:
+        if self.trials_per_gpu > 1 and self.nodes > 1:
+            raise ValueError(f"trials_per_gpu={self.trials_per_gpu} is for small models: they share one node, so set nodes=1")
+        return self
 
 
 class Settings(Section):

@@ -18,22 +18,20 @@ from typing import Any
 from ser_hpc.engine.rank import Rank, submission
 from ser_hpc.errors import UserError
 from ser_hpc.files import read_json, write_json
-from ser_hpc.results.endings import NOT_AGAIN, how_it_ended
+from ser_hpc.results.endings import NOT_AGAIN, End, how_it_ended
 from ser_hpc.results.run_dir import AttemptDir, TrialDir
 
 PACKAGES = ("torch", "torchaudio", "transformers", "deepspeed", "submitit", "numpy", "safetensors")
-_WORSE = {"failed": 2, "hung": 2, "lost": 3, "killed": 3}  # so many in a row at one step are a crash loop
+_FAILURES = ("failed", "hung", "lost", "killed")
 
 
-def begin(trial: TrialDir, rank: Rank) -> AttemptDir:
-    """Take a number and write down who we are. Rank 0 only. Raises UserError in a crash loop."""
-    attempt = trial.claim()
-    write_json(attempt.attempt, _description(attempt, rank, os.environ))
+def claim(trial: TrialDir, rank: Rank) -> AttemptDir:
+    """Take a number and write down who we are. Rank 0 only. Raises UserError if the run cannot be written."""
     try:
-        _refuse_crash_loop(trial, attempt)
-    except UserError as error:
-        end(attempt, "failed", str(error))
-        raise
+        attempt = trial.claim()
+        write_json(attempt.attempt, _description(attempt, rank, os.environ))
+    except OSError as error:
+        raise UserError(f"{trial.path} cannot be written: {error.strerror or error}") from error
     print(f"{trial.trial}: attempt {attempt.number} begins on {socket.gethostname()}", flush=True)
     return attempt
 
@@ -53,20 +51,27 @@ def end(attempt: AttemptDir, how: str, error: str | None = None) -> None:
         write_json(attempt.end, {"how": how, "error": error, "host": socket.gethostname(), "when": time.time()})
 
 
-def _refuse_crash_loop(trial: TrialDir, attempt: AttemptDir) -> None:
-    """Only restarts of one submission count: a person who submits again wants it tried."""
+def refuse_crash_loop(trial: TrialDir, attempt: AttemptDir) -> None:
+    """Raises UserError. Only restarts of one submission count: a person who submits again wants it tried."""
     ours = _submission(attempt)
     if ours is None:
         return
     before = [other for other in reversed(trial.attempts) if other.number < attempt.number]
     ends = [how_it_ended(other) for other in takewhile(lambda other: _submission(other) == ours, before)]
     ends = [end for end in ends if not end.is_refusal]
-    bad = list(takewhile(lambda end: end.how in _WORSE and end.step == ends[0].step, ends))
-    if not bad or len(bad) < max(_WORSE[end.how] for end in bad):
+    bad = list(takewhile(lambda end: end.how in _FAILURES and end.step == ends[0].step, ends))
+    if not bad or len(bad) < max(_limit(end) for end in bad):
         return
     where = f"at step {bad[0].step}" if bad[0].step is not None else "before training began"
     why = next((end.error for end in bad if end.error), "killed without a word: out of memory? see its log")
     raise UserError(f"{trial.trial} failed {len(bad)} times in a row {where}; {NOT_AGAIN}. The reason: {why}")
+
+
+def _limit(end: End) -> int:
+    """So many in a row at one step are a crash loop. A kill without a word may be a preemption, most of all while it starts."""
+    if end.how in ("failed", "hung"):
+        return 2
+    return 3 if end.trained else 10
 
 
 def _submission(attempt: AttemptDir) -> str | None:
@@ -77,7 +82,8 @@ def _submission(attempt: AttemptDir) -> str | None:
 
 
 def _description(attempt: AttemptDir, rank: Rank, env: Mapping[str, str]) -> dict[str, Any]:
-    job = submission(env) if "SLURM_JOB_ID" in env else None
+    # What a launcher runs on this machine, be it within an allocation, is no job to be found in the queue.
+    job = submission(env) if "SLURM_JOB_ID" in env and "SER_HPC_LAUNCH" not in env else None
     return {
         "number": attempt.number,
         "submission": submission(env),

@@ -44,7 +44,7 @@ class WeightAverage:
     def in_place(self, world: World) -> Iterator[None]:
         """Within it, the module's weights are the average; rank 0's, where ranks have buffers of their own."""
         own = {name: live.clone() for name, live in self._live.items()}
-        world.same(self._mean[name] for name in self._buffers if name in self._mean)
+        world.same(mean for name, mean in self._mean.items() if name in self._buffers)  # in one order on every rank
         self._fill(self._mean)
         try:
             yield

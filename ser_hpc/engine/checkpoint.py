@@ -10,10 +10,10 @@ data order and learning rate need no saving: they are pure functions of (seed, s
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -27,12 +27,11 @@ from torch import Tensor
 from ser_hpc.engine.sharing import TrainTensors
 from ser_hpc.engine.world import World
 from ser_hpc.errors import UserError
-from ser_hpc.files import aside, read_json, write_json
+from ser_hpc.files import DISK_IS_FULL, aside, read_json, write_json
 from ser_hpc.results.run_dir import AttemptDir, TrialDir
 
 KEEP = 2
 _PARTS = ("model", "exp_avg", "exp_avg_sq", "average")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +120,23 @@ class Writer:
         self._trial, self._attempt = trial, attempt
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self.seconds = 0.0
+        """How long the last save took to be on the disk."""
 
     def save(self, state: TrainState, tensors: TrainTensors) -> None:
         self.wait()
-        self._pending = self._pool.submit(_save, self._trial, self._attempt, state, tensors)
+        self._pending = self._pool.submit(self._save, state, tensors)
 
     def wait(self) -> None:
         """Until what was handed over is on the disk. Raises UserError if the disk is full."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def _save(self, state: TrainState, tensors: TrainTensors) -> None:
+        start = time.monotonic()
+        _save(self._trial, self._attempt, state, tensors)
+        self.seconds = time.monotonic() - start
 
     def __enter__(self) -> Self:
         return self
@@ -161,12 +167,13 @@ def _save(trial: TrialDir, attempt: AttemptDir, state: TrainState, tensors: Trai
     except (OSError, SafetensorError) as error:
         if not _disk_is_full(error):
             raise
-        kept = ", ".join(str(int(marker.stem.removeprefix("step_"))) for marker in _markers(attempt)) or "none of this attempt"
+        there = ", ".join(str(int(marker.stem.removeprefix("step_"))) for marker in _markers(attempt)) or "none of this attempt"
         raise UserError(
             f"the checkpoint of step {state.step} does not fit on the disk (or quota) of {path.parent}: {error}. "
-            f"Kept: {kept}. Free some space and run again; training goes on from there."
+            f"Kept: {there}. Free some space and run again; training goes on from there."
         ) from error
-    _drop(attempt, keep=_markers(attempt)[:KEEP], best=state.best_epoch)
+    kept = _markers(attempt)[:KEEP]
+    _drop(attempt, kept, {read_json(marker)["state"]["best_epoch"] for marker in kept})
     if len(_markers(attempt)) == KEEP:
         for older in trial.attempts:
             if older.number < attempt.number:
@@ -186,7 +193,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 def clear(trial: TrialDir, attempt: AttemptDir, best_epoch: int) -> None:
     """Drop everything but the best weights: the trial is done."""
-    _drop(attempt, keep=[], best=best_epoch)
+    _drop(attempt, [], {best_epoch})
     for other in trial.attempts:
         if other != attempt:
             shutil.rmtree(other.checkpoints, ignore_errors=True)
@@ -207,9 +214,10 @@ def _sound(path: Path, sha256: str) -> None:
         raise ValueError(f"the checksum of {path.name} differs")
 
 
-def _drop(attempt: AttemptDir, keep: list[Path], best: int) -> None:
-    """Markers go first; what a kill left half-written, or without its marker, goes too."""
-    kept = {path.with_suffix(suffix) for path in keep for suffix in (".json", ".safetensors")} | {attempt.best(best)}
+def _drop(attempt: AttemptDir, markers: list[Path], best_epochs: set[int]) -> None:
+    """All but these. Markers go first; what a kill left half-written, or without its marker, goes too."""
+    kept = {path.with_suffix(suffix) for path in markers for suffix in (".json", ".safetensors")}
+    kept |= {attempt.best(epoch) for epoch in best_epochs}
     old = {path for pattern in ("step_*", "best_*") for path in attempt.checkpoints.glob(pattern)} - kept
     for path in sorted(old, key=lambda path: path.suffix) + list(attempt.checkpoints.glob(".*.tmp")):
         with suppress(FileNotFoundError):
@@ -232,4 +240,4 @@ def _sha256(path: Path) -> str:
 
 def _disk_is_full(error: BaseException) -> bool:
     """safetensors reports the system's errors in words alone."""
-    return getattr(error, "errno", None) in _FULL or any(f"os error {number}" in str(error) for number in _FULL)
+    return getattr(error, "errno", None) in DISK_IS_FULL or any(f"os error {number}" in str(error) for number in DISK_IS_FULL)

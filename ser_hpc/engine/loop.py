@@ -8,6 +8,7 @@ The test part is touched once, after the dev part alone has chosen the epoch.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -94,27 +95,27 @@ def train_trial(
 
     with ShardReader(data.index, data.root) as reader, progress, checkpoint.Writer(trial, attempt) as writer:
         source = BatchSource(reader, data.targets, weights, max_samples)
-        last_save, save_s = time.monotonic(), 0.0
+        last_save, last_saved, save_s = time.monotonic(), state, 0.0
 
         def score(forward: Forward, positions: np.ndarray) -> np.ndarray:
             return predict(forward, source, positions, samples, cut.budget_samples, len(data.classes), world)
 
         def save() -> None:
-            nonlocal last_save, save_s
+            nonlocal last_save, last_saved, save_s
             start = time.monotonic()
             progress.sync()
             tensors = ranks.tensors()
             if tensors is not None:
                 tensors = replace(tensors, model=base.without(tensors.model), average=average.tensors(), base=base.sha256)
                 writer.save(replace(state, seconds=seconds_before + start - began), tensors)
-            last_save = time.monotonic()
+            last_save, last_saved = time.monotonic(), state
             save_s = last_save - start
             progress.saved(save_s)
 
         def check() -> None:
-            """Between steps: is it time to stop, or to save?"""
+            """Before and after steps: is it time to stop, or to save?"""
             watchdog.beat()
-            reason = stop.reason(save_s)
+            reason = stop.reason(save_s + writer.seconds)
             due = time.monotonic() - last_save > train.checkpoint_minutes * 60
             # Rank 0 alone looks at the clock and at the disk: what it sees holds for all.
             stopping, superseded, saving = world.any(
@@ -122,7 +123,7 @@ def train_trial(
             )
             if superseded:
                 raise Superseded(f"{trial.trial}: a newer attempt than this one, {attempt.number}, has begun; this one ends")
-            if stopping or saving:
+            if (stopping or saving) and state != last_saved:
                 save()
             if stopping:
                 writer.wait()
@@ -130,6 +131,7 @@ def train_trial(
                 world.barrier()  # the first rank to leave has the others ended, and rank 0 may still be writing
                 raise Stopped(f"{trial.trial} stopped after step {state.step}, saved ({reason or 'another rank was asked to'})")
 
+        check()  # it may have been asked to stop while it started
         while state.epoch < train.epochs and (train.patience is None or state.stale_epochs < train.patience):
             # Train on what is left of this epoch.
             ranks.training(True)
@@ -150,7 +152,7 @@ def train_trial(
                 _refuse_non_finite(losses, clips, data, state)
                 lr = learning_rate(state.step, total_steps, train)
                 grad_norm = ranks.step(lr)
-                if train.precision != "fp16":  # whose scaler skips such a step by itself
+                if not math.isfinite(grad_norm) and train.precision != "fp16":  # whose scaler skips such a step by itself
                     _refuse_non_finite(torch.full_like(losses, grad_norm), clips, data, state, "gradient")
                 step_loss = float((losses.double().cpu() * torch.from_numpy(weights[clips])).sum())
                 state = state.after_step(step_loss, step_weight)
@@ -167,6 +169,7 @@ def train_trial(
             train_loss, state = state.epoch_loss / state.epoch_weight, state.after_epoch(dev_uar)
             if state.best_epoch == state.epoch - 1:
                 best = ranks.weights()
+                writer.wait()  # a save under way drops the weights that its own state does not name
                 if best is not None:
                     best = base.without(best | average.tensors())
                     digest = checkpoint.save_weights(attempt.best(state.best_epoch), best)

@@ -51,7 +51,9 @@ def start_name(env: Mapping[str, str]) -> str:
 
 
 def submission(env: Mapping[str, str]) -> str | None:
-    """What one submission's restarts have in common: the Slurm job (array element), or the local launcher."""
+    """What one submission's restarts have in common: the local launcher, or the Slurm job (array element)."""
+    if "SER_HPC_LAUNCH" in env:
+        return env["SER_HPC_LAUNCH"]
     if "SLURM_ARRAY_JOB_ID" in env:
         return f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '0')}"
-    return env.get("SLURM_JOB_ID") or env.get("SER_HPC_LAUNCH")
+    return env.get("SLURM_JOB_ID")

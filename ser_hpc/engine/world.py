@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,7 +27,6 @@ from ser_hpc.engine.rank import Rank, start_name
 from ser_hpc.errors import UserError
 from ser_hpc.files import read_json, write_json
 
-_MEETING = timedelta(minutes=5)
 _SIOCGIFADDR = 0x8915
 
 
@@ -80,18 +79,14 @@ class World:
             dist.destroy_process_group()
 
 
-def join(meeting_place: Path, rank: Rank, timeout: timedelta) -> World:
+def join(meeting_place: Path, rank: Rank, timeout: timedelta, meeting: timedelta = timedelta(minutes=5)) -> World:
     """Find the other ranks and this rank's device. `meeting_place`: a folder that every rank can see.
 
-    `timeout` of a collective. Raises UserError if there are more ranks on this node than GPUs, or if a rank does not come.
+    `timeout` of a collective; `meeting`: how long to wait for the others. Raises UserError if there are more ranks on this node
+    than GPUs, or if a rank does not come.
     """
     cuda = torch.cuda.is_available()
-    if cuda and rank.local_size > torch.cuda.device_count():
-        raise UserError(
-            f"{rank.local_size} ranks were started on this node, which has {torch.cuda.device_count()} GPUs for them: "
-            "ask for one task per GPU"
-        )
-    device = torch.device("cuda", rank.local) if cuda else torch.device("cpu")
+    device = torch.device("cuda", _own_gpu(rank, os.environ)) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
@@ -104,34 +99,54 @@ def join(meeting_place: Path, rank: Rank, timeout: timedelta) -> World:
             dist.init_process_group(backend, timeout=timeout)
         else:
             address_file = meeting_place / f".ranks-{start_name(os.environ)}.json"
-            store = _meet(address_file, rank)
+            store = _meet(address_file, rank, meeting)
             dist.init_process_group(backend, store=store, rank=rank.number, world_size=rank.size, timeout=timeout)
             if rank.is_main:
-                address_file.unlink(missing_ok=True)  # everybody is here
+                address_file.unlink(missing_ok=True)
     return World(rank.number, rank.size, rank.local, rank.local_size, device)
+
+
+def _own_gpu(rank: Rank, env: Mapping[str, str]) -> int:
+    """The index of this rank's GPU among those that it sees: all of the node's, or (as some sites bind them) its own alone."""
+    visible = torch.cuda.device_count()
+    if visible >= rank.local_size:
+        return rank.local
+    if visible == 1 and env.get("SLURM_GPUS_ON_NODE", "").isdigit() and int(env["SLURM_GPUS_ON_NODE"]) >= rank.local_size:
+        return 0
+    raise UserError(
+        f"{rank.local_size} ranks were started on this node, which has {visible} GPUs for them: ask for one task per GPU"
+    )
 
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def _meet(address_file: Path, rank: Rank) -> Store:
-    """Rank 0 opens the store and writes where it is; the others read that. Raises UserError if rank 0 does not come."""
+def _meet(address_file: Path, rank: Rank, patience: timedelta) -> Store:
+    """Rank 0 opens the store and writes where it is; the others read that. Returns when all are there.
+
+    Raises UserError if somebody does not come.
+    """
     if rank.is_main:
         host = socket.gethostname() if "SLURM_STEP_ID" in os.environ else "localhost"
-        store = TCPStore(host, 0, rank.size, is_master=True, timeout=_MEETING, wait_for_workers=False)
+        store = TCPStore(host, 0, rank.size, is_master=True, timeout=patience, wait_for_workers=False)
         write_json(address_file, {"host": host, "port": store.port})
-        _speak_over(host)
-        return store
-    deadline = time.monotonic() + _MEETING.total_seconds()
-    while not address_file.exists():
-        if time.monotonic() > deadline:
-            who = f"rank {rank.number} of {rank.size}"
-            raise UserError(f"{who} waited {_MEETING} for rank 0 at {address_file}: did every task start?")
-        time.sleep(0.05)
-    address = read_json(address_file)
-    _speak_over(address["host"])
-    return TCPStore(address["host"], address["port"], rank.size, is_master=False, timeout=_MEETING)
+    else:
+        deadline = time.monotonic() + patience.total_seconds()
+        while not address_file.exists():
+            if time.monotonic() > deadline:
+                raise UserError(f"rank {rank.number} of {rank.size} waited {patience} for rank 0 at {address_file}")
+            time.sleep(0.05)
+        address = read_json(address_file)
+        host = address["host"]
+        store = TCPStore(host, address["port"], rank.size, is_master=False, timeout=patience)
+    _speak_over(host)
+    store.set(f"here/{rank.number}", "")
+    try:
+        store.wait([f"here/{other}" for other in range(rank.size)], patience)
+    except RuntimeError as error:
+        raise UserError(f"rank {rank.number} of {rank.size} waited {patience} for the others: did every task start?") from error
+    return store
 
 
 def _speak_over(host: str) -> None:

@@ -16,13 +16,15 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 class End:
     """`how`: done, stopped, superseded, failed, hung, lost (a fellow rank died), or killed (it runs, or left no word).
 
-    `step`: the optimizer step that it was at, None if it did not come to training; `host`: where it was.
+    `step`: the optimizer step that it was at, None if it did not come to training; `trained`: it made a step of its own;
+    `host`: where it was.
     """
 
     how: str
     step: int | None
     error: str | None
     host: str | None
+    trained: bool
 
     @property
     def is_refusal(self) -> bool:
@@ -32,9 +34,11 @@ class End:
 
 def how_it_ended(attempt: AttemptDir) -> End:
     step: int | None = None
+    trained = False
     with suppress(*_UNREADABLE):
-        step = int(read_json(attempt.progress)["step"])
+        progress = read_json(attempt.progress)
+        step, trained = int(progress["step"]), "startup_s" in progress
     with suppress(*_UNREADABLE):
         told = read_json(attempt.end)
-        return End(str(told["how"]), step, told["error"], told["host"])
-    return End("killed", step, None, None)
+        return End(str(told["how"]), step, told["error"], told["host"], trained)
+    return End("killed", step, None, None, trained)

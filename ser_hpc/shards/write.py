@@ -263,7 +263,7 @@ def _locked(out: Path, shared: bool) -> Iterator[None]:
         raise UserError(f"{out} is not empty and holds no shards; give a new or empty folder to pack into")
     with disk_errors_in_words(out):
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / _LOCK).open("w")
+        lock = (out / _LOCK).open("a+")  # NFS gives shared locks to readers alone
     with lock:
         try:
             free = _lock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, _LOCK_WAIT_SECONDS)

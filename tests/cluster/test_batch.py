@@ -10,20 +10,26 @@ import pytest
 
 from ser_hpc.cluster.batch import start_again
 
+Ran = tuple[int, str, str]
 ELEMENT = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
 
 
-def run(folder: Path, code: int, state: str | None, **environment: str) -> tuple[int, str, str]:
-    """A batch script whose ranks end with `code`, of a job in `state`; its exit code, output and the calls of scontrol."""
+def run(
+    folder: Path, code: int, state: str | None, last: str = ":", end: str = "2026-11-21T12:00:00", **environment: str
+) -> Ran:
+    """A batch script whose ranks end with `code`, of a job in `state`; its exit code, output and the calls of scontrol.
+
+    `last`: a line of shell before the ranks end, for the last word of one of them.
+    """
     tools = folder / "bin"
     tools.mkdir()
-    for name in ("date", "seq", "grep", "head", "sleep"):
+    for name in ("date", "seq", "grep", "head", "sleep", "cat", "rm"):
         (tools / name).symlink_to(f"/usr/bin/{name}")
-    write(tools / "squeue", "echo 2026-11-21T12:00:00")
+    write(tools / "squeue", f"echo {end}")
     if state is not None:
         write(tools / "scontrol", f'echo "$@" >> {folder}/calls\n[ "$1" != show ] || echo "JobId=9 {state} Dependency=(null)"')
     script = folder / "job.sh"
-    write(script, f"{start_again(120)}\necho stop at $SER_HPC_STOP_TIME\n(exit {code})")
+    write(script, f"{start_again(120, folder)}\n{last}\necho stop at $SER_HPC_STOP_TIME\n(exit {code})")
     done = subprocess.run(["/bin/bash", script], env={"PATH": str(tools)} | environment, capture_output=True, text=True)
     calls = folder / "calls"
     return done.returncode, done.stdout, calls.read_text() if calls.exists() else ""
@@ -77,3 +83,25 @@ def test_without_that_word_squeue_is_asked(tmp_path: Path) -> None:
     told = ELEMENT | {"TZ": "UTC"}
     expected = int(subprocess.check_output(["date", "-d", "2026-11-21T12:00:00", "+%s"], env=os.environ | {"TZ": "UTC"})) - 60
     assert f"stop at {expected}" in run(tmp_path, 0, "JobState=RUNNING", **told)[1]
+
+
+def test_a_ranks_last_word_counts_more_than_the_signal_that_ended_the_others(tmp_path: Path) -> None:
+    """srun says 137 when one of several ranks gives up for good and the others are killed."""
+    returned, _, calls = run(tmp_path, 137, "JobState=RUNNING Reason=None", 'echo 2 > "$SER_HPC_FINAL"', **ELEMENT)
+    assert returned == 2 and "requeue" not in calls
+    assert not list(tmp_path.glob(".final-*"))
+
+
+def test_what_fails_at_once_again_and_again_is_given_up(tmp_path: Path) -> None:
+    """A Python that is not there: no attempt begins, so none is counted."""
+    again = ELEMENT | {"SLURM_RESTART_COUNT": "3"}
+    returned, said, calls = run(tmp_path, 127, "JobState=RUNNING Reason=None", **again)
+    assert returned == 127 and "requeue" not in calls and "not tried any more" in said
+
+
+def test_without_any_word_on_the_end_there_is_no_stop_time(tmp_path: Path) -> None:
+    """An empty date is today's midnight to `date`: every start would stop after one step."""
+    for answer in ("NONE", ""):
+        folder = tmp_path / f"with-{answer or 'nothing'}"
+        folder.mkdir()
+        assert "stop at\n" in run(folder, 0, "JobState=RUNNING", end=answer, **ELEMENT)[1]

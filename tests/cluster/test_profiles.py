@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ser_hpc.cluster.slurm import scripts, submit
+from ser_hpc.cluster.slurm import scripts, submit, submit_report
 from ser_hpc.config.load import dump, find, load
 from ser_hpc.config.settings import ClusterSettings, expanded, slurm_minutes
 from ser_hpc.errors import ConfigError, UserError
@@ -131,11 +131,14 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_printed_scripts_are_the_submitted_ones(tmp_path: Path, sbatch: Path, count: int) -> None:
     run = RunDir(tmp_path / "runs" / "ser-01234567")
     site = cluster("profile=pace_ice", "exclude=[n1, n2]", "setup=module load x", "python=apptainer exec a.sif python")
-    printed = scripts(run, count, site)
+    environment = {"PYTHONPATH": "/a folder", "SER_HPC_CODE": "0123"}
+    printed = scripts(run, count, site, environment)
     assert not run.path.exists()
-    submit(run, [Trial(0, fold) for fold in range(count)], site)
+    submission = submit(run, [[Trial(0, fold)] for fold in range(count)], site, environment)
+    submit_report(run, [submission.array], site, environment)
+    assert submission.code == "0123" and len(submission.elements) == count
     given = [(sbatch / f"{number}.sh").read_text() for number in (1, 2)]
-    assert given == [text.replace("ARRAY_JOB_ID", "1") for _, text in printed]
+    assert given == [text.replace("afterany:ARRAY_JOB_ID", "afterany:1") for _, text in printed]
 
 
 def flags(text: str) -> set[str]:
@@ -147,15 +150,17 @@ def test_what_jobs_ask_for_is_stated(tmp_path: Path, sbatch: Path) -> None:
     site = cluster(
         "profile=pace_ice", "gpus_per_node=2", "nodes=2", "parallel=3", "time_min=4:00:00", "exclude=n7", "setup=one"
     )
-    (_, trials), (_, report) = scripts(RunDir(tmp_path / "run"), 5, site, ["two"], ["three"])
+    (_, trials), (_, report) = scripts(RunDir(tmp_path / "run"), 5, site, {"TWO": "2 2"})
     assert flags(trials) >= {
         *("--partition=ice-gpu", "--gres=gpu:2", "--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=8", "--mem=128G"),
         *("--time=240", "--requeue", "--open-mode=append", "--signal=USR2@120", "--exclude=n7", "--constraint=nvidia-gpu"),
         "--array=0-4%3",
     }
-    assert "\none\ntwo\n" in trials and "--kill-on-bad-exit=1 --cpus-per-task=8" in trials
+    assert "\none\nexport TWO='2 2'\n" in trials and "--kill-on-bad-exit=1 --cpus-per-task=8" in trials
     assert flags(report) >= {"--partition=ice-cpu", "--mem=4G", "--dependency=afterany:ARRAY_JOB_ID", "--exclude=n7"}
-    assert "\none\nthree\n" in report and not [flag for flag in flags(report) if "gpu" in flag or "constraint" in flag]
+    assert "\none\nexport TWO='2 2'\n" in report and not [
+        flag for flag in flags(report) if "gpu" in flag or "constraint" in flag
+    ]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +176,7 @@ def test_what_jobs_ask_for_is_stated(tmp_path: Path, sbatch: Path) -> None:
     ],
 )
 def test_how_it_is_asked_for(tmp_path: Path, sbatch: Path, overrides: list[str], flag: str | None) -> None:
-    found = flags(scripts(RunDir(tmp_path / "run"), 2, cluster(*overrides))[0][1])
+    found = flags(scripts(RunDir(tmp_path / "run"), 2, cluster(*overrides), {})[0][1])
     assert flag in found if flag else not [word for word in found if "gpu" in word or "gres" in word]
 
 

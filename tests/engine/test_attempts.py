@@ -131,7 +131,8 @@ def test_deaths_without_a_word_are_a_crash_loop_at_the_third_time(tmp_path: Path
     trial, rank = TrialDir(tmp_path, TRIAL), Rank(0, 1, 0, 1)
 
     def attempt(step: int | None, how: str | None = None) -> None:
-        made = attempts.begin(trial, rank)
+        made = attempts.claim(trial, rank)
+        attempts.refuse_crash_loop(trial, made)
         if step is not None:
             write_json(made.progress, {"step": step})
         if how is not None:

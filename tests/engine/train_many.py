@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ser_hpc.cluster.plan import reopen
 from ser_hpc.engine import world
-from ser_hpc.engine.attempt import begin
+from ser_hpc.engine.attempt import claim
 from ser_hpc.engine.loop import TrialData, train_trial
 from ser_hpc.engine.preemption import StopFlag
 from ser_hpc.engine.rank import who_am_i
@@ -27,7 +27,7 @@ if __name__ == "__main__":
     for run in runs:
         experiment = reopen(run)
         trial = run.trial(Trial(0, 0))
-        (number,) = ranks.from_main(begin(trial, rank).number if rank.is_main else 0)
+        (number,) = ranks.from_main(claim(trial, rank).number if rank.is_main else 0)
         data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, experiment.folds.folds[0])
         with StopFlag() as stop, Watchdog(300, lambda: None, exit_code=1) as watchdog:
             train_trial(trial, trial.attempt(number), experiment.settings, data, ranks, stop, watchdog)
