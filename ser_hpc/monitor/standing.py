@@ -74,7 +74,8 @@ class Attempt:
         if self.is_here:
             with suppress(OSError, ValueError):
                 parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-                if b"ser_hpc.launch" in Path(f"/proc/{parent}/cmdline").read_bytes():
+                command = Path(f"/proc/{parent}/cmdline").read_bytes()
+                if b"ser_hpc.launch" in command or b"ser_hpc.status" in command:  # the latter after --retry
                     return str(self.told["host"]), parent
         return str(self.told["host"]), process
 
