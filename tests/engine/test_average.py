@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -45,3 +46,18 @@ def test_without_a_decay_nothing_is_kept_or_changed() -> None:
     with average.in_place(ALONE):
         assert torch.equal(module.weight, before)
     assert average.tensors() == {}
+
+
+def test_ranks_agree_on_buffers_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0's statistics are broadcast one by one: in another order elsewhere, means would become variances."""
+    module = nn.Sequential(*(nn.BatchNorm1d(width) for width in (3, 5, 7)))
+    average = WeightAverage(module, 0.9, {})
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr(World, "same", lambda self, tensors: sent.extend(tensors))
+    with torch.no_grad():
+        for number, buffer in enumerate(module.buffers()):
+            buffer.fill_(number)
+    average = WeightAverage(module, 0.9, {})
+    with average.in_place(ALONE):
+        statistics = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+        assert [float(tensor[0]) for tensor in sent] == [float(buffer[0]) for buffer in statistics]
