@@ -71,8 +71,8 @@ def _read(run: RunDir, job: LocalJob) -> dict[str, Any]:
         told = {"state": "starting"}
     if told.get("updated", 0.0) < job.started:
         told = {"state": "starting"}  # the heartbeat was an earlier attempt's
-    if job.exit_code and told["state"] != "stopped":
-        told |= {"state": "failed", "error": how_it_ended(attempt).error or f"exit code {job.exit_code}; see its log"}
+    if told["state"] == "failed" or (job.exit_code and told["state"] != "stopped"):
+        told |= {"state": "failed", "error": how_it_ended(attempt).error or "see its log"}
     return told
 
 

@@ -83,7 +83,7 @@ def test_interrupted_it_ends_everything_and_goes_on_later(base: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(90) == 130
     assert not running(run)
-    trials = [json.loads(path.read_text())["state"] for path in run.glob("seed_0/fold_*/progress.json")]
+    trials = [json.loads(path.read_text())["state"] for path in run.glob("seed_0/fold_*/attempt_*/progress.json")]
     assert trials and set(trials) <= {"stopped", "starting", "done"}
 
 
