@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,12 @@ from ser_hpc.cluster.plan import reopen
 from ser_hpc.config.load import load
 from ser_hpc.data.order import epoch_steps, mix
 from ser_hpc.engine import world
+from ser_hpc.engine.attempt import claim
 from ser_hpc.engine.loop import TrialData, train_trial
 from ser_hpc.engine.optim import learning_rate
+from ser_hpc.engine.preemption import StopFlag
+from ser_hpc.engine.rank import Rank
+from ser_hpc.engine.watchdog import Watchdog
 from ser_hpc.models.classifier import build
 from ser_hpc.results.run_dir import Trial
 from ser_hpc.shards.read import ShardReader
@@ -29,8 +34,11 @@ def test_one_clip_a_batch_trains_as_transformers_does(tmp_path: Path) -> None:
     experiment, trial = reopen(run), Trial(0, 0)
     fold, settings = experiment.folds.folds[0], experiment.settings
     data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold)
-    run.trial(trial).path.mkdir(parents=True)
-    train_trial(run.trial(trial), settings, data, world.join(tmp_path))
+    alone = Rank(0, 1, 0, 1)
+    attempt = claim(run.trial(trial), alone)
+    with StopFlag() as stop, Watchdog(300, lambda: None, exit_code=1) as watchdog:
+        ranks = world.join(tmp_path, alone, timedelta(minutes=5))
+        train_trial(run.trial(trial), attempt, settings, data, ranks, stop, watchdog)
     ours = [json.loads(line)["loss"] for line in run.trial(trial).current.steps.read_text().splitlines()][:50]
 
     config = AutoConfig.for_model(
