@@ -1,6 +1,6 @@
 """The baseline without a network: eGeMAPS functionals and an RBF support vector machine, in the folds of a run.
 
-    python tools/bench/emodb_svm.py SHARDS [--folds 5] [--out tools/bench/results/emodb_svm.json]
+    python tools/bench/emodb_svm.py SHARDS [--folds 5] [--against RUN] [--out tools/bench/results/emodb_svm.json]
 
 88 functionals a clip (eGeMAPSv02: Eyben et al., IEEE Trans. Affective Computing 7(2), 2016, by openSMILE); folds as
 `folds.protocol=speaker_groups` makes them. C and gamma are chosen on the dev part, the test part is read once. Four figures:
@@ -33,7 +33,9 @@ from ser_hpc.corpora.folds import Fold, plan
 from ser_hpc.corpora.labels import as_annotated
 from ser_hpc.corpora.utterance import Metadata
 from ser_hpc.files import write_json
+from ser_hpc.results import predictions
 from ser_hpc.results.metrics import confusion_matrix, speaker_interval, uar, wa
+from ser_hpc.results.run_dir import RunDir
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ShardReader
@@ -47,6 +49,7 @@ def main() -> int:
     parser.add_argument("shards", type=Path, help="folder of the packed corpus")
     parser.add_argument("--folds", type=int, default=5, help="groups of speakers (default: 5)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "emodb_svm.json")
+    parser.add_argument("--against", type=Path, metavar="RUN", help="a finished run on the same folds: paired by speakers")
     arguments = parser.parse_args()
 
     started = time.monotonic()
@@ -58,12 +61,17 @@ def main() -> int:
     seconds_features = time.monotonic() - started
     scalings = {"training": features, "speaker": scaled_by_speaker(features, index.metadata)}
     scores: dict[str, Any] = {}
+    paired: dict[str, Any] = {}
     for name, scaled in scalings.items():
         trials = [trained_and_tested(fold, scaled, truth) for fold in fold_plan.folds]
         for parts in ("train", "train + dev"):
-            scores[f"{name} scaling, trained on {parts}"] = summary(trials, parts, truth, index.metadata, len(labels.classes))
+            what = f"{name} scaling, trained on {parts}"
+            scores[what] = summary(trials, parts, truth, index.metadata, len(labels.classes))
+            if arguments.against:
+                network = by_speaker_and_seed(RunDir(arguments.against), index.metadata)
+                paired[what] = difference(network, by_speaker(trials, parts, truth, index.metadata)[None])
     result = {
-        "command": f"python tools/bench/emodb_svm.py SHARDS --folds {arguments.folds}",
+        "command": f"python tools/bench/emodb_svm.py SHARDS --folds {arguments.folds}" + " --against RUN" * bool(arguments.against),
         "what": "eGeMAPSv02 functionals, RBF-SVM, balanced class weights; C and gamma by the dev part's UAR; speaker scaling "
         "is transductive; ci95 is of the pooled UAR, speakers resampled",
         "machine": {"architecture": platform.machine(), "cores": os.cpu_count()},
@@ -77,12 +85,17 @@ def main() -> int:
         ],
         "notes": fold_plan.notes,
         "scores": scores,
+        "network minus machine": paired,
     }
     write_json(arguments.out, result)
     for name, score in scores.items():
         mean, std, pooled, ci95 = score["uar"].values()
         interval = f" [{ci95[0]:.3f}, {ci95[1]:.3f}]" if ci95 else ""
         print(f"{name:40}  UAR {mean:.3f} ± {std:.3f}  pooled {pooled:.3f}{interval}  WA {score['wa']:.3f}")
+        if name in paired:
+            low, high = paired[name]["ci95"]
+            print(f"{'':40}  the network's pooled UAR less this one: {paired[name]['pooled']:+.3f} [{low:+.3f}, {high:+.3f}]")
+            )
     return 0
 
 
@@ -135,20 +148,13 @@ def summary(
     """Scores over the folds, shaped as in a run's report.json."""
     confusions = [confusion_matrix(truth[trial["test"]], trial[parts], num_classes) for trial in trials]
     by_fold = np.array([uar(confusion) for confusion in confusions])
-    tested = np.concatenate([trial["test"] for trial in trials])
-    predicted = np.concatenate([trial[parts] for trial in trials])
-    speakers = sorted(set(metadata.speaker[tested]))
-    by_speaker = [
-        confusion_matrix(truth[tested[own]], predicted[own], num_classes)
-        for own in (metadata.speaker[tested] == speaker for speaker in speakers)
-    ]
     pooled = np.sum(confusions, axis=0)
     return {
         "uar": {
             "mean": float(by_fold.mean()),
             "std": float(by_fold.std(ddof=1)),
             "pooled": float(uar(pooled)),
-            "ci95": speaker_interval(np.stack(by_speaker)[None]).bounds,
+            "ci95": speaker_interval(by_speaker(trials, parts, truth, metadata)[None]).bounds,
         },
         "wa": float(wa(pooled)),
         "confusion": pooled.tolist(),
@@ -157,6 +163,41 @@ def summary(
             for trial, score in zip(trials, by_fold, strict=True)
         ],
     }
+
+
+def by_speaker(trials: list[dict[str, Any]], parts: str, truth: np.ndarray, metadata: Metadata) -> np.ndarray:
+    """Confusion matrices of the test parts, (speakers, C, C), speakers in order of name."""
+    tested = np.concatenate([trial["test"] for trial in trials])
+    predicted = np.concatenate([trial[parts] for trial in trials])
+    owners = [metadata.speaker[tested] == speaker for speaker in sorted(set(metadata.speaker))]
+    return np.stack([confusion_matrix(truth[tested[own]], predicted[own], int(truth.max()) + 1) for own in owners])
+
+
+def by_speaker_and_seed(run: RunDir, metadata: Metadata) -> np.ndarray:
+    """Confusion matrices of a run's test parts, (seeds, speakers, C, C), classes and speakers in order of name."""
+    speakers, classes = (sorted(set(names)) for names in (metadata.speaker, metadata.emotion))
+    seeds = sorted({trial.seed for trial in run.trials()})
+    found = np.zeros((len(seeds), len(speakers), len(classes), len(classes)))
+    for trial in run.trials():
+        for clip in predictions.read(run.trial(trial).current.predictions):
+            if clip.part == "test":
+                where = seeds.index(trial.seed), speakers.index(clip.speaker)
+                found[*where, classes.index(clip.truth), classes.index(clip.predicted)] += 1
+    return found
+
+
+def difference(network: np.ndarray, machine: np.ndarray, draws: int = 10_000) -> dict[str, Any]:
+    """Pooled UAR of the network less the machine's, and its 95 % percentile bootstrap: the same speakers are drawn for both."""
+    rng = np.random.default_rng(0)
+
+    def pooled(confusions: np.ndarray, who: np.ndarray) -> float:
+        return float(np.mean([uar(seed[who].sum(axis=0)) for seed in confusions]))
+
+    everybody = np.arange(network.shape[1])
+    drawn = [rng.choice(everybody, len(everybody)) for _ in range(draws)]
+    values = [pooled(network, who) - pooled(machine, who) for who in drawn]
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return {"pooled": pooled(network, everybody) - pooled(machine, everybody), "ci95": [float(low), float(high)]}
 
 
 if __name__ == "__main__":
