@@ -71,7 +71,8 @@ def main() -> int:
                 network = by_speaker_and_seed(RunDir(arguments.against), index.metadata)
                 paired[what] = difference(network, by_speaker(trials, parts, truth, index.metadata)[None])
     result = {
-        "command": f"python tools/bench/emodb_svm.py SHARDS --folds {arguments.folds}" + " --against RUN" * bool(arguments.against),
+        "command": f"python tools/bench/emodb_svm.py SHARDS --folds {arguments.folds}"
+        + " --against RUN" * bool(arguments.against),
         "what": "eGeMAPSv02 functionals, RBF-SVM, balanced class weights; C and gamma by the dev part's UAR; speaker scaling "
         "is transductive; ci95 is of the pooled UAR, speakers resampled",
         "machine": {"architecture": platform.machine(), "cores": os.cpu_count()},
@@ -95,7 +96,6 @@ def main() -> int:
         if name in paired:
             low, high = paired[name]["ci95"]
             print(f"{'':40}  the network's pooled UAR less this one: {paired[name]['pooled']:+.3f} [{low:+.3f}, {high:+.3f}]")
-            )
     return 0
 
 
