@@ -27,6 +27,7 @@ from slurm_here import Cluster, missing
 from small import packed_tones, run_here, tones, wav2vec2
 
 from ser_hpc.cluster import plan
+from ser_hpc.cluster.jobs import submissions
 from ser_hpc.config.load import load
 from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
@@ -284,8 +285,8 @@ def test_nothing_is_submitted_twice_and_a_failure_is_named_and_retried(slurm: Cl
     (path,) = root.glob("ser-*")
     run = RunDir(path)
     again = launch(slurm, *arguments)
-    assert again.returncode == 0 and "left alone" in again.stdout and len(run.submitted.read_text().splitlines()) == 1
-    told = json.loads(run.submitted.read_text())
+    assert again.returncode == 0 and "left alone" in again.stdout and len(submissions(run)) == 1
+    told = json.loads(run.submitted.read_text().splitlines()[-1])
     assert set(slurm.wait([told["array"]]).values()) == {"FAILED"}
     assert set(slurm.wait([told["report"]]).values()) == {"FAILED"}
     (missing_trial,) = json.loads(run.report_json.read_text())["missing"]
@@ -319,7 +320,7 @@ def test_a_queue_of_many_with_random_failures(slurm: Cluster, base: Path, seeds:
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = root.glob("ser-*")
     run = RunDir(path)
-    told = json.loads(run.submitted.read_text())
+    told = json.loads(run.submitted.read_text().splitlines()[-1])
     for _ in range(failures):
         time.sleep(random.uniform(1, 8))
         kill_a_rank(slurm, run.trial(TRIAL))
@@ -347,7 +348,7 @@ def test_several_trials_share_a_job(slurm: Cluster, base: Path) -> None:
     assert result.returncode == 0 and "4 trials in 2 jobs" in result.stdout, result.stdout + result.stderr
     (path,) = root.glob("ser-*")
     run = RunDir(path)
-    told = json.loads(run.submitted.read_text())
+    told = json.loads(run.submitted.read_text().splitlines()[-1])
     wait_for_step(run.trial(Trial(0, 0)), 6)
     preempt(slurm, run.trial(TRIAL), own_signal=True)
     assert set(slurm.wait([told["array"], told["report"]], timeout_s=600).values()) == {"COMPLETED"}, log_of(run)

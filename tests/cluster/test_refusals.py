@@ -62,7 +62,7 @@ def test_while_the_controller_is_away(slurm: Cluster, base: Path) -> None:
     assert result.returncode == 0, result.stderr
     (path,) = (base / "away").glob("ser-*")
     run = RunDir(path)
-    told = json.loads(run.submitted.read_text())
+    told = json.loads(run.submitted.read_text().splitlines()[-1])
     status = [sys.executable, "-m", "ser_hpc.status", str(path)]
     slurm.stop_controller()
     try:
