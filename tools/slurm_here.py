@@ -300,7 +300,7 @@ class Cluster:
             )
         self._children.append(child)
         with (self.folder / "processes").open("a") as file:
-            file.write(f"{name} {child.pid} {_born(child.pid)}\n")
+            file.write(f"{name} {child.pid} {_born(child.pid) or 'dead'}\n")  # it may have ended already
 
     def _alive(self, name: str | None = None) -> list[int]:
         """Process ids of a daemon (by name), or of all daemons."""
