@@ -135,7 +135,11 @@ def test_deaths_without_a_word_are_a_crash_loop_at_the_third_time(tmp_path: Path
 
     def attempt(step: int | None, how: str | None = None) -> None:
         made = attempts.claim(trial, rank)
-        attempts.refuse_crash_loop(trial, made)
+        try:
+            attempts.refuse_crash_loop(trial, made)
+        except UserError as error:
+            attempts.end(made, "failed", str(error))
+            raise
         if step is not None:
             write_json(made.progress, {"step": step, "startup_s": 20.0})
         if how is not None:
