@@ -314,7 +314,7 @@ def test_retry_leaves_out_the_nodes_where_it_failed_but_not_for_mistakes(
         monkeypatch, squeue=queue("2 RUNNING None n3 9:00 0", "3 NODE_FAIL None n[4-5] 9:00 0", "4 PENDING Priority - 0:00 0")
     )
     assert status.main([str(made.run.path), "--retry"]) == 0
-    assert asked == [(made.run, [made.trials[0], made.trials[1], made.trials[3]], ("n1", "n[4-5]"))]
+    assert asked == [(made.run, [made.trials[0], made.trials[1], made.trials[3]], ("n1", "n[4-5]"), "refuse")]
     slurm(monkeypatch)
     with pytest.raises(UserError, match="still queued cannot be asked"):
         status.main([str(made.run.path), "--retry"])
