@@ -22,7 +22,6 @@ from ser_hpc.errors import UserError
 from ser_hpc.files import write_json, write_text
 from ser_hpc.results.run_dir import RunDir, Trial
 
-NOW = time.time()
 MIN = 60.0
 
 
@@ -37,7 +36,7 @@ class MadeRun:
 
     def submit(self, array: str = "123", trials: Sequence[Trial] | None = None) -> None:
         elements = tuple((trial,) for trial in (self.trials if trials is None else trials))
-        record(self.run, Submission(array, str(int(array) + 1), NOW - 200 * MIN, elements))
+        record(self.run, Submission(array, str(int(array) + 1), time.time() - 200 * MIN, elements))
 
     def attempt(
         self,
@@ -62,13 +61,20 @@ class MadeRun:
         name = f"123_{number - 1}" if job else None
         write_json(
             attempt.attempt,
-            {"number": attempt.number, "job": name, "nodes": node, "host": node, "pid": pid, "started": NOW - began * MIN},
+            {
+                "number": attempt.number,
+                "job": name,
+                "nodes": node,
+                "host": node,
+                "pid": pid,
+                "started": time.time() - began * MIN,
+            },
         )
         progress = {"state": state, "step": step, "steps": 1200, "epoch": step // 20, "epochs": 60}
-        progress |= {"best_dev_uar": uar, "seconds_left": left, "updated": NOW - until * MIN}
+        progress |= {"best_dev_uar": uar, "seconds_left": left, "updated": time.time() - until * MIN}
         write_json(attempt.progress, progress)
         if end is not None:
-            write_json(attempt.end, {"how": end, "error": error, "host": node, "when": NOW - until * MIN})
+            write_json(attempt.end, {"how": end, "error": error, "host": node, "when": time.time() - until * MIN})
         if end == "done":
             write_json(self.run.trial(trial).done, {"attempt": attempt.number, "seconds": (began - until) * MIN})
         for rank, text in enumerate(log):
