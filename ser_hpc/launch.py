@@ -80,19 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _start(experiment, experiment.trials, where, options.code, options.wait, out)
 
 
-def _record_array(run: RunDir) -> None:
-    """Within a task of slurm/train.sbatch: its array runs the trials, element K the K-th. So nobody submits them again."""
-    from ser_hpc.cluster import jobs
-    from ser_hpc.files import locked
-
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    if array is None:
-        return
-    with locked(run.lock):
-        if array not in {submission.array for submission in jobs.submissions(run)}:
-            jobs.record(run, jobs.Submission(array, None, time.time(), tuple((trial,) for trial in run.trials())))
-
-
 def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), policy: Policy = "refuse") -> int:
     """Start these trials of a planned run again, with its own settings, not on the nodes `exclude`."""
     from rich.console import Console

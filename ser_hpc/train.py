@@ -27,6 +27,7 @@ import numpy as np
 
 from ser_hpc import console
 from ser_hpc.engine import attempt as attempts
+from ser_hpc.engine.attempt import CANNOT_GO_ON, FAILED, STOPPED, SUPERSEDED
 from ser_hpc.engine.preemption import StopFlag, Stopped, Superseded, stop_time
 from ser_hpc.engine.rank import Rank, who_am_i
 from ser_hpc.errors import UserError, listed
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from ser_hpc.corpora.folds import Fold
 
 _STAGING_S = 1800.0
-FAILED, CANNOT_GO_ON, SUPERSEDED, STOPPED = 1, 2, 3, 75  # 75 is EX_TEMPFAIL; 2 is also a UserError's (ser_hpc.console)
 FINAL = "SER_HPC_FINAL"  # names the file for the last word to the batch script
 
 

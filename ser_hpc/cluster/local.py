@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import IO
 
 from ser_hpc.cluster.site import Machine
+from ser_hpc.engine.attempt import CANNOT_GO_ON, SUPERSEDED
 from ser_hpc.errors import UserError
 from ser_hpc.files import locked
 from ser_hpc.results.run_dir import RunDir, Trial
 
-CANNOT_GO_ON = 2
-FINAL = (0, CANNOT_GO_ON, 3)  # ser_hpc.train's exit codes after which a trial is not started again
+FINAL = (0, CANNOT_GO_ON, SUPERSEDED)  # exit codes after which a trial is not started again
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 _POLL_S = 0.2
 _GRACE_S = 60.0

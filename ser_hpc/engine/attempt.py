@@ -21,6 +21,8 @@ from ser_hpc.files import read_json, write_json
 from ser_hpc.results.endings import NOT_AGAIN, End, how_it_ended
 from ser_hpc.results.run_dir import AttemptDir, TrialDir
 
+# ser_hpc.train's exit codes, by which launchers go. 75 is EX_TEMPFAIL; 2 is also a UserError's (ser_hpc.console).
+FAILED, CANNOT_GO_ON, SUPERSEDED, STOPPED = 1, 2, 3, 75
 PACKAGES = ("torch", "torchaudio", "transformers", "deepspeed", "submitit", "numpy", "safetensors")
 _FAILURES = ("failed", "hung", "lost", "killed")
 

@@ -174,7 +174,7 @@ def _save(trial: TrialDir, attempt: AttemptDir, state: TrainState, tensors: Trai
         ) from error
     kept = _markers(attempt)[:KEEP]
     _drop(attempt, kept, {read_json(marker)["state"]["best_epoch"] for marker in kept})
-    if len(_markers(attempt)) == KEEP:
+    if len(kept) == KEEP:
         for older in trial.attempts:
             if older.number < attempt.number:
                 shutil.rmtree(older.checkpoints, ignore_errors=True)

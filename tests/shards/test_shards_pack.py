@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from small import SUICIDE
 
 from ser_hpc.errors import UserError
 from ser_hpc.pack import main
@@ -25,23 +26,6 @@ from ser_hpc.shards.write import pack
 
 Tree = Callable[[Path], dict[str, bytes]]
 ROOT = Path(__file__).parents[2]
-
-# Packs a table as the command does, in one process, and kills itself at the n-th call that changes or syncs the disk.
-SUICIDE = """
-import os, signal, sys
-from ser_hpc.pack import main
-left = int(sys.argv.pop(1))
-def counted(function):
-    def call(*arguments, **options):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **options)
-    return call
-os.replace, os.fsync, os.unlink = counted(os.replace), counted(os.fsync), counted(os.unlink)
-sys.exit(main())
-"""
 
 
 def environment() -> dict[str, str]:
