@@ -71,8 +71,13 @@ def uninterrupted(base: Path, ranks: int, strategy: str, *more: str) -> TrialDir
 def launch(slurm: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
     small = ["cluster.cpus_per_gpu=1", "cluster.mem_gb_per_gpu=2", "cluster.stop_before_end_s=40"]
     command = [sys.executable, "-m", "ser_hpc.launch", *arguments, *small]
-    environment = slurm.env | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=with_slow_steps(slurm), capture_output=True, text=True, timeout=120)
+
+
+def with_slow_steps(slurm: Cluster) -> dict[str, str]:
+    """What a launch hands on to its jobs, so that also a fast machine is still training when it is interrupted."""
+    paths = [str(Path(__file__).parent / "slow_steps"), os.environ.get("PYTHONPATH", "")]
+    return slurm.env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def submitted(slurm: Cluster, base: Path, name: str, way: str, *more: str) -> tuple[RunDir, list[str]]:
@@ -295,7 +300,7 @@ def test_nothing_is_submitted_twice_and_a_failure_is_named_and_retried(slurm: Cl
     shown = subprocess.run(status, env=slurm.env, capture_output=True, text=True)
     assert shown.returncode == 1 and "bytes are not those that were packed" in shown.stdout
     tar.write_bytes(whole)
-    retried = subprocess.run([*status, "--retry"], env=slurm.env, capture_output=True, text=True)
+    retried = subprocess.run([*status, "--retry"], env=with_slow_steps(slurm), capture_output=True, text=True)
     assert retried.returncode == 0, retried.stdout + retried.stderr
     told = json.loads(run.submitted.read_text().splitlines()[-1])
     assert set(slurm.wait([told["array"], told["report"]], timeout_s=300).values()) == {"COMPLETED"}, log_of(run)
@@ -368,7 +373,7 @@ def test_the_sbatch_script_alone(slurm: Cluster, base: Path, tmp_path: Path) -> 
     config.write_text(json.dumps({"run": {"root": str(root)}, "data": data, "model": model, "train": train}))
     script = Path(__file__).parents[2] / "slurm" / "train.sbatch"
     small = ["--array=0-3", "--gpus-per-node=1", "--cpus-per-task=1", "--mem=2G", f"--chdir={tmp_path}"]
-    environment = slurm.env | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment = with_slow_steps(slurm) | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     sent = subprocess.run(["sbatch", "--parsable", *small, script, config], env=environment, capture_output=True, text=True)
     assert sent.returncode == 0, sent.stderr
     job = sent.stdout.strip()
