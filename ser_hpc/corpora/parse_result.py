@@ -6,13 +6,16 @@ A parser is a function `parse(root: Path) -> ParseResult`. Nothing is dropped in
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError, listed
+
+AUDIO = frozenset([".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".au", ".sph", ".wma"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +34,48 @@ def finish(
     warnings: Iterable[str] = (),
     skipped: Sequence[tuple[Path, str]] = (),
 ) -> ParseResult:
-    """The result of a parser. Raises UserError where nothing was found, or where two clips share an id.
+    """The result of a parser, each clip once: of a doubled tree the copy nearest to `root` stays, the other is `skipped`.
 
-    `layout` says in words where the corpus's files are expected.
+    `layout` says in words where the corpus's files are expected. Raises UserError where nothing was found, or where two clips
+    share an id and are no copies of each other: another speaker, emotion, or anything else but the path.
     """
     if not utterances:
         reasons = listed([f"{path}: {reason}" for path, reason in skipped], 3)
         raise UserError(f"{root}: no utterance found; expected {layout}" + (f". Skipped: {reasons}" if skipped else ""))
-    repeated = [name for name, count in Counter(u.utterance_id for u in utterances).items() if count > 1]
-    if repeated:
-        raise UserError(f"{root}: an utterance id must be unique within its corpus, but these occur again: {listed(repeated)}")
-    return ParseResult(tuple(utterances), tuple(warnings), tuple(skipped))
+    once, copies = _each_once(root, utterances)
+    told = [*warnings, *([_doubled(copies)] if copies else [])]
+    again = [(clip.audio_path, f"the same clip as {kept.audio_path}, which is used") for clip, kept in copies]
+    return ParseResult(tuple(once), tuple(told), (*skipped, *again))
+
+
+def _each_once(root: Path, utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[tuple[Utterance, Utterance]]]:
+    """The clips without copies, in their order, and each copy with the clip that is used instead."""
+    by_id: dict[str, list[Utterance]] = defaultdict(list)
+    for clip in utterances:
+        by_id[clip.utterance_id].append(clip)
+    copies, different = [], []
+    for name, clips in by_id.items():
+        kept, *others = sorted(clips, key=lambda clip: (len(clip.audio_path.parts), str(clip.audio_path)))
+        by_id[name] = [kept]
+        copies += [(clip, kept) for clip in others]
+        if any(replace(clip, audio_path=kept.audio_path) != kept for clip in others):
+            different.append(f"{name} ({', '.join(str(clip.audio_path) for clip in clips[:2])})")
+    if different:
+        raise UserError(
+            f"{root}: {len(different)} ids stand for clips that differ in more than their path: {listed(different, 3)}. "
+            "Leave one of each out; an id must be unique within its corpus"
+        )
+    return [clip for clip in utterances if by_id[clip.utterance_id][0] is clip], copies
+
+
+def _doubled(copies: Sequence[tuple[Utterance, Utterance]]) -> str:
+    def size(clip: Utterance) -> int:
+        return clip.audio_path.stat().st_size if clip.audio_path.exists() else -1
+
+    clip, kept = copies[0]
+    other = sum(size(clip) != size(kept) for clip, kept in copies)
+    encoded = f"; {other} of them have another size (encoded again?)" if other else ""
+    return f"{len(copies)} clips occur again, as {clip.audio_path} of {kept.audio_path}: left out{encoded}"
 
 
 def existing_folder(root: Path, layout: str) -> Path:
@@ -55,6 +89,21 @@ def existing_folder(root: Path, layout: str) -> Path:
 def visible_files(folder: Path) -> list[Path]:
     """The files of a folder by name, without hidden ones: `._x.wav` is a note of macOS about x.wav, not a recording."""
     return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def recordings(root: Path) -> list[Path]:
+    """Every audio file below `root`, by path; without hidden files and folders and what macOS adds to archives (`__MACOSX`)."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link upwards
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = sorted(name for name in inner if not name.startswith(".") and name != "__MACOSX")
+        found += [Path(folder, name) for name in names if Path(name).suffix.lower() in AUDIO and not name.startswith(".")]
+    return sorted(found)
 
 
 def count_warnings(what: str, found: Iterable[str], known: Mapping[str, int]) -> list[str]:

@@ -7,7 +7,8 @@ sees only the metadata table and the position of a clip in it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from ser_hpc.errors import UserError
 # A WebDataset key ends at the first dot, and a slash makes a folder: neither may stand in an id.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _NAME = re.compile(r"[a-z0-9_]{1,24}")
+_LANGUAGE = re.compile(r"[a-z]{2,3}")
+_EXTRA = re.compile(r"[a-z][a-z0-9_]{0,39}")
 UNKNOWN_SPEAKER = "unknown"
 
 
@@ -24,6 +27,7 @@ UNKNOWN_SPEAKER = "unknown"
 class Utterance:
     """One clip as annotated. `emotion` is the corpus's own word; label sets give it a class later.
 
+    `extra`: whatever else the corpus says of the clip, by name (age, perceived labels, transcript): a label set may use it.
     `start_s` / `end_s` cut the clip out of a longer recording (seconds; None = from the beginning / to the end).
     Empty strings and None mean "not annotated".
     """
@@ -38,11 +42,13 @@ class Utterance:
     text_id: str = ""  # clips with one text_id say the same words
     split: str = ""  # "train", "dev" or "test" where the corpus defines a split
     intensity: str = ""
+    language: str = ""  # ISO 639-1: "en", "de", "ur"
     arousal: float | None = None
     valence: float | None = None
     dominance: float | None = None
     start_s: float | None = None
     end_s: float | None = None
+    extra: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.corpus):
@@ -53,6 +59,10 @@ class Utterance:
             raise UserError(f"{self.audio_path}: speaker ({self.speaker!r}) and emotion ({self.emotion!r}) must not be empty")
         if self.gender not in ("", "female", "male"):
             raise UserError(f"{self.audio_path}: gender is {self.gender!r}; use female, male or nothing")
+        if self.language and not _LANGUAGE.fullmatch(self.language):
+            raise UserError(f"{self.audio_path}: language is {self.language!r}; use its two letters (ISO 639-1), as en")
+        if wrong := [name for name in self.extra if not _EXTRA.fullmatch(name)]:
+            raise UserError(f"{self.audio_path}: {wrong[0]!r} cannot name a field of `extra`: use a-z, 0-9 and _")
         if self.split not in ("", "train", "dev", "test"):
             raise UserError(f"{self.audio_path}: split is {self.split!r}; use train, dev, test or nothing")
 
