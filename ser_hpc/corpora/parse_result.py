@@ -58,12 +58,12 @@ def _each_once(root: Path, utterances: Sequence[Utterance]) -> tuple[list[Uttera
         kept, *others = sorted(clips, key=lambda clip: (len(clip.audio_path.parts), str(clip.audio_path)))
         by_id[name] = [kept]
         copies += [(clip, kept) for clip in others]
-        if any(replace(clip, audio_path=kept.audio_path) != kept for clip in others):
+        if any(clip.audio_path == kept.audio_path or replace(clip, audio_path=kept.audio_path) != kept for clip in others):
             different.append(f"{name} ({', '.join(str(clip.audio_path) for clip in clips[:2])})")
     if different:
         raise UserError(
-            f"{root}: {len(different)} ids stand for clips that differ in more than their path: {listed(different, 3)}. "
-            "Leave one of each out; an id must be unique within its corpus"
+            f"{root}: an id must be unique within its corpus, but {len(different)} stand for clips that are no copies: {listed(different, 3)}. "
+            "Leave one of each out"
         )
     return [clip for clip in utterances if by_id[clip.utterance_id][0] is clip], copies
 
