@@ -62,8 +62,8 @@ def _each_once(root: Path, utterances: Sequence[Utterance]) -> tuple[list[Uttera
             different.append(f"{name} ({', '.join(str(clip.audio_path) for clip in clips[:2])})")
     if different:
         raise UserError(
-            f"{root}: an utterance id must be unique within its corpus, but {len(different)} stand for clips that are no copies "
-            f"of each other: {listed(different, 3)}. Leave one of each out"
+            f"{root}: an utterance id must be unique within its corpus, but {len(different)} stand for clips that do not "
+            f"say the same: {listed(different, 3)}. Leave one of each out"
         )
     return [clip for clip in utterances if by_id[clip.utterance_id][0] is clip], copies
 
