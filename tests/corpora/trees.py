@@ -9,7 +9,7 @@ import soundfile
 
 
 def clip(path: Path, rate: int = 16000, channels: int = 1, subtype: str = "PCM_16", seconds: float = 0.2) -> Path:
-    """Write a recording of a faint tone, a little different for each name, in the format of the path's suffix; folders are made.
+    """Write a faint tone, a little different for each name, in the format of the path's suffix; folders are made.
 
     `rate` in Hz; `subtype` as soundfile names it: PCM_16, PCM_24, FLOAT. Returns `path`.
     """
