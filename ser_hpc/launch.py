@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ser_hpc.cluster import plan, show, site
 
     where, why = site.choose(settings.cluster.kind) if not options.prepare else ("local", "")
-    if settings.data.shards == plan.DEMO:
+    if plan.DEMO in settings.data.shards:
         from ser_hpc.cluster.demo import make_demo_shards
 
-        make_demo_shards(plan.shard_folder(settings), out)
+        make_demo_shards(plan.demo_folder(settings), out)
     experiment = plan.prepare(settings)
     if options.dry_run:
         show.plan(experiment, where, _command(argv), out)

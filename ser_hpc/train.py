@@ -178,22 +178,22 @@ def _check_node(experiment: Experiment, place: TrialDir, rank: Rank) -> None:
             print(warning, flush=True)
 
 
-def _staged(experiment: Experiment, fold: Fold, rank: Rank) -> Path | None:
-    """The folder with copies of the fold's shards on this node's own disk, where the cluster's profile names one."""
+def _staged(experiment: Experiment, fold: Fold, rank: Rank) -> tuple[Path, ...]:
+    """The folders with copies of the fold's shards on this node's own disk, where the cluster's profile names one."""
     from ser_hpc.config.settings import expanded
     from ser_hpc.data.staging import stage
 
     where = experiment.settings.cluster.node_local
     if where is None:
-        return None
+        return ()
     positions = np.concatenate([fold.train.positions, fold.dev.positions, fold.test.positions])
     try:
-        root, said = stage(experiment.index, positions, expanded(where), wait_s=_STAGING_S)
+        roots, said = stage(experiment.index, positions, expanded(where), wait_s=_STAGING_S)
     except UserError as error:  # the variable that names the folder is not set on this node
-        root, said = experiment.index.root, f"shards are read where they lie: {error}"
+        roots, said = (), f"shards are read where they lie: {error}"
     if rank.local == 0:
         print(said, flush=True)
-    return root
+    return roots
 
 
 def _what_it_means(error: BaseException) -> tuple[str, int]:

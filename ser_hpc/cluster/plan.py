@@ -49,8 +49,7 @@ class Experiment:
         """runs/<name>-<8 hex>: the hex is a hash of what changes the result, so nothing stale is ever taken for it."""
         what = {
             "settings": self.settings.identity(),
-            "classes": self.label_set.classes,
-            "map": sorted(self.label_set.mapping.items()),
+            **self.label_set.identity(),
             "shards": self.index.fingerprint,
         }
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
@@ -59,27 +58,30 @@ class Experiment:
 
 def prepare(settings: Settings) -> Experiment:
     """Load and check everything that the settings name; writes nothing. Raises UserError."""
-    index = ShardIndex.load(shard_folder(settings))
-    emotions = index.metadata.emotion
+    index = ShardIndex.load(*shard_folders(settings))
     name = settings.data.labels
-    label_set = labels.as_annotated(emotions) if name == "as_annotated" else labels.load(find(name, "labels"))
+    label_set = labels.as_annotated(index.metadata) if name == "as_annotated" else labels.load(find(name, "labels"))
     if len(label_set.classes) < 2:
         raise UserError(
             f"the clips have {len(label_set.classes)} class ({', '.join(label_set.classes)}); two are needed at least"
         )
     folds = plan(index.metadata, label_set, settings.folds.protocol, settings.folds.count)
     _check_lengths(settings, index)
-    return Experiment(settings, index, label_set, label_set.targets(emotions), folds)
+    return Experiment(settings, index, label_set, label_set.targets(index.metadata), folds)
 
 
-def shard_folder(settings: Settings) -> Path:
+def shard_folders(settings: Settings) -> list[Path]:
     """Where the shards are; the demo's are beside its runs. Raises UserError if the settings do not say."""
-    if settings.data.shards is None:
+    if not settings.data.shards:
         raise UserError(
             "data.shards is not given: add data.shards=FOLDER, a folder that tools/build_shards.py packed "
             f"(or data.shards={DEMO} for the built-in synthetic speech)"
         )
-    return settings.run.root / "demo_corpus" / "shards" if settings.data.shards == DEMO else Path(settings.data.shards)
+    return [demo_folder(settings) if name == DEMO else Path(name) for name in settings.data.shards]
+
+
+def demo_folder(settings: Settings) -> Path:
+    return settings.run.root / "demo_corpus" / "shards"
 
 
 def write(experiment: Experiment) -> RunDir:
@@ -93,7 +95,7 @@ def write(experiment: Experiment) -> RunDir:
     if run.plan.exists():
         seeds |= set(run.read_plan()["seeds"])
     # Jobs run elsewhere: the shards' place must not depend on the folder that the command was started in.
-    data = experiment.settings.data.model_copy(update={"shards": str(experiment.index.root.resolve())})
+    data = experiment.settings.data.model_copy(update={"shards": tuple(str(root.resolve()) for root in experiment.index.roots)})
     settings = experiment.settings.model_copy(update={"seeds": tuple(sorted(seeds)), "data": data})
     write_text(run.settings, dump(settings))
     write_json(run.plan, _describe(experiment, sorted(seeds)))
@@ -127,12 +129,12 @@ def _check_lengths(settings: Settings, index: ShardIndex) -> None:
 def _describe(experiment: Experiment, seeds: list[int]) -> dict[str, Any]:
     """plan.json: everything in words and counts that a report, a status page or a person needs."""
     metadata, folds = experiment.index.metadata, experiment.folds
-    dropped = Counter(metadata.emotion[experiment.targets == DROPPED].tolist())
+    dropped = Counter(experiment.label_set.annotations(metadata)[experiment.targets == DROPPED].tolist())
     return {
         "format": 1,
         "name": experiment.settings.run.name,
         "version": ser_hpc.__version__,
-        "demo": experiment.settings.data.shards == DEMO,
+        "demo": DEMO in experiment.settings.data.shards,
         "classes": list(experiment.label_set.classes),
         "label_set": experiment.label_set.name,
         "corpora": sorted(set(metadata.corpus.tolist())),

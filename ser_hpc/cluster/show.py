@@ -77,7 +77,7 @@ def start(experiment: Experiment, todo: Sequence[Trial], held: Mapping[Trial, Jo
     out.print(f"Run directory: {run.path}", soft_wrap=True)
     for note in experiment.folds.notes:
         out.print(f"note: {note}", soft_wrap=True)
-    if experiment.settings.data.shards == DEMO:
+    if DEMO in experiment.settings.data.shards:
         out.print("This is the demo: synthetic speech. Its numbers say that everything works, and nothing about real speech.")
     done = sum(run.trial(trial).is_done for trial in trials)
     if done:

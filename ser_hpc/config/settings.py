@@ -39,6 +39,14 @@ Seeds = Annotated[
 ]
 
 
+def _words(value: Any) -> Any:
+    """One word is a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -51,8 +59,9 @@ class RunSettings(Section):
 
 
 class DataSettings(Section):
-    shards: str | None = None
-    """Folder of packed shards (tools/build_shards.py makes it), or `demo`: built-in synthetic speech, made when first used."""
+    shards: Words = ()
+    """Folder of packed shards (tools/build_shards.py makes it), or a list of them, one a corpus; or `demo`: built-in synthetic
+    speech, made when first used."""
     labels: str = "as_annotated"
     """Label set: a name under configs/labels, a YAML file, or `as_annotated` (every annotated emotion is a class)."""
     max_seconds: PositiveFloat | None = None
@@ -214,13 +223,7 @@ def _minutes(value: Any) -> Any:
     return slurm_minutes(value) if isinstance(value, str) else value
 
 
-def _words(value: Any) -> Any:
-    """One word is a list of one."""
-    return (value,) if isinstance(value, str) else value
-
-
 Minutes = Annotated[int, BeforeValidator(_minutes), Field(ge=1)]
-Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 
 class ClusterSettings(Section):

@@ -82,7 +82,7 @@ def _digest(metadata: Metadata, folds: Sequence[Fold]) -> str:
 
 def _left_out(clips: Clips, metadata: Metadata, label_set: LabelSet, sides: Sequence[np.ndarray]) -> list[str]:
     notes = []
-    dropped = Counter(metadata.emotion[label_set.targets(metadata.emotion) == DROPPED].tolist())
+    dropped = Counter(label_set.annotations(metadata)[label_set.targets(metadata) == DROPPED].tolist())
     if dropped:
         each = listed([f"{emotion} {number}" for emotion, number in sorted(dropped.items())], 20)
         notes.append(f"{dropped.total()} of {len(metadata)} clips have no class in the label set {label_set.name}: {each}.")

@@ -4,54 +4,84 @@
     classes: [angry, happy, neutral, sad]        # a class's index is its place in this list
     map: {ang: angry, hap: happy, exc: happy, neu: neutral, sad: sad, fru: null, xxx: null}   # null: dropped, and counted
 
-Every emotion that occurs in the shards must be a key of `map` (an emotion with a class's own name may be left out), so that a
-typo or a new code is never dropped in silence.
+    column: [emotion, intensity]                 # optional: what is read instead of `emotion`; several are joined: anger/high
+    map: {esd: {surprise: null}, surprise: surprised}     # the name of a corpus: what holds for that one alone, and goes first
+
+Whatever occurs in the shards must be a key of `map` (a class's own name may be left out), so that a typo or a new code is never
+dropped in silence. `column` may name any text that the clips carry, the corpus's extra fields included.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 
+from ser_hpc.corpora.utterance import Metadata
 from ser_hpc.errors import UserError, listed
 
+Meaning = dict[str, str | None]
 DROPPED = -1
+KEYS = ("name", "classes", "map", "column")
 
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """`classes[i]` is the name of class i; `mapping` takes an annotated emotion to a class, or to None (dropped)."""
+    """`classes[i]` is the name of class i; `mapping` takes an annotation to a class, or to None (dropped).
+
+    `by_corpus` does so for one corpus, and goes first. An annotation is the text in `columns`, joined by a slash.
+    """
 
     name: str
     classes: tuple[str, ...]
-    mapping: dict[str, str | None]
+    mapping: Meaning
+    by_corpus: dict[str, Meaning] = field(default_factory=dict)
+    columns: tuple[str, ...] = ("emotion",)
 
-    def targets(self, emotions: np.ndarray) -> np.ndarray:
-        """Class index of each annotated emotion, `DROPPED` (-1) where the set gives it no class. int64, same shape.
+    def annotations(self, metadata: Metadata) -> np.ndarray:
+        """What the set reads of each clip: object array of str, (num_clips,). Raises UserError for an unknown column."""
+        first, *others = (metadata.column(name).tolist() for name in self.columns)
+        joined = ["/".join(words) for words in zip(first, *others, strict=True)] if others else first
+        return np.array(joined, dtype=object)
 
-        Raises UserError naming every emotion that the set does not know, with its count.
+    def targets(self, metadata: Metadata) -> np.ndarray:
+        """Class index of each clip, `DROPPED` (-1) where the set gives it no class. int64 (num_clips,).
+
+        Raises UserError naming every annotation that the set does not know, with its count.
         """
         index = {name: i for i, name in enumerate(self.classes)}
-        known = {name: name for name in self.classes} | self.mapping
-        counts = Counter(emotions.tolist())
-        unknown = sorted(set(counts) - set(known))
+        common = {name: name for name in self.classes} | self.mapping
+        pairs = list(zip(metadata.corpus.tolist(), self.annotations(metadata).tolist(), strict=True))
+        codes, unknown = {}, {}
+        for (corpus, word), clips in Counter(pairs).items():
+            known = common | self.by_corpus.get(corpus, {})
+            if word in known:
+                name = known[word]
+                codes[corpus, word] = DROPPED if name is None else index[name]
+            else:
+                unknown[corpus, word] = clips
         if unknown:
-            found = listed([f"{name!r} ({counts[name]} clips)" for name in unknown])
+            found = listed([f"{word!r} of {corpus} ({clips} clips)" for (corpus, word), clips in sorted(unknown.items())])
             raise UserError(
-                f"label set {self.name!r} does not know the emotion {found}; it knows {listed(sorted(known), 20)}. "
-                "Give each a class under `map`, or null to leave it out."
+                f"label set {self.name!r} does not know the {'/'.join(self.columns)} {found}; it knows "
+                f"{listed(sorted(common), 20)}. Give each a class under `map`, or null to leave it out."
             )
-        code = {emotion: DROPPED if name is None else index[name] for emotion, name in known.items()}
-        return np.array([code[emotion] for emotion in emotions.tolist()], dtype=np.int64)
+        return np.array([codes[pair] for pair in pairs], dtype=np.int64)
+
+    def identity(self) -> dict[str, Any]:
+        """What of it changes a result: all but its name."""
+        per_corpus = {"by_corpus": self.by_corpus} if self.by_corpus else {}
+        columns = {"columns": self.columns} if self.columns != ("emotion",) else {}
+        return {"classes": self.classes, "map": sorted(self.mapping.items()), **per_corpus, **columns}
 
 
-def as_annotated(emotions: np.ndarray) -> LabelSet:
+def as_annotated(metadata: Metadata) -> LabelSet:
     """Every emotion that occurs is a class of its own, in alphabetical order."""
-    return LabelSet("as_annotated", tuple(sorted(set(emotions.tolist()))), {})
+    return LabelSet("as_annotated", tuple(sorted(set(metadata.emotion.tolist()))), {})
 
 
 def load(path: Path) -> LabelSet:
@@ -61,22 +91,30 @@ def load(path: Path) -> LabelSet:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"label set {path}: cannot be read: {error}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"label set {path}: must be a mapping with the keys name, classes and map")
-    classes, mapping = raw.get("classes"), raw.get("map") or {}
-    problems = [f"unknown key {key!r}; allowed: name, classes, map" for key in raw if key not in ("name", "classes", "map")]
+        raise UserError(f"label set {path}: must be a mapping with the keys {listed(KEYS)}")
+    classes, mapping, columns = raw.get("classes"), raw.get("map") or {}, raw.get("column", ["emotion"])
+    problems = [f"unknown key {key!r}; allowed: {listed(KEYS)}" for key in raw if key not in KEYS]
     if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(c, str) for c in classes):
         problems.append(f"classes must be a list of at least two names, but is {classes!r}")
         classes = []
+    columns = [columns] if isinstance(columns, str) else columns
+    if not isinstance(columns, list) or not columns or not all(isinstance(name, str) for name in columns):
+        problems.append(f"column must be the name of a column, or a list of names, but is {columns!r}")
+        columns = []
     if len(set(classes)) != len(classes):
         problems.append(f"classes has a name twice: {classes}")
     if not isinstance(mapping, dict):
         problems.append(f"map must take emotions to classes, but is {mapping!r}")
         mapping = {}
-    problems += [
-        f"map.{emotion}: {name!r} is not one of the classes {classes}"
-        for emotion, name in mapping.items()
-        if name is not None and name not in classes
-    ]
+    by_corpus = {str(corpus): value for corpus, value in mapping.items() if isinstance(value, dict)}
+    common = {str(word): value for word, value in mapping.items() if not isinstance(value, dict)}
+    for where, meaning in [("map", common), *((f"map.{corpus}", value) for corpus, value in by_corpus.items())]:
+        problems += [
+            f"{where}.{word}: {name!r} is not one of the classes {classes}"
+            for word, name in meaning.items()
+            if name is not None and name not in classes
+        ]
     if problems:
         raise UserError(f"label set {path}:\n" + "\n".join(f"  {problem}" for problem in problems))
-    return LabelSet(str(raw.get("name", path.stem)), tuple(classes), {str(k): v for k, v in mapping.items()})
+    by_corpus = {corpus: {str(word): name for word, name in meaning.items()} for corpus, meaning in by_corpus.items()}
+    return LabelSet(str(raw.get("name", path.stem)), tuple(classes), common, by_corpus, tuple(columns))

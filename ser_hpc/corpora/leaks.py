@@ -70,7 +70,7 @@ class Clips:
     @classmethod
     def of(cls, metadata: Metadata, label_set: LabelSet) -> Clips:
         """Raises UserError where two rows are the same clip or none has a class."""
-        targets = label_set.targets(metadata.emotion)
+        targets = label_set.targets(metadata)
         keys = [f"{corpus}/{name}" for corpus, name in zip(metadata.corpus, metadata.utterance_id, strict=True)]
         positions = np.array([i for i in sorted(range(len(keys)), key=keys.__getitem__) if targets[i] >= 0], dtype=np.int64)
         if not len(positions):

@@ -5,7 +5,8 @@
 
 Columns  audio (absolute, or relative to the table), emotion, speaker; optional: session, gender (f, m, female, male),
          split (train, dev, test), text_id (clips that say the same words), start_s and end_s (a piece of a longer recording),
-         intensity, arousal, valence, dominance. An empty value means "not annotated".
+         language (two letters), intensity, arousal, valence, dominance; and extra.NAME for anything else. An empty value means
+         "not annotated".
 Corpus   Named after the file: `My Corpus.csv` is my_corpus.
 Ids      The audio path from the table's folder on, without suffix, with "-" for what an id may not hold; a piece of a recording
          adds its times in milliseconds. Ids that would coincide end in a hash of path and times, whatever the order of rows.
@@ -26,12 +27,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ser_hpc.corpora.parse_result import ParseResult, finish
-from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Utterance
+from ser_hpc.corpora.utterance import EXTRA_NAME, LANGUAGE, UNKNOWN_SPEAKER, Utterance
 from ser_hpc.errors import UserError, listed
 
 REQUIRED = ("audio", "emotion", "speaker")
 NUMBERS = ("start_s", "end_s", "arousal", "valence", "dominance")
-COLUMNS = (*REQUIRED, "session", "gender", "split", "text_id", "intensity", *NUMBERS)
+COLUMNS = (*REQUIRED, "session", "gender", "split", "text_id", "language", "intensity", *NUMBERS)
+EXTRA = "extra."
 GENDERS = {"f": "female", "female": "female", "m": "male", "male": "male"}
 SPLITS = {"train": "train", "dev": "dev", "test": "test"}
 SHOWN = 20
@@ -114,7 +116,7 @@ def _read_jsonl(path: Path, problems: list[str]) -> list[Row]:
 
 def _unknown_column(name: str, line: int) -> str:
     """What is wrong with a column's name; "" if it is known."""
-    if name in COLUMNS:
+    if name in COLUMNS or (name.startswith(EXTRA) and EXTRA_NAME.fullmatch(name.removeprefix(EXTRA))):
         return ""
     near = difflib.get_close_matches(name.lower(), COLUMNS, n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; known: {listed(COLUMNS, 20)}"
@@ -127,6 +129,8 @@ def _utterance(table: Path, row: Row, problems: list[str]) -> Utterance | None:
     audio = table.parent / row["audio"]
     if row["audio"] and not audio.is_file():
         mistakes.append(f"no audio file {audio}")
+    if row["language"] and not LANGUAGE.fullmatch(row["language"].lower()):
+        mistakes.append(f"language is {row['language']!r}; use its two letters (ISO 639-1), as en, or leave it empty")
     number = {name: _number(name, row, mistakes) for name in NUMBERS}
     gender, split = _word("gender", GENDERS, row, mistakes), _word("split", SPLITS, row, mistakes)
     start, end = number["start_s"] or 0.0, number["end_s"]
@@ -146,7 +150,13 @@ def _utterance(table: Path, row: Row, problems: list[str]) -> Utterance | None:
         text_id=row["text_id"],
         split=split,
         intensity=row["intensity"],
-        **number,
+        language=row["language"].lower(),
+        extra={name.removeprefix(EXTRA): value for name, value in row.values.items() if value and name.startswith(EXTRA)},
+        arousal=number["arousal"],
+        valence=number["valence"],
+        dominance=number["dominance"],
+        start_s=number["start_s"],
+        end_s=end,
     )
 
 

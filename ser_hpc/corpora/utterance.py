@@ -6,6 +6,7 @@ sees only the metadata table and the position of a clip in it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ser_hpc.errors import UserError
+from ser_hpc.errors import UserError, listed
 
 # A WebDataset key ends at the first dot, and a slash makes a folder: neither may stand in an id.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _NAME = re.compile(r"[a-z0-9_]{1,24}")
-_LANGUAGE = re.compile(r"[a-z]{2,3}")
-_EXTRA = re.compile(r"[a-z][a-z0-9_]{0,39}")
+LANGUAGE = re.compile(r"[a-z]{2,3}")
+EXTRA_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 UNKNOWN_SPEAKER = "unknown"
+COLUMNS = ("corpus", "speaker", "emotion", "session", "gender", "text_id", "split", "intensity", "language")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +61,9 @@ class Utterance:
             raise UserError(f"{self.audio_path}: speaker ({self.speaker!r}) and emotion ({self.emotion!r}) must not be empty")
         if self.gender not in ("", "female", "male"):
             raise UserError(f"{self.audio_path}: gender is {self.gender!r}; use female, male or nothing")
-        if self.language and not _LANGUAGE.fullmatch(self.language):
+        if self.language and not LANGUAGE.fullmatch(self.language):
             raise UserError(f"{self.audio_path}: language is {self.language!r}; use its two letters (ISO 639-1), as en")
-        if wrong := [name for name in self.extra if not _EXTRA.fullmatch(name)]:
+        if wrong := [name for name in self.extra if not EXTRA_NAME.fullmatch(name)]:
             raise UserError(f"{self.audio_path}: {wrong[0]!r} cannot name a field of `extra`: use a-z, 0-9 and _")
         if self.split not in ("", "train", "dev", "test"):
             raise UserError(f"{self.audio_path}: split is {self.split!r}; use train, dev, test or nothing")
@@ -77,7 +79,7 @@ class Metadata:
     """The packed clips as a table of columns, one row a clip; a clip's row number is its *position*.
 
     Text columns are numpy object arrays of str ("" = not annotated), `seconds` is float64, `sound` is the hash of the
-    decoded 16 kHz samples (equal hash = identical sound). All columns have shape (num_clips,).
+    decoded 16 kHz samples (equal hash = identical sound), `extra` a JSON object of text. All columns have shape (num_clips,).
     """
 
     corpus: np.ndarray
@@ -88,11 +90,25 @@ class Metadata:
     gender: np.ndarray
     text_id: np.ndarray
     split: np.ndarray
+    intensity: np.ndarray
+    language: np.ndarray
+    extra: np.ndarray
     sound: np.ndarray
     seconds: np.ndarray
 
     def __len__(self) -> int:
         return len(self.seconds)
+
+    def column(self, name: str) -> np.ndarray:
+        """A text column, or a field of `extra` ("" where a clip lacks it). Raises UserError naming what there is."""
+        if name in COLUMNS:
+            values: np.ndarray = getattr(self, name)
+            return values
+        parsed = {text: json.loads(text) for text in set(self.extra.tolist()) if text}
+        known = sorted({name for fields in parsed.values() for name in fields})
+        if name not in known:
+            raise UserError(f"the clips have no column {name!r}; they have {listed([*COLUMNS, *known], 40)}")
+        return np.array([parsed[text].get(name, "") if text else "" for text in self.extra.tolist()], dtype=object)
 
     def take(self, positions: np.ndarray) -> Metadata:
         """The rows at `positions` (int array or boolean mask), in that order."""

@@ -37,28 +37,39 @@ class _CannotStageError(Exception):
     """Why not, in words."""
 
 
-def stage(index: ShardIndex, positions: np.ndarray, where: Path, *, wait_s: float) -> tuple[Path, str]:
-    """The folder to read the clips at `positions` from (`ShardReader(index, root=folder)`), and a sentence about it.
+def stage(index: ShardIndex, positions: np.ndarray, where: Path, *, wait_s: float) -> tuple[tuple[Path, ...], str]:
+    """The folders to read the clips at `positions` from (`ShardReader(index, folders)`), and a sentence about each.
 
-    That is a copy below `where`, or `index.root` if there cannot be one: too little space, a read error, a shard that is not as
-    it was packed, a folder of somebody else, or another process that still copies after `wait_s` seconds. Never raises for
-    those. Only tars that hold these clips are copied; nothing but what a killed copier left half-written is deleted.
+    Each is a copy of a dataset below `where`, or its own folder if there cannot be one: too little space, a read error, a shard
+    that is not as it was packed, a folder of somebody else, or another process that still copies after `wait_s` seconds. Never
+    raises for those. Only tars that hold these clips are copied; nothing but what a killed copier left half-written is deleted.
     """
-    shards = [index.shards[number] for number in np.unique(index.shard[positions])]
+    needed = np.unique(index.shard[positions])
+    folders, said = [], []
+    for number, (root, fingerprint) in enumerate(zip(index.roots, index.fingerprints, strict=True)):
+        shards = [index.shards[i] for i in needed if index.dataset[i] == number]
+        folder, news = _stage(root, fingerprint, shards, where, wait_s)
+        folders.append(folder)
+        copy = f"from {folder}: {len(shards)} of {index.dataset.count(number)} needed" if folder != root else f"from {root}"
+        said.append(f"shards are read {copy}, {news}")
+    return tuple(folders), "\n".join(said)
+
+
+def _stage(root: Path, fingerprint: str, shards: Sequence[Shard], where: Path, wait_s: float) -> tuple[Path, str]:
+    """One dataset's folder to read from, and what was copied there, or why it is its own."""
     began = time.monotonic()
     try:
         home = _own_folder(where)
-        with _alone(home / f"{index.fingerprint}.lock", wait_s):
-            folder = home / index.fingerprint
+        with _alone(home / f"{fingerprint}.lock", wait_s):
+            folder = home / fingerprint
             folder.mkdir(exist_ok=True)
-            copied = _bring(index.root, folder, shards)
+            copied = _bring(root, folder, shards)
     except (OSError, _CannotStageError) as error:
         why = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
-        return index.root, f"shards are read from {index.root}, not from a copy in {where}: {why}"
+        return root, f"not from a copy in {where}: {why}"
     took = time.monotonic() - began
     size = sum(shard.bytes for shard in copied) / 1e6
-    news = f"{len(copied)} copied, {size:,.1f} MB in {took:.1f} s" if copied else "all there already"
-    return folder, f"shards are read from {folder}: {len(shards)} of {len(index.shards)} needed, {news}"
+    return folder, f"{len(copied)} copied, {size:,.1f} MB in {took:.1f} s" if copied else "all there already"
 
 
 def _bring(root: Path, folder: Path, shards: Sequence[Shard]) -> list[Shard]:

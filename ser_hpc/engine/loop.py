@@ -51,14 +51,14 @@ from ser_hpc.shards.read import ShardReader
 class TrialData:
     """What a trial learns from: `targets` is the class index of every clip of the index (-1: in no part).
 
-    `root`: a folder with copies of the shards that it reads, if there is one.
+    `roots`: for each dataset a folder with copies of the shards that it reads; none: they are read where they lie.
     """
 
     index: ShardIndex
     classes: tuple[str, ...]
     targets: np.ndarray
     fold: Fold
-    root: Path | None = None
+    roots: tuple[Path, ...] = ()
 
 
 def train_trial(
@@ -93,7 +93,7 @@ def train_trial(
     average = WeightAverage(ranks.module, train.average, saved.tensors.average if saved.tensors else {})
     progress = Progress(attempt, saved.attempt, state, total_steps, train.epochs, active=world.is_main)
 
-    with ShardReader(data.index, data.root) as reader, progress, checkpoint.Writer(trial, attempt) as writer:
+    with ShardReader(data.index, data.roots) as reader, progress, checkpoint.Writer(trial, attempt) as writer:
         source = BatchSource(reader, data.targets, weights, max_samples)
         last_save, last_saved, save_s = time.monotonic(), state, 0.0
 

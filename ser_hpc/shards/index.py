@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ser_hpc.corpora.utterance import Metadata
-from ser_hpc.errors import UserError
+from ser_hpc.errors import UserError, listed
 from ser_hpc.files import read_json
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.plan import LAYOUT_VERSION
@@ -30,15 +30,15 @@ DATASET = "dataset.json"
 REPORT = "pack_report.json"
 PACK_AGAIN = "pack the corpus again with the same command: only what is missing or damaged is rebuilt"
 
-_WORDS = ("corpus", "utterance_id", "speaker", "emotion", "session", "gender", "text_id", "split", "intensity")
+_WORDS = ("corpus", "utterance_id", "speaker", "emotion", "session", "gender", "text_id", "split", "intensity", "language")
 _NUMBERS = ("arousal", "valence", "dominance", "start_s", "end_s")
 SCHEMA = pa.schema(
     [("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("num_samples", pa.int64())]
     + [("crc32", pa.uint32()), ("sound", pa.string()), ("clipped", pa.int64())]
-    + [(name, pa.string()) for name in (*_WORDS, "source")]
+    + [(name, pa.string()) for name in (*_WORDS, "source", "extra")]  # `extra`: a JSON object, "" if it is empty
     + [(name, pa.float64()) for name in _NUMBERS]
 )
-DESCRIPTION = (*_WORDS, "source", *_NUMBERS)  # what a row shares with the clip's JSON
+DESCRIPTION = (*_WORDS, "source", "extra", *_NUMBERS)  # what a row shares with the clip's JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +57,55 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class ShardIndex:
-    """A packed dataset. Row i of every array, shape (num_clips,), is the clip at position i.
+    """One packed dataset or several together. Row i of every array, shape (num_clips,), is the clip at position i.
 
-    `shard` int32: row's place in `shards`; `offset`, `size` int64: the FLAC payload's bytes in that tar; `num_samples` int64 at
-    16 kHz; `crc32` uint32 of the payload. `fingerprint` changes with any byte of any shard.
+    `roots`: the datasets' folders; `shards[i]` lies in `roots[dataset[i]]`. `shard` int32: row's place in `shards`; `offset`,
+    `size` int64: the FLAC payload's bytes in that tar; `num_samples` int64 at 16 kHz; `crc32` uint32 of the payload.
+    `fingerprints` (one a dataset) and `fingerprint` (of all) change with any byte of any shard.
     """
 
-    root: Path
+    roots: tuple[Path, ...]
+    fingerprints: tuple[str, ...]
     metadata: Metadata
     shards: tuple[Shard, ...]
+    dataset: tuple[int, ...]
     shard: np.ndarray
     offset: np.ndarray
     size: np.ndarray
     num_samples: np.ndarray
     crc32: np.ndarray
-    fingerprint: str
 
     @classmethod
-    def load(cls, root: Path) -> ShardIndex:
-        """Raises UserError: no finished dataset, another layout version, a shard or its index missing or changed."""
-        dataset = read_dataset(root)
-        shards = tuple(Shard(**shard) for shard in dataset["shards"])
-        for shard in shards:
-            check_tar_size(root, shard)
-        table = pa.concat_tables([read_table(root, shard) for shard in shards])
-        number = np.repeat(np.arange(len(shards), dtype=np.int32), [shard.clips for shard in shards])
-        arrays = {name: _column(table, name) for name in ("offset", "size", "num_samples", "crc32")}
-        return cls(root, metadata(table), shards, number, fingerprint=dataset["fingerprint"], **arrays)
+    def load(cls, *roots: Path) -> ShardIndex:
+        """Several datasets come in the order of their fingerprints, however they are listed.
+
+        Raises UserError: no finished dataset, another layout version, a shard or its index missing or changed, one twice.
+        """
+        found = {root: read_dataset(root) for root in roots}
+        ordered = sorted(found, key=lambda root: found[root]["fingerprint"])
+        fingerprints = tuple(found[root]["fingerprint"] for root in ordered)
+        if len(set(fingerprints)) < len(roots):
+            raise UserError(f"the same packed corpus is given twice: {listed([str(root) for root in roots])}")
+        shards = [(number, Shard(**shard)) for number, root in enumerate(ordered) for shard in found[root]["shards"]]
+        for number, shard in shards:
+            check_tar_size(ordered[number], shard)
+        table = pa.concat_tables([read_table(ordered[number], shard) for number, shard in shards])
+        return cls(
+            tuple(ordered),
+            fingerprints,
+            metadata(table),
+            tuple(shard for _, shard in shards),
+            tuple(number for number, _ in shards),
+            np.repeat(np.arange(len(shards), dtype=np.int32), [shard.clips for _, shard in shards]),
+            **{name: _column(table, name) for name in ("offset", "size", "num_samples", "crc32")},
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all datasets together."""
+        if len(self.fingerprints) == 1:
+            return self.fingerprints[0]
+        return hashlib.sha256("\n".join(self.fingerprints).encode()).hexdigest()
 
     def key(self, position: int) -> str:
         """The name of a clip's members in its tar."""

@@ -20,7 +20,7 @@ from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError, listed
 from ser_hpc.shards.audio import RATE
 
-LAYOUT_VERSION = 1  # of tars, indexes and dataset.json; a change of it re-packs everything
+LAYOUT_VERSION = 2  # of tars, indexes and dataset.json; a change of it re-packs everything
 MAX_SPEAKER_GROUPS = 64
 _LONGEST_KEY = 100 - len(".flac")  # a USTAR name without a folder has 100 bytes
 _FLAC_RATIO = 0.64  # 16-bit FLAC of speech against PCM
@@ -73,9 +73,10 @@ def plan(utterances: Sequence[Utterance], seconds: Sequence[float], shard_mb: in
 
 
 def describe(utterance: Utterance) -> dict[str, Any]:
-    """An utterance's metadata as packed: all it says, but of its path only the file's name."""
+    """An utterance's metadata as packed: all it says, but of its path only the file's name; `extra` as JSON."""
     values = asdict(utterance)
     values["source"] = values.pop("audio_path").name
+    values["extra"] = json.dumps(values["extra"], sort_keys=True, ensure_ascii=False) if values["extra"] else ""
     return values
 
 

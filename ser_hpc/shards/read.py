@@ -6,6 +6,7 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -25,12 +26,13 @@ class CorruptClipError(UserError):
 class ShardReader:
     """Reads clips of an index by position, from any number of threads. A context manager: leaving it closes its files.
 
-    `root`: a folder with copies of the tars that will be read, on a faster disk; where one fails, the index's own serves.
+    `roots`: for each dataset a folder with copies of the tars that will be read, on a faster disk; where one fails, the
+    index's own serves.
     """
 
-    def __init__(self, index: ShardIndex, root: Path | None = None) -> None:
+    def __init__(self, index: ShardIndex, roots: Sequence[Path] = ()) -> None:
         self.index = index
-        self.root = root or index.root
+        self.roots = tuple(roots) or index.roots
         self._files: OrderedDict[Path, _File] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -39,13 +41,15 @@ class ShardReader:
 
         Raises CorruptClipError if the payload's crc32 is wrong or it does not decode, UserError if the shard is gone.
         """
-        tar = self.index.shards[self.index.shard[position]].path
+        number = self.index.shard[position]
+        tar, dataset = self.index.shards[number].path, self.index.dataset[number]
+        root, original = self.roots[dataset], self.index.roots[dataset]
         try:
-            return self._read(self.root / tar, position)
+            return self._read(root / tar, position)
         except UserError:
-            if self.root == self.index.root:
+            if root == original:
                 raise
-            return self._read(self.index.root / tar, position)  # only the copy is damaged, or was cleaned away
+            return self._read(original / tar, position)  # only the copy is damaged, or was cleaned away
 
     def _read(self, tar: Path, position: int) -> np.ndarray:
         index = self.index
@@ -72,8 +76,8 @@ class ShardReader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[type[ShardReader], tuple[ShardIndex, Path]]:
-        return ShardReader, (self.index, self.root)  # to a worker process: the index travels, open files do not
+    def __reduce__(self) -> tuple[type[ShardReader], tuple[ShardIndex, tuple[Path, ...]]]:
+        return ShardReader, (self.index, self.roots)  # to a worker process: the index travels, open files do not
 
     def _payload(self, tar: Path, offset: int, size: int) -> bytes:
         try:
@@ -91,9 +95,8 @@ class ShardReader:
 
     def _corrupt(self, tar: Path, position: int, what: str) -> CorruptClipError:
         clip = f"clip {self.index.key(position)} in shard {tar} is damaged: {what}"
-        return CorruptClipError(
-            f"{clip}. Find all damage: python -m ser_hpc.shards.verify {self.index.root}; then {PACK_AGAIN}"
-        )
+        dataset = self.index.roots[self.index.dataset[self.index.shard[position]]]
+        return CorruptClipError(f"{clip}. Find all damage: python -m ser_hpc.shards.verify {dataset}; then {PACK_AGAIN}")
 
 
 class _File:

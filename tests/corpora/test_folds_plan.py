@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rows import table
 
 from ser_hpc.corpora.folds import PROTOCOLS, FoldPlan, plan
 from ser_hpc.corpora.labels import LabelSet, as_annotated
@@ -21,14 +22,6 @@ from ser_hpc.errors import UserError
 ROTATED = ("leave_one_session_out", "leave_one_speaker_out", "speaker_groups")
 EMODB = Path(__file__).parents[2].parent / "shared" / "corpora" / "emodb" / "wav"
 EMODB_MEN = {"03", "10", "11", "12", "15"}
-
-
-def table(rows: list[dict[str, Any]]) -> Metadata:
-    """Metadata of `rows`; what a row leaves out is not annotated, and every sound is another one."""
-    defaults = {"corpus": "tiny", "speaker": "s1", "emotion": "happy", "session": "", "gender": "", "text_id": "", "split": ""}
-    full = [defaults | {"utterance_id": f"u{i:05}", "sound": f"sound {i}"} | row for i, row in enumerate(rows)]
-    columns = {name: np.array([row[name] for row in full], dtype=object) for name in full[0]}
-    return Metadata(**columns, seconds=np.ones(len(full)))
 
 
 def dialogues(sessions: int = 5, clips: int = 10) -> list[dict[str, Any]]:
@@ -48,7 +41,7 @@ def dialogues(sessions: int = 5, clips: int = 10) -> list[dict[str, Any]]:
 
 
 def planned(metadata: Metadata, protocol: str, count: int | None = None) -> FoldPlan:
-    return plan(metadata, as_annotated(metadata.emotion), protocol, count)
+    return plan(metadata, as_annotated(metadata), protocol, count)
 
 
 def changed(rows: list[dict[str, Any]], at: int, **values: Any) -> Metadata:

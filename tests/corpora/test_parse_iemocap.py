@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 from fixtures_iemocap import EMOTIONS, SCENES, make_iemocap
+from rows import table
 
 from ser_hpc.corpora import iemocap, labels
 from ser_hpc.errors import UserError
@@ -75,7 +75,7 @@ def test_known_counts_agree_with_each_other() -> None:
 def test_label_set_knows_every_code_and_gives_the_published_four_class_counts() -> None:
     counts = iemocap.CLIPS_BY_EMOTION
     four = labels.load(CONFIGS / "iemocap_4.yaml")
-    targets = four.targets(np.repeat(np.array(list(counts), dtype=object), list(counts.values())))
+    targets = four.targets(table([{"emotion": code} for code, clips in counts.items() for _ in range(clips)]))
     found = {name: int((targets == i).sum()) for i, name in enumerate(four.classes)}
     assert found == {"angry": 1103, "happy": 1636, "neutral": 1708, "sad": 1084}
 

@@ -47,7 +47,8 @@ def in_halves(source, target):
 os.fsync = counted(lambda descriptor: None)
 os.replace, shutil.copyfile = counted(os.replace), in_halves
 index = ShardIndex.load(root)
-print(*staging.stage(index, np.arange(len(index.metadata)), where, wait_s=60), sep="\\n")
+(folder,), said = staging.stage(index, np.arange(len(index.metadata)), where, wait_s=60)
+print(folder, said, sep="\\n")
 """
 
 
@@ -93,27 +94,27 @@ def test_only_the_tars_of_the_clips_are_copied_and_read(packed: Packed, tmp_path
     positions = np.flatnonzero(index.shard != 2)
     with ShardReader(index) as reader:
         expected = [reader.read(position) for position in positions]
-    folder, said = stage(index, positions, tmp_path / "node", wait_s=1)
+    (folder,), said = stage(index, positions, tmp_path / "node", wait_s=1)
     assert set(tars(folder)) == {shard.path for shard in index.shards if shard is not index.shards[2]}
     assert "3 of 4 needed, 3 copied" in said
     shutil.rmtree(packed.root)
-    with ShardReader(index, root=folder) as reader:
+    with ShardReader(index, [folder]) as reader:
         for position, samples in zip(positions, expected, strict=True):
             np.testing.assert_array_equal(reader.read(position), samples)
 
 
 def test_the_next_start_neither_copies_nor_reads_again(packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage(packed.index, np.array([0]), tmp_path, wait_s=1)
-    folder, said = stage(packed.index, everything(packed.index), tmp_path, wait_s=1)
+    (folder,), said = stage(packed.index, everything(packed.index), tmp_path, wait_s=1)
     assert "4 of 4 needed, 3 copied" in said  # another fold adds what it needs
     monkeypatch.setattr(staging, "_is_sound", lambda *_: pytest.fail("read again"))
-    assert stage(packed.index, everything(packed.index), tmp_path, wait_s=1)[0] == folder
+    assert stage(packed.index, everything(packed.index), tmp_path, wait_s=1)[0] == (folder,)
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "removed", "record lost", "record damaged"])
 def test_what_was_touched_since_is_checked_and_mended(packed: Packed, tmp_path: Path, damage: str) -> None:
     index = packed.index
-    folder, _ = stage(index, everything(index), tmp_path / "node", wait_s=1)
+    (folder,), _ = stage(index, everything(index), tmp_path / "node", wait_s=1)
     path, record = folder / index.shards[1].path, folder / "checked.json"
     content = path.read_bytes()
     if damage == "cut":
@@ -124,7 +125,7 @@ def test_what_was_touched_since_is_checked_and_mended(packed: Packed, tmp_path: 
         path.unlink()
     if damage.startswith("record"):
         record.write_text('{"not": "whole') if damage == "record damaged" else record.unlink()
-    again, said = stage(index, everything(index), tmp_path / "node", wait_s=1)
+    (again,), said = stage(index, everything(index), tmp_path / "node", wait_s=1)
     assert again == folder
     assert ("all there" if damage.startswith("record") else "1 copied") in said
     assert tars(folder) == {shard.path: (packed.root / shard.path).read_bytes() for shard in index.shards}
@@ -133,7 +134,7 @@ def test_what_was_touched_since_is_checked_and_mended(packed: Packed, tmp_path: 
 @pytest.mark.parametrize("damage", ["bit", "removed"])
 def test_a_copy_that_goes_bad_while_training_is_read_from_the_original(packed: Packed, tmp_path: Path, damage: str) -> None:
     index = packed.index
-    folder, _ = stage(index, everything(index), tmp_path / "node", wait_s=1)
+    (folder,), _ = stage(index, everything(index), tmp_path / "node", wait_s=1)
     with ShardReader(index) as reader:
         expected = reader.read(0)
     tar = folder / index.shards[0].path
@@ -143,7 +144,7 @@ def test_a_copy_that_goes_bad_while_training_is_read_from_the_original(packed: P
         content = bytearray(tar.read_bytes())
         content[index.offset[0] + index.size[0] // 2] ^= 1
         tar.write_bytes(content)
-    with ShardReader(index, root=folder) as reader:
+    with ShardReader(index, [folder]) as reader:
         np.testing.assert_array_equal(reader.read(0), expected)
 
 
@@ -151,7 +152,7 @@ def test_one_process_copies_while_the_others_wait(packed: Packed, tmp_path: Path
     first, where = rank(packed, tmp_path / "node"), tmp_path / "node"
     assert first.stdout is not None
     assert first.stdout.readline() == "copying\n"
-    folder, said = stage(packed.index, everything(packed.index), where, wait_s=0)
+    (folder,), said = stage(packed.index, everything(packed.index), where, wait_s=0)
     assert (folder, "another process still copied" in said) == (packed.root, True)
     others = [rank(packed, where) for _ in range(2)]
     outputs = [process.communicate("", timeout=60)[0].splitlines() for process in (first, *others)]
@@ -169,7 +170,7 @@ def test_a_killed_copier_leaves_nothing_that_is_taken_for_whole(packed: Packed, 
     assert copier.returncode == -signal.SIGKILL
     left = tars(own_folder(where) / packed.index.fingerprint)
     assert all(content == whole[name] for name, content in left.items() if name.endswith(".tar"))
-    folder, _ = stage(packed.index, everything(packed.index), where, wait_s=1)
+    (folder,), _ = stage(packed.index, everything(packed.index), where, wait_s=1)
     assert tars(folder) == whole
 
 
@@ -177,7 +178,7 @@ def test_too_little_space_falls_back_and_copies_nothing(
     packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(staging, "MARGIN_BYTES", shutil.disk_usage(tmp_path).total)
-    folder, said = stage(packed.index, everything(packed.index), tmp_path / "node", wait_s=1)
+    (folder,), said = stage(packed.index, everything(packed.index), tmp_path / "node", wait_s=1)
     assert folder == packed.root
     assert "MB are free" in said
     assert tars(tmp_path / "node") == {}
@@ -193,7 +194,7 @@ def test_a_shard_that_is_not_what_was_packed_falls_back(packed: Packed, tmp_path
         content = bytearray(tar.read_bytes())
         content[700] ^= 1
         tar.write_bytes(content)
-    folder, said = stage(packed.index, everything(packed.index), tmp_path / "node", wait_s=1)
+    (folder,), said = stage(packed.index, everything(packed.index), tmp_path / "node", wait_s=1)
     assert folder == packed.root
     assert str(tar) in said
     assert tars(tmp_path / "node") == {}
@@ -217,21 +218,21 @@ def test_a_folder_that_is_not_ours_alone_is_never_used(packed: Packed, tmp_path:
     if whose == "a file":
         shutil.rmtree(home)
         home.touch()
-    folder, said = stage(packed.index, everything(packed.index), where, wait_s=1)
+    (folder,), said = stage(packed.index, everything(packed.index), where, wait_s=1)
     assert folder == packed.root
     assert "not a folder of ours alone" in said
 
 
 def test_no_folder_can_be_made_there(packed: Packed, tmp_path: Path) -> None:
     (tmp_path / "node").touch()
-    folder, said = stage(packed.index, everything(packed.index), tmp_path / "node" / "local", wait_s=1)
+    (folder,), said = stage(packed.index, everything(packed.index), tmp_path / "node" / "local", wait_s=1)
     assert folder == packed.root
     assert f"Not a directory: {tmp_path / 'node' / 'local'}" in said
 
 
 def test_nothing_of_others_is_deleted(packed: Packed, tmp_path: Path) -> None:
     """Neither other files on the disk nor the copies of another dataset."""
-    folder, _ = stage(packed.index, everything(packed.index), tmp_path, wait_s=1)
+    (folder,), _ = stage(packed.index, everything(packed.index), tmp_path, wait_s=1)
     for path in (tmp_path / "mine.tmp", folder.parent / "other" / "s1" / ".x.tar.1.tmp", folder / "s1" / "notes.txt"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("keep me")

@@ -19,6 +19,7 @@ import webdataset
 from ser_hpc.errors import UserError
 from ser_hpc.shards import audio
 from ser_hpc.shards.index import DATASET, ShardIndex
+from ser_hpc.shards.plan import LAYOUT_VERSION
 from ser_hpc.shards.read import CorruptClipError, ShardReader
 from ser_hpc.shards.verify import main as verify_main
 from ser_hpc.shards.verify import verify
@@ -159,7 +160,7 @@ def test_missing_shard_and_missing_index_are_refused_by_name(packed: Path) -> No
 def test_what_is_no_finished_dataset_is_told_apart(packed: Path, tmp_path: Path) -> None:
     dataset = packed / DATASET
     content = dataset.read_text()
-    dataset.write_text(content.replace('"version": 1', '"version": 99'))
+    dataset.write_text(content.replace(f'"version": {LAYOUT_VERSION}', '"version": 99'))
     with pytest.raises(UserError, match="layout version 99"):
         ShardIndex.load(packed)
     dataset.write_text(content[: len(content) // 2])

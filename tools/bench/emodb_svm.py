@@ -54,9 +54,9 @@ def main() -> int:
 
     started = time.monotonic()
     index = ShardIndex.load(arguments.shards)
-    labels = as_annotated(index.metadata.emotion)
+    labels = as_annotated(index.metadata)
     fold_plan = plan(index.metadata, labels, "speaker_groups", arguments.folds)
-    truth = labels.targets(index.metadata.emotion)
+    truth = labels.targets(index.metadata)
     features = functionals(index)
     seconds_features = time.monotonic() - started
     scalings = {"training": features, "speaker": scaled_by_speaker(features, index.metadata)}
