@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from ser_hpc.corpora import emodb, iemocap, synthetic, table
+from ser_hpc.corpora import crema_d, emodb, esd, iemocap, ravdess, savee, synthetic, table, tess
 from ser_hpc.corpora.parse_result import ParseResult
 from ser_hpc.errors import UserError, listed
 
@@ -15,6 +15,11 @@ Parser = Callable[[Path], ParseResult]
 PARSERS: dict[str, Parser] = {
     "emodb": emodb.parse,
     "iemocap": iemocap.parse,
+    "crema_d": crema_d.parse,
+    "ravdess": ravdess.parse,
+    "tess": tess.parse,
+    "savee": savee.parse,
+    "esd": esd.parse,
     "csv": table.parse,
     "jsonl": table.parse,
     "demo": synthetic.parse,

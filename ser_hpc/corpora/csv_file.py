@@ -10,7 +10,7 @@ from ser_hpc.errors import UserError, listed
 
 
 def nearest(root: Path, *names: str) -> Path | None:
-    """The file below `root` with one of these names, in any case of letters: the one nearest to `root`; None if there is none."""
+    """The file below `root` with one of these names, in any case of letters; of several the one nearest to `root`."""
     wanted = {name.lower() for name in names}
     found = [path for path in root.rglob("*") if path.name.lower() in wanted]
     return min(found, key=lambda path: (len(path.parts), str(path)), default=None)
