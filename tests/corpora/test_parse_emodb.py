@@ -70,6 +70,6 @@ def test_the_real_corpus_is_whole() -> None:
 
 
 def test_an_unknown_corpus_is_refused_with_the_known_ones_and_the_nearest() -> None:
-    with pytest.raises(UserError, match="known: emodb, iemocap, csv, jsonl, demo; did you mean iemocap"):
+    with pytest.raises(UserError, match="known: emodb, iemocap, .*; did you mean iemocap"):
         catalogue.parser("iemocp")
     assert catalogue.parser("csv") is catalogue.parser("jsonl")
