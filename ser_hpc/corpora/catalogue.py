@@ -6,7 +6,24 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from ser_hpc.corpora import crema_d, emodb, esd, iemocap, ravdess, savee, synthetic, table, tess
+from ser_hpc.corpora import (
+    crema_d,
+    emodb,
+    esd,
+    hindi,
+    iemocap,
+    iesc,
+    kai_indian,
+    meld,
+    msp_improv,
+    ravdess,
+    savee,
+    synthetic,
+    table,
+    tess,
+    urdu,
+    urduser,
+)
 from ser_hpc.corpora.parse_result import ParseResult
 from ser_hpc.errors import UserError, listed
 
@@ -20,6 +37,13 @@ PARSERS: dict[str, Parser] = {
     "tess": tess.parse,
     "savee": savee.parse,
     "esd": esd.parse,
+    "msp_improv": msp_improv.parse,
+    "meld": meld.parse,
+    "urdu": urdu.parse,
+    "urduser": urduser.parse,
+    "iesc": iesc.parse,
+    "hindi": hindi.parse,
+    "kai_indian": kai_indian.parse,
     "csv": table.parse,
     "jsonl": table.parse,
     "demo": synthetic.parse,

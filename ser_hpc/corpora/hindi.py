@@ -1,0 +1,79 @@
+"""Hindi ("Speech Emotion Recognition (Hindi)", Kaggle 2021): acted Hindi, eight speakers, set sentences.
+
+Layout   ROOT/my Dataset/<speaker>/<session>/<emotion>/*.wav: the speaker is the second folder above the emotion's.
+Names    The third of the fields between dots, up to a "-", is the emotion: `<?>.<?>.<emotion>-<?>.wav`, as in 1.2.happy-3.wav.
+Counts   3,200 clips in 8 emotions; a public description says 8 speakers, 5 sessions each and 10 sentences an emotion.
+Defects  Words are misspelt: happpy, dusgust. Nobody could confirm what the other fields of a name are, nor look at the whole
+         corpus here: it is read loosely (the emotion from the name, else from the folder; a clip on which they disagree is left
+         out), clips without a speaker's folder can only be trained on, and `text_id` is empty though all say the same
+         sentences. Compare the counts per speaker with the folders before trusting folds over them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ser_hpc.corpora.parse_result import ParseResult, count_warnings, existing_folder, finish, recordings
+from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Utterance
+from ser_hpc.corpora.words import emotion_folder, mended, plain_id, word_in
+from ser_hpc.errors import listed
+
+LAYOUT = "<speaker>/<session>/<emotion>/<clip>.wav, with the emotion in the name too, as in 1.2.happy-3.wav"
+TYPOS = {"happpy": "happy", "dusgust": "disgust"}
+SPELLINGS = TYPOS | {
+    "anger": "anger",
+    "angry": "anger",
+    "disgust": "disgust",
+    "fear": "fear",
+    "happy": "happy",
+    "neutral": "neutral",
+    "sad": "sad",
+    "sarcastic": "sarcastic",
+    "surprise": "surprise",
+}
+CLIPS, SPEAKERS = 3200, 8
+LOOSE = "nobody could confirm this corpus's names: speakers are taken from the folders, and which sentence is said is not known"
+
+
+def parse(root: Path) -> ParseResult:
+    """Every clip of the corpus under `root`. Raises UserError where `root` is no folder or holds no clip."""
+    existing_folder(root, LAYOUT)
+    utterances: list[Utterance] = []
+    skipped: list[tuple[Path, str]] = []
+    words: set[str] = set()
+    for path in recordings(root):
+        folder = emotion_folder(path, root, SPELLINGS)
+        said = {word for word in (_word_of_name(path), word_in(folder.name, SPELLINGS) if folder else "") if word}
+        if len({SPELLINGS[word] for word in said}) != 1:
+            reason = f"name and folder disagree: {listed(sorted(said))}" if said else "neither name nor folder says an emotion"
+            skipped.append((path, f"{reason}; known: {listed(list(SPELLINGS), 12)}"))
+            continue
+        words |= said
+        utterances.append(_utterance(path, root, folder, SPELLINGS[said.pop()]))
+    once = {clip.utterance_id: clip for clip in utterances}.values()
+    warnings = mended(words, SPELLINGS, TYPOS) + count_warnings("corpus", (clip.corpus for clip in once), {"hindi": CLIPS})
+    if (found := len({clip.speaker for clip in once})) != SPEAKERS:
+        warnings.append(f"{found} speakers here, {SPEAKERS} in the description of the published corpus")
+    if unknown := sum(clip.speaker == UNKNOWN_SPEAKER for clip in once):
+        warnings.append(f"{unknown} clips have no speaker's folder: they can only be trained on")
+    return finish(root, LAYOUT, utterances, [*warnings, LOOSE], skipped)
+
+
+def _word_of_name(path: Path) -> str:
+    """The emotion as spelt in a file's name; "" where its third field is none."""
+    fields = path.stem.split(".")
+    return word_in(fields[2].split("-")[0], SPELLINGS) if len(fields) > 2 else ""
+
+
+def _utterance(path: Path, root: Path, folder: Path | None, emotion: str) -> Utterance:
+    above = folder.relative_to(root).parts[:-1] if folder else ()
+    speaker, session = (name.lower() for name in above[-2:]) if len(above) >= 2 else (UNKNOWN_SPEAKER, "")
+    return Utterance(
+        corpus="hindi",
+        utterance_id=plain_id(speaker, session, emotion, path.stem),
+        audio_path=path,
+        speaker=speaker,
+        emotion=emotion,
+        language="hi",
+        extra={"recording_session": session} if session else {},
+    )
