@@ -37,6 +37,7 @@ PARSERS: dict[str, Parser] = {
     "tess": tess.parse,
     "savee": savee.parse,
     "esd": esd.parse,
+    "msp_podcast": msp_podcast.parse,
     "msp_improv": msp_improv.parse,
     "meld": meld.parse,
     "urdu": urdu.parse,
