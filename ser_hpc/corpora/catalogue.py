@@ -16,6 +16,7 @@ from ser_hpc.corpora import (
     kai_indian,
     meld,
     msp_improv,
+    msp_podcast,
     ravdess,
     savee,
     synthetic,
