@@ -122,7 +122,10 @@ def test_a_damaged_table_is_refused(tmp_path: Path, old: str, new: str, message:
         crema_d.parse(tmp_path)
 
 
-def test_known_counts_agree_with_each_other_and_with_the_label_set() -> None:
+def test_known_counts_agree_with_each_other_and_with_the_label_sets() -> None:
     assert sum(crema_d.CLIPS_BY_EMOTION.values()) == sum(crema_d.CLIPS_BY_LEVEL.values()) == 7442
     assert len(crema_d.ACTORS) == 91 and len(crema_d.WOMEN) == 43 and crema_d.WOMEN < crema_d.ACTORS
     assert set(labels.load(CONFIGS / "crema_d_6.yaml").classes) == set(crema_d.EMOTIONS.values())
+    perceived = labels.load(CONFIGS / "crema_d_6_perceived.yaml")
+    assert perceived.columns == ("perceived_multimodal",)
+    assert {*perceived.classes, *perceived.mapping} == {*crema_d.VOTES.values(), "tie"}
