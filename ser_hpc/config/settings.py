@@ -70,11 +70,24 @@ class DataSettings(Section):
 
 class FoldSettings(Section):
     protocol: Literal[
-        "leave_one_session_out", "leave_one_speaker_out", "speaker_groups", "given_split", "iemocap_ses01", "superb"
+        "leave_one_session_out",
+        "leave_one_speaker_out",
+        "speaker_groups",
+        "leave_one_corpus_out",
+        "cross_corpus",
+        "given_split",
+        "iemocap_ses01",
+        "superb",
     ] = "leave_one_session_out"
     """How speakers are divided over train, dev and test; see README, "Protocols"."""
     count: Positive | None = None
-    """Number of folds; none: what the protocol says (sessions, speakers, 5 groups, 1 fixed split)."""
+    """Number of folds; none: what the protocol says (sessions, speakers, corpora, 5 groups, 1 fixed split)."""
+    test_corpora: Words = ()
+    """For `cross_corpus`: the names of the corpora that are tested."""
+    train_corpora: Words = ()
+    """For `cross_corpus`: the names of those that train and choose; none: all others."""
+    max_per_class: Positive | None = None
+    """At most so many clips of each class train in a fold, always the same ones; dev and test parts stay whole."""
 
 
 class HeadSettings(Section):

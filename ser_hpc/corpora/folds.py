@@ -1,6 +1,7 @@
 """Folds: which clips train, which choose the epoch (dev) and which are tested, so that no speaker is on two sides.
 
-`protocols` divides the clips, `leaks` refuses or tells what is wrong with that, and `plan` makes positions and words of it.
+`protocols` divides the clips, a cap may thin training out, `leaks` refuses or tells what is wrong with the result, and `plan`
+makes positions and words of it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ser_hpc.corpora.labels import DROPPED, LabelSet
-from ser_hpc.corpora.leaks import DEV, NOWHERE, TEST, TRAIN, Clips, inspect
-from ser_hpc.corpora.protocols import PROTOCOLS, Draft, divide
+from ser_hpc.corpora.clips import DEV, NOWHERE, TEST, TRAIN, Asked, Clips, Draft
+from ser_hpc.corpora.labels import LabelSet
+from ser_hpc.corpora.leaks import inspect
+from ser_hpc.corpora.protocols import PROTOCOLS, divide
 from ser_hpc.corpora.utterance import Metadata
 from ser_hpc.errors import listed
 
@@ -49,18 +51,52 @@ class FoldPlan:
     digest: str
 
 
-def plan(metadata: Metadata, label_set: LabelSet, protocol: str, count: int | None) -> FoldPlan:
+def plan(
+    metadata: Metadata,
+    label_set: LabelSet,
+    protocol: str,
+    count: int | None,
+    *,
+    train_corpora: Sequence[str] = (),
+    test_corpora: Sequence[str] = (),
+    max_per_class: int | None = None,
+) -> FoldPlan:
     """The folds of a protocol over the clips that the label set gives a class; independent of the metadata's order.
 
     `count`: how many folds were asked for; None: as many as the protocol makes of this corpus (5 groups of speakers).
+    `train_corpora`, `test_corpora`: for cross_corpus. `max_per_class`: at most so many clips of a class train in a fold.
     Raises UserError where the corpus does not allow the protocol or the count, and for every leak (`leaks.inspect`).
     """
     clips = Clips.of(metadata, label_set)
-    drafts, notes = divide(clips, protocol, count)
+    drafts, notes = divide(clips, protocol, Asked(count, train_corpora, test_corpora))
     sides = [draft.side for draft in drafts]
+    if max_per_class is not None:
+        notes = [*notes, _cap(clips, sides, max_per_class)]
     folds = tuple(Fold(k, *(_part(clips, draft, side) for side in (TRAIN, DEV, TEST))) for k, draft in enumerate(drafts))
     notes = [*notes, *_left_out(clips, metadata, label_set, sides), *inspect(clips, sides, protocol)]
     return FoldPlan(protocol, folds, tuple(notes), _digest(metadata, folds))
+
+
+def _cap(clips: Clips, sides: Sequence[np.ndarray], most: int) -> str:
+    """Take out of training, in place, all but `most` clips of each class. Returns the note on how many that were.
+
+    Those of the smallest hash of corpus and id stay: what a clip's fate is depends on no order, seed or other fold.
+    """
+    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in clips.key)
+    by_hash = np.argsort(np.frombuffer(digests, dtype="<u8"), kind="stable")
+    left_out = []
+    for side in sides:
+        rows = by_hash[side[by_hash] == TRAIN]
+        rows = rows[np.argsort(clips.target[rows], kind="stable")]
+        counts = np.bincount(clips.target[rows], minlength=len(clips.classes))
+        place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)  # within its class
+        side[rows[place >= most]] = NOWHERE
+        left_out.append(int((place >= most).sum()))
+    low, high = min(left_out), max(left_out)
+    return (
+        f"At most {most} clips of a class train in a fold (folds.max_per_class): {low if low == high else f'{low} to {high}'} "
+        "training clips a fold are left out, chosen by a hash of their names."
+    )
 
 
 def _part(clips: Clips, draft: Draft, side: int) -> Part:
@@ -82,7 +118,9 @@ def _digest(metadata: Metadata, folds: Sequence[Fold]) -> str:
 
 def _left_out(clips: Clips, metadata: Metadata, label_set: LabelSet, sides: Sequence[np.ndarray]) -> list[str]:
     notes = []
-    dropped = Counter(label_set.annotations(metadata)[label_set.targets(metadata) == DROPPED].tolist())
+    rest = np.ones(len(metadata), dtype=bool)
+    rest[clips.positions] = False
+    dropped = Counter(label_set.annotations(metadata)[rest].tolist()) if rest.any() else Counter()
     if dropped:
         each = listed([f"{emotion} {number}" for emotion, number in sorted(dropped.items())], 20)
         notes.append(f"{dropped.total()} of {len(metadata)} clips have no class in the label set {label_set.name}: {each}.")

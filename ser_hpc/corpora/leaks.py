@@ -13,99 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ser_hpc.corpora.labels import LabelSet
-from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Metadata
+from ser_hpc.corpora.clips import DEV, NOWHERE, SIDES, TEST, TRAIN, Clips
 from ser_hpc.errors import UserError, listed
 
-NOWHERE, TRAIN, DEV, TEST = -1, 0, 1, 2
-SIDES = ("training", "dev", "test")
 Pair = tuple[int, int]
 PAIRS: tuple[Pair, ...] = ((TRAIN, DEV), (TRAIN, TEST), (DEV, TEST))
 
 # What a protocol shares between sides by its own definition.
 _SHARED_SPEAKERS: dict[str, tuple[Pair, ...]] = {"given_split": PAIRS, "superb": ((TRAIN, DEV),)}
 _SHARED_SOUNDS: dict[str, tuple[Pair, ...]] = {"given_split": PAIRS}
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """Names as numbers: row i has `names[codes[i]]`, or none where its code is -1. `codes`: int64 (num_clips,)."""
-
-    names: tuple[str, ...]
-    codes: np.ndarray
-
-    @classmethod
-    def of(cls, values: Sequence[str]) -> Column:
-        """Empty values have no code; names are sorted."""
-        names = tuple(sorted(set(values) - {""}))
-        number = {name: code for code, name in enumerate(names)} | {"": -1}
-        return cls(names, np.array([number[value] for value in values], dtype=np.int64))
-
-    def within(self, rows: np.ndarray) -> tuple[str, ...]:
-        """The names that occur in `rows` (a mask or positions), sorted."""
-        codes = np.unique(self.codes[rows])
-        return tuple(self.names[code] for code in codes[codes >= 0])
-
-
-@dataclass(frozen=True, slots=True)
-class Clips:
-    """The clips that have a class, sorted by corpus and id, so that nothing depends on the order of the metadata.
-
-    Speakers, sessions and texts are unique only with their corpus; where there are several corpora their names say which.
-    A clip of an unknown speaker has no speaker. All arrays have shape (num_clips,).
-    """
-
-    classes: tuple[str, ...]
-    positions: np.ndarray  # rows of the metadata, int64
-    target: np.ndarray
-    key: Column  # corpus/id
-    corpus: Column
-    speaker: Column
-    session: Column
-    text: Column
-    sound: Column
-    gender: np.ndarray
-    split: np.ndarray
-
-    @classmethod
-    def of(cls, metadata: Metadata, label_set: LabelSet) -> Clips:
-        """Raises UserError where two rows are the same clip or none has a class."""
-        targets = label_set.targets(metadata)
-        keys = [f"{corpus}/{name}" for corpus, name in zip(metadata.corpus, metadata.utterance_id, strict=True)]
-        positions = np.array([i for i in sorted(range(len(keys)), key=keys.__getitem__) if targets[i] >= 0], dtype=np.int64)
-        if not len(positions):
-            raise UserError(f"label set {label_set.name!r} gives none of the {len(keys)} clips a class")
-        rows = metadata.take(positions)
-        several = len(set(rows.corpus)) > 1
-
-        def of_corpus(names: Sequence[str]) -> Column:
-            return Column.of([f"{c}/{n}" if several and n else n for c, n in zip(rows.corpus, names, strict=True)])
-
-        clips = cls(
-            classes=label_set.classes,
-            positions=positions,
-            target=targets[positions],
-            key=Column.of([keys[i] for i in positions]),
-            corpus=Column.of(rows.corpus.tolist()),
-            speaker=of_corpus(["" if name.lower() == UNKNOWN_SPEAKER else name for name in rows.speaker]),
-            session=of_corpus(rows.session.tolist()),
-            text=of_corpus(rows.text_id.tolist()),
-            sound=Column.of(rows.sound.tolist()),
-            gender=rows.gender,
-            split=rows.split,
-        )
-        if len(clips.key.names) < len(clips):
-            twice = [clips.key.names[code] for code in np.flatnonzero(np.bincount(clips.key.codes) > 1)]
-            raise UserError(f"clips that stand twice in the metadata: {listed(twice)}; pack each corpus once")
-        return clips
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    @property
-    def known(self) -> np.ndarray:
-        """Mask of the clips whose speaker is known."""
-        return self.speaker.codes >= 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,22 +49,19 @@ def inspect(clips: Clips, folds: Sequence[np.ndarray], protocol: str) -> list[st
 
 
 def _crossings(codes: np.ndarray, folds: Sequence[np.ndarray], pairs: Sequence[Pair]) -> list[Crossing]:
+    present = np.zeros((len(folds), codes.max(initial=-1) + 1, len(SIDES)), dtype=bool)
+    for fold, side in enumerate(folds):
+        inside = (codes >= 0) & (side != NOWHERE)
+        present[fold, codes[inside], side[inside]] = True
     found = []
     for pair in pairs:
-        crossed: list[np.ndarray] = []
-        first, clips, of_clips = 0, 0, 0
-        for fold, side in enumerate(folds):
-            present = np.zeros((codes.max(initial=-1) + 1, len(SIDES)), dtype=bool)
-            inside = (codes >= 0) & (side != NOWHERE)
-            present[codes[inside], side[inside]] = True
-            shared = present[:, pair[0]] & present[:, pair[1]]
-            if shared.any():
-                first = first if crossed else fold
-                crossed.append(np.flatnonzero(shared))
-                clips += int(shared[codes[inside & (side == pair[1])]].sum())
-            of_clips += int((side == pair[1]).sum())
-        if crossed:
-            found.append(Crossing(pair, first, np.unique(np.concatenate(crossed)), clips, of_clips))
+        shared = present[:, :, pair[0]] & present[:, :, pair[1]]
+        if shared.any():
+            second = [(codes >= 0) & (side == pair[1]) for side in folds]
+            clips = sum(int(shared[fold][codes[rows]].sum()) for fold, rows in enumerate(second))
+            of_clips = sum(int((side == pair[1]).sum()) for side in folds)
+            first = int(shared.any(axis=1).argmax())
+            found.append(Crossing(pair, first, np.flatnonzero(shared.any(axis=0)), clips, of_clips))
     return found
 
 
@@ -176,7 +89,7 @@ def _speakers(clips: Clips, folds: Sequence[np.ndarray], protocol: str) -> list[
         notes.append(f"{int((~clips.known).sum())} of {len(clips)} clips are of unknown speakers: they only train.")
     genders = np.zeros((len(clips.speaker.names), 2), dtype=bool)
     for column, gender in enumerate(("female", "male")):
-        genders[clips.speaker.codes[clips.known & (clips.gender == gender)], column] = True
+        genders[clips.speaker.codes[clips.known & clips.gender.is_name(gender)], column] = True
     if genders.all(axis=1).any():
         names = listed([clips.speaker.names[code] for code in np.flatnonzero(genders.all(axis=1))])
         notes.append(f"speakers annotated as female and as male: {names}. Are the speakers' names right?")
@@ -187,8 +100,7 @@ def _sounds(clips: Clips, folds: Sequence[np.ndarray], protocol: str) -> list[st
     notes, refused = [], []
     for crossing in _crossings(clips.sound.codes, folds, PAIRS):
         one, other = (SIDES[side] for side in crossing.pair)
-        same = listed([" = ".join(clips.key.within(clips.sound.codes == code)) for code in crossing.codes])
-        what = f"{len(crossing.codes)} sounds stand in both {one} and {other}: {same}"
+        what = f"{len(crossing.codes)} sounds stand in both {one} and {other}: {_same(clips, crossing.codes)}"
         if crossing.pair in _SHARED_SOUNDS.get(protocol, ()):
             notes.append(f"LEAK by the protocol's own definition: {what}.")
         else:
@@ -198,12 +110,22 @@ def _sounds(clips: Clips, folds: Sequence[np.ndarray], protocol: str) -> list[st
             "identical sound on two sides:\n  " + "\n  ".join(refused) + "\nKeep one clip of each: leave the others out of the "
             "corpus (pack it from a CSV without them), or give their emotion no class."
         )
-    pairs = np.unique(np.stack([clips.sound.codes, clips.target])[:, clips.sound.codes >= 0], axis=1)
-    twice = np.flatnonzero(np.bincount(pairs[0]) > 1)
+    label = np.zeros(len(clips.sound.names), dtype=np.int64)
+    repeated = clips.sound.codes >= 0
+    codes, target = clips.sound.codes[repeated], clips.target[repeated]
+    label[codes] = target
+    twice = np.unique(codes[label[codes] != target])
     if len(twice):
-        same = listed([" = ".join(clips.key.within(clips.sound.codes == code)) for code in twice])
-        notes.append(f"{len(twice)} sounds occur under more than one label: {same}.")
+        notes.append(f"{len(twice)} sounds occur under more than one label: {_same(clips, twice)}.")
     return notes
+
+
+def _same(clips: Clips, sounds: np.ndarray) -> str:
+    """`one/a = two/b, one/c = one/d`: the clips of each sound."""
+    clips_of: dict[int, list[str]] = {code: [] for code in sounds.tolist()}
+    for row in np.flatnonzero(np.isin(clips.sound.codes, sounds)):
+        clips_of[int(clips.sound.codes[row])].append(clips.key[row])
+    return listed([" = ".join(names) for names in clips_of.values()])
 
 
 def _classes(clips: Clips, folds: Sequence[np.ndarray]) -> list[str]:
