@@ -26,6 +26,7 @@ if [ -z "$ser_end" ]; then
   case $ser_end in *T*:*) ser_end=$(date -d "$ser_end" +%s || true) ;; *) ser_end= ;; esac
 fi
 [ -z "$ser_end" ] || export SER_HPC_STOP_TIME=$((ser_end - MARGIN))
+ser_quick=FOLDER/.quick-$ser_id
 export SER_HPC_FINAL=FOLDER/.final-$ser_id-${SLURM_RESTART_COUNT:-0}
 ser_start_again() {
   code=$?
@@ -44,9 +45,16 @@ ser_start_again() {
     *:JobState=RUNNING) ;;
     *) command -v scontrol >/dev/null || echo "ser_hpc: no scontrol here: submit again to go on"; exit $code ;;
   esac
-  if [ $SECONDS -lt 10 ] && [ "${SLURM_RESTART_COUNT:-0}" -ge 3 ]; then
-    echo "ser_hpc: exit code $code at once, in start ${SLURM_RESTART_COUNT} again: it is not tried any more"
-    exit $code
+  # A Python that does not even come to the trial would go round for ever; a signal, or being asked to stop, is no such thing.
+  if [ $SECONDS -lt 10 ] && [ $code -lt 128 ] && [ $code -ne 75 ]; then
+    echo $code >>"$ser_quick"
+    if [ "$(wc -l <"$ser_quick")" -ge 4 ]; then
+      echo "ser_hpc: exit code $code at once, 4 times in a row: it is not tried any more"
+      rm -f "$ser_quick"
+      exit $code
+    fi
+  else
+    rm -f "$ser_quick"
   fi
   echo "ser_hpc: exit code $code: job $ser_id is started again"
   scontrol requeue "$ser_id"

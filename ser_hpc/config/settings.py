@@ -41,7 +41,7 @@ Seeds = Annotated[
 
 def _words(value: Any) -> Any:
     """One word is a list of one."""
-    return (value,) if isinstance(value, str) else value
+    return (value,) if isinstance(value, str) else () if value is None else value
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
@@ -66,6 +66,9 @@ class DataSettings(Section):
     """Label set: a name under configs/labels, a YAML file, or `as_annotated` (every annotated emotion is a class)."""
     max_seconds: PositiveFloat | None = None
     """Longer clips are cut to their first `max_seconds`, in training and evaluation alike; none: whole clips."""
+    balance: Literal["none", "class", "corpus", "speaker"] = "none"
+    """What counts alike in an epoch of training: clips of the smaller classes, corpora or speakers come again, so that each has
+    as many as the largest; an epoch is longer then."""
 
 
 class FoldSettings(Section):
@@ -315,6 +318,6 @@ class Settings(Section):
         how = {"strategy", "budget_seconds", "accumulation", "checkpoint_minutes", "hang_minutes"}
         return self.model_dump(
             mode="json",
-            include={"data": {"max_seconds"}, "folds": True, "model": True, "train": True},
+            include={"data": {"max_seconds", "balance"}, "folds": True, "model": True, "train": True},
             exclude={"train": how},
         )

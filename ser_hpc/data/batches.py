@@ -24,8 +24,8 @@ from ser_hpc.shards.read import ShardReader
 class Batch:
     """`samples` (total,) int16 at 16 kHz; clip i is samples[offsets[i]:offsets[i+1]]; `offsets` (B + 1,) int64.
 
-    `targets` by task name, (B,) int64; `weights` (B,) float32, 0 for a filler; `positions` (B,) rows of the index;
-    `number` is the micro-batch's number in its step, which seeds its dropout.
+    `targets` by task name, (B,) int64; `weights` (B,) float32, 0 for a filler; `positions` (B,) rows of the index; `rows` (B,)
+    places in the step or part, none of a filler; `number` is the micro-batch's number in its step, which seeds its dropout.
     """
 
     samples: Tensor
@@ -33,6 +33,7 @@ class Batch:
     targets: dict[str, Tensor]
     weights: Tensor
     positions: np.ndarray
+    rows: np.ndarray
     number: int
 
     def __post_init__(self) -> None:
@@ -49,15 +50,17 @@ class BatchSource:
     max_samples: int | None = None
 
     def load(self, micro: MicroBatch) -> Batch:
-        clips = [self.reader.read(int(position))[: self.max_samples] for position in micro.positions]
+        positions = micro.clips.positions
+        clips = [self.reader.read(int(position))[: self.max_samples] for position in positions]
         ends = np.cumsum([0] + [len(clip) for clip in clips])
-        weights = self.weights[micro.positions] * (0.0 if micro.filler else 1.0)
+        weights = self.weights[positions] * (0.0 if micro.filler else 1.0)
         return Batch(
             samples=torch.from_numpy(np.concatenate(clips)),
             offsets=torch.from_numpy(ends),
-            targets={"emotion": torch.from_numpy(self.targets[micro.positions])},
+            targets={"emotion": torch.from_numpy(self.targets[positions])},
             weights=torch.from_numpy(weights.astype(np.float32)),
-            positions=micro.positions,
+            positions=positions,
+            rows=micro.rows,
             number=micro.number,
         )
 

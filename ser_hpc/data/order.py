@@ -1,7 +1,8 @@
 """Who comes when: the clips of every optimizer step, and how a step is cut into micro-batches and dealt to ranks.
 
-1. An epoch is a permutation of the training part, a pure function of (seed, epoch).
-2. A step is the next `global_batch` clips of it (the last step of an epoch may have fewer). Each clip once an epoch.
+1. An epoch is a permutation of the training part, a pure function of (seed, epoch). Where groups of clips (classes, corpora,
+   speakers) are to count alike, clips of the smaller groups come again, until each group has as many as the largest.
+2. A step is the next `global_batch` clips of it (the last step of an epoch may have fewer).
 3. A step is cut into micro-batches of clips of like length; micro-batch m goes to rank m mod ranks, as its turn m div ranks.
    Ranks left without one get a *filler* (weight zero), so that all ranks make the same number of forward passes.
 
@@ -11,22 +12,47 @@ a random state that would have to be saved: stopping after any step and going on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
+_AGAIN, _AUGMENT = 0xA6A1, 0xA06  # what a hash is for: its uses never share numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Clips of a step, or of a part to evaluate: `positions` in the index, (n,).
+
+    `seeds` (uint64), which their augmentation draws from; none: they are taken as they are.
+    """
+
+    positions: np.ndarray
+    seeds: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def take(self, rows: np.ndarray | slice) -> Draws:
+        return Draws(self.positions[rows], None if self.seeds is None else self.seeds[rows])
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Clips that go through the model together. `number` counts over all ranks of the step and seeds its dropout."""
+    """Clips that go through the model together. `number` counts over all ranks of the step and seeds its dropout.
+
+    `rows`: their places in the step, or in the part that is evaluated; none of a filler.
+    """
 
     number: int
-    positions: np.ndarray
-    filler: bool = False
+    clips: Draws
+    rows: np.ndarray
+
+    @property
+    def filler(self) -> bool:
+        return not len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,36 +81,70 @@ def epoch_order(seed: int, epoch: int, num_clips: int) -> np.ndarray:
     return np.argsort(keys, kind="stable")
 
 
-def steps_per_epoch(num_clips: int, global_batch: int) -> int:
-    return -(-num_clips // global_batch)
+def epoch_size(num_clips: int, groups: np.ndarray | None = None) -> int:
+    """Clips of an epoch, repetitions included. `groups`: int (num_clips,), as in `epoch_steps`."""
+    if groups is None:
+        return num_clips
+    sizes = np.bincount(groups)
+    return int(sizes.max() * np.count_nonzero(sizes))
 
 
-def epoch_steps(positions: np.ndarray, seed: int, epoch: int, global_batch: int) -> list[np.ndarray]:
-    """The clips (positions) of each step of an epoch, in order."""
-    shuffled = positions[epoch_order(seed, epoch, len(positions))]
-    return [shuffled[start : start + global_batch] for start in range(0, len(shuffled), global_batch)]
+def epoch_steps(
+    positions: np.ndarray, seed: int, epoch: int, global_batch: int, groups: np.ndarray | None = None
+) -> list[Draws]:
+    """The clips of each step of an epoch, in order.
+
+    `groups`, int (num_clips,): each clip comes at least once, and each group as often as the largest has clips. Which clips of
+    a group come once more than the others changes from epoch to epoch.
+    """
+    times = np.ones(len(positions), dtype=np.int64) if groups is None else _repeats(groups, mix(seed, epoch, _AGAIN))
+    rows = np.repeat(np.arange(len(positions)), times)
+    copy = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
+    shuffled = epoch_order(seed, epoch, len(rows))
+    drawn = positions[rows[shuffled]]
+    seeds = _splitmix(drawn.astype(np.uint64) ^ np.uint64(mix(seed, epoch, _AUGMENT)))
+    draws = Draws(drawn, _splitmix(seeds ^ copy[shuffled].astype(np.uint64)))
+    return [draws.take(slice(start, start + global_batch)) for start in range(0, len(draws), global_batch)]
+
+
+def _repeats(groups: np.ndarray, seed: int) -> np.ndarray:
+    """How often each clip comes, int64 (num_clips,)."""
+    sizes = np.bincount(groups)
+    whole, rest = np.divmod(sizes.max(), np.maximum(sizes, 1))
+    chance = _splitmix(np.arange(len(groups), dtype=np.uint64) + np.uint64(seed))
+    by_chance = np.lexsort((chance, groups))
+    place = np.empty(len(groups), dtype=np.int64)  # of each clip within its group, by chance
+    place[by_chance] = np.arange(len(groups)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    times: np.ndarray = whole[groups] + (place < rest[groups])
+    return times
 
 
 def cut(positions: np.ndarray, samples: np.ndarray, how: Cut) -> list[np.ndarray]:
     """Cut a step's clips into micro-batches of like length whose largest, padding included, is as small as it can be.
 
-    `samples` has the length of each clip of `positions`. A clip longer than the budget gets a micro-batch of its own.
+    `samples` has the length of each clip of `positions`; returns the rows of each micro-batch in these arrays. A clip longer
+    than the budget gets a micro-batch of its own.
     """
     by_length = np.lexsort((positions, -samples))  # longest first: running out of memory shows in the first step
-    positions, lengths = positions[by_length], samples[by_length].tolist()
+    lengths = samples[by_length].tolist()
     if how.accumulation is not None:
         ends = _smallest_largest(lengths, how.ranks * how.accumulation)
     else:
         fewest = len(_fill(lengths, max(how.budget_samples, lengths[0])))
         ends = _smallest_largest(lengths, -(-fewest // how.ranks) * how.ranks)
-    return np.split(positions, ends[:-1])
+    return np.split(by_length, ends[:-1])
 
 
-def deal(parts: Sequence[np.ndarray], rank: int, ranks: int) -> list[MicroBatch]:
+def deal(clips: Draws, parts: Sequence[np.ndarray], rank: int, ranks: int) -> list[MicroBatch]:
     """This rank's micro-batches of a step, as many on every rank; a filler repeats the step's shortest clip at weight zero."""
     turns = -(-len(parts) // ranks)
-    mine = range(rank, turns * ranks, ranks)
-    return [MicroBatch(m, parts[m]) if m < len(parts) else MicroBatch(m, parts[-1][-1:], filler=True) for m in mine]
+
+    def micro(number: int) -> MicroBatch:
+        if number < len(parts):
+            return MicroBatch(number, clips.take(parts[number]), parts[number])
+        return MicroBatch(number, clips.take(parts[-1][-1:]), parts[-1][:0])
+
+    return [micro(number) for number in range(rank, turns * ranks, ranks)]
 
 
 def evaluation_order(positions: np.ndarray, samples: np.ndarray, budget: int, rank: int, ranks: int) -> list[MicroBatch]:
@@ -93,15 +153,15 @@ def evaluation_order(positions: np.ndarray, samples: np.ndarray, budget: int, ra
     `budget`: padded samples of a micro-batch.
     """
     by_length = np.lexsort((positions, -samples))
-    positions, lengths = positions[by_length], samples[by_length].tolist()
+    lengths = samples[by_length].tolist()
     ends = _fill(lengths, max(budget, lengths[0]))
-    return deal(np.split(positions, ends[:-1]), rank, ranks)
+    return deal(Draws(positions), np.split(by_length, ends[:-1]), rank, ranks)
 
 
-def step_micro_batches(steps: Sequence[np.ndarray], samples: np.ndarray, how: Cut, rank: int) -> Iterator[list[MicroBatch]]:
+def step_micro_batches(steps: Iterable[Draws], samples: np.ndarray, how: Cut, rank: int) -> Iterator[list[MicroBatch]]:
     """This rank's micro-batches of each of `steps`; `samples` is the length of every clip of the index."""
-    for clips in steps:
-        yield deal(cut(clips, samples[clips], how), rank, how.ranks)
+    for step in steps:
+        yield deal(step, cut(step.positions, samples[step.positions], how), rank, how.ranks)
 
 
 def _fill(lengths: Sequence[int], cap: int) -> list[int]:

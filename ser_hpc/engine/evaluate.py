@@ -28,17 +28,17 @@ def predict(
     num_classes: int,
     world: World,
 ) -> np.ndarray:
-    """Logits of the clips at `positions` (ascending), float32 (len(positions), num_classes), on every rank.
+    """Logits of the clips at `positions`, float32 (len(positions), num_classes), on every rank.
 
     `samples`: length of every clip of the index; `budget`: padded samples of a micro-batch.
     """
     logits = torch.zeros(len(positions), num_classes, device=world.device)
     times = torch.zeros(len(positions), device=world.device)
     micros = evaluation_order(positions, samples[positions], budget, world.rank, world.size)
-    for micro, batch in zip(micros, source.ahead(micros), strict=True):
+    for batch in source.ahead(micros):
         outputs = forward(batch.samples.to(world.device), batch.offsets)["emotion"].float()
-        if not micro.filler:
-            rows = torch.from_numpy(np.searchsorted(positions, micro.positions)).to(world.device)
+        if len(batch.rows):  # else a filler
+            rows = torch.from_numpy(batch.rows).to(world.device)
             logits[rows] = outputs
             times[rows] += 1
     # Each row is zero on all ranks but one: the sum is exact, and nothing that was pickled crosses the network.

@@ -22,7 +22,7 @@ from torch import Tensor
 from ser_hpc.config.settings import Settings
 from ser_hpc.corpora.folds import Fold
 from ser_hpc.data.batches import Batch, BatchSource
-from ser_hpc.data.order import Cut, MicroBatch, epoch_steps, mix, step_micro_batches, steps_per_epoch
+from ser_hpc.data.order import Cut, MicroBatch, epoch_size, epoch_steps, mix, step_micro_batches
 from ser_hpc.engine import checkpoint, strategy
 from ser_hpc.engine.average import WeightAverage
 from ser_hpc.engine.checkpoint import TrainState
@@ -75,7 +75,8 @@ def train_trial(
     samples = np.minimum(data.index.num_samples, max_samples) if max_samples else data.index.num_samples
     weights = class_weights(data.targets[fold.train.positions], len(data.classes), train.class_weights)[data.targets]
     cut = Cut(world.size, round(train.budget_seconds * RATE), train.accumulation)
-    steps_an_epoch = steps_per_epoch(len(fold.train.positions), train.global_batch)
+    groups = _groups(settings.data.balance, data)
+    steps_an_epoch = -(-epoch_size(len(fold.train.positions), groups) // train.global_batch)
     total_steps = train.epochs * steps_an_epoch
 
     saved = checkpoint.newest(trial, world)
@@ -135,10 +136,11 @@ def train_trial(
         while state.epoch < train.epochs and (train.patience is None or state.stale_epochs < train.patience):
             # Train on what is left of this epoch.
             ranks.training(True)
-            steps = epoch_steps(fold.train.positions, seed, state.epoch, train.global_batch)
+            steps = epoch_steps(fold.train.positions, seed, state.epoch, train.global_batch, groups)
             steps = steps[state.step - state.epoch * steps_an_epoch :]
             micro_batches = list(step_micro_batches(steps, samples, cut, world.rank))
-            for clips, batches in zip(steps, _grouped(source, micro_batches), strict=True):
+            for step, batches in zip(steps, _grouped(source, micro_batches), strict=True):
+                clips = step.positions
                 step_weight = float(weights[clips].sum())
                 losses = torch.zeros(len(clips), device=world.device)
                 for turn, batch in enumerate(batches, start=1):
@@ -147,7 +149,8 @@ def train_trial(
                     clip_loss = clip_losses(outputs, batch.targets)
                     batch_weights = batch.weights.to(world.device)
                     ranks.backward((clip_loss * batch_weights).sum() / step_weight)
-                    _put(losses, clips, batch, clip_loss)
+                    if len(batch.rows):  # else a filler
+                        losses[torch.from_numpy(batch.rows).to(world.device)] = clip_loss.detach()
                 world.sum(losses)  # every rank sees every clip's loss, added up in one order
                 _refuse_non_finite(losses, clips, data, state)
                 lr = learning_rate(state.step, total_steps, train)
@@ -220,19 +223,26 @@ def _max_samples(settings: Settings) -> int | None:
     return None if settings.data.max_seconds is None else round(settings.data.max_seconds * RATE)
 
 
+def _groups(balance: str, data: TrialData) -> np.ndarray | None:
+    """What counts alike in an epoch: the group of each training clip, int64 (num_clips,)."""
+    positions = data.fold.train.positions
+    if balance == "none":
+        return None
+    if balance == "class":
+        classes: np.ndarray = data.targets[positions]
+        return classes
+    words = data.index.metadata.column(balance)[positions]
+    corpora = data.index.metadata.corpus[positions]  # speakers are unique only with their corpus
+    names = np.array([f"{corpus}/{word}" for corpus, word in zip(corpora, words, strict=True)])
+    groups: np.ndarray = np.unique(names, return_inverse=True)[1]
+    return groups
+
+
 def _grouped(source: BatchSource, steps: list[list[MicroBatch]]) -> Iterator[list[Batch]]:
     """The batches of each step, decoded ahead across the border between steps."""
     batches = source.ahead(micro for step in steps for micro in step)
     for step in steps:
         yield [next(batches) for _ in step]
-
-
-def _put(losses: Tensor, clips: np.ndarray, batch: Batch, clip_loss: Tensor) -> None:
-    """Write a micro-batch's losses where its clips stand in the step; a filler's belong nowhere."""
-    order = np.argsort(clips)
-    rows = order[np.searchsorted(clips, batch.positions, sorter=order)]
-    real = batch.weights > 0
-    losses[torch.from_numpy(rows)[real].to(losses.device)] = clip_loss.detach()[real.to(losses.device)]
 
 
 def _refuse_non_finite(values: Tensor, clips: np.ndarray, data: TrialData, state: TrainState, what: str = "loss") -> None:

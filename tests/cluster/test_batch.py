@@ -22,9 +22,10 @@ def run(
     `last`: a line of shell before the ranks end, for the last word of one of them.
     """
     tools = folder / "bin"
-    tools.mkdir()
-    for name in ("date", "seq", "grep", "head", "sleep", "cat", "rm"):
-        (tools / name).symlink_to(f"/usr/bin/{name}")
+    tools.mkdir(exist_ok=True)
+    for name in ("date", "seq", "grep", "head", "sleep", "cat", "rm", "wc"):
+        if not (tools / name).exists():
+            (tools / name).symlink_to(f"/usr/bin/{name}")
     write(tools / "squeue", f"echo {end}")
     if state is not None:
         write(tools / "scontrol", f'echo "$@" >> {folder}/calls\n[ "$1" != show ] || echo "JobId=9 {state} Dependency=(null)"')
@@ -94,9 +95,18 @@ def test_a_ranks_last_word_counts_more_than_the_signal_that_ended_the_others(tmp
 
 def test_what_fails_at_once_again_and_again_is_given_up(tmp_path: Path) -> None:
     """A Python that is not there: no attempt begins, so none is counted."""
-    again = ELEMENT | {"SLURM_RESTART_COUNT": "3"}
-    returned, said, calls = run(tmp_path, 127, "JobState=RUNNING Reason=None", **again)
-    assert returned == 127 and "requeue" not in calls and "not tried any more" in said
+    for start in range(4):
+        returned, said, calls = run(tmp_path, 127, "JobState=RUNNING Reason=None", **ELEMENT)
+        assert returned == 127 and calls.count("requeue") == min(start + 1, 3)
+        assert ("not tried any more" in said) == (start == 3)
+
+
+@pytest.mark.parametrize("between", [137, 143, 75])
+def test_kills_at_once_are_not_given_up(tmp_path: Path, between: int) -> None:
+    """Nor does a failure count that came before one: only failures in a row."""
+    for code in [127, 127, 127, between, 127, *[between] * 6]:
+        _, said, calls = run(tmp_path, code, "JobState=RUNNING Reason=None", **ELEMENT)
+    assert calls.count("requeue") == 11 and "not tried any more" not in said
 
 
 def test_without_any_word_on_the_end_there_is_no_stop_time(tmp_path: Path) -> None:

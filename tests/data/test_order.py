@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ser_hpc.data.order import Cut, cut, deal, epoch_order, epoch_steps, evaluation_order, mix, steps_per_epoch
+from ser_hpc.data.order import Cut, Draws, cut, deal, epoch_order, epoch_size, epoch_steps, evaluation_order, mix
 
 RATE = 16_000
 lengths = st.lists(st.integers(400, 30 * RATE), min_size=1, max_size=200)
@@ -16,9 +16,27 @@ lengths = st.lists(st.integers(400, 30 * RATE), min_size=1, max_size=200)
 def test_every_clip_once_an_epoch(seed: int, epoch: int, clips: int, batch: int) -> None:
     positions = np.arange(1000, 1000 + clips)
     steps = epoch_steps(positions, seed, epoch, batch)
-    assert len(steps) == steps_per_epoch(clips, batch)
+    assert len(steps) == -(-clips // batch)
     assert all(len(step) == batch for step in steps[:-1])
-    assert sorted(np.concatenate(steps)) == positions.tolist()
+    assert sorted(np.concatenate([step.positions for step in steps])) == positions.tolist()
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(0, 2**40), st.integers(0, 1000))
+def test_balanced_groups_come_equally_often_and_every_clip_comes(groups: list[int], seed: int, epoch: int) -> None:
+    codes = np.array(groups)
+    drawn = np.concatenate([step.positions for step in epoch_steps(np.arange(len(codes)), seed, epoch, 7, codes)])
+    times = np.bincount(drawn, minlength=len(codes))
+    assert len(drawn) == epoch_size(len(codes), codes) and times.min() >= 1
+    assert {np.bincount(codes[drawn])[code] for code in groups} == {np.bincount(codes).max()}
+    for code in set(groups):
+        assert np.ptp(times[codes == code]) <= 1
+
+
+def test_a_clip_that_comes_again_is_augmented_anew_and_the_extra_ones_change_from_epoch_to_epoch() -> None:
+    codes = np.array([0] * 10 + [1] * 3)
+    epochs = [epoch_steps(np.arange(13), 0, epoch, 100, codes)[0] for epoch in range(20)]
+    assert len({seed for draws in epochs for seed in draws.seeds.tolist()}) == 20 * 20
+    assert len({np.bincount(draws.positions)[10:].tobytes() for draws in epochs}) == 3
 
 
 def test_epochs_and_seeds_differ() -> None:
@@ -44,11 +62,11 @@ def test_cutting_loses_and_repeats_nothing(samples: list[int], ranks: int, accum
     """On every number of ranks: each clip in one micro-batch of one rank, as many turns for all, fillers apart."""
     positions = np.arange(len(samples)) * 3 + 1
     parts = cut(positions, np.array(samples), Cut(ranks, budget, accumulation))
-    shares = [deal(parts, rank, ranks) for rank in range(ranks)]
+    shares = [deal(Draws(positions), parts, rank, ranks) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1
     dealt = [micro for share in shares for micro in share]
     assert len({micro.number for micro in dealt}) == len(dealt)
-    real = np.concatenate([micro.positions for micro in dealt if not micro.filler])
+    real = np.concatenate([micro.clips.positions for micro in dealt if not micro.filler])
     assert sorted(real) == positions.tolist()
     if accumulation is not None:
         assert len(shares[0]) <= accumulation
@@ -66,10 +84,12 @@ def test_a_micro_batch_keeps_to_the_budget(samples: list[int], ranks: int, budge
 def test_micro_batches_do_not_depend_on_who_computes_them(samples: list[int], half: int) -> None:
     """1 rank with 2n accumulation steps and 2 ranks with n make the same micro-batches with the same numbers."""
     positions, sizes = np.arange(len(samples)), np.array(samples)
-    alone = deal(cut(positions, sizes, Cut(1, RATE, 2 * half)), 0, 1)
+    alone = deal(Draws(positions), cut(positions, sizes, Cut(1, RATE, 2 * half)), 0, 1)
     parts = cut(positions, sizes, Cut(2, RATE, half))
-    together = sorted((m for rank in (0, 1) for m in deal(parts, rank, 2) if not m.filler), key=lambda m: m.number)
-    assert [m.positions.tolist() for m in alone] == [m.positions.tolist() for m in together]
+    together = sorted(
+        (m for rank in (0, 1) for m in deal(Draws(positions), parts, rank, 2) if not m.filler), key=lambda m: m.number
+    )
+    assert [m.clips.positions.tolist() for m in alone] == [m.clips.positions.tolist() for m in together]
     assert [m.number for m in alone] == [m.number for m in together]
 
 
@@ -79,6 +99,6 @@ def test_evaluation_sees_each_clip_once_whatever_the_ranks(samples: list[int], r
     shares = [evaluation_order(positions, sizes, budget, rank, ranks) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1
     real = [micro for share in shares for micro in share if not micro.filler]
-    assert sorted(np.concatenate([m.positions for m in real])) == positions.tolist()
-    alone = {tuple(m.positions) for m in evaluation_order(positions, sizes, budget, 0, 1)}
-    assert {tuple(m.positions) for m in real} == alone
+    assert sorted(np.concatenate([m.clips.positions for m in real])) == positions.tolist()
+    alone = {tuple(m.clips.positions) for m in evaluation_order(positions, sizes, budget, 0, 1)}
+    assert {tuple(m.clips.positions) for m in real} == alone

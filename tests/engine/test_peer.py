@@ -73,8 +73,9 @@ def test_one_clip_a_batch_trains_as_transformers_does(tmp_path: Path) -> None:
     )
     theirs = []
     with ShardReader(experiment.index) as reader:
-        for step, (clip,) in enumerate(epoch_steps(fold.train.positions, 0, 0, 1)[:50]):
-            sound = reader.read(int(clip)).astype(np.float32) / 32768
+        for step, draws in enumerate(epoch_steps(fold.train.positions, 0, 0, 1)[:50]):
+            clip = int(draws.positions[0])
+            sound = reader.read(clip).astype(np.float32) / 32768
             features = extractor(sound, sampling_rate=16_000, return_tensors="pt").input_values
             torch.manual_seed(mix(0, step, 0))
             loss = peer(features, labels=torch.tensor([int(experiment.targets[clip])])).loss
