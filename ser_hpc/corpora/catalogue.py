@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ser_hpc.corpora import (
+    audformat,
     crema_d,
     emodb,
     esd,
@@ -48,6 +49,7 @@ PARSERS: dict[str, Parser] = {
     "hindi": hindi.parse,
     "kai_indian": kai_indian.parse,
     "hf": hf.parse,
+    "audformat": audformat.parse,
     "csv": table.parse,
     "jsonl": table.parse,
     "demo": synthetic.parse,

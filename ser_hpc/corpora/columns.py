@@ -95,10 +95,19 @@ def language_of(text: str) -> str:
     return word if re.fullmatch(r"[a-z]{2}", word) else LANGUAGES.get(word, "")
 
 
-def corpus_name(folder: Path) -> str:
-    """The corpus is named after its folder. Raises UserError for a folder without letters or digits."""
-    if not (name := plain(folder.resolve().name)[:24].strip("_")):
-        raise UserError(f"{folder}: the corpus is named after its folder; give it a name with letters or digits")
+def text_of(value: Any) -> str:
+    """A plain value in words; "" for none (None, NaN)."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value).strip()
+
+
+def corpus_name(text: str) -> str:
+    """`text` as the name of a corpus, as my_set for "My Set". Raises UserError where it has no letter or digit."""
+    if not (name := plain(text)[:24].strip("_")):
+        raise UserError(f"a corpus cannot be named {text!r}; use letters or digits")
     return name
 
 

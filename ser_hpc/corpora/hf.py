@@ -70,7 +70,7 @@ def parse(root: Path) -> ParseResult:
                 clips.append(Clip(table, number, name, audio, texts))
             else:
                 skipped.append((table.path, f"row {number}{f' of {table.split}' if table.split else ''}: {audio}"))
-    names, corpus = Counter(clip.named for clip in clips), columns.corpus_name(root)
+    names, corpus = Counter(clip.named for clip in clips), columns.corpus_name(root.resolve().name)
     utterances = [_utterance(corpus, clip, unique=bool(clip.name) and names[clip.named] == 1) for clip in clips]
     if len({clip.split for clip in utterances}) == 1:
         utterances = [replace(clip, split="") for clip in utterances]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,11 +154,7 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def _text(value: Any, classes: list[str] | None) -> str:
-    """A value in words; "" for none. A ClassLabel's number is its name; -1 stands for an unlabelled row."""
+    """A value in words. A ClassLabel's number is its name; -1 stands for an unlabelled row."""
     if classes and isinstance(value, int):
         return str(classes[value]) if 0 <= value < len(classes) else ""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value).strip()
+    return columns.text_of(value)
