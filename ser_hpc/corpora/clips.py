@@ -29,27 +29,23 @@ class Column:
     codes: np.ndarray
 
     @classmethod
-    def of(cls, values: pa.Array) -> Column:
-        """Empty values have no code; names are sorted."""
+    def of(cls, values: pa.Array, least: int = 1) -> Column:
+        """Names are sorted. Empty values have no code, nor have those that stand in fewer than `least` rows."""
         encoded = values.dictionary_encode()
-        order = pc.sort_indices(encoded.dictionary)
-        names = encoded.dictionary.take(order).to_pylist()
+        place = encoded.indices.to_numpy()
+        kept = np.flatnonzero(np.bincount(place, minlength=len(encoded.dictionary)) >= least)
+        order = pc.sort_indices(encoded.dictionary.take(kept)).to_numpy()
+        names = encoded.dictionary.take(kept[order]).to_pylist()
         empty = int(names[:1] == [""])
-        code = np.empty(len(names), dtype=np.int64)
-        code[order.to_numpy()] = np.arange(len(names)) - empty
-        return cls(tuple(names[empty:]), code[encoded.indices.to_numpy()])
+        code = np.full(len(encoded.dictionary), -1)
+        code[kept[order]] = np.arange(len(names)) - empty
+        return cls(tuple(names[empty:]), code[place])
 
     def within(self, rows: np.ndarray) -> tuple[str, ...]:
         """The names that occur in `rows` (a mask or positions), sorted."""
         present = np.zeros(len(self.names) + 1, dtype=bool)
         present[self.codes[rows]] = True  # rows without a name: the last place
         return tuple(self.names[code] for code in np.flatnonzero(present[:-1]))
-
-    def repeated(self) -> Column:
-        """Only the names that more than one row has."""
-        often = np.bincount(self.codes[self.codes >= 0], minlength=len(self.names)) > 1
-        code = np.append(np.where(often, np.cumsum(often) - 1, -1), -1)
-        return Column(tuple(self.names[i] for i in np.flatnonzero(often)), code[self.codes])
 
     def is_name(self, name: str) -> np.ndarray:
         """Mask of the rows that have this name."""
@@ -112,7 +108,7 @@ class Clips:
             speaker=of_corpus(pc.if_else(unknown, "", speaker)),
             session=of_corpus(column("session")),
             text=of_corpus(column("text_id")),
-            sound=Column.of(column("sound")).repeated(),
+            sound=Column.of(column("sound"), least=2),
             gender=Column.of(column("gender")),
             split=Column.of(column("split")),
         )

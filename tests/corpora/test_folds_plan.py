@@ -310,12 +310,10 @@ def test_refused_by_name(trap: str) -> None:
 
 def test_corpora_with_the_same_names_are_kept_apart() -> None:
     """Speaker 1 and session 1 of two corpora are two speakers and two sessions."""
-    rows = [row | {"corpus": corpus} for corpus in ("one", "two") for row in dialogues(2)]
+    rows = [row | {"corpus": corpus} for corpus in ("one", "two") for row in dialogues(3)]
     fold_plan = planned(table(rows), "leave_one_session_out")
-    assert [fold.test.words for fold in fold_plan.folds] == [
-        "session one/Ses01", "session one/Ses02", "session two/Ses01", "session two/Ses02",
-    ]  # fmt: skip
-    assert len(planned(table(rows), "leave_one_speaker_out").folds) == 8
+    assert [fold.test.words for fold in fold_plan.folds] == [f"sessions one/Ses0{k}, two/Ses0{k}" for k in (1, 2, 3)]
+    assert len(planned(table(rows), "leave_one_speaker_out").folds) == 12
 
 
 def test_what_is_odd_within_a_part_is_told() -> None:
