@@ -38,7 +38,7 @@ def test_speaker_session_scenario_and_text_are_read_from_the_name(tree: Path) ->
 
 
 def test_the_label_is_the_consensus_not_the_emotion_in_the_name(tree: Path) -> None:
-    assert [clip.emotion for clip in msp_improv.parse(tree).utterances] == ["neutral", "no agreement"]
+    assert [clip.emotion for clip in msp_improv.parse(tree).utterances] == ["neutral", "no_agreement"]
 
 
 def test_activation_is_turned_round_and_nan_is_not_annotated(tree: Path) -> None:
