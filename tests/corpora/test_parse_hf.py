@@ -45,9 +45,9 @@ def table(found: list[dict[str, Any]], features: dict[str, Any] = FEATURES) -> p
 
 
 def save_to_disk(folder: Path, made: pa.Table) -> None:
-    """As `Dataset.save_to_disk` lays a dataset out, with a leftover of a computation beside it."""
+    """As `Dataset.save_to_disk` lays a dataset out, with leftovers that its state does not list."""
     folder.mkdir(parents=True)
-    for name in ("data-00000-of-00001.arrow", "cache-0123456789abcdef.arrow"):
+    for name in ("data-00000-of-00001.arrow", "cache-0123456789abcdef.arrow", "data-00000-of-00002.arrow"):
         with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, made.schema) as writer:
             writer.write_table(made, max_chunksize=2)
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
@@ -103,8 +103,10 @@ def test_parquet_files_of_a_hub_download_give_the_same_clips(dataset: Path) -> N
 
 def test_one_split_is_no_split(dataset: Path) -> None:
     """The hub calls undivided data train: that is no official training part."""
-    clips = hf.parse(dataset / "train").utterances
-    assert [(u.utterance_id, u.split) for u in clips] == [("x1", ""), ("x2", ""), ("x3", "")]
+    (dataset / "dataset_dict.json").write_text(json.dumps({"splits": ["train"]}))
+    clips = hf.parse(dataset).utterances
+    assert [(u.utterance_id, u.split) for u in clips] == [("train-x1", ""), ("train-x2", ""), ("train-x3", "")]
+    assert [u.utterance_id for u in hf.parse(dataset / "train").utterances] == ["x1", "x2", "x3"]
 
 
 def test_names_that_are_missing_or_not_unique_get_the_number_of_their_row(tmp_path: Path) -> None:
