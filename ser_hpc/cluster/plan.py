@@ -65,7 +65,16 @@ def prepare(settings: Settings) -> Experiment:
         raise UserError(
             f"the clips have {len(label_set.classes)} class ({', '.join(label_set.classes)}); two are needed at least"
         )
-    folds = plan(index.metadata, label_set, settings.folds.protocol, settings.folds.count)
+    asked = settings.folds
+    folds = plan(
+        index.metadata,
+        label_set,
+        asked.protocol,
+        asked.count,
+        train_corpora=asked.train_corpora,
+        test_corpora=asked.test_corpora,
+        max_per_class=asked.max_per_class,
+    )
     _check_lengths(settings, index)
     return Experiment(settings, index, label_set, label_set.targets(index.metadata), folds)
 
