@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from pathlib import Path
 
 from ser_hpc.corpora import (
     audformat,
@@ -27,10 +25,8 @@ from ser_hpc.corpora import (
     urdu,
     urduser,
 )
-from ser_hpc.corpora.parse_result import ParseResult
+from ser_hpc.corpora.parse_result import Parser
 from ser_hpc.errors import UserError, listed
-
-Parser = Callable[[Path], ParseResult]
 
 PARSERS: dict[str, Parser] = {
     "emodb": emodb.parse,
@@ -54,6 +50,7 @@ PARSERS: dict[str, Parser] = {
     "jsonl": table.parse,
     "demo": synthetic.parse,
 }
+FORMATS = ("hf", "audformat", "csv", "jsonl", "demo")  # not one published corpus: of any names, emotions and counts
 
 
 def parser(name: str) -> Parser:

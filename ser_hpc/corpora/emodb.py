@@ -1,6 +1,6 @@
 """Emo-DB, the Berlin Database of Emotional Speech (Burkhardt et al., Interspeech 2005): acted German, freely available.
 
-Layout   ROOT/wav/*.wav, or the wav files in ROOT itself; mono, 16 kHz (some copies: 22,050 Hz).
+Layout   ROOT/wav/*.wav, or in any folders; mono, 16 kHz (some copies: 22,050 Hz).
 Names    `<speaker: 2 digits><text: a or b, 2 digits><emotion letter><version letter>.wav`, as in 03a01Fa.wav. The letters are
          German: W Wut, L Langeweile, E Ekel, A Angst, F Freude, T Trauer, N neutral.
 Counts   535 clips, 10 speakers (5 women, 5 men), 10 texts, 7 emotions; no sessions.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ser_hpc.corpora.parse_result import ParseResult, count_warnings, existing_folder, finish, visible_files
+from ser_hpc.corpora.parse_result import ParseResult, existing_folder, finish, recordings, sorted_out
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import listed
 
@@ -53,25 +53,14 @@ CLIPS_BY_SPEAKER = {
 
 
 def parse(root: Path) -> ParseResult:
-    """Every clip of Emo-DB under `root`. Raises UserError where `root` is no folder or holds no clip."""
-    existing_folder(root, LAYOUT)
-    utterances: list[Utterance] = []
-    skipped: list[tuple[Path, str]] = []
-    for path in visible_files(root / "wav" if (root / "wav").is_dir() else root):
-        clip = _utterance(path)
-        if isinstance(clip, Utterance):
-            utterances.append(clip)
-        else:
-            skipped.append((path, clip))
-    warnings = count_warnings("emotion", (u.emotion for u in utterances), CLIPS_BY_EMOTION)
-    warnings += count_warnings("speaker", (u.speaker for u in utterances), CLIPS_BY_SPEAKER)
-    return finish(root, LAYOUT, utterances, warnings, skipped)
+    """Every clip of Emo-DB below `root`. Raises UserError where `root` is no folder or holds no clip."""
+    clips, skipped = sorted_out(recordings(existing_folder(root, LAYOUT)), _utterance)
+    counts = {"emotion": CLIPS_BY_EMOTION, "speaker": CLIPS_BY_SPEAKER}
+    return finish(root, LAYOUT, clips, skipped=skipped, counts=counts)
 
 
 def _utterance(path: Path) -> Utterance | str:
     """The clip that a file name describes, or the reason why it describes none."""
-    if path.suffix.lower() != ".wav":
-        return "not a .wav file"
     match = NAME.fullmatch(path.stem)
     if match is None:
         return "the name is not <speaker><text><emotion><version>, as in 03a01Fa"
@@ -88,4 +77,5 @@ def _utterance(path: Path) -> Utterance | str:
         emotion=EMOTIONS[code],
         gender=GENDERS[speaker],
         text_id=match["text"],
+        language="de",
     )

@@ -2,6 +2,7 @@
 
 Layout   ROOT/Session{1..5}/dialog/EmoEvaluation/<dialogue>.txt      labels; files in subfolders are single raters' and not read
          ROOT/Session{1..5}/sentences/wav/<dialogue>/<utterance>.wav  16 kHz, one file an utterance
+         ROOT/Session{1..5}/dialog/wav/<dialogue>.wav                 whole dialogues: skipped
 Labels   `[6.2901 - 8.2357]<TAB>Ses01F_impro01_F000<TAB>neu<TAB>[2.5000, 2.5000, 2.5000]`: times in the dialogue's recording,
          utterance, emotion, [valence, activation, dominance] (1 to 5). `%` begins a header, `C-` and `A-` a rater's own.
 Names    `Ses01F_impro01_M003`: session 01; the woman wore the motion markers; dialogue impro01; the **man** speaks, his turn 3.
@@ -19,7 +20,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ser_hpc.corpora.parse_result import ParseResult, count_warnings, existing_folder, finish, visible_files
+from ser_hpc.corpora.parse_result import ParseResult, existing_folder, finish, recordings, visible_files
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError, listed
 
@@ -59,9 +60,10 @@ def parse(root: Path) -> ParseResult:
                 utterances.append(clip)
             else:
                 skipped.append((labels, f"line {number}: {clip}"))
-    warnings = count_warnings("session", (u.session for u in utterances), CLIPS_BY_SESSION)
-    warnings += count_warnings("emotion", (u.emotion for u in utterances), CLIPS_BY_EMOTION)
-    return finish(root, LAYOUT, utterances, warnings, skipped)
+    labelled = {u.audio_path for u in utterances}
+    skipped += [(path, "no line of labels is about this recording") for path in recordings(root) if path not in labelled]
+    counts = {"session": CLIPS_BY_SESSION, "emotion": CLIPS_BY_EMOTION}
+    return finish(root, LAYOUT, utterances, skipped=skipped, counts=counts)
 
 
 def _label_files(root: Path) -> Iterator[tuple[Path, Path]]:
@@ -105,6 +107,7 @@ def _utterance(line: str, dialogue: str, audio: Path) -> Utterance | str:
         session=name["session"],
         gender=GENDERS[name["letter"]],
         text_id=name["scene"].removesuffix("b") if name["scene"].startswith("script") else "",
+        language="en",
         arousal=float(arousal),
         valence=float(valence),
         dominance=float(dominance),

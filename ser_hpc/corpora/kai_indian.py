@@ -1,6 +1,7 @@
 """KAI-Indian: sixteen emotional clips that circulate with other Indian corpora; of unknown origin, speakers and language.
 
-Layout   Any. A clip's emotion is the word in its name, else in the nearest folder that has one: angry_1.wav or Angry/1.wav.
+Layout   ROOT/<any folders>/*.wav.
+Names    A clip's emotion is the word in its name, else in the nearest folder that has one: angry_1.wav or Angry/1.wav.
 Counts   16 clips.
 Defects  Nobody knows who speaks: every clip has an unknown speaker, so it can only be trained on, never tested. A clip that
          names no emotion, or several, is left out.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError, listed
@@ -26,6 +27,28 @@ class ParseResult:
     warnings: tuple[str, ...] = ()
     skipped: tuple[tuple[Path, str], ...] = ()
 
+    def telling(self, warnings: Iterable[str]) -> ParseResult:
+        """The same, with these warnings before its own."""
+        return replace(self, warnings=(*warnings, *self.warnings))
+
+
+Parser = Callable[[Path], ParseResult]
+
+
+def sorted_out(
+    paths: Iterable[Path], read: Callable[[Path], Utterance | str]
+) -> tuple[list[Utterance], list[tuple[Path, str]]]:
+    """The clips that `read` makes of the files, and (path, reason) of each file for which it returns a reason instead."""
+    utterances: list[Utterance] = []
+    skipped: list[tuple[Path, str]] = []
+    for path in paths:
+        clip = read(path)
+        if isinstance(clip, Utterance):
+            utterances.append(clip)
+        else:
+            skipped.append((path, clip))
+    return utterances, skipped
+
 
 def finish(
     root: Path,
@@ -33,17 +56,22 @@ def finish(
     utterances: Sequence[Utterance],
     warnings: Iterable[str] = (),
     skipped: Sequence[tuple[Path, str]] = (),
+    counts: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
 ) -> ParseResult:
     """The result of a parser, each clip once: of a doubled tree the copy nearest to `root` stays, the other is `skipped`.
 
-    `layout` says in words where the corpus's files are expected. Raises UserError where nothing was found, or where two clips
-    share an id and are no copies of each other: another speaker, emotion, or anything else but the path.
+    `layout` says in words where the corpus's files are expected. `counts`: the published number of clips by field of an
+    utterance and its value; a copy with other numbers is told in `warnings`. Raises UserError where nothing was found, or where
+    two clips share an id and are no copies of each other: another speaker, emotion, or anything else but the path.
     """
     if not utterances:
         reasons = listed([f"{path}: {reason}" for path, reason in skipped], 3)
         raise UserError(f"{root}: no utterance found; expected {layout}" + (f". Skipped: {reasons}" if skipped else ""))
     once, copies = _each_once(root, utterances)
-    told = [*warnings, *([_doubled(copies)] if copies else [])]
+    counted = [
+        line for field, known in counts.items() for line in count_warnings(field, (getattr(u, field) for u in once), known)
+    ]
+    told = [*warnings, *counted, *([_doubled(copies)] if copies else [])]
     again = [(clip.audio_path, f"the same clip as {kept.audio_path}, which is used") for clip, kept in copies]
     return ParseResult(tuple(once), tuple(told), (*skipped, *again))
 
