@@ -1,23 +1,35 @@
-"""Pack a corpus into tar shards, once; new folds and new label sets never need it again.
+"""Pack corpora into tar shards, once; new folds and new label sets never need it again.
 
-    python -m ser_hpc.pack emodb   /data/emodb        /scratch/shards/emodb
-    python -m ser_hpc.pack iemocap /data/IEMOCAP      /scratch/shards/iemocap
-    python -m ser_hpc.pack csv     /data/mine/all.csv /scratch/shards/mine
+    python -m ser_hpc.pack emodb /data/emodb /scratch/shards/emodb
+    python -m ser_hpc.pack csv /data/mine/all.csv /scratch/shards/mine
+    python -m ser_hpc.pack emodb /data/emodb ravdess /data/RAVDESS /scratch/shards
+        several corpora, each into /scratch/shards/<its name>; a bad one does not stop the others
 
 A csv is any other corpus as a table: columns audio (path, relative to the
 table), emotion and speaker; optional session, gender, split, text_id, start_s,
 end_s. ROOT is then the file; jsonl takes the same names, one object a line.
 
-Any rate, channel count and format becomes 16 kHz mono FLAC. A clip that cannot
-be packed (truncated, no audio, under 0.1 s) stops the packing before anything is
-written, and all such clips are named; --skip-bad leaves them out instead, named
-in OUT/pack_report.json. Interrupted, killed or out of disk: the same command
-again continues. When files or annotations have changed, it makes only the shards
-that differ again. Exit code 0: packed; 2: not packed, the message says why.
+Any rate, channel count and format becomes 16 kHz mono FLAC. What is wrong with
+clips is found, shown, and named in OUT/pack_report.json; --on says what becomes
+of it (drop: left out, keep: packed, fail: nothing is packed), by default:
+    undecodable=fail    missing, truncated, no audio, a git-lfs pointer, NaN
+    too_short=drop      under 0.1 s
+    too_long=keep       over --longest seconds
+    silent=drop         never above -60 dBFS for 100 ms in all
+    clipped=keep        over 1 % of the samples at full scale
+    duplicate=drop      the same sound, speaker and emotion as an earlier clip
+    contradiction=keep  the same sound under another speaker or emotion
+What headers tell fails before anything is written; everything bad is named at once.
 
-A big corpus on many machines: --part 0/20 to --part 19/20 pack a share of the shards
-each, in any order or all at once (slurm/build_shards.sbatch); the last one to end
-checks all shards and completes the dataset. The bytes are those of packing at once.
+Interrupted, killed or out of disk: the same command again continues. When files or
+annotations have changed, only shards that differ are made again; clips that have
+come are packed into new shards, and no other changes.
+Exit code 0: packed; 2: something was not packed, the message says why.
+
+A big corpus on a cluster: --partition cpu --jobs 20 submits an array of jobs that
+pack a share of the shards each; the last one to end completes the datasets. Submit
+again to go on. The bytes are those of packing here. --part 0/20 to --part 19/20 are
+those shares, for other schedulers.
 """
 
 from __future__ import annotations
@@ -27,73 +39,139 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from rich.columns import Columns
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from ser_hpc import console
 from ser_hpc.corpora.catalogue import PARSERS, parser
+from ser_hpc.corpora.parse_result import ParseResult
 from ser_hpc.errors import UserError, listed
-from ser_hpc.shards.index import DATASET, REPORT
-from ser_hpc.shards.report import Count, PackReport
-from ser_hpc.shards.write import CHECKING, COMPLETING, PACKING, READING, pack
+from ser_hpc.shards import show
+from ser_hpc.shards.findings import LONGEST_S, Rules
+from ser_hpc.shards.index import DATASET
+from ser_hpc.shards.report import PackReport
+from ser_hpc.shards.write import pack
 
-UNITS = {READING: "clips", CHECKING: "s of sound", PACKING: "s of sound", COMPLETING: "s of sound"}
-SHOWN = 24  # rows of a table, or lines of a list; the report has all
+_ON_THE_CLUSTER = ("partition", "cluster", "account", "time", "jobs", "dry_run")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _arguments(argv)
-    part = _part(arguments.part)
-    parsed = parser(arguments.corpus)(arguments.root)
-    screen, began = Console(highlight=False, soft_wrap=True), time.monotonic()
-    for warning in parsed.warnings[:SHOWN]:
-        screen.print(f"warning: {warning}", markup=False)
-    if len(parsed.warnings) > SHOWN:
-        screen.print(f"and {len(parsed.warnings) - SHOWN} more warnings")
-    screen.print(f"{arguments.corpus}: {len(parsed.utterances)} clips in {arguments.root}", markup=False)
-    with _Progress() as progress:
+    options = _parser().parse_args(argv)
+    rules, part = Rules.parse(options.on, options.longest), _part(options.part)
+    sources, out = _sources(options.what)
+    screen = Console(highlight=False, soft_wrap=True)
+    if options.partition is not None or options.cluster is not None:
+        if _submitted(sources, out, options, screen):
+            return 0
+        screen.print("There is no Slurm here: packing on this machine.")
+    elif given := [name for name in _ON_THE_CLUSTER if getattr(options, name) not in (None, False)]:
+        raise UserError(f"--{given[0].replace('_', '-')} is for jobs on a cluster: give --partition (or --cluster) as well")
+    if len(sources) == 1:
+        (source,) = sources
+        _pack_one(source, source.parsed(screen), out, options, rules, part, screen)
+        return 0
+    return _pack_many(sources, out, options, rules, part, screen)
+
+
+def _submitted(sources: Sequence[Source], out: Path, options: argparse.Namespace, screen: Console) -> bool:
+    """Whether jobs do it. What parsers refuse is told now; what stands in the recordings, by the jobs."""
+    from ser_hpc.cluster import pack_jobs
+
+    for source in sources:
+        source.parsed(screen)
+    workers = pack_jobs.WORKERS if options.workers is None else options.workers
+    chosen = {"profile": options.cluster, "partition": options.partition, "account": options.account, "time_min": options.time}
+    what = [word for source in sources for word in (source.corpus, str(source.root.resolve()))]
+    choices = [word for choice in options.on for word in ("--on", choice)] + ["--longest", f"{options.longest!r}"]
+    arguments = [*what, str(out.resolve()), *choices, "--shard-mb", str(options.shard_mb), "--workers", str(workers)]
+    cluster = pack_jobs.settings(chosen, workers)
+    return pack_jobs.submit(arguments, out, pack_jobs.JOBS if options.jobs is None else options.jobs, cluster, options.dry_run, screen)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A corpus to pack: the name of its parser, and where it lies."""
+
+    corpus: str
+    root: Path
+
+    def parsed(self, screen: Console) -> ParseResult:
+        """Its clips; warnings are shown. Raises UserError where the parser does, or there is no such one."""
+        parsed = parser(self.corpus)(self.root)
+        for warning in parsed.warnings[: show.SHOWN]:
+            screen.print(f"warning: {warning}", markup=False)
+        if len(parsed.warnings) > show.SHOWN:
+            screen.print(f"and {len(parsed.warnings) - show.SHOWN} more warnings")
+        screen.print(f"{self.corpus}: {len(parsed.utterances)} clips in {self.root}", markup=False)
+        return parsed
+
+
+def _pack_one(
+    source: Source,
+    parsed: ParseResult,
+    out: Path,
+    options: argparse.Namespace,
+    rules: Rules,
+    part: tuple[int, int],
+    screen: Console,
+) -> PackReport:
+    began = time.monotonic()
+    with show.ProgressBars() as progress:
         report = pack(
             parsed.utterances,
-            arguments.out,
-            workers=arguments.workers,
-            skip_bad=arguments.skip_bad,
-            shard_mb=arguments.shard_mb,
+            out,
+            workers=_cores() if options.workers is None else options.workers,
+            rules=rules,
+            shard_mb=options.shard_mb,
             left_out=parsed.skipped,
             part=part,
             on_progress=progress,
         )
-    _show(report, arguments.out, time.monotonic() - began, screen)
+    show.result(report, out, time.monotonic() - began, screen)
     if part != (0, 1):
-        complete = (arguments.out / DATASET).exists()
+        complete = (out / DATASET).exists()
         state = "all parts are packed" if complete else "others are still to be packed; the last one completes the dataset"
-        screen.print(f"part {arguments.part}: {state}", markup=False)
-    return 0
+        screen.print(f"part {options.part}: {state}", markup=False)
+    return report
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    arguments = argparse.ArgumentParser(
-        "python -m ser_hpc.pack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    arguments.add_argument("corpus", metavar="CORPUS", help=f"how to read ROOT: {listed(list(PARSERS), 40)}")
-    arguments.add_argument("root", metavar="ROOT", type=Path, help="the corpus as published (csv, jsonl: the table)")
-    arguments.add_argument("out", metavar="OUT", type=Path, help="a folder for the shards: new, empty, or packed into before")
-    arguments.add_argument("--skip-bad", action="store_true", help="leave clips out that cannot be packed, instead of stopping")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    arguments.add_argument(
-        "--workers", type=int, metavar="N", default=cores, help="processes (default: the cores here, %(default)s)"
-    )
-    arguments.add_argument(
-        "--shard-mb", type=int, metavar="MB", default=64, help="close a shard at about this size (default: %(default)s)"
-    )
-    arguments.add_argument(
-        "--part", metavar="K/N", default="0/1", help="pack only the K-th of N parts, counted from 0 (default: %(default)s, all)"
-    )
-    return arguments.parse_args(argv)
+def _pack_many(
+    sources: Sequence[Source], out: Path, options: argparse.Namespace, rules: Rules, part: tuple[int, int], screen: Console
+) -> int:
+    """Each into a folder of its name; what fails is told and passed over. 2 if something did."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("corpus", "clips", "sound", "shards"):
+        table.add_column(column, overflow="fold")
+    folders: dict[Path, Source] = {}
+    failed = 0
+    for source in sources:
+        try:
+            parsed = source.parsed(screen)
+            folder = out / parsed.utterances[0].corpus
+            if (first := folders.setdefault(folder, source)) is not source:
+                raise UserError(f"{source.root} and {first.root} would both be packed into {folder}; give them other names")
+            report = _pack_one(source, parsed, folder, options, rules, part, screen)
+            row = f"{report.clips:,}", show.duration(report.seconds), str(folder)
+        except UserError as error:
+            print(f"error: {source.corpus}: {error}", file=sys.stderr, flush=True)
+            failed += 1
+            row = "", "", "[bold]not packed[/bold], see above"
+        table.add_row(f"{source.corpus} {source.root}", *row)
+    screen.print(table, soft_wrap=False)
+    if failed:
+        print(f"error: {failed} of {len(sources)} corpora were not packed", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _sources(words: Sequence[str]) -> tuple[list[Source], Path]:
+    """CORPUS ROOT [CORPUS ROOT ...] OUT. Raises UserError where they are not that."""
+    if len(words) < 3 or len(words) % 2 == 0:
+        raise UserError(f"give CORPUS ROOT, more such pairs if you like, and OUT: not {len(words)} words ({' '.join(words)})")
+    sources = [Source(corpus, Path(root)) for corpus, root in zip(words[:-1:2], words[1::2], strict=True)]
+    return sources, Path(words[-1])
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -106,91 +184,36 @@ def _part(text: str) -> tuple[int, int]:
     )
 
 
-class _Progress:
-    """A bar on a terminal, a line at every tenth otherwise; on stderr, so that stdout holds the result alone."""
-
-    def __init__(self) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description:24}"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} {task.fields[unit]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._told: dict[str, int] = {}
-
-    def __enter__(self) -> _Progress:
-        if self._bars.console.is_terminal:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bars.console.is_terminal:
-            self._bars.stop()
-
-    def __call__(self, stage: str, done: float, total: float) -> None:
-        unit = UNITS[stage]
-        if self._bars.console.is_terminal:
-            if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=total, unit=unit)
-            self._bars.update(self._tasks[stage], completed=done)
-            return
-        tenth = int(10 * done / total)
-        if tenth > self._told.get(stage, 0):
-            self._told[stage] = tenth
-            print(f"{stage}: {tenth * 10} % ({done:,.0f} of {total:,.0f} {unit})", file=sys.stderr, flush=True)
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _show(report: PackReport, out: Path, took: float, screen: Console) -> None:
-    """The report for people: tables of counts, then everything unusual, then the sums."""
-    for corpus, columns in report.counts.items():
-        tables = [_table(f"{corpus}: {column}", counts) for column, counts in columns.items()]
-        screen.print(Columns(tables, padding=(0, 3)), soft_wrap=False)
-    _show_list(f"{len(report.skipped)} skipped", [str(bad) for bad in report.skipped], screen)
-    _show_list(
-        f"{len(report.identical)} groups of clips with identical sound", [", ".join(k) for k in report.identical], screen
+def _parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        "python -m ser_hpc.pack",
+        usage="%(prog)s [options] CORPUS ROOT [CORPUS ROOT ...] OUT",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    if report.clipped:
-        screen.print(f"{report.clipped} clips went beyond full scale (float files, or by resampling) and were cut to it")
-    kept = f", {report.kept} of them from before" if report.kept else ""
-    screen.print(
-        f"packed {report.clips:,} clips, {_duration(report.seconds)} of sound, {report.bytes / 1e6:,.1f} MB "
-        f"in {report.shards} shards{kept}; took {took:.1f} s\nshards: {out}",
-        markup=False,
+    known = listed(list(PARSERS), 40)
+    options.add_argument("what", nargs="+", metavar="CORPUS ROOT ... OUT", help=f"corpora: {known}; ROOT as published")
+    options.add_argument("--on", action="append", default=[], metavar="KIND=POLICY", help="what becomes of a kind of finding")
+    options.add_argument("--longest", type=float, metavar="S", default=LONGEST_S, help="seconds (default: %(default)g)")
+    options.add_argument("--workers", type=int, metavar="N", help="processes (default: the cores here; 8 in a job)")
+    options.add_argument(
+        "--shard-mb", type=int, metavar="MB", default=64, help="close a shard at about this size (default: %(default)s)"
     )
-
-
-def _table(title: str, counts: dict[str, Count]) -> Table:
-    """One row a value; beyond SHOWN rows the rest is summed up in the last."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
-    table.add_column("")
-    table.add_column("clips", justify="right")
-    table.add_column("minutes", justify="right")
-    rows = list(counts.items())
-    if len(rows) > SHOWN:
-        rest = [count for _, count in rows[SHOWN - 1 :]]
-        total = Count(sum(count.clips for count in rest), sum(count.seconds for count in rest))
-        rows = [*rows[: SHOWN - 1], (f"{len(rest)} more", total)]
-    for value, count in rows:
-        table.add_row(Text(value or "(none)"), f"{count.clips:,}", f"{count.seconds / 60:,.1f}")
-    return table
-
-
-def _show_list(title: str, lines: Sequence[str], screen: Console) -> None:
-    if not lines:
-        return
-    screen.print(f"{title}:")
-    for line in lines[:SHOWN]:
-        screen.print(f"  {line}", markup=False)
-    if len(lines) > SHOWN:
-        screen.print(f"  and {len(lines) - SHOWN} more; all are in {REPORT}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 600:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
+    options.add_argument(
+        "--part", metavar="K/N", default="0/1", help="pack only the K-th of N parts, counted from 0 (default: %(default)s, all)"
+    )
+    cluster = options.add_argument_group("on a cluster")
+    cluster.add_argument("--partition", metavar="P", help="submit jobs to this Slurm partition instead of packing here")
+    cluster.add_argument("--cluster", metavar="SITE", help="profile of the cluster under configs/cluster, or a file")
+    cluster.add_argument("--account", metavar="A", help="account to charge")
+    cluster.add_argument("--time", metavar="T", help="time limit of a job, as 240 (minutes) or 4:00:00 (the default)")
+    cluster.add_argument("--jobs", type=int, metavar="N", help="number of jobs (default: 8)")
+    cluster.add_argument("--dry-run", action="store_true", help="show what would be submitted, and submit nothing")
+    return options
 
 
 if __name__ == "__main__":

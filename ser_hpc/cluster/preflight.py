@@ -55,6 +55,21 @@ def check(
     return site.notes
 
 
+def check_packing(cluster: ClusterSettings, num_jobs: int, script: str, ask: Ask = queries.ask) -> list[str]:
+    """As `check`, for `num_jobs` jobs that pack: is there such a partition, with such nodes, for that long?"""
+    site = _Site(ask)
+    kinds = site.query(queries.NODE_KINDS, queries.node_kinds, "partitions and nodes")
+    problems = [*_nodes(site, _trial_job(cluster), kinds)] if kinds else []
+    config = site.query(queries.CONFIG, queries.config, "the size of arrays") or {}
+    most = int(config.get("MaxArraySize", num_jobs))
+    if num_jobs > most:
+        problems.append(f"--jobs {num_jobs}: an array holds {most} here (MaxArraySize)")
+    problems += _test(site, "packing", script)
+    if problems:
+        raise UserError("\n  ".join(["the jobs would not run at this site, so nothing was submitted:", *problems]))
+    return site.notes
+
+
 class _Site:
     """Asks, and keeps notes of what was not to be had."""
 
@@ -154,7 +169,7 @@ def _lacking(job: _Job, kinds: Sequence[NodeKind], where: str) -> Iterator[str]:
         missing.append(f"cluster.constraint={job.constraint}: {where} has nodes with {listed(features) or 'no features'}")
     longest = [kind.max_minutes for kind in kinds if kind.max_minutes is not None]
     if len(longest) == len(kinds) and job.minutes > max(longest):
-        rest = "a trial that is stopped there goes on in its next job"
+        rest = "what is stopped there goes on in its next job"
         missing.append(f"cluster.time_min={job.minutes}: {where} allows {max(longest)} minutes; {rest}")
     yield from missing or _too_few(job, kinds, where)
 

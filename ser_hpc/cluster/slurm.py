@@ -113,7 +113,7 @@ def submit(
     `environment`: variables under which the jobs' Python runs. Raises UserError with Slurm's words.
     """
     here = RunDir(run.path.resolve())
-    with _slurms_words():
+    with slurms_words():
         executor = trials_executor(here, cluster, _setup(here, cluster, environment))
         jobs = executor.map_array(_call, [_train(here, trials, cluster) for trials in elements])
     array = jobs[0].job_id.split("_")[0]
@@ -123,13 +123,13 @@ def submit(
 def submit_report(run: RunDir, after: Sequence[str], cluster: ClusterSettings, environment: Mapping[str, str]) -> str:
     """Submit the report; returns its job's id. `afterany` these jobs, whatever became of them: it names what is missing."""
     here = RunDir(run.path.resolve())
-    with _slurms_words():
+    with slurms_words():
         executor = report_executor(here, cluster, "afterany:" + ":".join(after), batch.exports(environment))
         return str(executor.submit(Command("ser_hpc.report", (str(here.path),))).job_id)
 
 
 @contextmanager
-def _slurms_words() -> Iterator[None]:
+def slurms_words() -> Iterator[None]:
     import submitit
 
     try:
@@ -147,7 +147,7 @@ def _executor(run: RunDir, folder: str, name: str, cluster: ClusterSettings, val
 
     # submitit's own limit of restarts is out of the way: a trial knows when to give up.
     executor = submitit.SlurmExecutor(folder=run.jobs.resolve() / folder, max_num_timeout=1000, python=cluster.python)
-    executor.update_parameters(job_name=name, **_present(values))
+    executor.update_parameters(job_name=name, **present(values))
     return executor
 
 
@@ -180,5 +180,5 @@ def _call(command: Command) -> None:
     command()
 
 
-def _present(values: dict[str, Any]) -> dict[str, Any]:
+def present(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,9 @@ import soundfile
 import soxr
 
 RATE = 16_000
-MIN_SECONDS = 0.1
+_FULL_SCALE = 32767 / 32768
+_FRAME = RATE // 100  # 10 ms
+_DIGITAL_SILENCE_DB = -140.0
 # Annotated ends are often rounded to hundredths: this much past the recording is cut off, more is out of range.
 _ROUNDING_SECONDS = 0.01
 # Sizes that programs write when they cannot go back to the header (pipes): the sound then runs to the end of the file.
@@ -34,21 +37,21 @@ class BadClipError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """`samples` int16 (num_samples,) at 16 kHz; `clipped` of them were beyond full scale and are cut to it."""
+    """`samples` int16 (num_samples,) at 16 kHz; `clipped`: share of the source's samples at full scale or beyond."""
 
     samples: np.ndarray
-    clipped: int
+    clipped: float
 
 
-def probe(path: Path, start_s: float | None = None, end_s: float | None = None) -> float:
-    """Seconds of a clip, from its header alone. Raises BadClipError for everything that a header can tell."""
+def probe(path: Path, start_s: float | None = None, end_s: float | None = None) -> int:
+    """Samples that `decode` will give, from the header alone. Raises BadClipError for everything that a header can tell."""
     with _opened(path) as sound:
         first, last = _frames(sound, start_s, end_s)
-        return (last - first) / float(sound.samplerate)
+        return _num_samples(last - first, sound.samplerate)
 
 
 def decode(path: Path, start_s: float | None = None, end_s: float | None = None) -> Clip:
-    """The clip as 16 kHz mono int16: channels averaged, resampled (soxr HQ), rounded. Raises BadClipError."""
+    """The clip as 16 kHz mono int16: channels averaged, resampled (soxr HQ), rounded, clipped. Raises BadClipError."""
     with _opened(path) as sound:
         first, last = _frames(sound, start_s, end_s)
         sound.seek(first)
@@ -58,12 +61,25 @@ def decode(path: Path, start_s: float | None = None, end_s: float | None = None)
         raise BadClipError(f"is truncated: {last - first} frames announced, {len(frames)} decoded")
     if not np.isfinite(frames).all():
         raise BadClipError("holds NaN or infinite samples")
-    mono = frames.mean(axis=1)
+    clipped = float(np.count_nonzero(np.abs(frames) >= _FULL_SCALE) / frames.size)
+    mono = frames.mean(axis=1) if frames.shape[1] > 1 else frames[:, 0]
     if rate != RATE:
         mono = soxr.resample(mono, rate, RATE, quality="HQ")
-    clipped = int(np.count_nonzero(np.abs(mono) > 1.0))
     samples = np.clip(np.rint(mono * np.float32(32768)), -32768, 32767).astype(np.int16)
     return Clip(samples, clipped)
+
+
+def level_db(samples: np.ndarray) -> float:
+    """The level in dBFS that a clip reaches or exceeds for 100 ms in all, wherever those are; rounded to 0.1.
+
+    Of frames of 10 ms, each without its mean (an offset is no sound), the tenth loudest: a click does not make silence loud,
+    and one word in a long pause is enough. Digital silence is -140.
+    """
+    size = min(_FRAME, len(samples))
+    frames = samples[: len(samples) // size * size].reshape(-1, size).astype(np.float32)
+    powers = frames.var(axis=1)
+    power = float(np.partition(powers, -min(10, len(powers)))[-min(10, len(powers))]) / 32768**2
+    return round(10 * math.log10(power), 1) if power > 1e-14 else _DIGITAL_SILENCE_DB
 
 
 def encode_flac(samples: np.ndarray) -> bytes:
@@ -101,9 +117,14 @@ def _frames(sound: soundfile.SoundFile, start_s: float | None, end_s: float | No
     if not 0 <= first < last <= total + _ROUNDING_SECONDS * rate:
         raise BadClipError(f"segment {start_s} to {end_s} s is outside the recording of {total / rate:.2f} s, or empty")
     last = min(last, total)
-    if last - first < MIN_SECONDS * rate:
-        raise BadClipError(f"is shorter than {MIN_SECONDS} s ({(last - first) / rate:.3f} s)")
+    if not _num_samples(last - first, rate):
+        raise BadClipError(f"holds no sound ({last - first} frames at {rate} Hz)")
     return first, last
+
+
+def _num_samples(frames: int, rate: int) -> int:
+    """At 16 kHz, as soxr rounds."""
+    return math.floor(frames * RATE / rate + 0.5)
 
 
 @contextmanager
@@ -118,6 +139,8 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
         raise BadClipError("is a link to a file that is not there" if path.is_symlink() else "does not exist") from None
     except OSError as error:
         raise BadClipError(f"cannot be read: {error.strerror or error}") from error
+    except MemoryError:
+        raise BadClipError("announces more sound than memory holds") from None
     except (RuntimeError, TypeError) as error:  # libsndfile's errors; TypeError where it takes a file for headerless
         raise BadClipError(_why_undecodable(head, error)) from error
 

@@ -1,8 +1,11 @@
-"""Which clip goes into which shard: decided from the corpus alone, before anything is encoded.
+"""Which clip goes into which shard: decided from the corpus and the earlier plan alone, before anything is encoded.
 
 A shard holds one group (a session; a speaker where a corpus has no sessions; a bucket of speakers where there are many), so
 that leaving a group out is leaving files out. Boundaries follow from the sources' durations, never from encoded sizes: any
 number of workers, and a killed run started again, make the same shards.
+
+A plan is remembered (plan_file.py): a clip stays in the shard that it was planned into, as long as its group is the same, and
+what is new goes into new shards with the next numbers. So adding clips adds shards and changes none.
 """
 
 from __future__ import annotations
@@ -11,16 +14,18 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError, listed
 from ser_hpc.shards.audio import RATE
 
-LAYOUT_VERSION = 2  # of tars, indexes and dataset.json; a change of it re-packs everything
+Grouping = Literal["session", "speaker", "speaker_bucket"]
+
+LAYOUT_VERSION = 2  # of tars, indexes, plan.json and dataset.json; a change of it re-packs everything
 MAX_SPEAKER_GROUPS = 64
 _LONGEST_KEY = 100 - len(".flac")  # a USTAR name without a folder has 100 bytes
 _FLAC_RATIO = 0.64  # 16-bit FLAC of speech against PCM
@@ -47,29 +52,66 @@ class ShardPlan:
         return estimated_bytes(self.seconds, len(self.utterances))
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What outlives a plan: how each corpus is grouped; corpus, group, number and keys of each shard, the oldest first."""
+
+    grouped_by: Mapping[str, Grouping]
+    shards: tuple[tuple[str, str, int, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`shards`: those of an earlier plan first, in its order, then the new ones by path."""
+
+    grouped_by: Mapping[str, Grouping]
+    shards: tuple[ShardPlan, ...]
+
+    def remembered(self) -> Remembered:
+        keys = [tuple(utterance.key for utterance in shard.utterances) for shard in self.shards]
+        shards = [(s.corpus, s.group, s.number, of) for s, of in zip(self.shards, keys, strict=True)]
+        return Remembered(self.grouped_by, tuple(shards))
+
+
+NOTHING = Remembered({}, ())
+
+
 def estimated_bytes(seconds: float, clips: int) -> int:
     """About how many bytes clips take in a tar."""
     return round(seconds * RATE * 2 * _FLAC_RATIO) + clips * _CLIP_OVERHEAD
 
 
-def plan(utterances: Sequence[Utterance], seconds: Sequence[float], shard_mb: int) -> list[ShardPlan]:
-    """The shards of a dataset, sorted by path; `seconds[i]` is the duration of `utterances[i]`.
+def plan(utterances: Sequence[Utterance], seconds: Sequence[float], shard_mb: int, earlier: Remembered = NOTHING) -> Plan:
+    """The shards of a dataset; `seconds[i]` is the duration of `utterances[i]`. Planned again with the result: the same plan.
 
     Raises UserError where two clips have one key, or a key is too long for a tar.
     """
     check_keys(utterances)
     if shard_mb < 1:
         raise UserError(f"shards of {shard_mb} MB: give at least 1")
-    groups = defaultdict(list)
-    for utterance, duration, group in zip(utterances, seconds, _groups(utterances), strict=True):
-        groups[utterance.corpus, group].append((utterance, duration))
-    plans = []
-    for (corpus, group), clips in groups.items():
-        clips.sort(key=lambda clip: clip[0].key)
-        for number, part in enumerate(_cut(clips, shard_mb * 1_000_000)):
-            members, durations = zip(*part, strict=True)
-            plans.append(ShardPlan(corpus, group, number, members, sum(durations)))
-    return sorted(plans, key=lambda shard: shard.path)
+    grouped_by = _groupings(utterances) | dict(earlier.grouped_by)
+    places = {key: place for place, shard in enumerate(earlier.shards) for key in shard[3]}
+    stay: dict[int, list[tuple[Utterance, float]]] = defaultdict(list)
+    new: dict[tuple[str, str], list[tuple[Utterance, float]]] = defaultdict(list)
+    for utterance, duration in zip(utterances, seconds, strict=True):
+        of = utterance.corpus, _group(utterance, grouped_by[utterance.corpus])
+        place = places.get(utterance.key)
+        if place is not None and earlier.shards[place][:2] == of:
+            stay[place].append((utterance, duration))
+        else:
+            new[of].append((utterance, duration))
+    kept = [_shard(*earlier.shards[place][:3], stay[place]) for place in sorted(stay)]
+    free: dict[tuple[str, str], int] = defaultdict(int)
+    for corpus, group, number, _ in earlier.shards:
+        free[corpus, group] = max(free[corpus, group], number + 1)
+    added = []
+    for of, clips in new.items():
+        parts = _cut(sorted(clips, key=_key), shard_mb * 1_000_000)
+        added += [_shard(*of, number, part) for number, part in enumerate(parts, free[of])]
+    corpora = {utterance.corpus for utterance in utterances}
+    return Plan(
+        {corpus: grouped_by[corpus] for corpus in sorted(corpora)}, (*kept, *sorted(added, key=lambda shard: shard.path))
+    )
 
 
 def describe(utterance: Utterance) -> dict[str, Any]:
@@ -113,20 +155,27 @@ def _content_hash(path: Path) -> str:
         return "unreadable"  # decoding will say why
 
 
-def _groups(utterances: Sequence[Utterance]) -> list[str]:
-    """The group of each utterance, safe in a file name; different groups have different names."""
-    with_sessions = {u.corpus for u in utterances if u.session}
-    speakers = Counter(corpus for corpus, _ in {(u.corpus, u.speaker) for u in utterances})
+def _groupings(utterances: Iterable[Utterance]) -> dict[str, Grouping]:
+    """How each corpus is divided, when it is first packed."""
+    speakers: dict[str, set[str]] = defaultdict(set)
+    with_sessions = set()
+    for utterance in utterances:
+        speakers[utterance.corpus].add(utterance.speaker)
+        if utterance.session:
+            with_sessions.add(utterance.corpus)
+    return {
+        corpus: "session" if corpus in with_sessions else "speaker" if len(names) <= MAX_SPEAKER_GROUPS else "speaker_bucket"
+        for corpus, names in speakers.items()
+    }
 
-    def group(utterance: Utterance) -> str:
-        if utterance.corpus in with_sessions:
-            return _slug(utterance.session or "no_session")
-        if speakers[utterance.corpus] > MAX_SPEAKER_GROUPS:
-            bucket = int(hashlib.sha256(utterance.speaker.encode()).hexdigest(), 16) % MAX_SPEAKER_GROUPS
-            return f"speakers_{bucket:02d}"
+
+def _group(utterance: Utterance, grouped_by: Grouping) -> str:
+    """The group of an utterance, safe in a file name; different groups have different names."""
+    if grouped_by == "session":
+        return _slug(utterance.session or "no_session")
+    if grouped_by == "speaker":
         return _slug(utterance.speaker)
-
-    return [group(utterance) for utterance in utterances]
+    return f"speakers_{int(hashlib.sha256(utterance.speaker.encode()).hexdigest(), 16) % MAX_SPEAKER_GROUPS:02d}"
 
 
 def _slug(name: str) -> str:
@@ -134,7 +183,16 @@ def _slug(name: str) -> str:
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-def _cut(clips: list[tuple[Utterance, float]], limit: int) -> list[list[tuple[Utterance, float]]]:
+def _key(clip: tuple[Utterance, float]) -> str:
+    return clip[0].key
+
+
+def _shard(corpus: str, group: str, number: int, clips: Iterable[tuple[Utterance, float]]) -> ShardPlan:
+    utterances, durations = zip(*sorted(clips, key=_key), strict=True)
+    return ShardPlan(corpus, group, number, utterances, sum(durations))
+
+
+def _cut(clips: Sequence[tuple[Utterance, float]], limit: int) -> list[list[tuple[Utterance, float]]]:
     """Consecutive parts of about `limit` bytes each."""
     parts: list[list[tuple[Utterance, float]]] = []
     filled = limit

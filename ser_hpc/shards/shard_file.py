@@ -1,7 +1,9 @@
 """One shard: a plan becomes a tar and its index, whole or not at all.
 
 The tar is plain USTAR with fixed times, owner and mode, so equal input gives equal bytes. It is renamed into place first, its
-index second: a tar with an index is finished, and the index records from what it was made (`source_hash`).
+index second: a tar with an index is finished. The index records from what it was made (`source_hash`) and what was measured of
+the clips that were left out, so that whoever comes later can judge all clips again without decoding them. A shard of which no
+clip is left has an index and no tar.
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,63 +27,73 @@ from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError
 from ser_hpc.files import aside
 from ser_hpc.shards import audio
+from ser_hpc.shards.findings import Measured, Rules
 from ser_hpc.shards.index import SCHEMA, Shard, index_path, parse_index
 from ser_hpc.shards.plan import ShardPlan, describe, source_hash
-from ser_hpc.shards.report import BadClip
 from ser_hpc.shards.workers import check_stopped
 
 _RECORD = b"ser_hpc"  # the key of our record in the Parquet file's own metadata
+_BROKEN = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)
+_MEASURES = ["key", "num_samples", "clipped", "level_db", "sound"]
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of a plan. `shard` is None if nothing was written: no clip was left, or bad ones were not to be skipped."""
+    """What became of a plan. `clips`: of every clip that was planned, in the plan's order; `kept`: keys of those in the tar.
+
+    `shard` is None if no clip was left for it.
+    """
 
     plan: ShardPlan
     shard: Shard | None
-    bad: tuple[BadClip, ...]
+    clips: tuple[Measured, ...]
+    kept: frozenset[str]
 
 
-class _UnwantedError(Exception):
-    """Leaves `aside` without keeping the file."""
+def write_shard(plan: ShardPlan, out: Path, rules: Rules, without: frozenset[str] | None = None) -> Written:
+    """Write a plan's tar and index, `without` these clips; None: without those that the rules drop on their own account.
 
-
-def write_shard(plan: ShardPlan, out: Path, skip_bad: bool) -> Written:
-    """Write a plan's tar and index. Raises UserError if the disk is full; then nothing half-written is there."""
+    What stands there already and was made from the same sources is copied, not encoded again. Raises UserError if the disk is
+    full; then nothing half-written is there.
+    """
     tar = out / plan.path
-    bad: list[BadClip] = []
-    record: dict[str, Any] = {"source_hash": source_hash(plan)}  # before decoding: a source that changes now is seen next time
-    with disk_errors_in_words(tar):
-        try:
-            with aside(tar) as temporary:
-                rows = _write_tar(temporary, plan, bad)
-                if not rows or (bad and not skip_bad):
-                    raise _UnwantedError
-                record |= {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
-        except _UnwantedError:
+    digest = source_hash(plan)  # before decoding: a source that changes now is seen next time
+
+    def unwanted(clip: Measured) -> bool:
+        return rules.drops(clip) if without is None else clip.key in without
+
+    with disk_errors_in_words(tar), _standing(plan, out, digest) as standing:
+        with aside(tar) as temporary:
+            rows, dropped = _write_tar(temporary, plan, standing, rules, unwanted)
+            record = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)} if rows else {"bytes": 0, "sha256": ""}
+        if not rows:
             index_path(tar).unlink(missing_ok=True)
-            tar.unlink(missing_ok=True)
-            return Written(plan, None, tuple(bad))
-        content = _parquet(rows, record | {"skipped": {clip.key: clip.reason for clip in bad}})
+            tar.unlink()
+        index = _Index.make(rows, {"source_hash": digest} | record | {"dropped": [asdict(clip) for clip in dropped]})
+        content = index.serialised()
         with aside(index_path(tar)) as temporary:
             temporary.write_bytes(content)
-    return _written(plan, parse_index(content), content)
+    return _written(plan, index, content)
 
 
-def finished_shard(plan: ShardPlan, out: Path) -> Written | None:
-    """What an earlier run wrote for this very plan and these very sources; None if it is not there, whole and unchanged."""
+def finished_shard(plan: ShardPlan, out: Path, rules: Rules) -> Written | None:
+    """What an earlier run wrote for this very plan and these very sources; None if it is not there, whole and unchanged.
+
+    Also None where a clip that is wanted now was left out unheard.
+    """
     tar = out / plan.path
     try:
         content = index_path(tar).read_bytes()
-        table = parse_index(content)
-        record = _record(table)
-        if not table.schema.equals(SCHEMA) or record["bytes"] != tar.stat().st_size:
+        index = _Index.parse(content)
+        record = index.record
+        if record["source_hash"] != source_hash(plan) or index.serialised() != content:
             return None
-        if record["source_hash"] != source_hash(plan) or record["sha256"] != _sha256(tar):
+        if record["bytes"] and (record["bytes"] != tar.stat().st_size or record["sha256"] != _sha256(tar)):
             return None
-        return _written(plan, table, content)
-    except (OSError, ValueError, KeyError, pa.ArrowException):
+        written = _written(plan, index, content)
+    except _BROKEN:
         return None
+    return written if all(clip.sound or rules.drops(clip) for clip in written.clips) else None
 
 
 @contextmanager
@@ -95,38 +108,90 @@ def disk_errors_in_words(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _write_tar(path: Path, plan: ShardPlan, bad: list[BadClip]) -> list[dict[str, Any]]:
-    """The rows of what was written; clips that do not decode are added to `bad`."""
-    rows = []
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """The clips of a whole shard that stands where the new one goes. Its tar is open: another part may put a new one there."""
+
+    descriptor: int = -1
+    measured: dict[str, Measured] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def payload(self, key: str) -> bytes | None:
+        """A clip's FLAC as it was packed, None if it is not there."""
+        if key not in self.places:
+            return None
+        offset, size = self.places[key]
+        return os.pread(self.descriptor, size, offset)
+
+
+@contextmanager
+def _standing(plan: ShardPlan, out: Path, digest: str) -> Iterator[_Standing]:
+    """What stands there, if it was made from these sources and is undamaged."""
+    tar = out / plan.path
+    try:
+        index = _Index.parse(index_path(tar).read_bytes())
+        measured = {clip.key: clip for clip in index.measured()}
+        columns = (index.table.column(name).to_pylist() for name in ("key", "offset", "size"))
+        places = {key: (offset, size) for key, offset, size in zip(*columns, strict=True)}
+        file = tar.open("rb")
+    except _BROKEN:
+        yield _Standing()
+        return
+    with file:
+        same = index.record["source_hash"] == digest
+        whole = hashlib.file_digest(file, "sha256").hexdigest() == index.record["sha256"]
+        yield _Standing(file.fileno(), measured, places) if same and whole else _Standing()
+
+
+def _write_tar(
+    path: Path, plan: ShardPlan, standing: _Standing, rules: Rules, unwanted: Callable[[Measured], bool]
+) -> tuple[list[dict[str, Any]], list[Measured]]:
+    """The rows of what was written, and what was left out."""
+    rows: list[dict[str, Any]] = []
+    dropped: list[Measured] = []
     with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for utterance in plan.utterances:
             check_stopped()
-            try:
-                clip = audio.decode(utterance.audio_path, utterance.start_s, utterance.end_s)
-            except audio.BadClipError as error:
-                bad.append(BadClip(utterance.key, utterance.audio_path, str(error)))
-                continue
-            rows.append(_add_clip(tar, file, utterance, clip))
-    return rows
+            clip, payload = standing.measured.get(utterance.key), standing.payload(utterance.key)
+            if clip is None or (payload is None and not unwanted(clip)):
+                clip, payload = _encoded(utterance, rules, unwanted)
+            if payload is None or unwanted(clip):
+                announced = Measured(clip.key, clip.reason, clip.num_samples)
+                dropped.append(announced if rules.drops(announced) else clip)  # the same, heard or not
+            else:
+                rows.append(_add_clip(tar, file, utterance, clip, payload))
+    return rows, dropped
 
 
-def _add_clip(tar: tarfile.TarFile, file: BinaryIO, utterance: Utterance, clip: audio.Clip) -> dict[str, Any]:
-    payload = audio.encode_flac(clip.samples)
+def _encoded(utterance: Utterance, rules: Rules, unwanted: Callable[[Measured], bool]) -> tuple[Measured, bytes | None]:
+    """What there is to know of a clip, and its FLAC if it is wanted. One whose header tells that it is not is not decoded."""
+    source = utterance.audio_path, utterance.start_s, utterance.end_s
+    try:
+        if rules.policies["too_long"] == "drop":  # hours of sound, perhaps
+            announced = Measured(utterance.key, num_samples=audio.probe(*source))
+            if rules.drops(announced):
+                return announced, None
+        heard = audio.decode(*source)
+    except audio.BadClipError as error:
+        return Measured(utterance.key, reason=str(error)), None
+    clip = Measured(
+        key=utterance.key,
+        num_samples=len(heard.samples),
+        clipped=heard.clipped,
+        level_db=audio.level_db(heard.samples),
+        sound=audio.sound_hash(heard.samples),
+    )
+    return clip, None if unwanted(clip) else audio.encode_flac(heard.samples)
+
+
+def _add_clip(tar: tarfile.TarFile, file: BinaryIO, utterance: Utterance, clip: Measured, payload: bytes) -> dict[str, Any]:
     described = describe(utterance)
-    sound = {"rate_hz": audio.RATE, "num_samples": len(clip.samples), "sound": audio.sound_hash(clip.samples)}
+    sound = {"rate_hz": audio.RATE, "num_samples": clip.num_samples, "sound": clip.sound}
     offset = file.tell() + tarfile.BLOCKSIZE  # behind the member's header
     _add_member(tar, f"{utterance.key}.flac", payload)
     _add_member(tar, f"{utterance.key}.json", json.dumps(described | sound, allow_nan=False, ensure_ascii=False).encode())
-    return {
-        "key": utterance.key,
-        "offset": offset,
-        "size": len(payload),
-        "num_samples": len(clip.samples),
-        "crc32": zlib.crc32(payload),
-        "sound": sound["sound"],
-        "clipped": clip.clipped,
-        **described,
-    }
+    measures = {name: getattr(clip, name) for name in _MEASURES}
+    return measures | {"offset": offset, "size": len(payload), "crc32": zlib.crc32(payload)} | described
 
 
 def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -135,26 +200,54 @@ def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def _parquet(rows: list[dict[str, Any]], record: dict[str, Any]) -> bytes:
-    table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({_RECORD: json.dumps(record).encode()}))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """The content of an index file: a row a packed clip, and the record of how the shard was made."""
+
+    table: pa.Table
+    record: dict[str, Any]
+
+    @classmethod
+    def make(cls, rows: list[dict[str, Any]], record: dict[str, Any]) -> _Index:
+        table = pa.Table.from_pylist(rows, SCHEMA)
+        return cls(table, record | {"check": _check(table, record)})
+
+    @classmethod
+    def parse(cls, content: bytes) -> _Index:
+        """Raises one of _BROKEN if it is damaged: Parquet's own checksums leave out its headers and our record."""
+        table = parse_index(content)
+        record = json.loads(table.schema.metadata[_RECORD])
+        if not table.schema.equals(SCHEMA) or record.pop("check") != (check := _check(table, record)):
+            raise ValueError("not as it was written")
+        return cls(table, record | {"check": check})
+
+    def serialised(self) -> bytes:
+        """As a file; the same bytes for the same content (and version of pyarrow)."""
+        sink = pa.BufferOutputStream()
+        table = self.table.replace_schema_metadata({_RECORD: json.dumps(self.record)})
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        content: bytes = sink.getvalue().to_pybytes()
+        return content
+
+    def measured(self) -> list[Measured]:
+        return [Measured(**row) for row in [*self.table.select(_MEASURES).to_pylist(), *self.record["dropped"]]]
 
 
-def _record(table: pa.Table) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((table.schema.metadata or {}).get(_RECORD, b"{}"))
-    return record
+def _check(table: pa.Table, record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([table.to_pylist(), record]).encode()).hexdigest()
 
 
-def _written(plan: ShardPlan, table: pa.Table, content: bytes) -> Written:
-    record = _record(table)
-    seconds = sum(table.column("num_samples").to_pylist()) / audio.RATE
-    digest = hashlib.sha256(content).hexdigest()
-    shard = Shard(plan.path, plan.corpus, plan.group, table.num_rows, seconds, record["bytes"], record["sha256"], digest)
-    paths = {utterance.key: utterance.audio_path for utterance in plan.utterances}
-    return Written(plan, shard, tuple(BadClip(key, paths[key], reason) for key, reason in record["skipped"].items()))
+def _written(plan: ShardPlan, index: _Index, content: bytes) -> Written:
+    """Raises KeyError where the index is not of the plan's clips."""
+    record = index.record
+    clips = {clip.key: clip for clip in index.measured()}
+    kept = frozenset(index.table.column("key").to_pylist())
+    shard = None
+    if kept:
+        seconds = sum(index.table.column("num_samples").to_pylist()) / audio.RATE
+        digest = hashlib.sha256(content).hexdigest()
+        shard = Shard(plan.path, plan.corpus, plan.group, len(kept), seconds, record["bytes"], record["sha256"], digest)
+    return Written(plan, shard, tuple(clips[utterance.key] for utterance in plan.utterances), kept)
 
 
 def _sha256(path: Path) -> str:

@@ -18,24 +18,29 @@ from small import SUICIDE
 
 from ser_hpc.errors import UserError
 from ser_hpc.pack import main
-from ser_hpc.shards import write
+from ser_hpc.shards import folder as out_folder
+from ser_hpc.shards import shard_file, write
+from ser_hpc.shards.findings import Rules
 from ser_hpc.shards.index import DATASET
 from ser_hpc.shards.verify import verify
 from ser_hpc.shards.write import pack
 
 Tree = Callable[[Path], dict[str, bytes]]
 ROOT = Path(__file__).parents[2]
+ON = ("--on", "undecodable=drop")
+DROP = Rules.parse(ON[1:])
 SCRIPT = ROOT / "slurm" / "build_shards.sbatch"
 
 
 @pytest.fixture
 def corpus(make_corpus: Callable) -> list:
-    """Five shards: with a clip whose header is bad, one that only decoding finds out, a shard of nothing else, a duplicate."""
+    """Five groups: a clip whose header is bad, one that only decoding finds out, a group of nothing else, a copy."""
     utterances = make_corpus(sessions=5, clips=2)
     utterances[0].audio_path.write_bytes(b"")
     for i in (3, 6, 7):
         spoil(utterances, i)
     shutil.copy(utterances[8].audio_path, utterances[4].audio_path)
+    utterances[4] = replace(utterances[4], speaker=utterances[8].speaker)
     return utterances
 
 
@@ -56,7 +61,7 @@ def table(tmp_path: Path, utterances: list) -> Path:
 
 
 def pack_part(utterances: list, out: Path, number: int, count: int) -> None:
-    pack(utterances, out, workers=1, skip_bad=True, left_out=[(Path("odd.wav"), "no such name")], part=(number, count))
+    pack(utterances, out, workers=1, rules=DROP, left_out=[(Path("odd.wav"), "no such name")], part=(number, count))
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
@@ -80,7 +85,7 @@ def test_parts_in_any_order_make_the_folder_of_packing_at_once(tmp_path: Path, c
 @pytest.mark.parametrize("calls", [2, 5, 9, 28, 31, 33])
 def test_a_killed_part_started_again_ends_in_the_same_bytes(tmp_path: Path, corpus: list, tree: Tree, calls: int) -> None:
     """Killed in its tar, its index, its second shard, the report or dataset.json; restarted at once, or after the others."""
-    arguments = ["csv", str(table(tmp_path, corpus)), "OUT", "--workers", "1", "--skip-bad", "--part"]
+    arguments = ["csv", str(table(tmp_path, corpus)), "OUT", "--workers", "1", *ON, "--part"]
     whole, out = tmp_path / "whole", tmp_path / "parts"
 
     def command(where: Path, part: str) -> list[str]:
@@ -128,7 +133,7 @@ def test_a_part_leaves_the_others_half_written_files_alone(
     """A whole part is packed while another one is in the middle of a tar."""
     whole, out = tmp_path / "whole", tmp_path / "parts"
     pack_part(corpus, whole, 0, 1)
-    decode, nested = write.audio.decode, []
+    decode, nested = shard_file.audio.decode, []
 
     def other_first(*arguments: object) -> object:
         if not nested:
@@ -137,7 +142,7 @@ def test_a_part_leaves_the_others_half_written_files_alone(
             pack_part(corpus, out, 1, 2)
         return decode(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(write.audio, "decode", other_first)
+    monkeypatch.setattr(shard_file.audio, "decode", other_first)
     pack_part(corpus, out, 0, 2)
     assert tree(out) == tree(whole)
 
@@ -146,8 +151,9 @@ def test_a_part_leaves_the_others_half_written_files_alone(
 def test_packing_at_once_and_in_parts_exclude_each_other(
     tmp_path: Path, corpus: list, monkeypatch: pytest.MonkeyPatch, part: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(write, "_LOCK_WAIT_SECONDS", 0.0)
-    with write._locked(tmp_path / "out", shared=part == (0, 1)), pytest.raises(UserError, match="another process is packing"):
+    monkeypatch.setattr(out_folder, "_LOCK_WAIT_SECONDS", 0.0)
+    out = out_folder.locked(tmp_path / "out", shared=part == (0, 1))
+    with out, pytest.raises(UserError, match="another process is packing"):
         pack_part(corpus, tmp_path / "out", *part)
 
 
@@ -169,7 +175,8 @@ def test_changed_annotations_are_packed_anew_and_no_part_takes_the_old_ones(
 
 def test_a_new_bad_clip_reaches_the_report_of_a_finished_dataset(tmp_path: Path, corpus: list, tree: Tree) -> None:
     whole, out = tmp_path / "whole", tmp_path / "parts"
-    pack_part(corpus, out, 0, 1)
+    for folder in (out, whole):
+        pack_part(corpus, folder, 0, 1)
     bad = replace(corpus[1], utterance_id="bad", audio_path=corpus[1].audio_path.with_name("bad.wav"))
     for number in (0, 1):
         pack_part([*corpus, bad], out, number, 2)
@@ -178,15 +185,16 @@ def test_a_new_bad_clip_reaches_the_report_of_a_finished_dataset(tmp_path: Path,
 
 
 def test_bad_clips_stop_their_part_and_the_dataset_waits_for_it(tmp_path: Path, make_corpus: Callable, tree: Tree) -> None:
-    """Without --skip-bad; found while decoding. Once mended, that part completes the dataset."""
+    """Found while decoding. Once mended, that part completes the dataset."""
     utterances = make_corpus(sessions=3, clips=2)
     good = utterances[2]
     spoil(utterances, 2)
     out = tmp_path / "out"
     with pytest.raises(UserError, match=utterances[2].audio_path.name):
         pack(utterances, out, workers=1, part=(1, 3))
-    for number in (0, 2):
-        pack(utterances, out, workers=1, part=(number, 3))
+    pack(utterances, out, workers=1, part=(0, 3))
+    with pytest.raises(UserError, match=utterances[2].audio_path.name):  # the last one looks at all
+        pack(utterances, out, workers=1, part=(2, 3))
     assert not (out / DATASET).exists()
     utterances[2] = good
     pack(utterances, out, workers=1, part=(1, 3))
@@ -196,7 +204,7 @@ def test_bad_clips_stop_their_part_and_the_dataset_waits_for_it(tmp_path: Path, 
 
 def test_the_batch_script_packs_as_array_tasks(tmp_path: Path, corpus: list, tree: Tree) -> None:
     """As Slurm starts it; the arguments of the pack command, its options too, come through."""
-    arguments = ["csv", str(table(tmp_path, corpus)), str(tmp_path / "parts"), "--skip-bad"]
+    arguments = ["csv", str(table(tmp_path, corpus)), str(tmp_path / "parts"), *ON]
     said = []
     for task in ("1", "0"):
         slurm = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_CPUS_PER_TASK": "1"}
@@ -208,7 +216,7 @@ def test_the_batch_script_packs_as_array_tasks(tmp_path: Path, corpus: list, tre
         said.append(done.stdout.splitlines()[-1])
     assert said[0] == "part 1/2: others are still to be packed; the last one completes the dataset"
     assert said[1] == "part 0/2: all parts are packed"
-    main([*arguments[:2], str(tmp_path / "whole"), "--skip-bad", "--workers", "1"])
+    main([*arguments[:2], str(tmp_path / "whole"), *ON, "--workers", "1"])
     assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
 
 

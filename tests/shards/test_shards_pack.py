@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,14 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
-from small import SUICIDE
 
 from ser_hpc.errors import UserError
 from ser_hpc.pack import main
-from ser_hpc.shards.index import DATASET, REPORT, ShardIndex
+from ser_hpc.shards.index import DATASET, ShardIndex
 from ser_hpc.shards.plan import plan
 from ser_hpc.shards.verify import verify
 from ser_hpc.shards.write import pack
@@ -46,24 +43,6 @@ def test_any_number_of_workers_makes_the_same_bytes(tmp_path: Path, make_corpus:
     assert one == three
     assert tree(tmp_path / "one") == tree(tmp_path / "three")
     assert verify(tmp_path / "one") == []
-
-
-def test_killed_at_any_write_and_started_again_ends_in_the_same_bytes(
-    tmp_path: Path, make_corpus: Callable, tree: Tree
-) -> None:
-    """Over a finished dataset with other labels: at no moment may dataset.json stand over shards that are not its own."""
-    utterances = make_corpus(sessions=3, clips=2)
-    out, whole = tmp_path / "killed", tmp_path / "whole"
-    main(["csv", str(table(tmp_path, [replace(u, emotion="other") for u in utterances])), str(out), "--workers", "1"])
-    arguments = ["csv", str(table(tmp_path, utterances)), str(out), "--workers", "1"]
-    for calls in np.random.default_rng(1).integers(2, 16, 5).tolist():
-        command = [sys.executable, "-c", SUICIDE, str(calls), *arguments]
-        assert subprocess.run(command, env=environment(), capture_output=True, check=False).returncode == -signal.SIGKILL
-        assert verify(out) == [] or not (out / DATASET).exists()
-    main(arguments)
-    main(["csv", arguments[1], str(whole), "--workers", "1"])
-    assert tree(out) == tree(whole)
-    assert verify(out) == []
 
 
 def started(tmp_path: Path, utterances: list, out: Path) -> subprocess.Popen[bytes]:
@@ -128,7 +107,7 @@ def test_killed_worker_is_an_error_in_words_not_a_hang(tmp_path: Path, make_corp
 def test_second_packer_into_the_same_folder_is_refused(
     tmp_path: Path, make_corpus: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ser_hpc.shards.write._LOCK_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("ser_hpc.shards.folder._LOCK_WAIT_SECONDS", 0.1)
     utterances = make_corpus(sessions=4, clips=20, seconds=4.0)
     packer = started(tmp_path, utterances, tmp_path / "out")
     try:
@@ -184,94 +163,6 @@ def test_packing_again_mends_damage(tmp_path: Path, make_corpus: Callable, tree:
     assert tree(out) == before
 
 
-def bad_corpus(make_corpus: Callable) -> list:
-    """Ten good clips and two bad ones: a truncated wav (its header tells) and a FLAC that only decoding finds out."""
-    utterances = make_corpus()
-    wav = utterances[5].audio_path
-    wav.write_bytes(wav.read_bytes()[:-1000])
-    samples, rate = soundfile.read(utterances[9].audio_path, dtype="int16")
-    flac = utterances[9].audio_path.with_suffix(".flac")
-    soundfile.write(flac, samples, rate)
-    content = flac.read_bytes()
-    flac.write_bytes(content[: len(content) // 2])
-    utterances[9] = replace(utterances[9], audio_path=flac)
-    return utterances
-
-
-def test_bad_headers_are_all_named_before_anything_is_written(tmp_path: Path, make_corpus: Callable) -> None:
-    utterances = make_corpus()
-    utterances[2].audio_path.write_text("not audio at all, only words")
-    wav = utterances[5].audio_path
-    wav.write_bytes(wav.read_bytes()[:-1000])
-    with pytest.raises(UserError) as caught:
-        pack(utterances, tmp_path / "out", workers=1)
-    message = str(caught.value)
-    assert f"{utterances[2].audio_path}: is a text file" in message
-    assert f"{wav}: is truncated" in message
-    assert "2 clips" in message
-    assert "--skip-bad" in message
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_clip_found_bad_while_decoding_is_refused_and_finished_shards_stay(
-    tmp_path: Path, make_corpus: Callable, workers: int
-) -> None:
-    utterances, out = bad_corpus(make_corpus), tmp_path / "out"
-    del utterances[5]
-    with pytest.raises(UserError, match=utterances[8].audio_path.name):
-        pack(utterances, out, workers=workers)
-    assert not (out / DATASET).exists()
-    assert not (out / "3/mini-3-000000.tar").exists()
-    del utterances[8]
-    assert pack(utterances, out, workers=1).kept == 2
-
-
-def test_skipped_clips_are_left_out_and_named_also_when_kept_from_before(
-    tmp_path: Path, make_corpus: Callable, tree: Tree
-) -> None:
-    utterances, out = bad_corpus(make_corpus), tmp_path / "out"
-    first = pack(utterances, out, workers=1, skip_bad=True, left_out=[(tmp_path / "odd.wav", "no such name")])
-    assert first.clips == 10
-    before = tree(out)
-    second = pack(utterances, out, workers=1, skip_bad=True, left_out=[(tmp_path / "odd.wav", "no such name")])
-    assert second.kept == 3
-    assert second.skipped == first.skipped
-    assert tree(out) == before
-    skipped = json.loads((out / REPORT).read_text())["skipped"]
-    assert [(entry["key"], entry["source"]) for entry in skipped] == [
-        ("", "odd.wav"), (utterances[5].key, "s2c1.wav"), (utterances[9].key, "s3c1.flac"),
-    ]  # fmt: skip
-    assert "truncated" in skipped[1]["reason"]
-    with pytest.raises(UserError, match=r"s3c1\.flac"):  # asked for without skipping, a kept shard's gap still counts
-        pack([u for u in utterances if u is not utterances[5]], out, workers=1)
-
-
-def test_corpus_of_bad_clips_only_is_refused(tmp_path: Path, make_corpus: Callable) -> None:
-    utterances = make_corpus(sessions=1, clips=2)
-    for utterance in utterances:
-        utterance.audio_path.write_bytes(b"")
-    with pytest.raises(UserError, match="no clip to pack"):
-        pack(utterances, tmp_path / "out", workers=1, skip_bad=True)
-    with pytest.raises(UserError, match="no clip to pack"):
-        pack([], tmp_path / "out", workers=1)
-    with pytest.raises(UserError, match="0 workers"):
-        pack(utterances, tmp_path / "out", workers=0)
-
-
-def test_identical_sound_is_reported(tmp_path: Path, make_corpus: Callable) -> None:
-    utterances = make_corpus()
-    samples, rate = soundfile.read(utterances[0].audio_path, dtype="int16")
-    copy = utterances[7].audio_path
-    soundfile.write(copy, samples.astype(np.float64) / 32768, rate, subtype="FLOAT")  # another file, the same sound
-    report = pack(utterances, tmp_path / "out", workers=1)
-    pair = sorted([utterances[0].key, utterances[7].key])
-    assert [list(keys) for keys in report.identical] == [pair]
-    assert json.loads((tmp_path / "out" / REPORT).read_text())["identical"] == [pair]
-    metadata = ShardIndex.load(tmp_path / "out").metadata
-    assert len(set(metadata.sound)) == len(metadata) - 1
-
-
 def test_counts_add_up(tmp_path: Path, make_corpus: Callable) -> None:
     report = pack(make_corpus(sessions=3, clips=4), tmp_path / "out", workers=1)
     for column in ("emotion", "speaker", "session"):
@@ -299,16 +190,16 @@ def test_groups_never_share_a_shard_and_large_ones_are_cut(make_corpus: Callable
     """Session, else speaker, else buckets of speakers; odd names stay apart; limits are kept by durations alone."""
     by_session = make_corpus(sessions=2, clips=6)
     utterances = [replace(u, session={"1": "day 1", "2": "day_1"}[u.session]) for u in by_session]
-    plans = plan(utterances, [20.0] * 12, shard_mb=1)
-    assert len({shard.group for shard in plans}) == 2
-    for shard in plans:
+    shards = plan(utterances, [20.0] * 12, shard_mb=1).shards
+    assert len({shard.group for shard in shards}) == 2
+    for shard in shards:
         assert len({u.session for u in shard.utterances}) == 1
         assert shard.estimated_bytes <= 1_000_000
-    assert sum(len(shard.utterances) for shard in plans) == 12
+    assert sum(len(shard.utterances) for shard in shards) == 12
     speakers = [replace(u, session="") for u in by_session]
-    assert {shard.group for shard in plan(speakers, [1.0] * 12, 64)} == {u.speaker for u in speakers}
+    assert {shard.group for shard in plan(speakers, [1.0] * 12, 64).shards} == {u.speaker for u in speakers}
     crowd = [replace(by_session[0], session="", speaker=f"s{i}", utterance_id=f"u{i}") for i in range(500)]
-    buckets = plan(crowd, [1.0] * 500, 64)
+    buckets = plan(crowd, [1.0] * 500, 64).shards
     assert len(buckets) <= 64
     assert {u.speaker for shard in buckets for u in shard.utterances} == {f"s{i}" for i in range(500)}
 

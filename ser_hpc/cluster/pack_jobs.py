@@ -1,0 +1,131 @@
+"""Packing as a Slurm array through submitit: each job packs a share of the shards, the last one to end completes the datasets.
+
+    OUT.jobs/code/<hash>/     the code that the jobs run, so editing the checkout changes none of them
+    OUT.jobs/logs/            submitit's files and the jobs' logs
+    OUT.jobs/submitted.json   the newest array
+
+A job that is preempted, loses its node or comes to its time limit is queued again by itself, and goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ser_hpc import console
+from ser_hpc.cluster import batch, code, preflight, site, slurm
+from ser_hpc.cluster.slurm_queue import SlurmError, squeue
+from ser_hpc.config.load import load
+from ser_hpc.config.settings import ClusterSettings
+from ser_hpc.errors import UserError
+from ser_hpc.files import read_json, write_json
+from ser_hpc.results.run_dir import RunDir
+
+WORKERS, JOBS = 8, 8
+_GB_PER_WORKER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PackPart:
+    """What submitit pickles and a job calls: `python -m ser_hpc.pack` with these arguments."""
+
+    arguments: tuple[str, ...]
+
+    def __call__(self) -> None:
+        from ser_hpc import pack
+
+        sys.exit(console.exit_code(lambda: pack.main(self.arguments)))
+
+    def checkpoint(self) -> Any:
+        """Called by submitit before the time limit, or when the job is preempted: what is to be queued in its place."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def settings(choices: Mapping[str, str | None], workers: int) -> ClusterSettings:
+    """Where and how packing jobs run: `choices` by name of a setting of `cluster`, over the site's profile; no GPU."""
+    cluster = load(None, [f"cluster.{name}={value}" for name, value in choices.items() if value is not None]).cluster
+    cpu_only = {"gpus_per_node": 0, "gpu_type": None, "constraint": None, "trials_per_gpu": 1, "nodes": 1}
+    per_job = {"cpus_per_gpu": workers, "mem_gb_per_gpu": _GB_PER_WORKER * workers, "report_partition": None, "parallel": None}
+    return cluster.model_copy(update=cpu_only | per_job)
+
+
+def submit(
+    arguments: Sequence[str], out: Path, num_jobs: int, cluster: ClusterSettings, dry_run: bool, screen: Console
+) -> bool:
+    """Submit an array of `num_jobs` that pack with these arguments; `dry_run`: only show it. False: there is no Slurm here.
+
+    Raises UserError if the site would not run the jobs, if an earlier array still packs there, or with Slurm's words.
+    """
+    where, _ = site.choose(cluster.kind)
+    if where == "local":
+        return False
+    if num_jobs < 1:
+        raise UserError(f"--jobs {num_jobs}: give at least 1")
+    folder = out.resolve().with_name(f"{out.resolve().name}.jobs")
+    home = RunDir(folder)  # of which only its `code` is used
+    _refuse_second(folder, out)
+    snapshot = code.Code(home.code / code.present()) if dry_run else None
+    environment = code.environment(snapshot or code.snapshot(home))
+    script = _script(_executor(folder, out.resolve().name, cluster, environment), num_jobs)
+    for note in preflight.check_packing(cluster, num_jobs, script):
+        screen.print(f"note: {note}", markup=False)
+    if dry_run:
+        screen.print(f"{script}\n\nNothing was submitted: {num_jobs} jobs as above would be.", markup=False)
+        return True
+    parts = [PackPart((*arguments, "--part", f"{number}/{num_jobs}")) for number in range(num_jobs)]
+    with slurm.slurms_words():
+        executor = _executor(folder, out.resolve().name, cluster, environment)
+        with executor.batch():
+            jobs = [executor.submit(part) for part in parts]
+    array = str(jobs[0].job_id).split("_")[0]
+    write_json(folder / "submitted.json", {"array": array, "jobs": num_jobs, "when": time.time()})
+    screen.print(
+        f"Submitted {num_jobs} jobs as array {array}; the last one to end completes what is packed.\n"
+        f"Follow them: squeue -j {array}; their logs: {folder}/logs/{array}_*_log.out\n"
+        f"Afterwards: python -m ser_hpc.shards.verify {out}\n"
+        "Should one fail, mend what its log says and give the same command again: only what is missing is packed.",
+        markup=False,
+    )
+    return True
+
+
+def _refuse_second(folder: Path, out: Path) -> None:
+    """Two arrays at once would do the same work twice."""
+    if not (folder / "submitted.json").exists():
+        return
+    array = str(read_json(folder / "submitted.json")["array"])
+    try:
+        active = [job.job for job in squeue([array]) if job.is_active]
+    except SlurmError as error:
+        raise UserError(
+            f"jobs were submitted for {out} before, and Slurm does not say whether they still run: {error}"
+        ) from error
+    if active:
+        raise UserError(
+            f"array {array} packs into {out} already ({len(active)} of its jobs are queued or run); see squeue -j {array}"
+        )
+
+
+def _executor(folder: Path, name: str, cluster: ClusterSettings, environment: Mapping[str, str]) -> Any:
+    import submitit
+
+    # submitit's own limit of restarts is out of the way: each start packs some more.
+    executor = submitit.SlurmExecutor(folder=folder / "logs", max_num_timeout=1000, python=cluster.python)
+    parameters = slurm.parameters(cluster, batch.exports(environment))
+    executor.update_parameters(job_name=f"pack-{name}", **slurm.present(parameters))
+    return executor
+
+
+def _script(executor: Any, num_jobs: int) -> str:
+    """The exact text that is handed to sbatch."""
+    if num_jobs > 1:  # submitit submits a single job as no array
+        executor.parameters["map_count"] = num_jobs
+    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))

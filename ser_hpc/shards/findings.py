@@ -1,0 +1,178 @@
+"""What can be wrong with a clip, and what becomes of it: found while packing, counted in the report, never dropped in silence.
+
+    undecodable     missing, truncated, no audio, a git-lfs pointer, NaN: the reason in words        fail
+    too_short       under 0.1 s                                                                       drop
+    too_long        over `longest_s`                                                                  keep
+    silent          nowhere louder than -60 dBFS for 100 ms in all (`audio.level_db`)                 drop
+    clipped         more than 1 % of the source's samples at full scale or beyond                     keep
+    duplicate       the very 16 kHz samples of an earlier clip of the same speaker and emotion        drop: the first one stays
+    contradiction   the very samples of a clip with another speaker or emotion                        keep: no fold parts them
+
+On the right what is done unless the user says otherwise: `drop` leaves the clip out, `keep` packs it, `fail` packs nothing.
+A contradiction that is dropped takes all clips of that sound: nobody knows which is right.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from ser_hpc.corpora.utterance import Utterance
+from ser_hpc.errors import UserError, listed
+from ser_hpc.shards.audio import RATE
+
+Kind = Literal["undecodable", "too_short", "too_long", "silent", "clipped", "duplicate", "contradiction"]
+Policy = Literal["drop", "keep", "fail"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+DEFAULTS: Mapping[Kind, Policy] = {
+    "undecodable": "fail",
+    "too_short": "drop",
+    "too_long": "keep",
+    "silent": "drop",
+    "clipped": "keep",
+    "duplicate": "drop",
+    "contradiction": "keep",
+}
+SHORTEST_S = 0.1
+LONGEST_S = 60.0
+SILENT_DB = -60.0
+CLIPPED_SHARE = 0.01
+_NAMED = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What packing found out about a clip. `reason`: why it does not decode, else "".
+
+    `num_samples` at 16 kHz; `clipped`: share of the source's samples at full scale or beyond; `level_db`: see `audio.level_db`;
+    `sound`: hash of its samples, "" if it was not decoded.
+    """
+
+    key: str
+    reason: str = ""
+    num_samples: int = 0
+    clipped: float = 0.0
+    level_db: float = 0.0
+    sound: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong with one clip, in words."""
+
+    kind: Kind
+    key: str
+    path: Path
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.kind}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What becomes of each kind of finding; `longest_s`: clips over that many seconds are `too_long`."""
+
+    policies: Mapping[Kind, Policy] = field(default_factory=lambda: DEFAULTS)
+    longest_s: float = LONGEST_S
+
+    @classmethod
+    def parse(cls, choices: Iterable[str], longest_s: float = LONGEST_S) -> Rules:
+        """The defaults, changed by choices as "silent=keep". Raises UserError for what is no kind, or no policy of it."""
+        policies = dict(DEFAULTS)
+        for choice in choices:
+            name, _, wanted = choice.partition("=")
+            kind = next((kind for kind in KINDS if kind == name), None)
+            policy = next((policy for policy in get_args(Policy) if policy == wanted), None)
+            if kind is None or policy is None:
+                raise UserError(
+                    f"--on {choice}: write KIND=POLICY; kinds: {listed(KINDS)}; policies: {listed(get_args(Policy))}"
+                )
+            if (kind, policy) == ("undecodable", "keep"):
+                raise UserError(f"--on {choice}: what does not decode cannot be packed; use drop or fail")
+            policies[kind] = policy
+        if not longest_s > SHORTEST_S:
+            raise UserError(f"--longest {longest_s:g}: give seconds, more than {SHORTEST_S}")
+        return cls(policies, longest_s)
+
+    def alone(self, clip: Measured) -> Iterator[tuple[Kind, str]]:
+        """What is wrong with a clip whatever the others are."""
+        if clip.reason:
+            yield "undecodable", clip.reason
+            return
+        seconds = clip.num_samples / RATE
+        if seconds < SHORTEST_S:
+            yield "too_short", f"{seconds:.3f} s"
+        if seconds > self.longest_s:
+            yield "too_long", f"{seconds:.1f} s"
+        if clip.level_db < SILENT_DB:
+            yield "silent", f"{seconds:.2f} s, no louder than {clip.level_db:.1f} dBFS"
+        if clip.clipped > CLIPPED_SHARE:
+            yield "clipped", f"{clip.clipped:.1%} of its samples are at full scale"
+
+    def drops(self, clip: Measured) -> bool:
+        """Whether a clip is left out whatever the others are."""
+        return bool(clip.reason) or any(self.policies[kind] == "drop" for kind, _ in self.alone(clip))
+
+    def dropped(self, findings: Iterable[Finding]) -> set[str]:
+        """Keys of the clips that are left out."""
+        return {found.key for found in findings if self.policies[found.kind] == "drop"}
+
+    def refuse(self, findings: Iterable[Finding]) -> None:
+        """Raises UserError naming every finding that is to `fail`."""
+        bad = sorted((found for found in findings if self.policies[found.kind] == "fail"), key=str)
+        if not bad:
+            return
+        lines = [str(found) for found in bad[:_NAMED]] + [f"and {len(bad) - _NAMED} more"] * (len(bad) > _NAMED)
+        clips = len({found.key for found in bad})
+        kinds = [kind for kind in KINDS if any(found.kind == kind for found in bad)]
+        raise UserError(
+            f"{'1 clip' if clips == 1 else f'{clips} clips'} cannot be packed:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\nMend them, or leave them out (counted and named in the report): "
+            + " ".join(f"--on {kind}=drop" for kind in kinds)
+        )
+
+
+def judge(clips: Sequence[tuple[Utterance, Measured]], rules: Rules) -> list[Finding]:
+    """Everything that is wrong with the clips of a dataset; of equal sounds the first here counts as the original.
+
+    Clips that are left out for a reason of their own are not compared with others.
+    """
+    findings: list[Finding] = []
+    sounds: dict[str, list[Utterance]] = defaultdict(list)
+    for utterance, clip in clips:
+        alone = [Finding(kind, clip.key, utterance.audio_path, detail) for kind, detail in rules.alone(clip)]
+        findings += alone
+        if clip.sound and not rules.drops(clip):
+            sounds[clip.sound].append(utterance)
+    for equal in sounds.values():
+        if len(equal) > 1:
+            findings += _compared(equal)
+    return sorted(findings, key=lambda found: (KINDS.index(found.kind), found.key))
+
+
+def _compared(equal: Sequence[Utterance]) -> Iterator[Finding]:
+    """The findings about clips of one sound."""
+    first: dict[tuple[str, str, str], Utterance] = {}
+    for utterance in equal:
+        original = first.setdefault(_label(utterance), utterance)
+        if original is not utterance:
+            yield Finding("duplicate", utterance.key, utterance.audio_path, f"sounds exactly as {original.key}")
+    if len(first) > 1:
+        for utterance in equal:
+            others = [
+                f"{other.key} ({other.emotion} by {other.speaker})"
+                for label, other in first.items()
+                if label != _label(utterance)
+            ]
+            detail = f"{utterance.emotion} by {utterance.speaker}, but sounds exactly as {listed(others)}"
+            yield Finding("contradiction", utterance.key, utterance.audio_path, detail)
+
+
+def _label(utterance: Utterance) -> tuple[str, str, str]:
+    return utterance.corpus, utterance.speaker, utterance.emotion

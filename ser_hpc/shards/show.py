@@ -1,0 +1,121 @@
+"""Packing on the screen: how far it is, and what came out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ser_hpc.shards.findings import KINDS, Policy
+from ser_hpc.shards.index import REPORT
+from ser_hpc.shards.report import Count, PackReport
+from ser_hpc.shards.write import READING
+
+SHOWN = 24  # rows of a table, or lines of a list; the report has all
+EXAMPLES = 3
+_DONE: dict[Policy, str] = {"drop": "left out", "keep": "packed", "fail": "refused"}
+
+
+class ProgressBars:
+    """A bar on a terminal, a line at every tenth otherwise; on stderr, so that stdout holds the result alone."""
+
+    def __init__(self) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description:24}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f} {task.fields[unit]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, int] = {}
+
+    def __enter__(self) -> ProgressBars:
+        if self._bars.console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bars.console.is_terminal:
+            self._bars.stop()
+
+    def __call__(self, stage: str, done: float, total: float) -> None:
+        unit = "clips" if stage == READING else "s of sound"
+        if self._bars.console.is_terminal:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, total=total, unit=unit)
+            self._bars.update(self._tasks[stage], completed=done)
+            return
+        tenth = int(10 * done / total) if total else 10
+        if tenth > self._told.get(stage, 0):
+            self._told[stage] = tenth
+            print(f"{stage}: {tenth * 10} % ({done:,.0f} of {total:,.0f} {unit})", file=sys.stderr, flush=True)
+
+
+def result(report: PackReport, out: Path, took_s: float, screen: Console) -> None:
+    """The report for people: tables of counts, then everything unusual, then the sums."""
+    for corpus, columns in report.counts.items():
+        tables = [_counts(f"{corpus}: {column}", counts) for column, counts in columns.items()]
+        screen.print(Columns(tables, padding=(0, 3)), soft_wrap=False)
+    some(f"{len(report.left_out)} files are no clips", [f"{path}: {why}" for path, why in report.left_out], screen)
+    if report.findings:
+        screen.print(_findings(report), soft_wrap=False)
+        screen.print(f"All of them, by name: {out / REPORT}", markup=False)
+    kept = f", {report.kept} of them from before" if report.kept else ""
+    screen.print(
+        f"packed {report.clips:,} clips, {duration(report.seconds)} of sound, {report.bytes / 1e6:,.1f} MB "
+        f"in {report.shards} shards{kept}; took {took_s:.1f} s\nshards: {out}",
+        markup=False,
+    )
+
+
+def some(title: str, lines: Sequence[str], screen: Console) -> None:
+    """A list of at most SHOWN lines, nothing if there are none."""
+    if not lines:
+        return
+    screen.print(f"{title}:", markup=False)
+    for line in lines[:SHOWN]:
+        screen.print(f"  {line}", markup=False)
+    if len(lines) > SHOWN:
+        screen.print(f"  and {len(lines) - SHOWN} more")
+
+
+def duration(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
+
+
+def _findings(report: PackReport) -> Table:
+    table = Table(title="findings", title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+    table.add_column("")
+    table.add_column("done")
+    table.add_column("clips", justify="right")
+    table.add_column("for instance", overflow="fold")
+    for kind in KINDS:
+        if found := report.of(kind):
+            examples = [f"{one.path.name} ({one.detail})" for one in found[:EXAMPLES]]
+            table.add_row(kind, _DONE[report.rules.policies[kind]], f"{len(found):,}", Text("\n".join(examples)))
+    return table
+
+
+def _counts(title: str, counts: dict[str, Count]) -> Table:
+    """One row a value; beyond SHOWN rows the rest is summed up in the last."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+    table.add_column("")
+    table.add_column("clips", justify="right")
+    table.add_column("minutes", justify="right")
+    rows = list(counts.items())
+    if len(rows) > SHOWN:
+        rest = [count for _, count in rows[SHOWN - 1 :]]
+        total = Count(sum(count.clips for count in rest), sum(count.seconds for count in rest))
+        rows = [*rows[: SHOWN - 1], (f"{len(rest)} more", total)]
+    for value, count in rows:
+        table.add_row(Text(value or "(none)"), f"{count.clips:,}", f"{count.seconds / 60:,.1f}")
+    return table
