@@ -88,7 +88,9 @@ def _submitted(sources: Sequence[Source], out: Path, options: argparse.Namespace
     choices = [word for choice in options.on for word in ("--on", choice)] + ["--longest", f"{options.longest!r}"]
     arguments = [*what, str(out.resolve()), *choices, "--shard-mb", str(options.shard_mb), "--workers", str(workers)]
     cluster = pack_jobs.settings(chosen, workers)
-    return pack_jobs.submit(arguments, out, pack_jobs.JOBS if options.jobs is None else options.jobs, cluster, options.dry_run, screen)
+    return pack_jobs.submit(
+        arguments, out, pack_jobs.JOBS if options.jobs is None else options.jobs, cluster, options.dry_run, screen
+    )
 
 
 @dataclass(frozen=True, slots=True)
