@@ -37,6 +37,7 @@ from ser_hpc.results.run_dir import AttemptDir, RunDir, Trial, TrialDir
 if TYPE_CHECKING:
     from ser_hpc.cluster.plan import Experiment
     from ser_hpc.corpora.folds import Fold
+    from ser_hpc.shards.storage import Place
 
 _STAGING_S = 1800.0
 FINAL = "SER_HPC_FINAL"  # names the file for the last word to the batch script
@@ -178,7 +179,7 @@ def _check_node(experiment: Experiment, place: TrialDir, rank: Rank) -> None:
             print(warning, flush=True)
 
 
-def _staged(experiment: Experiment, fold: Fold, rank: Rank) -> tuple[Path, ...]:
+def _staged(experiment: Experiment, fold: Fold, rank: Rank) -> tuple[Place, ...]:
     """The folders with copies of the fold's shards on this node's own disk, where the cluster's profile names one."""
     from ser_hpc.config.settings import expanded
     from ser_hpc.data.staging import stage

@@ -24,6 +24,7 @@ from ser_hpc.errors import UserError
 from ser_hpc.files import write_json, write_text
 from ser_hpc.results.run_dir import RunDir, Trial
 from ser_hpc.shards.index import ShardIndex
+from ser_hpc.shards.storage import Place, place
 
 DEMO = "demo"
 WHISPER_SECONDS = 30.0
@@ -79,14 +80,14 @@ def prepare(settings: Settings) -> Experiment:
     return Experiment(settings, index, label_set, label_set.targets(index.metadata), folds)
 
 
-def shard_folders(settings: Settings) -> list[Path]:
+def shard_folders(settings: Settings) -> list[Place]:
     """Where the shards are; the demo's are beside its runs. Raises UserError if the settings do not say."""
     if not settings.data.shards:
         raise UserError(
             "data.shards is not given: add data.shards=FOLDER, a folder that tools/build_shards.py packed "
             f"(or data.shards={DEMO} for the built-in synthetic speech)"
         )
-    return [demo_folder(settings) if name == DEMO else Path(name) for name in settings.data.shards]
+    return [demo_folder(settings) if name == DEMO else place(name) for name in settings.data.shards]
 
 
 def demo_folder(settings: Settings) -> Path:

@@ -26,8 +26,10 @@ from typing import Any
 
 import numpy as np
 
+from ser_hpc.errors import UserError
 from ser_hpc.files import aside, read_json, write_json
 from ser_hpc.shards.index import Shard, ShardIndex
+from ser_hpc.shards.storage import Place, Url
 
 MARGIN_BYTES = 1 << 30  # left free for others on the disk
 _POLL_S = 0.2
@@ -37,7 +39,7 @@ class _CannotStageError(Exception):
     """Why not, in words."""
 
 
-def stage(index: ShardIndex, positions: np.ndarray, where: Path, *, wait_s: float) -> tuple[tuple[Path, ...], str]:
+def stage(index: ShardIndex, positions: np.ndarray, where: Path, *, wait_s: float) -> tuple[tuple[Place, ...], str]:
     """The folders to read the clips at `positions` from (`ShardReader(index, folders)`), and a sentence about each.
 
     Each is a copy of a dataset below `where`, or its own folder if there cannot be one: too little space, a read error, a shard
@@ -55,7 +57,7 @@ def stage(index: ShardIndex, positions: np.ndarray, where: Path, *, wait_s: floa
     return tuple(folders), "\n".join(said)
 
 
-def _stage(root: Path, fingerprint: str, shards: Sequence[Shard], where: Path, wait_s: float) -> tuple[Path, str]:
+def _stage(root: Place, fingerprint: str, shards: Sequence[Shard], where: Path, wait_s: float) -> tuple[Place, str]:
     """One dataset's folder to read from, and what was copied there, or why it is its own."""
     began = time.monotonic()
     try:
@@ -64,7 +66,7 @@ def _stage(root: Path, fingerprint: str, shards: Sequence[Shard], where: Path, w
             folder = home / fingerprint
             folder.mkdir(exist_ok=True)
             copied = _bring(root, folder, shards)
-    except (OSError, _CannotStageError) as error:
+    except (OSError, UserError, _CannotStageError) as error:
         why = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
         return root, f"not from a copy in {where}: {why}"
     took = time.monotonic() - began
@@ -72,7 +74,7 @@ def _stage(root: Path, fingerprint: str, shards: Sequence[Shard], where: Path, w
     return folder, f"{len(copied)} copied, {size:,.1f} MB in {took:.1f} s" if copied else "all there already"
 
 
-def _bring(root: Path, folder: Path, shards: Sequence[Shard]) -> list[Shard]:
+def _bring(root: Place, folder: Path, shards: Sequence[Shard]) -> list[Shard]:
     """Copy what is not there; returns what was copied. Raises OSError, _CannotStageError."""
     for left in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:  # of a killed copier: it no longer holds the lock
         left.unlink(missing_ok=True)
@@ -86,11 +88,18 @@ def _bring(root: Path, folder: Path, shards: Sequence[Shard]) -> list[Shard]:
         )
     for shard in missing:
         with aside(folder / shard.path) as temporary:
-            shutil.copyfile(root / shard.path, temporary)
+            _copy(root / shard.path, temporary)
             if not _is_sound(temporary, shard):
                 raise _CannotStageError(f"{root / shard.path} is not what was packed, or changed on its way (size, sha256)")
         checked.add(shard)
     return missing
+
+
+def _copy(source: Place, target: Path) -> None:
+    if isinstance(source, Url):
+        source.copy_to(target)
+    else:
+        shutil.copyfile(source, target)
 
 
 class _Checked:

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,6 +44,7 @@ from ser_hpc.results.run_dir import AttemptDir, TrialDir
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ShardReader
+from ser_hpc.shards.storage import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class TrialData:
     classes: tuple[str, ...]
     targets: np.ndarray
     fold: Fold
-    roots: tuple[Path, ...] = ()
+    roots: tuple[Place, ...] = ()
 
 
 def train_trial(

@@ -13,7 +13,9 @@ A clip's *position* is its row over all shards, in dataset.json's order.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,13 @@ import pyarrow.parquet as pq
 
 from ser_hpc.corpora.utterance import Metadata
 from ser_hpc.errors import UserError, listed
-from ser_hpc.files import read_json
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.plan import LAYOUT_VERSION
+from ser_hpc.shards.storage import Place, size
 
 DATASET = "dataset.json"
 REPORT = "pack_report.json"
+_AT_ONCE = 16  # requests: network file systems and stores answer slowly, but many at a time
 PACK_AGAIN = "pack the corpus again with the same command: only what is missing or damaged is rebuilt"
 
 _WORDS = ("corpus", "utterance_id", "speaker", "emotion", "session", "gender", "text_id", "split", "intensity", "language")
@@ -66,7 +69,7 @@ class ShardIndex:
     `fingerprints` (one a dataset) and `fingerprint` (of all) change with any byte of any shard.
     """
 
-    roots: tuple[Path, ...]
+    roots: tuple[Place, ...]
     fingerprints: tuple[str, ...]
     metadata: Metadata
     shards: tuple[Shard, ...]
@@ -78,7 +81,7 @@ class ShardIndex:
     crc32: np.ndarray
 
     @classmethod
-    def load(cls, *roots: Path) -> ShardIndex:
+    def load(cls, *roots: Place) -> ShardIndex:
         """Several datasets come in the order of their fingerprints, however they are listed.
 
         Raises UserError: no finished dataset, another layout version, a shard or its index missing or changed, one twice.
@@ -89,9 +92,10 @@ class ShardIndex:
         if len(set(fingerprints)) < len(roots):
             raise UserError(f"the same packed corpus is given twice: {listed([str(root) for root in roots])}")
         shards = [(number, Shard(**shard)) for number, root in enumerate(ordered) for shard in found[root]["shards"]]
-        for number, shard in shards:
-            check_tar_size(ordered[number], shard)
-        table = pa.concat_tables([read_table(ordered[number], shard) for number, shard in shards])
+        places, packed = [ordered[number] for number, _ in shards], [shard for _, shard in shards]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(check_tar_size, places, packed))
+            table = pa.concat_tables(map(parse_index, pool.map(_read_index, places, packed)))
         return cls(
             tuple(ordered),
             fingerprints,
@@ -131,15 +135,21 @@ def describe_dataset(shards: Sequence[Shard]) -> dict[str, Any]:
     }
 
 
-def read_dataset(root: Path) -> dict[str, Any]:
+def read_dataset(root: Place) -> dict[str, Any]:
     """The content of dataset.json. Raises UserError if there is none, or it is not one that this version reads."""
     path = root / DATASET
-    if not path.is_file():
-        if any(root.glob("*/*-[0-9]*.tar")):
-            raise UserError(f"{root} has shards but no {DATASET}: packing did not finish; run the same pack command again")
-        raise UserError(f"{root} holds no packed corpus (no {DATASET}); make one: python -m ser_hpc.pack CORPUS ROOT {root}")
     try:
-        dataset: dict[str, Any] = read_json(path)
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        if any(root.glob("*/*-[0-9]*.tar")):
+            raise UserError(
+                f"{root} has shards but no {DATASET}: packing did not finish; run the same pack command again"
+            ) from None
+        raise UserError(
+            f"{root} holds no packed corpus (no {DATASET}); make one: python -m ser_hpc.pack CORPUS ROOT {root}"
+        ) from None
+    try:
+        dataset: dict[str, Any] = json.loads(content)
         version = dataset["version"]
         if version == LAYOUT_VERSION:
             known = {field.name for field in fields(Shard)}
@@ -152,26 +162,30 @@ def read_dataset(root: Path) -> dict[str, Any]:
     return dataset
 
 
-def check_tar_size(root: Path, shard: Shard) -> None:
+def check_tar_size(root: Place, shard: Shard) -> None:
     """Raises UserError if a tar is missing or has another size than when it was packed."""
     try:
-        size = (root / shard.path).stat().st_size
+        found = size(root / shard.path)
     except FileNotFoundError:
         raise UserError(f"shard {root / shard.path} is missing; copy it again, or {PACK_AGAIN}") from None
-    if size != shard.bytes:
-        raise UserError(f"shard {root / shard.path} has {size} bytes instead of {shard.bytes}; copy it again, or {PACK_AGAIN}")
+    if found != shard.bytes:
+        raise UserError(f"shard {root / shard.path} has {found} bytes instead of {shard.bytes}; copy it again, or {PACK_AGAIN}")
 
 
-def read_table(root: Path, shard: Shard) -> pa.Table:
+def read_table(root: Place, shard: Shard) -> pa.Table:
     """The rows of one shard. Raises UserError if its index is missing or not the one that was written with it."""
-    path = index_path(root / shard.path)
+    return parse_index(_read_index(root, shard))
+
+
+def _read_index(root: Place, shard: Shard) -> bytes:
+    path = (root / shard.path).with_suffix(".parquet")
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"index {path} is missing; copy it again, or {PACK_AGAIN}") from None
     if hashlib.sha256(content).hexdigest() != shard.index_sha256:
         raise UserError(f"index {path} is damaged (other content than when it was packed); copy it again, or {PACK_AGAIN}")
-    return parse_index(content)
+    return content
 
 
 def parse_index(content: bytes) -> pa.Table:

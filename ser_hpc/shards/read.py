@@ -1,4 +1,7 @@
-"""Clips at random, straight out of the tars: one `pread` at the offset that the index knows, checked and decoded."""
+"""Clips at random, straight out of the tars: one read at the offset that the index knows, checked and decoded.
+
+What reading needs of the index is an `Extent` a clip, so that a process that only reads never holds an index of millions.
+"""
 
 from __future__ import annotations
 
@@ -7,83 +10,147 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
+from enum import IntEnum
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 
 from ser_hpc.errors import UserError
 from ser_hpc.shards.audio import BadClipError, decode_flac
 from ser_hpc.shards.index import PACK_AGAIN, ShardIndex
+from ser_hpc.shards.storage import Place, Url, read_ranges
 
 _MAX_OPEN = 256  # of the 1024 files that a process may usually have open
+_GAP = 1 << 20  # bytes read in vain rather than asking again: what passes while a busy file system or a store answers
+_MOST = 32 << 20  # bytes of one read
+
+
+class Cause(IntEnum):
+    """What is wrong with a damaged clip; 0 means nothing."""
+
+    CUT_OFF = 1
+    CHANGED = 2
+    UNDECODABLE = 3
+    OTHER_LENGTH = 4
+
+    @property
+    def words(self) -> str:
+        return {
+            Cause.CUT_OFF: "the shard ends before it",
+            Cause.CHANGED: "its bytes are not those that were packed (crc32)",
+            Cause.UNDECODABLE: "it does not decode",
+            Cause.OTHER_LENGTH: "it has another length than when it was packed",
+        }[self]
 
 
 class CorruptClipError(UserError):
     """A clip whose bytes are not those that were packed."""
 
+    def __init__(self, message: str, cause: Cause) -> None:
+        super().__init__(message)
+        self.cause = cause
 
-class ShardReader:
-    """Reads clips of an index by position, from any number of threads. A context manager: leaving it closes its files.
+    def __reduce__(self) -> tuple[type[CorruptClipError], tuple[str, Cause]]:
+        return CorruptClipError, (str(self), self.cause)
 
-    `roots`: for each dataset a folder with copies of the tars that will be read, on a faster disk; where one fails, the
-    index's own serves.
+
+class Extent(NamedTuple):
+    """Where a clip's payload lies, and what it must be. `dataset`: number of the folder that holds `tar`."""
+
+    key: str
+    dataset: int
+    tar: str
+    offset: int
+    size: int
+    num_samples: int
+    crc32: int
+
+
+def extents(index: ShardIndex, positions: np.ndarray | Sequence[int]) -> list[Extent]:
+    """Of the clips at `positions`, in that order."""
+    numbers = index.shard[positions].tolist()
+    columns = (column[positions].tolist() for column in (index.offset, index.size, index.num_samples, index.crc32))
+    return [
+        Extent(index.key(position), index.dataset[number], index.shards[number].path, *row)
+        for position, number, *row in zip(positions, numbers, *columns, strict=True)
+    ]
+
+
+class ClipReader:
+    """Reads clips by where they lie, from any number of threads; it travels to other processes without its open files.
+
+    `originals`: each dataset's own place; `copies`: places with copies of the tars that will be read, on a faster disk; where
+    one fails, the original serves. `coalesce`: clips asked for together that lie near each other come with one read, which pays
+    on parallel file systems; from a store they always do.
     """
 
-    def __init__(self, index: ShardIndex, roots: Sequence[Path] = ()) -> None:
-        self.index = index
-        self.roots = tuple(roots) or index.roots
+    def __init__(self, originals: Sequence[Place], copies: Sequence[Place] = (), *, coalesce: bool = False) -> None:
+        self._originals, self._places, self._coalesce = tuple(originals), tuple(copies or originals), coalesce
         self._files: OrderedDict[Path, _File] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, position: int) -> np.ndarray:
-        """The clip's samples, int16 (num_samples,) at 16 kHz.
+    def read(self, wanted: Sequence[Extent]) -> list[np.ndarray | CorruptClipError]:
+        """Each clip's samples, int16 (num_samples,) at 16 kHz, or what is wrong with it.
 
-        Raises CorruptClipError if the payload's crc32 is wrong or it does not decode, UserError if the shard is gone.
+        Raises UserError if a shard cannot be read at all: that is the file system's trouble, not the clip's, and may pass.
         """
-        number = self.index.shard[position]
-        tar, dataset = self.index.shards[number].path, self.index.dataset[number]
-        root, original = self.roots[dataset], self.index.roots[dataset]
-        try:
-            return self._read(root / tar, position)
-        except UserError:
-            if root == original:
-                raise
-            return self._read(original / tar, position)  # only the copy is damaged, or was cleaned away
-
-    def _read(self, tar: Path, position: int) -> np.ndarray:
-        index = self.index
-        payload = self._payload(tar, int(index.offset[position]), int(index.size[position]))
-        if len(payload) != index.size[position]:
-            raise self._corrupt(tar, position, "the shard ends before it")
-        if zlib.crc32(payload) != index.crc32[position]:
-            raise self._corrupt(tar, position, "its bytes are not those that were packed (crc32)")
-        try:
-            samples = decode_flac(payload)
-        except BadClipError as error:
-            raise self._corrupt(tar, position, str(error)) from error
-        if len(samples) != index.num_samples[position]:
-            raise self._corrupt(tar, position, f"it has {len(samples)} samples instead of {index.num_samples[position]}")
-        return samples
+        return [self._clip(extent, payload) for extent, payload in zip(wanted, self._payloads(wanted), strict=True)]
 
     def close(self) -> None:
         with self._lock:
             self._files.clear()
 
-    def __enter__(self) -> ShardReader:
-        return self
+    def __reduce__(self) -> tuple[object, ...]:
+        return _reader, (self._originals, self._places, self._coalesce)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+    def _clip(self, extent: Extent, payload: bytes | OSError) -> np.ndarray | CorruptClipError:
+        where, original = self._places[extent.dataset], self._originals[extent.dataset]
+        found = _samples(extent, payload, where)
+        if isinstance(found, UserError) and where != original:  # only the copy is damaged, or was cleaned away
+            found = _samples(extent, self._payload(original, extent), original)
+        if isinstance(found, UserError) and not isinstance(found, CorruptClipError):
+            raise found
+        return found
 
-    def __reduce__(self) -> tuple[type[ShardReader], tuple[ShardIndex, tuple[Path, ...]]]:
-        return ShardReader, (self.index, self.roots)  # to a worker process: the index travels, open files do not
-
-    def _payload(self, tar: Path, offset: int, size: int) -> bytes:
+    def _payload(self, where: Place, extent: Extent) -> bytes | OSError:
         try:
-            return os.pread(self._file(tar).descriptor, size, offset)
+            if isinstance(where, Url):
+                return read_ranges([(where / extent.tar, extent.offset, extent.offset + extent.size)])[0]
+            return os.pread(self._file(where / extent.tar).descriptor, extent.size, extent.offset)
         except OSError as error:
-            raise UserError(f"shard {tar} cannot be read ({error.strerror}); is its file system still there?") from error
+            return error
+
+    def _payloads(self, wanted: Sequence[Extent]) -> list[bytes | OSError]:
+        """Each clip's bytes (fewer, if its shard ends early), or why they cannot be had."""
+        remote = any(isinstance(where, Url) for where in self._places)
+        if not (self._coalesce or remote):
+            return [self._payload(self._places[extent.dataset], extent) for extent in wanted]
+        spans = _spans(wanted)
+        found: list[bytes | OSError] = [b""] * len(wanted)
+        for members, content in zip(spans, self._contents([_whole(wanted, members) for members in spans]), strict=True):
+            start = wanted[members[0]].offset
+            for i in members:
+                begin = wanted[i].offset - start
+                found[i] = content if isinstance(content, OSError) else content[begin : begin + wanted[i].size]
+        return found
+
+    def _contents(self, spans: Sequence[Extent]) -> list[bytes | OSError]:
+        """From a store all at once: each answer takes its time, but many come as fast as one."""
+        places = [self._places[span.dataset] for span in spans]
+        asked = [(i, where / spans[i].tar) for i, where in enumerate(places) if isinstance(where, Url)]
+        found: list[bytes | OSError | None] = [None] * len(spans)
+        ranges = [(url, spans[i].offset, spans[i].offset + spans[i].size) for i, url in asked]
+        with suppress(FileNotFoundError):  # then one by one, to know which
+            for (i, _), content in zip(asked, read_ranges(ranges), strict=True):
+                found[i] = content
+        return [
+            self._payload(where, span) if content is None else content
+            for where, span, content in zip(places, spans, found, strict=True)
+        ]
 
     def _file(self, tar: Path) -> _File:
         with self._lock:
@@ -93,10 +160,77 @@ class ShardReader:
                 self._files.popitem(last=False)
             return file
 
-    def _corrupt(self, tar: Path, position: int, what: str) -> CorruptClipError:
-        clip = f"clip {self.index.key(position)} in shard {tar} is damaged: {what}"
-        dataset = self.index.roots[self.index.dataset[self.index.shard[position]]]
-        return CorruptClipError(f"{clip}. Find all damage: python -m ser_hpc.shards.verify {dataset}; then {PACK_AGAIN}")
+
+class ShardReader:
+    """Reads clips of an index by position. A context manager: leaving it closes its files. `copies`: see ClipReader."""
+
+    def __init__(self, index: ShardIndex, copies: Sequence[Place] = ()) -> None:
+        self.index = index
+        self._clips = ClipReader(index.roots, copies)
+
+    def read(self, position: int) -> np.ndarray:
+        """The clip's samples, int16 (num_samples,) at 16 kHz. Raises CorruptClipError, UserError if the shard is gone."""
+        (found,) = self._clips.read(extents(self.index, [position]))
+        if isinstance(found, CorruptClipError):
+            raise found
+        return found
+
+    def close(self) -> None:
+        self._clips.close()
+
+    def __enter__(self) -> ShardReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _reader(originals: Sequence[Place], copies: Sequence[Place], coalesce: bool) -> ClipReader:
+    return ClipReader(originals, copies, coalesce=coalesce)
+
+
+def _samples(extent: Extent, payload: bytes | OSError, where: Place) -> np.ndarray | UserError:
+    """The decoded clip, if it is what was packed."""
+    if isinstance(payload, OSError):
+        why = payload.strerror or payload
+        return UserError(f"shard {where / extent.tar} cannot be read ({why}); is its file system still there?")
+    if len(payload) != extent.size:
+        return _corrupt(extent, where, Cause.CUT_OFF)
+    if zlib.crc32(payload) != extent.crc32:
+        return _corrupt(extent, where, Cause.CHANGED)
+    try:
+        samples = decode_flac(payload)
+    except BadClipError as error:
+        return _corrupt(extent, where, Cause.UNDECODABLE, f" ({error})")
+    if len(samples) != extent.num_samples:
+        return _corrupt(extent, where, Cause.OTHER_LENGTH, f" ({len(samples)} samples instead of {extent.num_samples})")
+    return samples
+
+
+def _corrupt(extent: Extent, where: Place, cause: Cause, more: str = "") -> CorruptClipError:
+    clip = f"clip {extent.key} in shard {where / extent.tar} is damaged: {cause.words}{more}"
+    return CorruptClipError(f"{clip}. Find all damage: python -m ser_hpc.shards.verify {where}; then {PACK_AGAIN}", cause)
+
+
+def _spans(wanted: Sequence[Extent]) -> list[list[int]]:
+    """The clips that one read brings, in the order in which they lie: neighbours in a tar with at most `_GAP` bytes between."""
+    if not wanted:
+        return []
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i][1:4])
+    spans = [[order[0]]]
+    for before, i in pairwise(order):
+        a, b = wanted[before], wanted[i]
+        near = (a.dataset, a.tar) == (b.dataset, b.tar) and b.offset - (a.offset + a.size) <= _GAP
+        if near and b.offset + b.size - wanted[spans[-1][0]].offset <= _MOST:
+            spans[-1].append(i)
+        else:
+            spans.append([i])
+    return spans
+
+
+def _whole(wanted: Sequence[Extent], members: Sequence[int]) -> Extent:
+    first, last = wanted[members[0]], wanted[members[-1]]
+    return first._replace(size=last.offset + last.size - first.offset)
 
 
 class _File:

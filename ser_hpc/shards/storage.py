@@ -1,0 +1,115 @@
+"""Where packed shards lie: in a folder, or in a store that fsspec reaches by URL (`s3://`, `https://`, `memory://` and more).
+
+A `Url` has the part of `pathlib.Path` that reading shards needs, so an index is read alike from both. What a store answers is
+never believed: every file and clip is compared with the checksums that were packed with it. fsspec is imported with the first
+URL; a store's own package (`aiohttp` for https, `s3fs` for s3) must be installed, and its credentials are found as it says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ser_hpc.errors import UserError
+
+_WAITS_S = (0.5, 2.0, 8.0)  # before a request is tried again
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """A file or folder of a store. Methods raise FileNotFoundError, or UserError when the store does not answer."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str) -> Url:
+        return Url(f"{self.url.rstrip('/')}/{name}")
+
+    def with_suffix(self, suffix: str) -> Url:
+        return Url(self.url[: self.url.rindex(".")] + suffix)
+
+    def resolve(self) -> Url:
+        return self
+
+    def glob(self, pattern: str) -> list[Url]:
+        """What matches, where the store can list; a web server cannot, and nothing is found."""
+        try:
+            return [Url(str(path)) for path in self._ask(lambda store, path: store.glob(f"{path}/{pattern}"))]
+        except (OSError, UserError):
+            return []
+
+    def size(self) -> int:
+        """In bytes."""
+        return int(self._ask(lambda store, path: store.size(path)))
+
+    def read_bytes(self) -> bytes:
+        return bytes(self._ask(lambda store, path: store.cat_file(path)))
+
+    def copy_to(self, target: Path) -> None:
+        self._ask(lambda store, path: store.get_file(path, str(target)))
+
+    def _ask(self, request: Callable[[Any, str], Result]) -> Result:
+        store, path = _store(self.url)
+        return _patiently(lambda: request(store, path), self.url)
+
+
+Place = Path | Url
+
+
+def place(name: str) -> Place:
+    """A folder or file as settings name it: a path, or a URL."""
+    if name.startswith("file://"):
+        return Path(name.removeprefix("file://"))
+    return Url(name) if "://" in name else Path(name)
+
+
+def size(where: Place) -> int:
+    """In bytes. Raises FileNotFoundError."""
+    return where.size() if isinstance(where, Url) else where.stat().st_size
+
+
+def read_ranges(ranges: Sequence[tuple[Url, int, int]]) -> list[bytes]:
+    """The bytes from the second to the third number (exclusive) of each file, asked for at the same time.
+
+    A file that ends early gives fewer. Raises as Url's methods do, and UserError if a server sends whole files.
+    """
+    if not ranges:
+        return []
+    store, _ = _store(str(ranges[0][0]))
+    paths, starts, ends = zip(*((_store(str(url))[1], start, end) for url, start, end in ranges), strict=True)
+    found = _patiently(lambda: store.cat_ranges(list(paths), list(starts), list(ends), on_error="raise"), str(ranges[0][0]))
+    for content, (url, start, end) in zip(found, ranges, strict=True):
+        if len(content) > end - start:
+            raise UserError(f"{url}: its server sends whole files where a part was asked for; copy the shards from it")
+    return [bytes(content) for content in found]
+
+
+def _store(url: str) -> tuple[Any, str]:
+    """fsspec's file system (which it keeps) and the path within it. Raises UserError if it cannot be had."""
+    import fsspec
+
+    try:
+        store, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{url}: fsspec cannot open it ({error}); give a folder, or install what it names") from error
+    return store, path
+
+
+def _patiently(request: Callable[[], Result], url: str) -> Result:
+    """Networks fail for a moment: a request is tried again a few times, then it is a UserError."""
+    for wait in (*_WAITS_S, None):
+        try:
+            return request()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each store has exceptions of its own
+            if wait is None:
+                raise UserError(f"{url} cannot be read ({type(error).__name__}: {error}); does its store answer?") from error
+            time.sleep(wait)
+    raise AssertionError
