@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from ser_hpc.config.augment import Chain, without_paths
 from ser_hpc.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -60,8 +61,8 @@ class RunSettings(Section):
 
 class DataSettings(Section):
     shards: Words = ()
-    """Folder of packed shards (tools/build_shards.py makes it), or a list of them, one a corpus; or `demo`: built-in synthetic
-    speech, made when first used."""
+    """Folder of packed shards (tools/build_shards.py makes it), or a list of them, one a corpus; each may be a URL that fsspec
+    knows (`s3://...`, `https://...`), read clip by clip; or `demo`: built-in synthetic speech, made when first used."""
     labels: str = "as_annotated"
     """Label set: a name under configs/labels, a YAML file, or `as_annotated` (every annotated emotion is a class)."""
     max_seconds: PositiveFloat | None = None
@@ -69,6 +70,19 @@ class DataSettings(Section):
     balance: Literal["none", "class", "corpus", "speaker"] = "none"
     """What counts alike in an epoch of training: clips of the smaller classes, corpora or speakers come again, so that each has
     as many as the largest; an epoch is longer then."""
+
+    augment: Chain = ()
+    """Training only, drawn anew for each clip and epoch: a preset (`noise_pitch_stretch`, `noise_background_mask`), one with
+    changes (`{preset: noise_background_mask, sounds_path: FOLDER}`), or a list of audiomentations' transforms, each with its
+    arguments (`[{name: Gain, p: 0.5, min_gain_db: -6}]`). Memory budgets count clips as long as they were before."""
+    max_damaged: Fraction = 0.001
+    """Training ends when more than this part of its clips is damaged; up to then they weigh nothing, and are counted. A damaged
+    clip of a dev or test part always ends it."""
+    workers: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Processes per rank that read, decode and augment; 0: one thread. None: 0, or with augmentation what the cores allow."""
+    read_ahead_mb: Annotated[float, Field(ge=0, le=1024)] = 0.0
+    """For parallel file systems: clips are asked for in windows of so many MB, and those that lie near each other in a shard
+    come with one read; 0: micro-batch by micro-batch, clip by clip."""
 
 
 class FoldSettings(Section):
@@ -102,6 +116,21 @@ class HeadSettings(Section):
     """Dropout before the projection."""
 
 
+class SpecAugmentSettings(Section):
+    """Training only: stretches of frames, and of features, of each clip become zero (SpecAugment, Park et al. 2019), as wav2vec
+    2.0 was fine-tuned: of the projected features before the transformer (20 ms a frame); for Whisper, of the log-Mel spectrogram
+    (10 ms a frame). Not of a frozen encoder."""
+
+    time_prob: Probability = 0.0
+    """About this part of a clip's real frames is masked (less where stretches overlap); wav2vec 2.0: 0.05."""
+    time_frames: Positive = 10
+    """Frames in a stretch."""
+    feature_prob: Probability = 0.0
+    """About this part of the features (Whisper: of the Mel bands) is masked."""
+    feature_width: Positive = 10
+    """Features in a stretch."""
+
+
 class EncoderModel(Section):
     """A Wav2Vec2, HuBERT, WavLM or Whisper encoder of the transformers library under a classifier head."""
 
@@ -116,6 +145,7 @@ class EncoderModel(Section):
     """What is not trained: nothing, the convolutional stem, or the whole encoder."""
     normalize: bool | None = None
     """Zero mean and unit variance per clip; none: as the weights' own preprocessor says (random weights: yes)."""
+    spec_augment: SpecAugmentSettings = SpecAugmentSettings()
     head: HeadSettings = HeadSettings()
 
     @model_validator(mode="after")
@@ -316,8 +346,10 @@ class Settings(Section):
     def identity(self) -> dict[str, Any]:
         """What changes the result, and nothing else: no paths, cluster, ranks, strategy, memory budget or list of seeds."""
         how = {"strategy", "budget_seconds", "accumulation", "checkpoint_minutes", "hang_minutes"}
-        return self.model_dump(
+        tree = self.model_dump(
             mode="json",
-            include={"data": {"max_seconds", "balance"}, "folds": True, "model": True, "train": True},
+            include={"data": {"max_seconds", "balance", "augment"}, "folds": True, "model": True, "train": True},
             exclude={"train": how},
         )
+        tree["data"]["augment"] = without_paths(tree["data"]["augment"])
+        return tree
