@@ -72,8 +72,7 @@ def submit(
     folder = out.resolve().with_name(f"{out.resolve().name}.jobs")
     home = RunDir(folder)  # of which only its `code` is used
     _refuse_second(folder, out)
-    snapshot = code.Code(home.code / code.present()) if dry_run else None
-    environment = code.environment(snapshot or code.snapshot(home))
+    environment = code.environment(code.Code(home.code / code.present()))
     script = _script(_executor(folder, out.resolve().name, cluster, environment), num_jobs)
     for note in preflight.check_packing(cluster, num_jobs, script):
         screen.print(f"note: {note}", markup=False)
@@ -81,6 +80,7 @@ def submit(
         screen.print(f"{script}\n\nNothing was submitted: {num_jobs} jobs as above would be.", markup=False)
         return True
     parts = [PackPart((*arguments, "--part", f"{number}/{num_jobs}")) for number in range(num_jobs)]
+    environment = code.environment(code.snapshot(home))
     with slurm.slurms_words():
         executor = _executor(folder, out.resolve().name, cluster, environment)
         with executor.batch():
@@ -88,9 +88,8 @@ def submit(
     array = str(jobs[0].job_id).split("_")[0]
     write_json(folder / "submitted.json", {"array": array, "jobs": num_jobs, "when": time.time()})
     screen.print(
-        f"Submitted {num_jobs} jobs as array {array}; the last one to end completes what is packed.\n"
+        f"Submitted {num_jobs} jobs as array {array}; the last one to end writes the dataset.json of what is complete.\n"
         f"Follow them: squeue -j {array}; their logs: {folder}/logs/{array}_*_log.out\n"
-        f"Afterwards: python -m ser_hpc.shards.verify {out}\n"
         "Should one fail, mend what its log says and give the same command again: only what is missing is packed.",
         markup=False,
     )
