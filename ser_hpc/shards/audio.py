@@ -23,6 +23,8 @@ import soxr
 RATE = 16_000
 _FULL_SCALE = 32767 / 32768
 _FRAME = RATE // 100  # 10 ms
+_BLOCK = 1 << 20
+_SAMPLES_PER_BYTE = 8192  # more than the densest FLAC, digital silence, has
 _DIGITAL_SILENCE_DB = -140.0
 # Annotated ends are often rounded to hundredths: this much past the recording is cut off, more is out of range.
 _ROUNDING_SECONDS = 0.01
@@ -91,18 +93,36 @@ def encode_flac(samples: np.ndarray) -> bytes:
 
 def decode_flac(payload: bytes) -> np.ndarray:
     """int16 (num_samples,) of a shard's payload. Raises BadClipError if it is not whole 16 kHz mono FLAC."""
-    try:
-        samples, rate = soundfile.read(io.BytesIO(payload), dtype="int16")
-    except (RuntimeError, ValueError) as error:
-        raise BadClipError(f"does not decode as FLAC ({error})") from error
-    if rate != RATE or samples.ndim != 1:
-        raise BadClipError(f"is not {RATE} Hz mono")
-    return np.asarray(samples)
+    with _flac(payload) as sound:
+        return np.asarray(sound.read(dtype="int16"))
+
+
+def measure_flac(payload: bytes) -> tuple[int, str]:
+    """Number of samples of a shard's payload, and their `sound_hash`; in bounded memory. Raises as `decode_flac`."""
+    length, digest = 0, hashlib.sha256()
+    with _flac(payload) as sound:
+        while len(samples := sound.read(_BLOCK, dtype="int16")):
+            length += len(samples)
+            digest.update(samples.astype("<i2", copy=False).tobytes())
+    return length, digest.hexdigest()[:32]
 
 
 def sound_hash(samples: np.ndarray) -> str:
     """32 hex digits of the samples' SHA-256: equal for identical sound, whatever file it came from."""
     return hashlib.sha256(samples.astype("<i2", copy=False).tobytes()).hexdigest()[:32]
+
+
+@contextmanager
+def _flac(payload: bytes) -> Iterator[soundfile.SoundFile]:
+    try:
+        with soundfile.SoundFile(io.BytesIO(payload)) as sound:
+            if (sound.format, sound.samplerate, sound.channels) != ("FLAC", RATE, 1):
+                raise BadClipError(f"is not FLAC of {RATE} Hz, mono")
+            if sound.frames > len(payload) * _SAMPLES_PER_BYTE:
+                raise BadClipError(f"announces {sound.frames} samples, which so few bytes cannot hold")
+            yield sound
+    except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+        raise BadClipError(f"does not decode as FLAC ({error})") from error
 
 
 def _frames(sound: soundfile.SoundFile, start_s: float | None, end_s: float | None) -> tuple[int, int]:

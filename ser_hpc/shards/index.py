@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -24,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ser_hpc.corpora.utterance import Metadata
+from ser_hpc.corpora.utterance import COLUMNS, Metadata
 from ser_hpc.errors import UserError, listed
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.plan import LAYOUT_VERSION
@@ -43,6 +44,11 @@ SCHEMA = pa.schema(
     + [(name, pa.string()) for name in (*_WORDS, "source", "extra")]  # `extra`: a JSON object, "" if it is empty
     + [(name, pa.float64()) for name in _NUMBERS]
 )
+_NEEDED = ("key", "offset", "size", "num_samples", "crc32", "sound", *_WORDS, "extra")
+_KEPT = [field.name for field in fields(Metadata) if field.name != "seconds"] + ["offset", "size", "num_samples", "crc32"]
+_HASH = 32  # digits
+_LARGEST_INDEX = 1 << 30  # bytes, unpacked
+_PATH = re.compile(r"(?P<group>[A-Za-z0-9_-]{1,64})/(?P<corpus>[a-z0-9_]{1,24})-(?P=group)-\d{6}\.tar")
 DESCRIPTION = (*_WORDS, "source", "extra", *_NUMBERS)  # what a row shares with the clip's JSON
 
 
@@ -95,7 +101,8 @@ class ShardIndex:
         places, packed = [ordered[number] for number, _ in shards], [shard for _, shard in shards]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(check_tar_size, places, packed))
-            table = pa.concat_tables(map(parse_index, pool.map(_read_index, places, packed)))
+            contents = pool.map(_read_index, places, packed)
+            table = pa.concat_tables(rows.select(_KEPT) for rows in map(_rows, places, packed, contents))
         return cls(
             tuple(ordered),
             fingerprints,
@@ -152,14 +159,26 @@ def read_dataset(root: Place) -> dict[str, Any]:
         dataset: dict[str, Any] = json.loads(content)
         version = dataset["version"]
         if version == LAYOUT_VERSION:
-            known = {field.name for field in fields(Shard)}
-            if not dataset["shards"] or any(set(shard) != known for shard in dataset["shards"]) or not dataset["fingerprint"]:
+            if not dataset["shards"] or not isinstance(dataset["fingerprint"], str):
                 raise ValueError("its list of shards is not complete")
-    except (KeyError, TypeError, ValueError) as error:
+            for shard in dataset["shards"]:
+                _check_entry(Shard(**shard))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); {PACK_AGAIN}") from error
     if version != LAYOUT_VERSION:
         raise UserError(f"{path}: layout version {version}, but this program reads {LAYOUT_VERSION}; pack the corpus again")
     return dataset
+
+
+def _check_entry(shard: Shard) -> None:
+    """Raises ValueError for what no packing wrote: above all a path that leads out of the dataset's folder."""
+    for field in fields(Shard):
+        value = getattr(shard, field.name)
+        if type(value).__name__ != field.type or (field.type != "str" and value < 0):
+            raise ValueError(f"a shard's {field.name} is {value!r}")
+    match = _PATH.fullmatch(shard.path)
+    if match is None or (match["group"], match["corpus"]) != (shard.group, shard.corpus):
+        raise ValueError(f"{shard.path!r} is no path of a shard of {shard.corpus!r}, group {shard.group!r}")
 
 
 def check_tar_size(root: Place, shard: Shard) -> None:
@@ -174,7 +193,7 @@ def check_tar_size(root: Place, shard: Shard) -> None:
 
 def read_table(root: Place, shard: Shard) -> pa.Table:
     """The rows of one shard. Raises UserError if its index is missing or not the one that was written with it."""
-    return parse_index(_read_index(root, shard))
+    return _rows(root, shard, _read_index(root, shard))
 
 
 def _read_index(root: Place, shard: Shard) -> bytes:
@@ -188,13 +207,35 @@ def _read_index(root: Place, shard: Shard) -> bytes:
     return content
 
 
+def _rows(root: Place, shard: Shard, content: bytes) -> pa.Table:
+    """The rows of an index. Raises UserError where they are not of that tar, whoever wrote them."""
+    path = (root / shard.path).with_suffix(".parquet")
+    try:
+        table = parse_index(content)
+        if any(not table.schema.field(name).equals(SCHEMA.field(name)) for name in _NEEDED):
+            raise ValueError("its columns are others")
+        offset, size, length = (_column(table, name) for name in ("offset", "size", "num_samples"))
+        ends = offset + size
+        if len(offset) != shard.clips or not (offset > 0).all() or not (offset < ends).all() or not (ends <= shard.bytes).all():
+            raise ValueError("its clips do not lie in the tar")
+        if not (length > 0).all() or any(table.column(name).null_count for name in _NEEDED):
+            raise ValueError("its clips have no length, or no name")
+        table.column("sound").cast(pa.binary()).cast(pa.binary(_HASH))
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise UserError(f"index {path} is not what packing writes ({error}); copy it again, or {PACK_AGAIN}") from error
+    return table
+
+
 def parse_index(content: bytes) -> pa.Table:
-    """A shard's index as it was written. Raises pyarrow.ArrowException or OSError if a page's checksum is wrong.
+    """A shard's index as it was written. Raises pyarrow.ArrowException, OSError or ValueError if it is damaged or a bomb.
 
     No threads and no Python file: with either, arrow's pool may outlive the interpreter, and a program that ends at once aborts
     instead of returning its exit code (arrow issues 33975 and 34314; here one run in eight).
     """
     file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False, page_checksum_verification=True)
+    announced = sum(file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups))
+    if announced > _LARGEST_INDEX:
+        raise ValueError(f"it announces {announced} bytes")
     return file.read(use_threads=False)
 
 
@@ -203,8 +244,21 @@ def index_path(tar: Path) -> Path:
 
 
 def metadata(table: pa.Table) -> Metadata:
-    words = {field.name: _column(table, field.name) for field in fields(Metadata) if field.name != "seconds"}
-    return Metadata(**words, seconds=_column(table, "num_samples") / RATE)
+    """The rows as columns. A word that many clips share stands in memory once: at 10^7 clips that is a gigabyte or ten."""
+    words = {name: _words(table.column(name)) for name in (*COLUMNS, "extra")}
+    fixed = table.column("sound").cast(pa.binary()).cast(pa.binary(_HASH)).combine_chunks()
+    sound = np.frombuffer(fixed.buffers()[1], dtype=f"S{_HASH}")[fixed.offset : fixed.offset + len(fixed)]
+    return Metadata(
+        **words, utterance_id=_column(table, "utterance_id"), sound=sound, seconds=_column(table, "num_samples") / RATE
+    )
+
+
+def _words(column: pa.ChunkedArray) -> np.ndarray:
+    encoded = column.combine_chunks().dictionary_encode()
+    names = np.array(encoded.dictionary.to_pylist(), dtype=object)
+    if len(names) == 1:
+        return np.broadcast_to(names, len(encoded))
+    return np.asarray(names[encoded.indices.to_numpy()])
 
 
 def _column(table: pa.Table, name: str) -> np.ndarray:

@@ -1,15 +1,18 @@
-"""Is a packed dataset what was packed? Everything is read: `python -m ser_hpc.shards.verify SHARDS`."""
+"""Is a packed dataset what was packed? Everything is read: `python -m ser_hpc.shards.verify SHARDS`.
+
+Shards may come from strangers: whatever stands in them, nothing is executed, unpacked or written, memory stays bounded (by one
+clip), and what is wrong is said in words.
+"""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
-import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ser_hpc import console
 from ser_hpc.errors import UserError
@@ -24,6 +27,7 @@ from ser_hpc.shards.index import (
     read_dataset,
     read_table,
 )
+from ser_hpc.shards.members import LARGEST_FLAC, LARGEST_JSON, Member, members
 
 
 def verify(root: Path) -> list[str]:
@@ -40,79 +44,85 @@ def verify(root: Path) -> list[str]:
 
 
 def _check_shard(root: Path, shard: Shard) -> Iterator[str]:
+    path = root / shard.path
     try:
         check_tar_size(root, shard)
     except UserError as error:
         yield str(error)
-    path = root / shard.path
     if not path.is_file():
         return
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
             yield f"shard {path} is damaged: its content is not what was packed (sha256)"
-    try:
-        rows = read_table(root, shard).to_pylist()
-    except UserError as error:
-        yield str(error)
-        return
-    if len(rows) != shard.clips:
-        yield f"shard {path}: {DATASET} counts {shard.clips} clips, its index {len(rows)}"
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = [(member.name, member.offset_data, member.size) for member in tar]
-    except tarfile.TarError as error:
-        yield f"shard {path} is not a whole tar: {error}"
-        return
-    expected = [f"{row['key']}.{suffix}" for row in rows for suffix in ("flac", "json")]
-    if [name for name, _, _ in members] != expected:
-        yield f"shard {path}: its members are not those of its index"
-        return
-    content = path.read_bytes()
-    for row, payload, description in zip(rows, members[::2], members[1::2], strict=True):
-        for problem in _check_clip(row, content, payload, description):
-            yield f"clip {row['key']} in shard {path}: {problem}"
+        found = []
+        for member in members(file, path.stat().st_size, 2 * shard.clips + 1):
+            if isinstance(member, Member):
+                found.append(member)
+            else:
+                yield f"shard {path}: {member}"
+        try:
+            rows = read_table(root, shard).to_pylist()
+        except UserError as error:
+            yield str(error)
+            return
+        if round(sum(row["num_samples"] for row in rows) / audio.RATE, 3) != round(shard.seconds, 3):
+            yield f"shard {path}: {DATASET} says {shard.seconds} s, its index differs"
+        if [member.name for member in found] != [f"{row['key']}.{suffix}" for row in rows for suffix in ("flac", "json")]:
+            yield f"shard {path}: its members are not those of its index"
+            return
+        for row, payload, description in zip(rows, found[::2], found[1::2], strict=True):
+            for problem in _check_clip(row, file, payload, description):
+                yield f"clip {row['key']} in shard {path}: {problem}"
 
 
-def _check_clip(
-    row: dict[str, Any], content: bytes, payload: tuple[str, int, int], description: tuple[str, int, int]
-) -> Iterator[str]:
-    """What is wrong with one clip; `payload` and `description` are its members as (name, offset, size)."""
-    if payload[1:] != (row["offset"], row["size"]):
-        yield f"lies at {payload[1:]}, but its index says {(row['offset'], row['size'])} (offset, size)"
-    flac = content[payload[1] : payload[1] + payload[2]]
+def _check_clip(row: dict[str, Any], file: BinaryIO, payload: Member, description: Member) -> Iterator[str]:
+    """What is wrong with one clip."""
+    if row["key"] != f"{row['corpus']}-{row['utterance_id']}":
+        yield f"its index names it {row['corpus']}-{row['utterance_id']}"
+    if (payload.offset, payload.size) != (row["offset"], row["size"]):
+        yield f"lies at {(payload.offset, payload.size)}, but its index says {(row['offset'], row['size'])} (offset, size)"
+    file.seek(payload.offset)
+    flac = file.read(min(payload.size, LARGEST_FLAC))
     if zlib.crc32(flac) != row["crc32"]:
         yield "its bytes are not those that were packed (crc32)"
     try:
-        samples = audio.decode_flac(flac)
-        if len(samples) != row["num_samples"]:
-            yield f"has {len(samples)} samples instead of {row['num_samples']}"
-        elif audio.sound_hash(samples) != row["sound"]:
+        length, sound = audio.measure_flac(flac)
+        if length != row["num_samples"]:
+            yield f"has {length} samples instead of {row['num_samples']}"
+        elif sound != row["sound"]:
             yield "does not sound as packed (hash of its samples)"
     except audio.BadClipError as error:
         yield str(error)
+    file.seek(description.offset)
     try:
-        described = json.loads(content[description[1] : description[1] + description[2]])
+        described = json.loads(file.read(min(description.size, LARGEST_JSON)))
         if any(described[name] != row[name] for name in (*DESCRIPTION, "num_samples", "sound")):
             yield "its JSON and its index differ"
-    except (ValueError, KeyError, TypeError) as error:
+        extra = json.loads(row["extra"] or "{}")
+        if not isinstance(extra, dict) or not all(isinstance(value, str) for value in extra.values()):
+            yield "its `extra` is not a JSON object of words"
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         yield f"its JSON is damaged ({error})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ser_hpc.shards.verify",
-        description="Read every shard of a packed dataset and name everything that is not as it was packed. Exit code 1 if so.",
+        description="Read every shard of packed datasets and name everything that is not as it was packed. Exit code 1 if so.",
     )
-    parser.add_argument("shards", type=Path, metavar="SHARDS", help=f"the folder that was packed into, with its {DATASET}")
-    root: Path = parser.parse_args(argv).shards
-    problems = verify(root)
-    for problem in problems:
-        print(problem)
-    if problems:
-        print(f"{len(problems)} problems. To mend: {PACK_AGAIN}.")
-        return 1
-    print(f"{root}: every shard is as it was packed.")
-    return 0
+    parser.add_argument("shards", type=Path, nargs="+", metavar="SHARDS", help=f"folders that were packed into, with {DATASET}")
+    roots: list[Path] = parser.parse_args(argv).shards
+    total = 0
+    for root in roots:
+        problems = verify(root)
+        for problem in problems:
+            print(problem)
+        if not problems:
+            print(f"{root}: every shard is as it was packed.")
+        total += len(problems)
+    if total:
+        print(f"{total} problems. To mend: {PACK_AGAIN}.")
+    return 1 if total else 0
 
 
 if __name__ == "__main__":
