@@ -143,6 +143,11 @@ class EncoderModel(Section):
     """Sets every dropout of the encoder; none: as its own configuration says."""
     freeze: Literal["none", "stem", "encoder"] = "none"
     """What is not trained: nothing, the convolutional stem, or the whole encoder."""
+    freeze_layers: Annotated[int, Field(ge=0)] = 0
+    """The lowest so many transformer layers are not trained, nor is anything below them."""
+    whisper_pad_to_30s: bool = False
+    """Whisper only: every clip is padded with silence to 30 s, as Whisper was trained, at 7 times the work for clips of 4.5 s;
+    else its encoder runs on the real frames alone, which pre-training has not shown it. Pooled are the real frames anyway."""
     normalize: bool | None = None
     """Zero mean and unit variance per clip; none: as the weights' own preprocessor says (random weights: yes)."""
     spec_augment: SpecAugmentSettings = SpecAugmentSettings()

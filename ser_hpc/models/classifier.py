@@ -1,7 +1,8 @@
 """The classifier: clips in, logits out; an encoder with the front that feeds it, and a head.
 
-    front     int16 clips -> what the encoder takes, padded on the encoder's device, in its dtype; has no parameters
-    encoder   -> frames (B, T, D) and how many of each clip's are real
+    front     int16 clips -> what the encoder takes, on the encoder's device, in its dtype; has no parameters
+    encoder   -> frames and how many each clip has: transformers' encoders pack all clips' frames one after another, (T, D);
+              the recurrent one pads them, (B, T, D)
     head      -> logits (B, num_classes), float32
 
 A clip's logits do not change with what it is batched with, up to rounding.
@@ -24,7 +25,7 @@ class Front(Protocol):
     max_seconds: float | None
 
     def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames (B, T, D) and the number of real ones of each clip, (B,) int64 on the CPU."""
+        """Frames, as the head takes them, and the number of each clip's, (B,) int64 on the CPU."""
 
 
 class Classifier(nn.Module):

@@ -1,4 +1,4 @@
-"""Encoders of the transformers library: loaded or drawn at random, made deterministic, and fed with ragged clips.
+"""Encoders of the transformers library: loaded or drawn at random, made deterministic, frozen as far as the settings say.
 
 Layerdrop and transformers' own SpecAugment are switched off: with them a parameter may go unused in a step, which plain data
 parallelism forbids and ZeRO-3 waits for in vain; the mask embedding, which nothing else uses, then does not exist.
@@ -16,92 +16,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor, WhisperModel
+from torch import nn
+from transformers import AutoConfig, AutoModel, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from ser_hpc.config.settings import EncoderModel
 from ser_hpc.errors import UserError, listed
-from ser_hpc.models import ragged
+from ser_hpc.models.waveform import Waveform
+from ser_hpc.models.whisper import WhisperMel
 
-RATE = 16_000
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
-
-
-class Waveform:
-    """Wav2Vec2, HuBERT, WavLM: zero-padded waveforms, each normalised by its own statistics, with what is real told to all.
-
-    A clip shorter than the stem's receptive field (400 samples in the published models) is padded with zeros to it: one frame.
-    """
-
-    max_seconds: float | None = None
-
-    def __init__(self, model: Any, config: Any, normalize: bool) -> None:
-        self.kernels, self.strides = tuple(config.conv_kernel), tuple(config.conv_stride)
-        self.normalize = normalize
-        self.least = 1
-        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
-            self.least = (self.least - 1) * stride + kernel
-        if config.feat_extract_norm == "group":
-            layer = model.feature_extractor.conv_layers[0]
-            layer.layer_norm = _ragged_norm(layer.layer_norm)
-
-    def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        parameter = next(encoder.parameters())
-        dtype = ragged.at_least_float32(parameter.dtype)
-        clips = ragged.clips(samples, offsets, parameter.device, dtype)
-        if self.normalize:
-            clips = [_normalized(clip) for clip in clips]
-        lengths = offsets.diff().clamp(min=self.least)
-        most = int(lengths.max())
-        waves = pad_sequence([*clips, clips[0].new_zeros(most)], batch_first=True)[:-1].to(parameter.dtype)
-        ragged_batch = bool((lengths < most).any())
-        mask = ragged.frame_mask(lengths, most, waves.device).long() if ragged_batch else None
-        self._tell_norm(encoder, lengths if ragged_batch else None)
-        frames: Tensor = encoder(waves, attention_mask=mask).last_hidden_state
-        return frames, self.frames(lengths)
-
-    def frames(self, samples: Tensor, layers: int | None = None) -> Tensor:
-        """Frames after the first `layers` convolutions of the stem (none: all) for so many samples, elementwise."""
-        for kernel, stride in list(zip(self.kernels, self.strides, strict=True))[:layers]:
-            samples = (samples - kernel) // stride + 1
-        return samples
-
-    def _tell_norm(self, encoder: Any, lengths: Tensor | None) -> None:
-        norm = getattr(encoder.feature_extractor.conv_layers[0], "layer_norm", None)
-        if isinstance(norm, ragged.RaggedGroupNorm):
-            norm.lengths = None if lengths is None else self.frames(lengths, layers=1).tolist()
-
-
-class WhisperMel:
-    """Whisper: transformers' log-Mel spectrogram, padded to the encoder's full length (30 s); longer clips are cut to it."""
-
-    def __init__(self, config: Any) -> None:
-        self.extractor: Any = WhisperFeatureExtractor(feature_size=config.num_mel_bins)  # type: ignore[no-untyped-call]
-        self.stride = 2 * self.extractor.hop_length  # samples per frame: the second convolution halves the rate
-        self.most = config.max_source_positions
-        self.max_seconds: float | None = self.most * self.stride / RATE
-
-    def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        parameter = next(encoder.parameters())
-        clips = ragged.clips(samples, offsets, torch.device("cpu"), torch.float32)
-        # One by one: over a batch its matrix product rounds otherwise.
-        with torch.autocast("cpu", enabled=False):
-            mels = torch.cat([self.features(clip) for clip in clips])
-        frames: Tensor = encoder(mels.to(parameter.device, parameter.dtype)).last_hidden_state
-        lengths = (offsets.diff() + self.stride - 1) // self.stride
-        return frames, lengths.clamp(1, self.most)
-
-    def features(self, clip: Tensor) -> Tensor:
-        """(samples,) -> (1, bands, 2 * positions)."""
-        features: Tensor = self.extractor(
-            clip.numpy(), sampling_rate=RATE, max_length=self.most * self.stride, return_tensors="pt"
-        ).input_features
-        return features
 
 
 def load(settings: EncoderModel) -> tuple[Waveform | WhisperMel, nn.Module, int]:
@@ -120,29 +47,27 @@ def load(settings: EncoderModel) -> tuple[Waveform | WhisperMel, nn.Module, int]
     config.apply_spec_augment = False
     config.mask_time_prob = config.mask_feature_prob = 0.0
     model = _pretrained(settings.weights, config) if settings.weights else _random(config)
-    front = WhisperMel(config) if config.model_type == "whisper" else Waveform(model, config, _normalize(settings))
-    if settings.freeze == "stem":
-        _freeze_stem(model)
-    return front, model, config.hidden_size
+    for part in _frozen(model, settings):
+        part.requires_grad_(False)
+    if config.model_type == "whisper":
+        return WhisperMel(model, config, settings.whisper_pad_to_30s), model, config.hidden_size
+    return Waveform(model, config, _normalize(settings)), model, config.hidden_size
 
 
-def _freeze_stem(model: Any) -> None:
-    if isinstance(model, WhisperEncoder):
-        for convolution in (model.conv1, model.conv2):
-            convolution.requires_grad_(False)
-    else:  # all that transformers' `freeze_feature_encoder` does (HuBERT's bare model lacks it): the input needs no gradient
-        model.feature_extractor._freeze_parameters()
-
-
-def _ragged_norm(norm: nn.GroupNorm) -> ragged.RaggedGroupNorm:
-    ours = ragged.RaggedGroupNorm(norm.num_groups, norm.num_channels, norm.eps)
-    ours.weight, ours.bias = norm.weight, norm.bias
-    return ours
-
-
-def _normalized(clip: Tensor) -> Tensor:
-    """Zero mean, unit variance, as Wav2Vec2FeatureExtractor. An unreadable clip may be empty: it stays so."""
-    return (clip - clip.mean()) / (clip.var(correction=0) + 1e-7).sqrt() if len(clip) else clip
+def _frozen(model: Any, settings: EncoderModel) -> list[nn.Module]:
+    """What is not trained, whether by its name or for lying below a layer that is not. Nothing that needs a gradient lies below
+    the first trained layer, so none is computed there."""
+    whisper, count = isinstance(model, WhisperEncoder), settings.freeze_layers
+    layers = model.layers if whisper else model.encoder.layers
+    if count > len(layers):
+        raise UserError(f"model.freeze_layers is {count}, but this encoder has {len(layers)} layers")
+    stem = [model.conv1, model.conv2] if whisper else [model.feature_extractor]
+    if not count:
+        return stem if settings.freeze == "stem" else []
+    lowest = [] if whisper else [model.feature_projection, model.encoder.pos_conv_embed]
+    if not whisper and not model.config.do_stable_layer_norm:
+        lowest.append(model.encoder.layer_norm)
+    return [*stem, *lowest, *layers[:count]]
 
 
 def _normalize(settings: EncoderModel) -> bool:

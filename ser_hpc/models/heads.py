@@ -1,4 +1,7 @@
-"""Heads: a clip's frames become logits. Pooling and logits are in float32, over real frames only."""
+"""Heads: a clip's frames become logits. Pooling and logits are in float32, over real frames only.
+
+Each takes the frames as its encoder gives them: packed (`MeanPool`) or padded (`AttentionPool`).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from torch.nn import functional as F
 
 from ser_hpc.config.settings import AcrnnModel, HeadSettings
 from ser_hpc.models import ragged
+from ser_hpc.models.packed import Packing
 
 
 class MeanPool(nn.Module):
-    """Dropout, projection, mean over real frames, linear classifier.
+    """Dropout, projection, mean over a clip's frames, linear classifier.
 
     Without dropout exactly what transformers' Wav2Vec2ForSequenceClassification computes (as HuBERT's, WavLM's and Whisper's),
     initialised alike and with the same names, `projector` and `classifier`.
@@ -27,8 +31,10 @@ class MeanPool(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, width), (B,) -> (B, num_classes)."""
-        logits: Tensor = self.classifier(ragged.mean(self.projector(self.dropout(frames)), lengths))
+        """(T, width), all clips' frames one after another, and their lengths (B,) -> (B, num_classes)."""
+        packing, projected = Packing(tuple(lengths.tolist()), frames.device), self.projector(self.dropout(frames))
+        total = packing.sum(projected.to(ragged.at_least_float32(projected.dtype)))
+        logits: Tensor = self.classifier(total / packing.counts[:, None])
         return logits
 
 

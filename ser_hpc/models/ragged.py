@@ -24,14 +24,6 @@ def frame_mask(lengths: Tensor, frames: int, device: torch.device) -> Tensor:
     return torch.arange(frames, device=device) < lengths.to(device, non_blocking=True)[:, None]
 
 
-def mean(frames: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over each clip's real frames, in float32 or better: (B, T, D), (B,) -> (B, D)."""
-    wide = frames.to(at_least_float32(frames.dtype))
-    mask = frame_mask(lengths, frames.shape[1], frames.device)
-    total = wide.masked_fill(~mask[..., None], 0).sum(dim=1)
-    return total / lengths.to(wide)[:, None]
-
-
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
@@ -59,19 +51,3 @@ class RaggedBatchNorm(nn.BatchNorm2d):
         scaled = torch.zeros_like(frames)
         scaled[real] = super().forward(frames[real][..., None])[..., 0]
         return scaled.transpose(1, 2)
-
-
-class RaggedGroupNorm(nn.GroupNorm):
-    """Group normalisation over (B, C, T) whose statistics are of each clip's real frames only; zero in the padding.
-
-    Same parameters as nn.GroupNorm. Set `lengths` (frames of each clip; None: no padding) before each forward.
-    """
-
-    lengths: list[int] | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.lengths is None:
-            return super().forward(x)
-        frames = x.shape[-1]
-        rows = [super(RaggedGroupNorm, self).forward(x[i : i + 1, :, :n]) for i, n in enumerate(self.lengths)]
-        return torch.cat([F.pad(row, (0, frames - row.shape[-1])) for row in rows])

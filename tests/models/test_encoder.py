@@ -54,7 +54,8 @@ def test_logits_equal_transformers_on_each_clip_alone(name: str) -> None:
 def test_whisper_pools_the_encoders_real_frames_only() -> None:
     """transformers pools 30 s of mostly silence; its encoder's states of the clip's own frames are what counts here."""
     theirs, encoder = reference(CONFIGS["whisper"])
-    ours = build(ENCODERS["whisper"].model_copy(update={"head": HeadSettings(projection=24)}), 4, seed=9).eval()
+    padded = {"head": HeadSettings(projection=24), "whisper_pad_to_30s": True}
+    ours = build(ENCODERS["whisper"].model_copy(update=padded), 4, seed=9).eval()
     ours.encoder.load_state_dict(encoder.state_dict())
     ours.head.projector.load_state_dict(theirs.projector.state_dict())
     ours.head.classifier.load_state_dict(theirs.classifier.state_dict())

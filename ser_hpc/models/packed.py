@@ -1,0 +1,137 @@
+"""Packed clips: the frames of all clips one after another, (T, ...), never padded; and where each clip's are.
+
+A linear layer, a normalisation of each frame and a dropout know nothing of clips. What must know is served from here: gaps
+between clips, where a convolution would reach across; means over each clip; groups of clips for one attention call.
+Lengths stay on the CPU, where the offsets came from, so nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from ser_hpc.models import ragged
+
+_LIKE = 0.8  # on a GPU, clips of which the shortest has this part of the longest's frames share an attention call, padded
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Which frames of a row of them, (T, ...) with T = sum(lengths), are which clip's."""
+
+    lengths: tuple[int, ...]
+    device: torch.device
+
+    @cached_property
+    def total(self) -> int:
+        return sum(self.lengths)
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """(B + 1,) int32 on the device: clip i has the frames from ends[i] up to ends[i + 1]."""
+        return self._moved(_starts(self.lengths).to(torch.int32))
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """(B,) int64 on the device: the lengths."""
+        return self._moved(torch.tensor(self.lengths))
+
+    def repeated(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (T, ...): what is one for each clip, for each of its frames."""
+        return torch.repeat_interleave(x, self.counts, dim=0, output_size=self.total)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(T,) int64 on the device: each frame's place within its clip."""
+        return torch.arange(self.total, device=self.device) - self.repeated(self.ends[:-1])
+
+    def sum(self, x: Tensor) -> Tensor:
+        """(T, ...) -> (B, ...): the sum over each clip's frames."""
+        return torch.segment_reduce(x, "sum", lengths=self.counts, unsafe=True)  # unsafe: no check, which would wait
+
+    def grouped(self, x: Tensor) -> list[Tensor]:
+        """(T, ...) -> for each of `groups` (clips, frames, ...); what stands in the padding is a frame of the same clip."""
+        take, sizes = self._places[0], [group.clips * group.frames for group in self.groups]
+        rows = torch.split(x if take is None else x.index_select(0, take), sizes)
+        return [row.view(group.clips, group.frames, *x.shape[1:]) for row, group in zip(rows, self.groups, strict=True)]
+
+    def ungrouped(self, parts: list[Tensor]) -> Tensor:
+        """The reverse of `grouped`: without padding, every clip in its place."""
+        joined, found = torch.cat([part.flatten(0, 1) for part in parts]), self._places[1]
+        return joined if found is None else joined.index_select(0, found)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Clips that share one attention call. On a CPU, where a call costs little next to its work, nothing is padded."""
+        return [Group.of([self.lengths[i] for i in members], self.device) for members in self._members]
+
+    @cached_property
+    def _members(self) -> list[list[int]]:
+        """On a CPU neighbours of equal length, so that no frame changes its place; on a GPU clips of like length."""
+        gpu = self.device.type != "cpu"
+        order = sorted(range(len(self.lengths)), key=lambda i: -self.lengths[i]) if gpu else range(len(self.lengths))
+        members: list[list[int]] = []
+        for i in order:
+            longest = self.lengths[members[-1][0]] if members else -1
+            if self.lengths[i] == longest or (gpu and self.lengths[i] > _LIKE * longest > 0):
+                members[-1].append(i)
+            else:
+                members.append([i])
+        return members
+
+    @cached_property
+    def _places(self) -> tuple[Tensor | None, Tensor | None]:
+        """The frames that the groups take, one after another, and where among them each frame is; None: all as they are."""
+        if self.device.type == "cpu":
+            return None, None
+        starts, take, found = _starts(self.lengths), [], torch.empty(self.total, dtype=torch.int64)
+        row = 0
+        for members in self._members:
+            for i in members:
+                length, padded = self.lengths[i], self.lengths[members[0]]
+                take.append(starts[i] + torch.arange(padded).clamp(max=length - 1))
+                found[starts[i] : starts[i] + length] = torch.arange(row, row + length)
+                row += padded
+        return self._moved(torch.cat(take)), self._moved(found)
+
+    def _moved(self, x: Tensor) -> Tensor:
+        return x.to(self.device, non_blocking=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """So many clips, padded to so many frames; `mask` (clips, 1, 1, frames) is False in the padding, None where none is."""
+
+    clips: int
+    frames: int
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, lengths: list[int], device: torch.device) -> Group:
+        """Longest first."""
+        if lengths[-1] == lengths[0]:
+            return cls(len(lengths), lengths[0], None)
+        return cls(len(lengths), lengths[0], ragged.frame_mask(torch.tensor(lengths), lengths[0], device)[:, None, None])
+
+
+def spread(x: Tensor, lengths: Sequence[int], rooms: Sequence[int]) -> Tensor:
+    """(sum(lengths), ...) -> (sum(rooms), ...): each clip at the start of its room, zeros in what is left of it."""
+    zeros = x.new_zeros(max(room - length for length, room in zip(lengths, rooms, strict=True)), *x.shape[1:])
+    gaps = [zeros[: room - length] for length, room in zip(lengths, rooms, strict=True)]
+    return torch.cat(list(chain.from_iterable(zip(torch.split(x, list(lengths)), gaps, strict=True))))
+
+
+def gathered(x: Tensor, lengths: Sequence[int], rooms: Sequence[int]) -> Tensor:
+    """(sum(rooms) or more, ...) -> (sum(lengths), ...): the reverse of `spread`; what stood in the gaps is dropped."""
+    gaps = [room - length for length, room in zip(lengths, rooms, strict=True)]
+    sizes = list(chain.from_iterable(zip(lengths, gaps, strict=True)))
+    return torch.cat(torch.split(x, [*sizes, len(x) - sum(sizes)])[: len(sizes) : 2])
+
+
+def _starts(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor((0, *lengths)).cumsum(0)

@@ -1,0 +1,91 @@
+"""Wav2Vec2, HuBERT and WavLM on packed clips: transformers' modules and weights, called one by one without padding.
+
+    samples -> slots of one stride each (320 samples in the published models), every clip at the start of its own; normalised
+    stem    -> a frame a slot; those that reach over a clip's end are dropped
+    layers  -> positional convolution with gaps of zeros between clips, then attention within each clip
+
+A clip's frames are those that it has alone, and so is every gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ser_hpc.models import ragged, stem
+from ser_hpc.models.attention import PACKED, GatedAttention
+from ser_hpc.models.packed import Packing, gathered, spread
+
+
+class Waveform:
+    """The front of these encoders. `normalize`: each clip to zero mean and unit variance, as Wav2Vec2FeatureExtractor.
+
+    A clip shorter than the stem's receptive field (400 samples in the published models) is padded with zeros to it: one frame.
+    """
+
+    max_seconds: float | None = None
+
+    def __init__(self, model: Any, config: Any, normalize: bool) -> None:
+        self.normalize = normalize
+        self.stride = math.prod(config.conv_stride)
+        self.least = 1
+        for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+            self.least = (self.least - 1) * stride + kernel
+        self.gap = config.num_conv_pos_embeddings // 2  # frames: as far as the positional convolution reaches
+        self.norm_first = bool(config.do_stable_layer_norm)
+        stem.adopt(model.feature_extractor)
+        if config.model_type == "wavlm":
+            for layer in model.encoder.layers:
+                layer.attention.__class__ = GatedAttention
+        else:
+            model.set_attn_implementation(PACKED)
+
+    def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """(T, width) and each clip's number of frames, (B,) on the CPU."""
+        model: Any = encoder
+        parameter = next(encoder.parameters())
+        lengths: list[int] = offsets.diff().tolist()
+        padded = [max(length, self.least) for length in lengths]
+        slots = Packing(tuple(-(-length // self.stride) for length in padded), parameter.device)
+        wave = self.wave(samples, lengths, slots, ragged.at_least_float32(parameter.dtype)).to(parameter.dtype)
+        counts = torch.tensor(padded).to(parameter.device, non_blocking=True)
+        frames = Packing(tuple((length - self.least) // self.stride + 1 for length in padded), parameter.device)
+
+        x = gathered(model.feature_extractor(wave, slots, counts), frames.lengths, slots.lengths)
+        projected = model.feature_projection(x[None])
+        hidden = projected[0] if isinstance(projected, tuple) else projected
+        return self.transformer(model.encoder, hidden, frames)[0], torch.tensor(frames.lengths)
+
+    def wave(self, samples: Tensor, lengths: list[int], slots: Packing, dtype: torch.dtype) -> Tensor:
+        """(total,) -> (slots, stride) on the slots' device: clips in [-1, 1], or normalised, and zeros after each."""
+        moved = samples.to(slots.device, non_blocking=True)
+        rooms = [room * self.stride for room in slots.lengths]
+        wave = spread(moved, lengths, rooms).view(-1, self.stride)
+        wave = wave.to(dtype) if wave.is_floating_point() else wave.to(dtype) / 32768
+        if not self.normalize:
+            return wave
+        counts = torch.tensor(lengths).to(slots.device, non_blocking=True)
+        left = slots.repeated(counts) - slots.positions * self.stride
+        real = torch.arange(self.stride, device=slots.device) < left[:, None]
+        counts = counts.clamp(min=1)  # an unreadable clip may be empty: it stays zeros
+        centred = (wave - slots.repeated(slots.sum(wave.sum(1)) / counts)[:, None]) * real
+        variance = slots.sum(centred.square().sum(1)) / counts
+        return centred / slots.repeated((variance + 1e-7).sqrt())[:, None]
+
+    def transformer(self, encoder: Any, hidden: Tensor, frames: Packing) -> Tensor:
+        """(1, T, width) -> (1, T, width): what transformers' encoder does to one clip, to each."""
+        rooms = [length + self.gap for length in frames.lengths]
+        positions = encoder.pos_conv_embed(spread(hidden[0], frames.lengths, rooms)[None])
+        hidden = hidden + gathered(positions[0], frames.lengths, rooms)
+        hidden = encoder.dropout(hidden if self.norm_first else encoder.layer_norm(hidden))
+        bias: Tensor | None = None
+        for layer in encoder.layers:
+            if isinstance(layer.attention, GatedAttention):
+                hidden, bias = layer(hidden, position_bias=bias, packing=frames)
+            else:
+                hidden = layer(hidden, packing=frames)
+        last: Tensor = encoder.layer_norm(hidden) if self.norm_first else hidden
+        return last
