@@ -52,7 +52,7 @@ def parse(root: Path) -> ParseResult:
             skipped.append((audio, "no recording"))
         else:
             utterances.append(_utterance(db, audio, piece, columns.annotation({"language": db.language} | fields, extra)))
-    return finish(root, LAYOUT, utterances, _warnings(db, emotions, splits), skipped)
+    return finish(root, LAYOUT, utterances, skipped).telling(_warnings(db, emotions, splits))
 
 
 def _tables_of_emotions(db: Database) -> list[Table]:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ser_hpc.corpora import csv_file
-from ser_hpc.corpora.parse_result import ParseResult, count_warnings, existing_folder, finish, recordings
+from ser_hpc.corpora.parse_result import ParseResult, count_warnings, existing_folder, finish, recordings, sorted_out
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError, listed
 
@@ -42,23 +42,16 @@ Extra = Mapping[str, dict[str, str]]
 
 def parse(root: Path) -> ParseResult:
     """Every clip of CREMA-D below `root`. Raises UserError where there is none, or where a table of the corpus is damaged."""
-    utterances: list[Utterance] = []
-    skipped: list[tuple[Path, str]] = []
-    warnings: list[str] = []
-    people = _people(existing_folder(root, LAYOUT), warnings)
-    perceived = _perceived(root, warnings)
-    for path in recordings(root):
-        clip = _utterance(path, people, perceived)
-        if isinstance(clip, Utterance):
-            utterances.append(clip)
-        else:
-            skipped.append((path, clip))
-    clips = list({u.utterance_id: u for u in utterances}.values())  # a doubled tree counts once
-    warnings += [f"{u.audio_path} is read as {u.utterance_id}" for u in clips if u.audio_path.stem.upper() != u.utterance_id]
-    warnings += _agreement(clips) if perceived else []
-    warnings += count_warnings("emotion", (u.emotion for u in clips), CLIPS_BY_EMOTION)
-    warnings += count_warnings("level", (u.intensity for u in clips), CLIPS_BY_LEVEL)
-    return finish(root, LAYOUT, utterances, warnings, skipped)
+    told: list[str] = []
+    people = _people(existing_folder(root, LAYOUT), told)
+    perceived = _perceived(root, told)
+    found, skipped = sorted_out(recordings(root), lambda path: _utterance(path, people, perceived))
+    result = finish(root, LAYOUT, found, skipped, {"emotion": CLIPS_BY_EMOTION})
+    clips = result.utterances
+    told += [f"{u.audio_path} is read as {u.utterance_id}" for u in clips if u.audio_path.stem.upper() != u.utterance_id]
+    told += _agreement(clips) if perceived else []
+    told += count_warnings("level", (u.intensity for u in clips), CLIPS_BY_LEVEL)
+    return result.telling(told)
 
 
 def _people(root: Path, warnings: list[str]) -> dict[str, dict[str, str]]:

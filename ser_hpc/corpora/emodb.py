@@ -55,8 +55,7 @@ CLIPS_BY_SPEAKER = {
 def parse(root: Path) -> ParseResult:
     """Every clip of Emo-DB below `root`. Raises UserError where `root` is no folder or holds no clip."""
     clips, skipped = sorted_out(recordings(existing_folder(root, LAYOUT)), _utterance)
-    counts = {"emotion": CLIPS_BY_EMOTION, "speaker": CLIPS_BY_SPEAKER}
-    return finish(root, LAYOUT, clips, skipped=skipped, counts=counts)
+    return finish(root, LAYOUT, clips, skipped, {"emotion": CLIPS_BY_EMOTION, "speaker": CLIPS_BY_SPEAKER})
 
 
 def _utterance(path: Path) -> Utterance | str:

@@ -74,7 +74,7 @@ def parse(root: Path) -> ParseResult:
     utterances = [_utterance(corpus, clip, unique=bool(clip.name) and names[clip.named] == 1) for clip in clips]
     if len({clip.split for clip in utterances}) == 1:
         utterances = [replace(clip, split="") for clip in utterances]
-    return finish(root, LAYOUT, utterances, columns.renamed(columns.chosen(tables[0].values)), skipped)
+    return finish(root, LAYOUT, utterances, skipped).telling(columns.renamed(columns.chosen(tables[0].values)))
 
 
 def _utterance(corpus: str, clip: Clip, *, unique: bool) -> Utterance:

@@ -11,9 +11,10 @@ Defects  Words are misspelt: happpy, dusgust. Nobody could confirm what the othe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from ser_hpc.corpora.parse_result import ParseResult, count_warnings, existing_folder, finish, recordings
+from ser_hpc.corpora.parse_result import ParseResult, existing_folder, finish, recordings, sorted_out
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Utterance
 from ser_hpc.corpora.words import emotion_folder, mended, plain_id, word_in
 from ser_hpc.errors import listed
@@ -37,26 +38,24 @@ LOOSE = "nobody could confirm this corpus's names: speakers are taken from the f
 
 def parse(root: Path) -> ParseResult:
     """Every clip of the corpus under `root`. Raises UserError where `root` is no folder or holds no clip."""
-    existing_folder(root, LAYOUT)
-    utterances: list[Utterance] = []
-    skipped: list[tuple[Path, str]] = []
-    words: set[str] = set()
-    for path in recordings(root):
-        folder = emotion_folder(path, root, SPELLINGS)
-        said = {word for word in (_word_of_name(path), word_in(folder.name, SPELLINGS) if folder else "") if word}
-        if len({SPELLINGS[word] for word in said}) != 1:
-            reason = f"name and folder disagree: {listed(sorted(said))}" if said else "neither name nor folder says an emotion"
-            skipped.append((path, f"{reason}; known: {listed(list(SPELLINGS), 12)}"))
-            continue
-        words |= said
-        utterances.append(_utterance(path, root, folder, SPELLINGS[said.pop()]))
-    once = {clip.utterance_id: clip for clip in utterances}.values()
-    warnings = mended(words, SPELLINGS, TYPOS) + count_warnings("corpus", (clip.corpus for clip in once), {"hindi": CLIPS})
-    if (found := len({clip.speaker for clip in once})) != SPEAKERS:
-        warnings.append(f"{found} speakers here, {SPEAKERS} in the description of the published corpus")
-    if unknown := sum(clip.speaker == UNKNOWN_SPEAKER for clip in once):
-        warnings.append(f"{unknown} clips have no speaker's folder: they can only be trained on")
-    return finish(root, LAYOUT, utterances, [*warnings, LOOSE], skipped)
+    clips, skipped = sorted_out(recordings(existing_folder(root, LAYOUT)), lambda path: _utterance(path, root))
+    result = finish(root, LAYOUT, clips, skipped, {"corpus": {"hindi": CLIPS}})
+    return result.telling(_warnings(root, result.utterances))
+
+
+def _warnings(root: Path, clips: Sequence[Utterance]) -> list[str]:
+    said = {word for clip in clips for word in _words(clip.audio_path, emotion_folder(clip.audio_path, root, SPELLINGS))}
+    told = mended(said, SPELLINGS, TYPOS)
+    if (found := len({clip.speaker for clip in clips})) != SPEAKERS:
+        told.append(f"{found} speakers here, {SPEAKERS} in the description of the published corpus")
+    if unknown := sum(clip.speaker == UNKNOWN_SPEAKER for clip in clips):
+        told.append(f"{unknown} clips have no speaker's folder: they can only be trained on")
+    return [*told, LOOSE]
+
+
+def _words(path: Path, folder: Path | None) -> set[str]:
+    """The emotion as spelt in a file's name and in its folder's, where they say one."""
+    return {word for word in (_word_of_name(path), word_in(folder.name, SPELLINGS) if folder else "") if word}
 
 
 def _word_of_name(path: Path) -> str:
@@ -65,7 +64,15 @@ def _word_of_name(path: Path) -> str:
     return word_in(fields[2].split("-")[0], SPELLINGS) if len(fields) > 2 else ""
 
 
-def _utterance(path: Path, root: Path, folder: Path | None, emotion: str) -> Utterance:
+def _utterance(path: Path, root: Path) -> Utterance | str:
+    """The clip whose emotion a name and a folder say, or the reason why it is none."""
+    folder = emotion_folder(path, root, SPELLINGS)
+    said = _words(path, folder)
+    emotions = {SPELLINGS[word] for word in said}
+    if len(emotions) != 1:
+        reason = f"name and folder disagree: {listed(sorted(said))}" if said else "neither name nor folder says an emotion"
+        return f"{reason}; known: {listed(list(SPELLINGS), 12)}"
+    (emotion,) = emotions
     above = folder.relative_to(root).parts[:-1] if folder else ()
     speaker, session = (name.lower() for name in above[-2:]) if len(above) >= 2 else (UNKNOWN_SPEAKER, "")
     return Utterance(

@@ -62,8 +62,7 @@ def parse(root: Path) -> ParseResult:
                 skipped.append((labels, f"line {number}: {clip}"))
     labelled = {u.audio_path for u in utterances}
     skipped += [(path, "no line of labels is about this recording") for path in recordings(root) if path not in labelled]
-    counts = {"session": CLIPS_BY_SESSION, "emotion": CLIPS_BY_EMOTION}
-    return finish(root, LAYOUT, utterances, skipped=skipped, counts=counts)
+    return finish(root, LAYOUT, utterances, skipped, {"session": CLIPS_BY_SESSION, "emotion": CLIPS_BY_EMOTION})
 
 
 def _label_files(root: Path) -> Iterator[tuple[Path, Path]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ser_hpc.corpora.parse_result import ParseResult, count_warnings, existing_folder, finish, recordings
+from ser_hpc.corpora.parse_result import ParseResult, existing_folder, finish, recordings, sorted_out
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.corpora.words import emotion_folder, plain_id, word_in
 
@@ -23,27 +23,24 @@ SAME_TEXT = "the same two sentences are said in every clip and not told apart: t
 
 def parse(root: Path) -> ParseResult:
     """Every clip of IESC under `root`. Raises UserError where `root` is no folder or holds no clip."""
-    existing_folder(root, LAYOUT)
-    utterances: list[Utterance] = []
-    skipped: list[tuple[Path, str]] = []
-    for path in recordings(root):
-        folder = emotion_folder(path, root, SPELLINGS)
-        if folder is None or folder.parent == root:
-            skipped.append((path, f"is not below a speaker's and an emotion's folder; expected {LAYOUT}"))
-            continue
-        speaker, emotion = folder.parent.name.lower(), SPELLINGS[word_in(folder.name, SPELLINGS)]
-        utterances.append(
-            Utterance(
-                corpus="iesc",
-                utterance_id=plain_id(speaker, emotion, path.stem),
-                audio_path=path,
-                speaker=speaker,
-                emotion=emotion,
-                language="en",
-            )
-        )
-    once = {clip.utterance_id: clip for clip in utterances}.values()
-    warnings = count_warnings("corpus", (clip.corpus for clip in once), {"iesc": CLIPS})
-    if (found := len({clip.speaker for clip in once})) != SPEAKERS:
-        warnings.append(f"{found} speakers here, {SPEAKERS} in the published corpus")
-    return finish(root, LAYOUT, utterances, [*warnings, SAME_TEXT], skipped)
+    clips, skipped = sorted_out(recordings(existing_folder(root, LAYOUT)), lambda path: _utterance(path, root))
+    result = finish(root, LAYOUT, clips, skipped, {"corpus": {"iesc": CLIPS}})
+    found = len({clip.speaker for clip in result.utterances})
+    told = [f"{found} speakers here, {SPEAKERS} in the published corpus"] if found != SPEAKERS else []
+    return result.telling([*told, SAME_TEXT])
+
+
+def _utterance(path: Path, root: Path) -> Utterance | str:
+    """The clip that two folders describe, or the reason why they describe none."""
+    folder = emotion_folder(path, root, SPELLINGS)
+    if folder is None or folder.parent == root:
+        return f"is not below a speaker's and an emotion's folder; expected {LAYOUT}"
+    speaker, emotion = folder.parent.name.lower(), SPELLINGS[word_in(folder.name, SPELLINGS)]
+    return Utterance(
+        corpus="iesc",
+        utterance_id=plain_id(speaker, emotion, path.stem),
+        audio_path=path,
+        speaker=speaker,
+        emotion=emotion,
+        language="en",
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ser_hpc.corpora.parse_result import ParseResult, count_warnings, existing_folder, finish, recordings
+from ser_hpc.corpora.parse_result import ParseResult, existing_folder, finish, recordings, sorted_out
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Utterance
 from ser_hpc.corpora.words import emotion_folder, plain_id, word_in
 from ser_hpc.errors import listed
@@ -37,24 +37,20 @@ UNKNOWN = "nobody knows who speaks: the clips can only be trained on, and who th
 
 def parse(root: Path) -> ParseResult:
     """Every clip under `root` that names an emotion. Raises UserError where `root` is no folder or holds no such clip."""
-    existing_folder(root, LAYOUT)
-    utterances: list[Utterance] = []
-    skipped: list[tuple[Path, str]] = []
-    for path in recordings(root):
-        folder = emotion_folder(path, root, SPELLINGS)
-        word = word_in(path.stem, SPELLINGS) or (word_in(folder.name, SPELLINGS) if folder else "")
-        if not word:
-            skipped.append((path, f"neither name nor folder says one emotion; known: {listed(list(SPELLINGS), 12)}"))
-            continue
-        utterances.append(
-            Utterance(
-                corpus="kai_indian",
-                utterance_id=plain_id(SPELLINGS[word], path.stem),
-                audio_path=path,
-                speaker=UNKNOWN_SPEAKER,
-                emotion=SPELLINGS[word],
-            )
-        )
-    once = {clip.utterance_id: clip for clip in utterances}.values()
-    warnings = count_warnings("corpus", (clip.corpus for clip in once), {"kai_indian": CLIPS})
-    return finish(root, LAYOUT, utterances, [*warnings, UNKNOWN], skipped)
+    clips, skipped = sorted_out(recordings(existing_folder(root, LAYOUT)), lambda path: _utterance(path, root))
+    return finish(root, LAYOUT, clips, skipped, {"corpus": {"kai_indian": CLIPS}}).telling([UNKNOWN])
+
+
+def _utterance(path: Path, root: Path) -> Utterance | str:
+    """The clip whose emotion a name or a folder says, or the reason why it is none."""
+    folder = emotion_folder(path, root, SPELLINGS)
+    word = word_in(path.stem, SPELLINGS) or (word_in(folder.name, SPELLINGS) if folder else "")
+    if not word:
+        return f"neither name nor folder says one emotion; known: {listed(list(SPELLINGS), 12)}"
+    return Utterance(
+        corpus="kai_indian",
+        utterance_id=plain_id(SPELLINGS[word], path.stem),
+        audio_path=path,
+        speaker=UNKNOWN_SPEAKER,
+        emotion=SPELLINGS[word],
+    )

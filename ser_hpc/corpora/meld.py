@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from ser_hpc.corpora import csv_file
-from ser_hpc.corpora.parse_result import ParseResult, count_warnings, existing_folder, finish, recordings
+from ser_hpc.corpora.parse_result import ParseResult, existing_folder, finish, recordings
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Utterance
 from ser_hpc.errors import UserError, listed
 
@@ -62,7 +63,8 @@ def parse(root: Path) -> ParseResult:
                 utterances += clips
         unlabelled = [turn for turn in sounds if turn[0] == split and turn not in labelled]
         skipped += [(path, "has no usable label") for turn in unlabelled for path in sounds[turn]]
-    return finish(root, LAYOUT, utterances, _warnings(utterances), skipped)
+    result = finish(root, LAYOUT, utterances, skipped, {"split": CLIPS_BY_SPLIT})
+    return result.telling(_warnings(result.utterances))
 
 
 def _by_turn(root: Path, files: list[Path]) -> tuple[dict[Turn, list[Path]], list[tuple[Path, str]]]:
@@ -135,11 +137,10 @@ def _utterance(path: Path, turn: Turn, emotion: str, row: dict[str, str]) -> Utt
     )
 
 
-def _warnings(utterances: list[Utterance]) -> list[str]:
-    once = {clip.utterance_id: clip for clip in utterances}
-    told = count_warnings("split", (clip.split for clip in once.values()), CLIPS_BY_SPLIT)
-    told += [f"{_id(turn)}: {defect}" for turn, defect in KNOWN_DEFECTS.items() if _id(turn) in once]
-    train, test = ({clip.speaker for clip in once.values() if clip.split == split} for split in ("train", "test"))
+def _warnings(clips: Sequence[Utterance]) -> list[str]:
+    ids = {clip.utterance_id for clip in clips}
+    told = [f"{_id(turn)}: {defect}" for turn, defect in KNOWN_DEFECTS.items() if _id(turn) in ids]
+    train, test = ({clip.speaker for clip in clips if clip.split == split} for split in ("train", "test"))
     if train & test:
         told.append(
             f"{len(train & test)} of {len(test)} test speakers occur in training too: a result on the official split is one on "

@@ -61,11 +61,11 @@ def parse(root: Path) -> ParseResult:
         if not audio[stem]:
             skipped.append((labels, f"line {number}: {match[1]}: no recording {stem}.wav"))
     skipped += [(path, "has no label") for stem, paths in audio.items() if stem not in labelled for path in paths]
-    once = {clip.utterance_id: clip for clip in utterances}.values()
-    known = [clip.emotion for clip in once if clip.emotion in CLIPS_BY_EMOTION]
+    result = finish(root, LAYOUT, utterances, skipped)
+    known = [clip.emotion for clip in result.utterances if clip.emotion in CLIPS_BY_EMOTION]
     warnings = count_warnings("emotion", known, CLIPS_BY_EMOTION)
-    warnings += count_warnings("scenario", (clip.extra["scenario"] for clip in once), CLIPS_BY_SCENARIO)
-    return finish(root, LAYOUT, utterances, warnings, skipped)
+    warnings += count_warnings("scenario", (clip.extra["scenario"] for clip in result.utterances), CLIPS_BY_SCENARIO)
+    return result.telling(warnings)
 
 
 def _lines(path: Path) -> list[str]:

@@ -62,7 +62,8 @@ def parse(root: Path) -> ParseResult:
         else:
             skipped.append((labels, f"line {line}: {clip}"))
     skipped += [(path, f"no line in {labels.name} (the labels of Test3 are not published)") for path in unlabelled.values()]
-    return finish(root, LAYOUT, utterances, _warnings(utterances), skipped)
+    result = finish(root, LAYOUT, utterances, skipped)
+    return result.telling(_warnings(result.utterances))
 
 
 def _audio(root: Path) -> tuple[dict[str, Path], list[tuple[Path, str]]]:

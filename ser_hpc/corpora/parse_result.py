@@ -54,7 +54,6 @@ def finish(
     root: Path,
     layout: str,
     utterances: Sequence[Utterance],
-    warnings: Iterable[str] = (),
     skipped: Sequence[tuple[Path, str]] = (),
     counts: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
 ) -> ParseResult:
@@ -71,7 +70,7 @@ def finish(
     counted = [
         line for field, known in counts.items() for line in count_warnings(field, (getattr(u, field) for u in once), known)
     ]
-    told = [*warnings, *counted, *([_doubled(copies)] if copies else [])]
+    told = [*counted, *([_doubled(copies)] if copies else [])]
     again = [(clip.audio_path, f"the same clip as {kept.audio_path}, which is used") for clip, kept in copies]
     return ParseResult(tuple(once), tuple(told), (*skipped, *again))
 

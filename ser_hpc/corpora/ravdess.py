@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ser_hpc.corpora.parse_result import ParseResult, count_warnings, existing_folder, finish, recordings
+from ser_hpc.corpora.parse_result import ParseResult, existing_folder, finish, recordings, sorted_out
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import listed
 
@@ -40,19 +40,9 @@ CLIPS_BY_SPEAKER = dict.fromkeys(ACTORS, 60)
 
 def parse(root: Path) -> ParseResult:
     """Every speech clip of RAVDESS below `root`. Raises UserError where `root` is no folder or holds none."""
-    utterances: list[Utterance] = []
-    skipped: list[tuple[Path, str]] = []
     videos = [path for path in existing_folder(root, LAYOUT).rglob("*.[mM][pP]4") if not path.name.startswith(".")]
-    for path in sorted([*recordings(root), *videos]):
-        clip = _utterance(path)
-        if isinstance(clip, Utterance):
-            utterances.append(clip)
-        else:
-            skipped.append((path, clip))
-    clips = {u.utterance_id: u for u in utterances}.values()  # a doubled tree counts once
-    warnings = count_warnings("emotion", (u.emotion for u in clips), CLIPS_BY_EMOTION)
-    warnings += count_warnings("speaker", (u.speaker for u in clips), CLIPS_BY_SPEAKER)
-    return finish(root, LAYOUT, utterances, warnings, skipped)
+    clips, skipped = sorted_out(sorted([*recordings(root), *videos]), _utterance)
+    return finish(root, LAYOUT, clips, skipped, {"emotion": CLIPS_BY_EMOTION, "speaker": CLIPS_BY_SPEAKER})
 
 
 def _utterance(path: Path) -> Utterance | str:

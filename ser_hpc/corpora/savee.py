@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ser_hpc.corpora.parse_result import ParseResult, count_warnings, existing_folder, finish, recordings
+from ser_hpc.corpora.parse_result import ParseResult, existing_folder, finish, recordings, sorted_out
 from ser_hpc.corpora.utterance import Utterance
 
 LAYOUT = "<speaker>/<emotion><number>.wav or <speaker>_<emotion><number>.wav, as in DC/a01.wav or DC_a01.wav"
@@ -34,18 +34,8 @@ CLIPS_BY_SPEAKER = dict.fromkeys(SPEAKERS, 120)
 
 def parse(root: Path) -> ParseResult:
     """Every clip of SAVEE below `root`. Raises UserError where `root` is no folder or holds no clip."""
-    utterances: list[Utterance] = []
-    skipped: list[tuple[Path, str]] = []
-    for path in recordings(existing_folder(root, LAYOUT)):
-        clip = _utterance(path)
-        if isinstance(clip, Utterance):
-            utterances.append(clip)
-        else:
-            skipped.append((path, clip))
-    clips = {u.utterance_id: u for u in utterances}.values()  # a doubled tree counts once
-    warnings = count_warnings("emotion", (u.emotion for u in clips), CLIPS_BY_EMOTION)
-    warnings += count_warnings("speaker", (u.speaker for u in clips), CLIPS_BY_SPEAKER)
-    return finish(root, LAYOUT, utterances, warnings, skipped)
+    clips, skipped = sorted_out(recordings(existing_folder(root, LAYOUT)), _utterance)
+    return finish(root, LAYOUT, clips, skipped, {"emotion": CLIPS_BY_EMOTION, "speaker": CLIPS_BY_SPEAKER})
 
 
 def _utterance(path: Path) -> Utterance | str:

@@ -127,7 +127,7 @@ def parse(root: Path) -> ParseResult:
     clips = _utterances(root, settings["clips_per_speaker_and_emotion"])
     ours = {clip.audio_path for clip in clips}
     others = [(path, "not a clip of this corpus") for path in sorted((root / "wav").iterdir()) if path not in ours]
-    return finish(root, LAYOUT, clips, skipped=others)
+    return finish(root, LAYOUT, clips, others)
 
 
 def _settings_of_complete(root: Path) -> dict[str, int] | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ser_hpc.corpora.parse_result import ParseResult, count_warnings, existing_folder, finish, recordings
+from ser_hpc.corpora.parse_result import ParseResult, existing_folder, finish, recordings, sorted_out
 from ser_hpc.corpora.utterance import Utterance
 
 LAYOUT = "<any folders>/<OAF or YAF>_<word>_<emotion>.wav, as in OAF_angry/OAF_back_angry.wav"
@@ -36,31 +36,21 @@ TWO_SPEAKERS = "two speakers only, who say the same words: where one of them is 
 
 def parse(root: Path) -> ParseResult:
     """Every clip of TESS below `root`. Raises UserError where `root` is no folder or holds no clip."""
-    utterances: list[Utterance] = []
-    skipped: list[tuple[Path, str]] = []
-    for path in recordings(existing_folder(root, LAYOUT)):
-        clip = _utterance(path)
-        if clip is None:
-            skipped.append((path, "the name is not <OAF or YAF>_<word>_<emotion>, as in OAF_back_angry"))
-        else:
-            utterances.append(clip)
-    clips = {u.utterance_id: u for u in utterances}.values()  # a doubled tree counts once
-    warnings = [TWO_SPEAKERS]
-    warnings += [f"{u.audio_path} is read as {u.utterance_id}" for u in clips if not _named_after(u)]
-    warnings += count_warnings("emotion", (u.emotion for u in clips), CLIPS_BY_EMOTION)
-    warnings += count_warnings("speaker", (u.speaker for u in clips), CLIPS_BY_SPEAKER)
-    return finish(root, LAYOUT, utterances, warnings, skipped)
+    clips, skipped = sorted_out(recordings(existing_folder(root, LAYOUT)), _utterance)
+    result = finish(root, LAYOUT, clips, skipped, {"emotion": CLIPS_BY_EMOTION, "speaker": CLIPS_BY_SPEAKER})
+    misspelt = [f"{u.audio_path} is read as {u.utterance_id}" for u in result.utterances if not _named_after(u)]
+    return result.telling([TWO_SPEAKERS, *misspelt])
 
 
 def _named_after(clip: Utterance) -> bool:
     return clip.audio_path.stem.lower() == clip.utterance_id.lower()
 
 
-def _utterance(path: Path) -> Utterance | None:
-    """The clip that a file name describes; None if it describes none."""
+def _utterance(path: Path) -> Utterance | str:
+    """The clip that a file name describes, or the reason why it describes none."""
     match = NAME.fullmatch(path.stem)
     if match is None:
-        return None
+        return "the name is not <OAF or YAF>_<word>_<emotion>, as in OAF_back_angry"
     speaker, word, code = f"{match['speaker'].upper()}F", match["word"].lower(), match["emotion"].lower()
     return Utterance(
         corpus="tess",

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-from ser_hpc.corpora.parse_result import ParseResult, count_warnings, existing_folder, finish, recordings
+from ser_hpc.corpora.parse_result import ParseResult, existing_folder, finish, recordings, sorted_out
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.corpora.words import emotion_folder, word_in
 
@@ -28,16 +29,9 @@ LARGE_SHARE = 0.15  # of all clips from one speaker: told
 
 def parse(root: Path) -> ParseResult:
     """Every clip of URDU under `root`. Raises UserError where `root` is no folder or holds no clip."""
-    existing_folder(root, LAYOUT)
-    utterances: list[Utterance] = []
-    skipped: list[tuple[Path, str]] = []
-    for path in recordings(root):
-        clip = _utterance(path, root)
-        if isinstance(clip, Utterance):
-            utterances.append(clip)
-        else:
-            skipped.append((path, clip))
-    return finish(root, LAYOUT, utterances, _warnings(utterances), skipped)
+    clips, skipped = sorted_out(recordings(existing_folder(root, LAYOUT)), lambda path: _utterance(path, root))
+    result = finish(root, LAYOUT, clips, skipped, {"emotion": CLIPS_BY_EMOTION})
+    return result.telling(_warnings(result.utterances))
 
 
 def _utterance(path: Path, root: Path) -> Utterance | str:
@@ -61,13 +55,11 @@ def _utterance(path: Path, root: Path) -> Utterance | str:
     )
 
 
-def _warnings(utterances: list[Utterance]) -> list[str]:
-    once = list({clip.utterance_id: clip for clip in utterances}.values())
-    speakers, sexes = Counter(clip.speaker for clip in once), defaultdict(set)
-    for clip in once:
+def _warnings(clips: Sequence[Utterance]) -> list[str]:
+    speakers, sexes = Counter(clip.speaker for clip in clips), defaultdict(set)
+    for clip in clips:
         sexes[clip.emotion].add(clip.gender)
-    told = count_warnings("emotion", (clip.emotion for clip in once), CLIPS_BY_EMOTION)
-    told.append(f"{len(speakers)} speakers in the names; {SPEAKERS} in the published ones, {SPEAKERS_IN_README} in the README")
-    told += [f"{n} of {len(once)} clips are of {name}" for name, n in speakers.items() if n >= LARGE_SHARE * len(once)]
+    told = [f"{len(speakers)} speakers in the names; {SPEAKERS} in the published ones, {SPEAKERS_IN_README} in the README"]
+    told += [f"{n} of {len(clips)} clips are of {name}" for name, n in speakers.items() if n >= LARGE_SHARE * len(clips)]
     told += [f"all {emotion} clips are of {sex} speakers" for emotion, (sex, *more) in sorted(sexes.items()) if not more]
     return told

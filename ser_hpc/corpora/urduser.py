@@ -11,9 +11,10 @@ Defects  Nobody could look at the corpus here. The folder decides the emotion; a
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from ser_hpc.corpora.parse_result import ParseResult, count_warnings, existing_folder, finish, recordings
+from ser_hpc.corpora.parse_result import ParseResult, existing_folder, finish, recordings, sorted_out
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Utterance
 from ser_hpc.corpora.words import emotion_folder, plain_id, word_in
 
@@ -29,22 +30,18 @@ LOOSE = "the meaning of UrduSER's names rests on one public description: compare
 
 def parse(root: Path) -> ParseResult:
     """Every clip of UrduSER under `root`. Raises UserError where `root` is no folder or holds no clip."""
-    existing_folder(root, LAYOUT)
-    utterances: list[Utterance] = []
-    skipped: list[tuple[Path, str]] = []
-    for path in recordings(root):
-        clip = _utterance(path, root)
-        if isinstance(clip, Utterance):
-            utterances.append(clip)
-        else:
-            skipped.append((path, clip))
-    once = {clip.utterance_id: clip for clip in utterances}.values()
-    warnings = count_warnings("emotion", (clip.emotion for clip in once), CLIPS_BY_EMOTION)
-    if (found := len({clip.speaker for clip in once} - {UNKNOWN_SPEAKER})) != SPEAKERS:
-        warnings.append(f"{found} speakers here, {SPEAKERS} in the published corpus")
-    if unknown := sum(clip.speaker == UNKNOWN_SPEAKER for clip in once):
-        warnings.append(f"{unknown} names do not say who speaks, as 1_0_1_01 does: these clips can only be trained on")
-    return finish(root, LAYOUT, utterances, [*warnings, LOOSE], skipped)
+    clips, skipped = sorted_out(recordings(existing_folder(root, LAYOUT)), lambda path: _utterance(path, root))
+    result = finish(root, LAYOUT, clips, skipped, {"emotion": CLIPS_BY_EMOTION})
+    return result.telling(_warnings(result.utterances))
+
+
+def _warnings(clips: Sequence[Utterance]) -> list[str]:
+    told = [LOOSE]
+    if (found := len({clip.speaker for clip in clips} - {UNKNOWN_SPEAKER})) != SPEAKERS:
+        told.append(f"{found} speakers here, {SPEAKERS} in the published corpus")
+    if unknown := sum(clip.speaker == UNKNOWN_SPEAKER for clip in clips):
+        told.append(f"{unknown} names do not say who speaks, as 1_0_1_01 does: these clips can only be trained on")
+    return told
 
 
 def _utterance(path: Path, root: Path) -> Utterance | str:

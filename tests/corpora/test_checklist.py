@@ -28,7 +28,7 @@ from fixtures_iemocap import make_iemocap
 
 from ser_hpc.corpora import checklist, labels, synthetic
 from ser_hpc.corpora.catalogue import FORMATS, PARSERS
-from ser_hpc.corpora.parse_result import Parser, ParseResult, existing_folder, finish, recordings
+from ser_hpc.corpora.parse_result import Parser, ParseResult, existing_folder, finish, recordings, sorted_out
 from ser_hpc.corpora.utterance import Utterance
 
 LABEL_SETS = [labels.load(path) for path in sorted((Path(__file__).parents[2] / "configs" / "labels").glob("*.yaml"))]
@@ -120,10 +120,8 @@ def lunch(tmp_path: Path) -> Path:
 def good(root: Path) -> ParseResult:
     """Each file `<text>_<emotion>.wav` in its speaker's folder."""
     files = recordings(existing_folder(root, "<speaker>/<text>_<emotion>.wav"))
-    clips = [read(path) for path in files if "_" in path.stem]
-    return finish(
-        root, "<speaker>/<text>_<emotion>.wav", clips, (), [(path, "no clip") for path in files if "_" not in path.stem]
-    )
+    clips, skipped = sorted_out(files, lambda path: read(path) if "_" in path.stem else "no clip")
+    return finish(root, "<speaker>/<text>_<emotion>.wav", clips, skipped)
 
 
 def read(path: Path, **changes: object) -> Utterance:
