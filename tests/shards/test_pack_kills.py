@@ -77,7 +77,7 @@ def before_and_after(make_corpus: Callable) -> tuple[list[Utterance], list[Utter
 def test_killed_anywhere_it_ends_in_the_same_bytes(
     tmp_path: Path, before_and_after: tuple[list[Utterance], list[Utterance]], tree: Callable, processes: ForkServerContext
 ) -> None:
-    """Thirty kills, of packing anew and over an older state; at no moment may dataset.json stand over shards that are not its own."""
+    """Thirty kills, of packing anew and over an older state; dataset.json never stands over shards that are not its own."""
     before, after = before_and_after
     first, whole, afresh, out = (tmp_path / name for name in ("first", "whole", "afresh", "out"))
     pack(before, first, workers=1)
