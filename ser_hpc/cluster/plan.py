@@ -20,6 +20,7 @@ from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.corpora import labels
 from ser_hpc.corpora.folds import FoldPlan, Part, plan
 from ser_hpc.corpora.labels import DROPPED, LabelSet
+from ser_hpc.data import augment
 from ser_hpc.errors import UserError
 from ser_hpc.files import write_json, write_text
 from ser_hpc.results.run_dir import RunDir, Trial
@@ -53,6 +54,8 @@ class Experiment:
             **self.label_set.identity(),
             "shards": self.index.fingerprint,
         }
+        if sounds := augment.sounds_digest(self.settings.data.augment):
+            what["sounds"] = sounds
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         return RunDir(self.settings.run.root / f"{self.settings.run.name}-{digest[:8]}")
 
@@ -77,6 +80,7 @@ def prepare(settings: Settings) -> Experiment:
         max_per_class=asked.max_per_class,
     )
     _check_lengths(settings, index)
+    augment.check(settings.data.augment)
     return Experiment(settings, index, label_set, label_set.targets(index.metadata), folds)
 
 

@@ -15,6 +15,7 @@ from ser_hpc.cluster.plan import DEMO, Experiment
 from ser_hpc.cluster.site import machine
 from ser_hpc.cluster.slurm_queue import JobState
 from ser_hpc.corpora.folds import Part
+from ser_hpc.data import augment
 from ser_hpc.errors import UserError, listed
 from ser_hpc.results.run_dir import Trial
 
@@ -41,6 +42,8 @@ def plan(experiment: Experiment, where: str, command: str, out: Console) -> None
     out.print(table)
     for note in experiment.folds.notes:
         out.print(f"note: {note}", soft_wrap=True)
+    for number, words in enumerate(augment.Augment(settings.data.augment).words(), start=1):
+        out.print(f"augmentation of training clips, {number}: {words}", soft_wrap=True, markup=False)
     _costs(experiment, where, out)
     todo = [trial for trial in experiment.trials if not run.trial(trial).is_done]
     out.print(f"\n{len(todo)} of {len(experiment.trials)} trials to run, seeds {', '.join(map(str, settings.seeds))}; each:")

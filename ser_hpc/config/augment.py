@@ -74,10 +74,7 @@ def paths(transforms: tuple[Transform, ...]) -> list[Path]:
 def _with_paths(value: Any, change: Any) -> Any:
     """The same tree, its paths changed: what stands under a name that ends in `_path`."""
     if isinstance(value, dict):
-        return {
-            name: _each(inner, change) if name.endswith("_path") else _with_paths(inner, change)
-            for name, inner in value.items()
-        }
+        return {name: (_each if name.endswith("_path") else _with_paths)(inner, change) for name, inner in value.items()}
     return [_with_paths(inner, change) for inner in value] if isinstance(value, list | tuple) else value
 
 

@@ -118,8 +118,8 @@ class HeadSettings(Section):
 
 class SpecAugmentSettings(Section):
     """Training only: stretches of frames, and of features, of each clip become zero (SpecAugment, Park et al. 2019), as wav2vec
-    2.0 was fine-tuned: of the projected features before the transformer (20 ms a frame); for Whisper, of the log-Mel spectrogram
-    (10 ms a frame). Not of a frozen encoder."""
+    2.0 was fine-tuned: of the projected features before the transformer (20 ms a frame); of Whisper's log-Mel spectrogram
+    (10 ms a frame). Not with a frozen encoder."""
 
     time_prob: Probability = 0.0
     """About this part of a clip's real frames is masked (less where stretches overlap); wav2vec 2.0: 0.05."""

@@ -1,4 +1,4 @@
-"""From positions to tensors: ragged batches, decoded ahead of the model by one thread.
+"""From positions to tensors: ragged batches, made ahead of the model.
 
 A `Batch` is never padded: the clips' samples stand one after another. Collating is concatenating; whether an encoder pads,
 sorts or packs is its own affair, on its own device.
@@ -6,26 +6,37 @@ sorts or packs is its own affair, on its own device.
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, cycle, pairwise
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ser_hpc.config.augment import Transform
+from ser_hpc.data.augment import Augment
 from ser_hpc.data.order import MicroBatch
-from ser_hpc.shards.read import ShardReader
+from ser_hpc.data.sounds import SoundMaker, Sounds, Wanted
+from ser_hpc.data.workers import Ahead
+from ser_hpc.shards.audio import RATE
+from ser_hpc.shards.index import ShardIndex
+from ser_hpc.shards.read import ClipReader, extents
+from ser_hpc.shards.storage import Place
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`samples` (total,) int16 at 16 kHz; clip i is samples[offsets[i]:offsets[i+1]]; `offsets` (B + 1,) int64.
+    """`samples` (total,) int16 at 16 kHz, or float32, 1 being int16's full scale, once augmented; clip i is
+    samples[offsets[i]:offsets[i+1]]; `offsets` (B + 1,) int64.
 
-    `targets` by task name, (B,) int64; `weights` (B,) float32, 0 for a filler; `positions` (B,) rows of the index; `rows` (B,)
-    places in the step or part, none of a filler; `number` is the micro-batch's number in its step, which seeds its dropout.
+    `targets` by task name, (B,) int64; `weights` (B,) float32, 0 for a filler or a damaged clip; `positions` (B,) rows of the
+    index; `rows` (B,) places in the step or part, none of a filler; `damaged` (B,) int64: read.Cause, or 0; `number` is the
+    micro-batch's number in its step, which seeds its dropout.
     """
 
     samples: Tensor
@@ -34,47 +45,114 @@ class Batch:
     weights: Tensor
     positions: np.ndarray
     rows: np.ndarray
+    damaged: Tensor
     number: int
 
     def __post_init__(self) -> None:
         assert all(a < b for a, b in pairwise(self.offsets.tolist())), "every clip has samples"
 
+    @property
+    def seconds(self) -> float:
+        """Of audio, padding not counted."""
+        return len(self.samples) / RATE
 
-@dataclass(frozen=True, slots=True)
+
 class BatchSource:
-    """Micro-batches to batches. `targets` and `weights` are columns over the whole index; clips are cut to `max_samples`."""
+    """Micro-batches to batches. A context manager: leaving it ends its workers.
 
-    reader: ShardReader
-    targets: np.ndarray
-    weights: np.ndarray
-    max_samples: int | None = None
+    `copies`: see ClipReader; `targets` and `weights`: columns over the whole index; clips are cut to `max_samples`; `workers`:
+    processes, 0 for a thread; `window_bytes`: micro-batches of so many bytes are read together, 0: one at a time.
+    """
 
-    def load(self, micro: MicroBatch) -> Batch:
+    def __init__(
+        self,
+        index: ShardIndex,
+        targets: np.ndarray,
+        weights: np.ndarray,
+        *,
+        copies: Sequence[Place] = (),
+        max_samples: int | None = None,
+        augment: Sequence[Transform] = (),
+        workers: int = 0,
+        window_bytes: int = 0,
+    ) -> None:
+        self._index, self._targets, self._weights, self._window_bytes = index, targets, weights, window_bytes
+        self._reader = ClipReader(index.roots, copies, coalesce=window_bytes > 0)
+        self._ahead = Ahead(SoundMaker(self._reader, max_samples, Augment(augment) if augment else None), workers)
+
+    def ahead(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]:
+        """The batches of `micros`, in order, some of them made ahead.
+
+        A damaged clip has weight zero in training; else it raises CorruptClipError. Raises UserError for a shard that cannot be
+        read, RuntimeError for a worker that was killed.
+        """
+        waiting: deque[MicroBatch] = deque()
+
+        def windows() -> Iterator[list[Wanted]]:
+            for window in self._windows(micros):
+                waiting.extend(window)
+                yield self._wanted(window)
+
+        for sounds in chain.from_iterable(self._ahead(windows())):
+            for error in () if training else sounds.damaged.values():
+                raise error
+            yield self._batch(waiting.popleft(), sounds)
+
+    def delivers(self, micros: Sequence[MicroBatch], limit_s: float) -> float | None:
+        """Seconds of audio a second that come when nobody waits for them, measured for about `limit_s`; what came is dropped.
+
+        The first window of each worker is not counted: it comes after the worker's own start. None if `micros` is empty.
+        """
+        if not micros:
+            return None
+        batches = self._ahead(self._wanted(window) for window in self._windows(cycle(micros)))
+        for _ in range(self._ahead.workers or 1):
+            next(batches)
+        began, samples = time.monotonic(), 0
+        for window in batches:
+            samples += sum(len(sounds.samples) for sounds in window)
+            if (took := time.monotonic() - began) > limit_s:
+                return samples / RATE / took
+        return None
+
+    def close(self) -> None:
+        self._ahead.close()
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _windows(self, micros: Iterable[MicroBatch]) -> Iterator[list[MicroBatch]]:
+        window: list[MicroBatch] = []
+        size = 0
+        for micro in micros:
+            window.append(micro)
+            size += int(self._index.size[micro.clips.positions].sum())
+            if size >= self._window_bytes:
+                yield window
+                window, size = [], 0
+        if window:
+            yield window
+
+    def _wanted(self, window: Sequence[MicroBatch]) -> list[Wanted]:
+        return [Wanted(extents(self._index, micro.clips.positions), micro.clips.seeds) for micro in window]
+
+    def _batch(self, micro: MicroBatch, sounds: Sounds) -> Batch:
         positions = micro.clips.positions
-        clips = [self.reader.read(int(position))[: self.max_samples] for position in positions]
-        ends = np.cumsum([0] + [len(clip) for clip in clips])
-        weights = self.weights[positions] * (0.0 if micro.filler else 1.0)
+        damaged = np.zeros(len(positions), dtype=np.int64)
+        for i, error in sounds.damaged.items():
+            damaged[i] = error.cause
+        real = (damaged == 0) & (not micro.filler)
         return Batch(
-            samples=torch.from_numpy(np.concatenate(clips)),
-            offsets=torch.from_numpy(ends),
-            targets={"emotion": torch.from_numpy(self.targets[positions])},
-            weights=torch.from_numpy(weights.astype(np.float32)),
+            samples=torch.from_numpy(sounds.samples),
+            offsets=torch.from_numpy(sounds.offsets),
+            targets={"emotion": torch.from_numpy(self._targets[positions])},
+            weights=torch.from_numpy((self._weights[positions] * real).astype(np.float32)),
             positions=positions,
             rows=micro.rows,
+            damaged=torch.from_numpy(damaged),
             number=micro.number,
         )
-
-    def ahead(self, micros: Iterable[MicroBatch], depth: int = 4) -> Iterator[Batch]:
-        """The batches of `micros` in order, up to `depth` of them decoded ahead in a thread (decoding releases the GIL)."""
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            waiting: deque[Future[Batch]] = deque()
-            try:
-                for micro in micros:
-                    waiting.append(pool.submit(self.load, micro))
-                    if len(waiting) > depth:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()

@@ -22,14 +22,17 @@ from ser_hpc.config.settings import Settings
 from ser_hpc.corpora.folds import Fold
 from ser_hpc.data.batches import Batch, BatchSource
 from ser_hpc.data.order import Cut, MicroBatch, epoch_size, epoch_steps, mix, step_micro_batches
+from ser_hpc.data.workers import default_workers
 from ser_hpc.engine import checkpoint, strategy
 from ser_hpc.engine.average import WeightAverage
 from ser_hpc.engine.checkpoint import TrainState
+from ser_hpc.engine.damage import DamagedClips
 from ser_hpc.engine.ddp import autocast
 from ser_hpc.engine.evaluate import Forward, predict
 from ser_hpc.engine.frozen import FrozenBase
 from ser_hpc.engine.losses import class_weights, clip_losses
 from ser_hpc.engine.optim import learning_rate
+from ser_hpc.engine.pace import Pace
 from ser_hpc.engine.preemption import StopFlag, Stopped, Superseded
 from ser_hpc.engine.progress import Progress
 from ser_hpc.engine.watchdog import Watchdog
@@ -43,7 +46,6 @@ from ser_hpc.results.predictions import Prediction
 from ser_hpc.results.run_dir import AttemptDir, TrialDir
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
-from ser_hpc.shards.read import ShardReader
 from ser_hpc.shards.storage import Place
 
 
@@ -94,8 +96,11 @@ def train_trial(
     average = WeightAverage(ranks.module, train.average, saved.tensors.average if saved.tensors else {})
     progress = Progress(attempt, saved.attempt, state, total_steps, train.epochs, active=world.is_main)
 
-    with ShardReader(data.index, data.roots) as reader, progress, checkpoint.Writer(trial, attempt) as writer:
-        source = BatchSource(reader, data.targets, weights, max_samples)
+    train_clips, most = len(fold.train.positions), settings.data.max_damaged
+    damaged = DamagedClips(attempt, saved.attempt, state, data.index, train_clips, most, active=world.is_main)
+
+    with _source(settings, data, weights, world) as source, progress, checkpoint.Writer(trial, attempt) as writer:
+        pace = Pace()
         last_save, last_saved, save_s = time.monotonic(), state, 0.0
 
         def score(forward: Forward, positions: np.ndarray) -> np.ndarray:
@@ -139,19 +144,22 @@ def train_trial(
             steps = epoch_steps(fold.train.positions, seed, state.epoch, train.global_batch, groups)
             steps = steps[state.step - state.epoch * steps_an_epoch :]
             micro_batches = list(step_micro_batches(steps, samples, cut, world.rank))
-            for step, batches in zip(steps, _grouped(source, micro_batches), strict=True):
+            if pace.data is None:
+                pace.probe(source, [micro for step in micro_batches for micro in step])
+            for step, batches in zip(steps, pace.steps(_grouped(source, micro_batches)), strict=True):
                 clips = step.positions
                 step_weight = float(weights[clips].sum())
-                losses = torch.zeros(len(clips), device=world.device)
+                seen = torch.zeros(2, len(clips), device=world.device)  # each clip's loss, and what is wrong with it
                 for turn, batch in enumerate(batches, start=1):
                     torch.manual_seed(mix(seed, state.step, batch.number))  # dropout of this micro-batch, on whatever rank
                     outputs = ranks.forward(batch.samples.to(world.device), batch.offsets, last=turn == len(batches))
                     clip_loss = clip_losses(outputs, batch.targets)
-                    batch_weights = batch.weights.to(world.device)
+                    wrong, batch_weights = batch.damaged.to(world.device), batch.weights.to(world.device)
                     ranks.backward((clip_loss * batch_weights).sum() / step_weight)
                     if len(batch.rows):  # else a filler
-                        losses[torch.from_numpy(batch.rows).to(world.device)] = clip_loss.detach()
-                world.sum(losses)  # every rank sees every clip's loss, added up in one order
+                        rows = torch.from_numpy(batch.rows).to(world.device)
+                        seen[:, rows] = torch.stack([clip_loss.detach().masked_fill(wrong > 0, 0), wrong.to(seen)])
+                losses, causes = world.sum(seen)  # every rank sees every clip's loss, added up in one order
                 _refuse_non_finite(losses, clips, data, state)
                 lr = learning_rate(state.step, total_steps, train)
                 grad_norm = ranks.step(lr)
@@ -161,6 +169,10 @@ def train_trial(
                 state = state.after_step(step_loss, step_weight)
                 average.update(state.step)
                 progress.step(state, step_loss / step_weight, lr, grad_norm)
+                damaged.add(clips, causes.cpu().numpy(), state)
+                if world.is_main and (said := pace.news(world.size)):
+                    print(said, flush=True)
+                    progress.speeds(pace)
 
                 check()
 
@@ -219,6 +231,20 @@ def _complete(
     checkpoint.clear(trial, attempt, state.best_epoch)
 
 
+def _source(settings: Settings, data: TrialData, weights: np.ndarray, world: World) -> BatchSource:
+    told = settings.data
+    return BatchSource(
+        data.index,
+        data.targets,
+        weights,
+        copies=data.roots,
+        max_samples=_max_samples(settings),
+        augment=told.augment,
+        workers=default_workers(bool(told.augment), world.local_size) if told.workers is None else told.workers,
+        window_bytes=round(told.read_ahead_mb * 1e6),
+    )
+
+
 def _max_samples(settings: Settings) -> int | None:
     return None if settings.data.max_seconds is None else round(settings.data.max_seconds * RATE)
 
@@ -240,7 +266,7 @@ def _groups(balance: str, data: TrialData) -> np.ndarray | None:
 
 def _grouped(source: BatchSource, steps: list[list[MicroBatch]]) -> Iterator[list[Batch]]:
     """The batches of each step, decoded ahead across the border between steps."""
-    batches = source.ahead(micro for step in steps for micro in step)
+    batches = source.ahead((micro for step in steps for micro in step), training=True)
     for step in steps:
         yield [next(batches) for _ in step]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ser_hpc.engine.checkpoint import TrainState
+from ser_hpc.engine.pace import Pace
 from ser_hpc.files import read_json
 from ser_hpc.results.run_dir import AttemptDir
 
@@ -35,8 +36,8 @@ class Progress:
         self._what, self._state = "starting", state
         self._last: dict[str, Any] = {}
         if active:
-            self._steps = _continued(attempt.steps, before.steps if before else None, "step", state.step)
-            self._epoch_lines = _continued(attempt.epochs, before.epochs if before else None, "epoch", state.epoch)
+            self._steps = continued(attempt.steps, before.steps if before else None, "step", state.step)
+            self._epoch_lines = continued(attempt.epochs, before.epochs if before else None, "epoch", state.epoch)
             self.tell("starting", state)
 
     def __enter__(self) -> Self:
@@ -75,6 +76,10 @@ class Progress:
             self._epoch_lines.write(json.dumps(line) + "\n")
             self._last["dev_uar"] = dev_uar
             self.tell("training", state)
+
+    def speeds(self, pace: Pace) -> None:
+        """Of rank 0."""
+        self._last |= {"data_audio_s_per_s": pace.data, "model_audio_s_per_s": pace.model}
 
     def saved(self, seconds: float) -> None:
         """A save kept training waiting for so long."""
@@ -119,7 +124,7 @@ def write_progress(attempt: AttemptDir, **fields: Any) -> None:
     temporary.replace(attempt.progress)
 
 
-def _continued(path: Path, before: Path | None, counter: str, until: int) -> TextIOWrapper:
+def continued(path: Path, before: Path | None, counter: str, until: int) -> TextIOWrapper:
     """Open for appending, with the whole lines of `before` whose counter is below `until`."""
     kept = []
     if before is not None and before.exists():

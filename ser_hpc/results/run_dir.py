@@ -11,6 +11,7 @@ RUN/                              runs/<name>-<8 hex of what changes the result>
       attempt.json                who runs it, where, with which code
       end.json                    how it ended; none: it runs, or was killed without a word
       progress.json               where it stands (a heartbeat; never read by training)
+      damaged.jsonl               training clips that could not be read, if there are any
       steps.jsonl  epochs.jsonl   loss per optimizer step; loss and dev UAR per epoch
       checkpoints/                step_00000120: model, optimizer, state (two are kept while training); best_0004: weights
       predictions.jsonl           dev and test clips, once each
@@ -66,6 +67,10 @@ class AttemptDir:
     @property
     def epochs(self) -> Path:
         return self.path / "epochs.jsonl"
+
+    @property
+    def damaged(self) -> Path:
+        return self.path / "damaged.jsonl"
 
     @property
     def checkpoints(self) -> Path:
