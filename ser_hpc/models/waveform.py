@@ -73,7 +73,8 @@ class Waveform:
         counts = counts.clamp(min=1)  # an unreadable clip may be empty: it stays zeros
         centred = (wave - slots.repeated(slots.sum(wave.sum(1)) / counts)[:, None]) * real
         variance = slots.sum(centred.square().sum(1)) / counts
-        return centred / slots.repeated((variance + 1e-7).sqrt())[:, None]
+        normalized: Tensor = centred / slots.repeated((variance + 1e-7).sqrt())[:, None]
+        return normalized
 
     def transformer(self, encoder: Any, hidden: Tensor, frames: Packing) -> Tensor:
         """(1, T, width) -> (1, T, width): what transformers' encoder does to one clip, to each."""
