@@ -35,7 +35,7 @@ def attend(
     On a GPU, in half precision, without dropout and biases (the kernel knows neither) one variable-length call serves all
     clips; else one call each group.
     """
-    if biases is None and not dropout and _has_kernel(query.device, query.dtype):
+    if biases is None and not dropout and has_kernel(query.device, query.dtype):
         longest = max(packing.lengths)
         out = varlen_attn(query, key, value, packing.ends, packing.ends, longest, longest, scale=scale)
         assert isinstance(out, Tensor)
@@ -48,8 +48,17 @@ def attend(
     return packing.ungrouped(outs)
 
 
+def gated(packing: Packing, gate: Tensor, bias: Tensor) -> list[Tensor]:
+    """For each group the biases (clips, heads, frames, frames): `gate` (T, heads, 1) times `bias` (heads, longest, longest)."""
+    biases = []
+    for part, group in zip(packing.grouped(gate), packing.groups, strict=True):
+        product = part.transpose(1, 2) * bias[:, : group.frames, : group.frames]
+        biases.append(product if group.mask is None else product.masked_fill(~group.mask, -torch.inf))
+    return biases
+
+
 @cache
-def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cuda" or torch.version.cuda is None or dtype not in (torch.bfloat16, torch.float16):
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -94,10 +103,7 @@ class GatedAttention(WavLMAttention):
         a, b = self.gru_rel_pos_linear(rows).view(*rows.shape[:2], 2, 4).sum(-1).sigmoid().split(1, dim=-1)
         gate = a * (b * self.gru_rel_pos_const[0, :, 0] - 1) + 2  # (T, heads, 1)
         query, key, value = (self._per_head(part(hidden_states[0])) for part in (self.q_proj, self.k_proj, self.v_proj))
-        biases = []
-        for part, group in zip(packing.grouped(gate), packing.groups, strict=True):
-            bias = (part.transpose(1, 2) * position_bias[:, : group.frames, : group.frames]).to(query.dtype)
-            biases.append(bias if group.mask is None else bias.masked_fill(~group.mask, -torch.inf))
+        biases = gated(packing, gate.to(query.dtype), position_bias.to(query.dtype))
         dropout = self.dropout if self.training else 0.0
         attended = attend(packing, query, key, value, self.scaling, dropout, biases)
         return self.out_proj(attended.flatten(1))[None], None, position_bias

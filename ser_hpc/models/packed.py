@@ -17,15 +17,18 @@ from torch import Tensor
 
 from ser_hpc.models import ragged
 
-_LIKE = 0.8  # on a GPU, clips of which the shortest has this part of the longest's frames share an attention call, padded
-
 
 @dataclass(frozen=True)
 class Packing:
-    """Which frames of a row of them, (T, ...) with T = sum(lengths), are which clip's."""
+    """Which frames of a row of them, (T, ...) with T = sum(lengths), are which clip's.
+
+    `like`: clips of which the shortest has at least this part of the longest's frames share an attention call. None: 0.8 on a
+    GPU, where a call costs more than some padding in it; 1 on a CPU, where only neighbours of equal length share one.
+    """
 
     lengths: tuple[int, ...]
     device: torch.device
+    like: float | None = None
 
     @cached_property
     def total(self) -> int:
@@ -67,18 +70,21 @@ class Packing:
 
     @cached_property
     def groups(self) -> list[Group]:
-        """Clips that share one attention call. On a CPU, where a call costs little next to its work, nothing is padded."""
+        """Clips that share one attention call."""
         return [Group.of([self.lengths[i] for i in members], self.device) for members in self._members]
 
     @cached_property
+    def _like(self) -> float:
+        return self.like or (1.0 if self.device.type == "cpu" else 0.8)
+
+    @cached_property
     def _members(self) -> list[list[int]]:
-        """On a CPU neighbours of equal length, so that no frame changes its place; on a GPU clips of like length."""
-        gpu = self.device.type != "cpu"
-        order = sorted(range(len(self.lengths)), key=lambda i: -self.lengths[i]) if gpu else range(len(self.lengths))
+        """The clips of each group, longest first; where nothing is padded, no clip changes its place."""
+        clips = range(len(self.lengths))
         members: list[list[int]] = []
-        for i in order:
+        for i in clips if self._like == 1 else sorted(clips, key=lambda i: -self.lengths[i]):
             longest = self.lengths[members[-1][0]] if members else -1
-            if self.lengths[i] == longest or (gpu and self.lengths[i] > _LIKE * longest > 0):
+            if longest >= self.lengths[i] >= self._like * longest:
                 members[-1].append(i)
             else:
                 members.append([i])
@@ -87,7 +93,7 @@ class Packing:
     @cached_property
     def _places(self) -> tuple[Tensor | None, Tensor | None]:
         """The frames that the groups take, one after another, and where among them each frame is; None: all as they are."""
-        if self.device.type == "cpu":
+        if self._like == 1:
             return None, None
         starts, take, found = _starts(self.lengths), [], torch.empty(self.total, dtype=torch.int64)
         row = 0

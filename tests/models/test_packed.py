@@ -1,0 +1,185 @@
+"""Packed encoders compute what transformers' own compute on each clip alone: logits and every gradient, in double precision."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from models.tiny import CONFIGS, ENCODERS, batch, clips
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from ser_hpc.config.settings import EncoderModel
+from ser_hpc.errors import UserError
+from ser_hpc.models import attention
+from ser_hpc.models.classifier import Classifier, build
+from ser_hpc.models.packed import Packing
+
+SHORTEST = (1, 399, 400, 401, 719, 720)  # around the receptive field, 400, and the first second frame
+WEIGHTS = torch.arange(4.0, dtype=torch.float64)
+
+
+def lengths(seed: int) -> list[int]:
+    """Awkward lengths in an awkward order: some too short for a frame, two alike and side by side."""
+    rng = np.random.default_rng(seed)
+    drawn = [*rng.choice(SHORTEST, 3, replace=False), *rng.integers(721, 14_000, 5)]
+    return [int(n) for n in (*rng.permutation(drawn), 8_000, 8_000)]
+
+
+def model_of(name: str, **changes: Any) -> Classifier:
+    """With weights far from their initial, nearly linear state."""
+    model = build(ENCODERS[name].model_copy(update=changes), 4, seed=1).double().train()
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model
+
+
+def theirs(name: str, positions: int | None = None) -> Any:
+    """transformers' encoder; Whisper's for clips of so many positions."""
+    shape: Any = transformers.AutoConfig.for_model(**CONFIGS[name], mask_time_prob=0.0, mask_feature_prob=0.0)
+    for key in shape.to_dict():
+        if key.endswith(("dropout", "layerdrop")):
+            setattr(shape, key, 0.0)
+    if shape.model_type != "whisper":
+        return transformers.AutoModel.from_config(shape).double().train()
+    shape.max_source_positions = positions
+    return WhisperEncoder(shape).double().train()
+
+
+def alone(name: str, model: Classifier, wave: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """A clip's logits and all gradients, its encoder run by transformers."""
+    weights = {key: value.detach() for key, value in model.encoder.state_dict().items()}
+    if name == "whisper":
+        mel: list[Tensor] = []
+        hook = model.encoder.get_submodule("conv1").register_forward_pre_hook(lambda _, given: mel.append(given[0]))
+        with torch.no_grad():
+            model(*batch([wave]))
+        hook.remove()
+        positions = -(-len(wave) // 320)
+        weights["embed_positions.weight"] = weights["embed_positions.weight"][:positions]
+        encoder, given = theirs(name, positions), mel[0][:, :, : 2 * positions]
+    else:
+        encoder, x = theirs(name), wave.double() / 32768
+        x = (x - x.mean()) / (x.var(correction=0) + 1e-7).sqrt()
+        given = F.pad(x, (0, max(0, 400 - len(x))))[None]
+    encoder.load_state_dict(weights)
+    head: Any = model.head
+    model.zero_grad()
+    logits = head.classifier(head.projector(encoder(given).last_hidden_state[0]).mean(0))
+    (logits.softmax(-1) @ WEIGHTS).backward()
+    both = {f"encoder.{key}": p.grad for key, p in encoder.named_parameters()} | {
+        f"head.{key}": p.grad for key, p in head.named_parameters()
+    }
+    return logits.detach(), {key: grad.clone() for key, grad in both.items() if grad is not None}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_pack_is_the_sum_of_its_clips_as_transformers_computes_them(name: str, seed: int) -> None:
+    """Nothing crosses from clip to clip, and nothing is approximated; with a frozen stem the rest is the same."""
+    waves = clips(*lengths(seed))
+    for freeze in ("none", "stem"):
+        model = model_of(name, freeze=freeze)
+        found = [alone(name, model, wave) for wave in waves]
+        model.zero_grad()
+        logits = model(*batch(waves))["emotion"]
+        (logits.softmax(-1) @ WEIGHTS).sum().backward()
+        torch.testing.assert_close(logits.detach(), torch.stack([row for row, _ in found]), rtol=0, atol=1e-10)
+        trained = {key for key, p in model.named_parameters() if p.requires_grad}
+        assert any(key.startswith("encoder.") for key in trained)
+        for key, parameter in model.named_parameters():
+            assert (parameter.grad is not None) == (key in trained)
+            if parameter.grad is not None:
+                expected = sum(grads[key] for _, grads in found)
+                torch.testing.assert_close(parameter.grad, expected, rtol=1e-10, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_whisper_features_are_the_extractors() -> None:
+    """The spectrogram computed over the pack is transformers', clip by clip, to rounding; beyond a clip there are zeros."""
+    model = build(ENCODERS["whisper"], 4, 0).eval()
+    seen: list[Tensor] = []
+    model.encoder.get_submodule("conv1").register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
+    waves = clips(12_001, 1, 200, 320, 31_700, 32_000, 40_000, 9_599, 9_601)
+    waves[0][-80:] = 30_000  # the loudest window may lie beyond the last frame
+    model(*batch(waves))
+    extractor, start = transformers.WhisperFeatureExtractor(chunk_length=2), 0
+    for wave in waves:
+        frames = 2 * min(100, -(-len(wave) // 320))
+        told = extractor(wave.numpy().astype(np.float32) / 32768, sampling_rate=16_000, return_tensors="pt").input_features[0]
+        torch.testing.assert_close(seen[0][:, start : start + frames], told[:, :frames], rtol=0, atol=1e-5)
+        assert not seen[0][:, start + frames : start + frames + 4].any()
+        start += frames + 4
+    assert start == seen[0].shape[1]
+
+
+def test_clips_that_share_an_attention_call_do_not_see_each_other() -> None:
+    """GPUs pad clips of like length to one call: outputs and gradients are those of a call for each."""
+    sizes, generator = (7, 30, 1, 28, 30, 9, 100), torch.Generator().manual_seed(0)
+    given = [torch.randn(sum(sizes), 2, 4, generator=generator, dtype=torch.float64) for _ in range(3)]
+    gate, table = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((sum(sizes), 2, 1), (2, 100, 100))
+    )
+
+    def computed(like: float, biased: bool) -> list[Tensor]:
+        packing = Packing(sizes, torch.device("cpu"), like)
+        qkv = [x.clone().requires_grad_() for x in given]
+        biases = attention.gated(packing, gate, table) if biased else None
+        out = attention.attend(packing, *qkv, scale=0.5, biases=biases)
+        (out * torch.arange(out.numel()).view_as(out)).sum().backward()
+        return [out.detach(), *(x.grad for x in qkv if x.grad is not None)]
+
+    for biased in (False, True):
+        for one, other in zip(computed(1.0, biased), computed(0.5, biased), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_forward_and_backward_never_wait_for_the_device(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device without values reading one is an error (`.item()`, a boolean index). What is computed is a GPU's path."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which such a device lacks
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    monkeypatch.setattr(attention, "has_kernel", lambda _, dtype: dtype == torch.bfloat16)
+    model = build(ENCODERS[name], 4, 0).to("meta", dtype).train()
+    logits = model(*batch(clips(12_001, 300, 16_000, 15_000, 8_123, 40_000)))["emotion"]
+    logits.sum().backward()
+    assert logits.shape == (6, 4)
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["wav2vec2, group norm", "wavlm, layer norm", "whisper"])
+def test_no_gradient_below_the_first_trained_layer(name: str) -> None:
+    """A frozen layer is as cheap as in evaluation: no graph is recorded up to its output."""
+    model = model_of(name, freeze_layers=1)
+    layers = model.encoder.get_submodule("layers" if name == "whisper" else "encoder.layers")
+    recorded: list[bool] = []
+
+    def look(*given: Any) -> None:
+        output = given[-1]
+        recorded.append((output[0] if isinstance(output, tuple) else output).requires_grad)
+
+    for layer in layers.children():
+        layer.register_forward_hook(look)
+    model(*batch(clips(9_000, 5_000)))["emotion"].sum().backward()
+    assert recorded == [False, True]
+    with_gradient = {key for key, p in model.encoder.named_parameters() if p.grad is not None}
+    assert with_gradient and all("layers.1." in key or key.split(".")[-2] == "layer_norm" for key in with_gradient)
+    with pytest.raises(UserError, match="has 2 layers"):
+        build(ENCODERS[name].model_copy(update={"freeze_layers": 3}), 4, 0)
+
+
+def test_padded_whisper_is_another_model() -> None:
+    """What the switch is for: silence is attended to, so a short clip's logits differ; a clip of the full length has none."""
+    short, full = clips(9_000), clips(32_000)
+    settings: EncoderModel = ENCODERS["whisper"]
+    real, padded = (model_of("whisper", whisper_pad_to_30s=pad).eval() for pad in (False, True))
+    with torch.no_grad():
+        differences = [(real(*batch(w))["emotion"] - padded(*batch(w))["emotion"]).abs().max() for w in (short, full)]
+    assert settings.whisper_pad_to_30s is False
+    assert differences[0] > 1e-4 and differences[1] < 1e-12
