@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ser_hpc.corpora.labels import DROPPED, LabelSet
-from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Metadata
+from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Metadata, Texts
 from ser_hpc.errors import UserError, listed
 
 NOWHERE, TRAIN, DEV, TEST = -1, 0, 1, 2
@@ -64,7 +64,7 @@ class Clips:
     classes: tuple[str, ...]
     positions: np.ndarray  # rows of the metadata, int64
     target: np.ndarray
-    key: np.ndarray  # corpus/id, ascending
+    key: pa.Array  # corpus/id, ascending
     corpus: Column
     speaker: Column
     session: Column
@@ -83,9 +83,10 @@ class Clips:
         unsorted = _with_corpus(_text(metadata.corpus[used]), _text(metadata.utterance_id[used]))
         order = pc.sort_indices(unsorted)
         positions = used[order.to_numpy()]
-        key = unsorted.take(order).to_numpy(zero_copy_only=False)
-        if len(twice := np.flatnonzero(key[1:] == key[:-1])):
-            raise UserError(f"clips that stand twice in the metadata: {listed(key[twice])}; pack each corpus once")
+        key = unsorted.take(order)
+        if len(twice := np.flatnonzero(pc.equal(key[1:], key[:-1]).to_numpy(zero_copy_only=False))):
+            names = listed(key.take(twice).to_pylist())
+            raise UserError(f"clips that stand twice in the metadata: {names}; pack each corpus once")
 
         corpus = _text(metadata.corpus[positions])
         corpora = Column.of(corpus)
@@ -108,7 +109,7 @@ class Clips:
             speaker=of_corpus(pc.if_else(unknown, "", speaker)),
             session=of_corpus(column("session")),
             text=of_corpus(column("text_id")),
-            sound=Column.of(column("sound"), least=2),
+            sound=Column.of(_text(metadata.sound[positions]), least=2),
             gender=Column.of(column("gender")),
             split=Column.of(column("split")),
         )
@@ -139,8 +140,8 @@ class Asked:
     test_corpora: Sequence[str] = ()
 
 
-def _text(values: np.ndarray) -> pa.Array:
-    return pa.array(values, type=pa.large_string())
+def _text(values: np.ndarray | Texts) -> pa.Array:
+    return values.arrow if isinstance(values, Texts) else pa.array(values, type=pa.large_string())
 
 
 def _with_corpus(corpus: pa.Array, names: pa.Array) -> pa.Array:

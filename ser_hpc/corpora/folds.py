@@ -20,6 +20,7 @@ from ser_hpc.corpora.protocols import PROTOCOLS, divide
 from ser_hpc.corpora.utterance import Metadata
 from ser_hpc.errors import listed
 
+_AT_ONCE = 1 << 20
 __all__ = ["PROTOCOLS", "Fold", "FoldPlan", "Part", "plan"]
 
 
@@ -82,7 +83,7 @@ def _cap(clips: Clips, sides: Sequence[np.ndarray], most: int) -> str:
 
     Those of the smallest hash of corpus and id stay: what a clip's fate is depends on no order, seed or other fold.
     """
-    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in clips.key)
+    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in clips.key.to_pylist())
     by_hash = np.argsort(np.frombuffer(digests, dtype="<u8"), kind="stable")
     left_out = []
     for side in sides:
@@ -109,7 +110,9 @@ def _part(clips: Clips, draft: Draft, side: int) -> Part:
 def _digest(metadata: Metadata, folds: Sequence[Fold]) -> str:
     content = hashlib.sha256()
     for column in (metadata.corpus, metadata.utterance_id):
-        content.update("\n".join(column.tolist()).encode() + b"\0")
+        for start in range(0, len(column), _AT_ONCE):  # the text of all clips at once would be gigabytes
+            content.update(("\n" if start else "").encode() + "\n".join(column[start : start + _AT_ONCE].tolist()).encode())
+        content.update(b"\0")
     for fold in folds:
         for part in (fold.train, fold.dev, fold.test):
             content.update(len(part.positions).to_bytes(8, "little") + part.positions.astype("<i8").tobytes())

@@ -124,7 +124,7 @@ def _same(clips: Clips, sounds: np.ndarray) -> str:
     """`one/a = two/b, one/c = one/d`: the clips of each sound."""
     clips_of: dict[int, list[str]] = {code: [] for code in sounds.tolist()}
     for row in np.flatnonzero(np.isin(clips.sound.codes, sounds)):
-        clips_of[int(clips.sound.codes[row])].append(clips.key[row])
+        clips_of[int(clips.sound.codes[row])].append(clips.key[row].as_py())
     return listed([" = ".join(names) for names in clips_of.values()])
 
 

@@ -11,8 +11,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ser_hpc.errors import UserError, listed
 
@@ -74,16 +77,46 @@ class Utterance:
         return f"{self.corpus}-{self.utterance_id}"
 
 
+class Texts:
+    """A column of texts that are all different, without a Python object for each: at 10^7 clips that is most of a gigabyte.
+
+    Read like a numpy array of str: `texts[3]`, `texts[positions]`, `texts[a:b]`, `len`, `tolist`. `arrow` is what it holds.
+    """
+
+    def __init__(self, arrow: pa.Array) -> None:
+        self.arrow = arrow
+
+    def __len__(self) -> int:
+        return len(self.arrow)
+
+    def __getitem__(self, rows: Any) -> Any:
+        if isinstance(rows, slice):
+            return Texts(self.arrow[rows])
+        if np.ndim(rows) == 0:
+            return self.arrow[int(rows)].as_py()
+        rows = np.asarray(rows)
+        return Texts(self.arrow.filter(pa.array(rows)) if rows.dtype == bool else self.arrow.take(pa.array(rows)))
+
+    def is_text(self, text: str) -> np.ndarray:
+        """Mask of the rows that hold this text."""
+        mask: np.ndarray = pc.equal(self.arrow, text).to_numpy(zero_copy_only=False)
+        return mask
+
+    def tolist(self) -> list[str]:
+        texts: list[str] = self.arrow.to_pylist()
+        return texts
+
+
 @dataclass(frozen=True, slots=True)
 class Metadata:
     """The packed clips as a table of columns, one row a clip; a clip's row number is its *position*.
 
-    Text columns are numpy object arrays of str ("" = not annotated), `seconds` is float64, `sound` is the hash of the
-    decoded 16 kHz samples (equal hash = identical sound), `extra` a JSON object of text. All columns have shape (num_clips,).
+    Words are numpy object arrays of str ("" = not annotated), ids and sounds `Texts`; `seconds` is float64, `sound` the hash of
+    the decoded 16 kHz samples (equal hash = identical sound), `extra` a JSON object of text. All have shape (num_clips,).
     """
 
     corpus: np.ndarray
-    utterance_id: np.ndarray
+    utterance_id: Texts
     speaker: np.ndarray
     emotion: np.ndarray
     session: np.ndarray
@@ -93,7 +126,7 @@ class Metadata:
     intensity: np.ndarray
     language: np.ndarray
     extra: np.ndarray
-    sound: np.ndarray
+    sound: Texts
     seconds: np.ndarray
 
     def __len__(self) -> int:

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ser_hpc.corpora.utterance import COLUMNS, Metadata
+from ser_hpc.corpora.utterance import COLUMNS, Metadata, Texts
 from ser_hpc.errors import UserError, listed
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.plan import LAYOUT_VERSION
@@ -45,8 +45,7 @@ SCHEMA = pa.schema(
     + [(name, pa.float64()) for name in _NUMBERS]
 )
 _NEEDED = ("key", "offset", "size", "num_samples", "crc32", "sound", *_WORDS, "extra")
-_KEPT = [field.name for field in fields(Metadata) if field.name != "seconds"] + ["offset", "size", "num_samples", "crc32"]
-_HASH = 32  # digits
+_SHARED = (*COLUMNS, "extra")
 _LARGEST_INDEX = 1 << 30  # bytes, unpacked
 _PATH = re.compile(r"(?P<group>[A-Za-z0-9_-]{1,64})/(?P<corpus>[a-z0-9_]{1,24})-(?P=group)-\d{6}\.tar")
 DESCRIPTION = (*_WORDS, "source", "extra", *_NUMBERS)  # what a row shares with the clip's JSON
@@ -102,7 +101,7 @@ class ShardIndex:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(check_tar_size, places, packed))
             contents = pool.map(_read_index, places, packed)
-            table = pa.concat_tables(rows.select(_KEPT) for rows in map(_rows, places, packed, contents))
+            table = pa.concat_tables(_compact(rows) for rows in map(_rows, places, packed, contents)).unify_dictionaries()
         return cls(
             tuple(ordered),
             fingerprints,
@@ -220,7 +219,6 @@ def _rows(root: Place, shard: Shard, content: bytes) -> pa.Table:
             raise ValueError("its clips do not lie in the tar")
         if not (length > 0).all() or any(table.column(name).null_count for name in _NEEDED):
             raise ValueError("its clips have no length, or no name")
-        table.column("sound").cast(pa.binary()).cast(pa.binary(_HASH))
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise UserError(f"index {path} is not what packing writes ({error}); copy it again, or {PACK_AGAIN}") from error
     return table
@@ -244,17 +242,23 @@ def index_path(tar: Path) -> Path:
 
 
 def metadata(table: pa.Table) -> Metadata:
-    """The rows as columns. A word that many clips share stands in memory once: at 10^7 clips that is a gigabyte or ten."""
-    words = {name: _words(table.column(name)) for name in (*COLUMNS, "extra")}
-    fixed = table.column("sound").cast(pa.binary()).cast(pa.binary(_HASH)).combine_chunks()
-    sound = np.frombuffer(fixed.buffers()[1], dtype=f"S{_HASH}")[fixed.offset : fixed.offset + len(fixed)]
-    return Metadata(
-        **words, utterance_id=_column(table, "utterance_id"), sound=sound, seconds=_column(table, "num_samples") / RATE
+    """Compact rows as columns."""
+    words = {name: _words(table.column(name)) for name in _SHARED}
+    ids, sound = (
+        Texts(pa.concat_arrays(table.column(name).cast(pa.large_string()).chunks)) for name in ("utterance_id", "sound")
     )
+    return Metadata(**words, utterance_id=ids, sound=sound, seconds=_column(table, "num_samples") / RATE)
+
+
+def _compact(rows: pa.Table) -> pa.Table:
+    """What is kept of an index. Words that many clips share become numbers: at 10^7 clips that saves gigabytes."""
+    arrays = {name: rows.column(name) for name in ("utterance_id", "sound", "offset", "size", "num_samples", "crc32")}
+    arrays |= {name: rows.column(name).dictionary_encode() for name in _SHARED}
+    return pa.table(arrays)
 
 
 def _words(column: pa.ChunkedArray) -> np.ndarray:
-    encoded = column.combine_chunks().dictionary_encode()
+    encoded = pa.concat_arrays(column.chunks)
     names = np.array(encoded.dictionary.to_pylist(), dtype=object)
     if len(names) == 1:
         return np.broadcast_to(names, len(encoded))

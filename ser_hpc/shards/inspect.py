@@ -105,16 +105,16 @@ def packed_with(root: Place) -> dict[str, Any] | None:
 def find(index: ShardIndex, name: str) -> int:
     """The position of the clip with this id, or this key (corpus-id). Raises UserError for none, or several."""
     ids = index.metadata.utterance_id
-    found = np.flatnonzero(ids == name)
+    found = np.flatnonzero(ids.is_text(name))
     if not len(found):
         corpus, _, identity = name.partition("-")
-        found = np.flatnonzero((ids == identity) & (index.metadata.corpus == corpus))
+        found = np.flatnonzero(ids.is_text(identity) & (index.metadata.corpus == corpus))
     if len(found) == 1:
         return int(found[0])
     if len(found):
         keys = [index.key(position) for position in found.tolist()]
         raise UserError(f"{len(found)} clips have the id {name}; give the key of one: {listed(keys)}")
-    near = ids[pc.match_substring(pa.array(ids), name, ignore_case=True).to_numpy(zero_copy_only=False)].tolist()
+    near = ids[pc.match_substring(ids.arrow, name, ignore_case=True).to_numpy(zero_copy_only=False)].tolist()
     hint = f"; ids that hold {name!r}: {listed(near)}" if near else f"; an id is, for instance, {ids[0]}"
     raise UserError(f"no clip has the id {name!r}{hint}")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from ser_hpc.corpora.utterance import COLUMNS, Metadata
+from ser_hpc.corpora.utterance import COLUMNS, Metadata, Texts
 
 
 def table(rows: list[dict[str, Any]]) -> Metadata:
@@ -14,4 +15,5 @@ def table(rows: list[dict[str, Any]]) -> Metadata:
     defaults = dict.fromkeys(COLUMNS, "") | {"corpus": "tiny", "speaker": "s1", "emotion": "happy", "extra": ""}
     full = [defaults | {"utterance_id": f"u{i:05}", "sound": f"sound {i}"} | row for i, row in enumerate(rows)]
     columns = {name: np.array([row[name] for row in full], dtype=object) for name in full[0]}
-    return Metadata(**columns, seconds=np.ones(len(full)))
+    texts = {name: Texts(pa.array(columns.pop(name), pa.large_string())) for name in ("utterance_id", "sound")}
+    return Metadata(**columns, **texts, seconds=np.ones(len(full)))
