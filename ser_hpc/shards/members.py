@@ -1,7 +1,8 @@
-"""The members of a tar that may have been made by an enemy: every header is looked at, none is followed.
+"""The members of our tars: how packing writes them, and how they are read from a tar that an enemy may have made.
 
-Packing writes plain USTAR files named `<key>.flac` and `<key>.json`. All else is named and passed over: nothing is unpacked,
-linked, executed, or read into memory because a header says so. (Python's tarfile reads pax headers and long names whole.)
+Packing writes plain USTAR files named `<key>.flac` and `<key>.json`. In reading, every header is looked at and none followed:
+all else is named and passed over, nothing is unpacked, linked, executed, or read into memory because a header says so.
+(tarfile reads pax headers and long names whole.)
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _KINDS = {
     tarfile.GNUTYPE_LONGLINK: "a GNU long link",
     tarfile.GNUTYPE_SPARSE: "a sparse file",
 }
-_BLOCK = tarfile.BLOCKSIZE
+BLOCK = tarfile.BLOCKSIZE
+_HEADER = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +43,30 @@ class Member:
     size: int
 
 
+def tar_member(name: str, content: bytes) -> bytes:
+    """A file as packing writes it: a USTAR header with time and owner 0, the content, and zeros up to the next block.
+
+    The very bytes of Python's tarfile, in a tenth of its time.
+    """
+    header = bytearray(_HEADER)
+    header[: len(name)] = name.encode("ascii")
+    header[124:135] = b"%011o" % len(content)
+    header[148:155] = b"%06o\0" % (sum(header[:148]) + 8 * ord(" ") + sum(header[156:]))
+    return bytes(header) + content + bytes(-len(content) % BLOCK)
+
+
+def tar_end(size: int) -> bytes:
+    """What ends a tar that has `size` bytes so far."""
+    return bytes(2 * BLOCK + -(size + 2 * BLOCK) % tarfile.RECORDSIZE)
+
+
 def members(file: BinaryIO, size: int, most: int) -> Iterator[Member | str]:
     """The members of a tar of `size` bytes, or in words what one is instead. After `most` of them, or damage, it ends."""
     at = 0
     for _ in range(most):
         file.seek(at)
-        header = file.read(_BLOCK)
-        if header == bytes(_BLOCK):
+        header = file.read(BLOCK)
+        if header == bytes(BLOCK):
             if not _all_zero(file):
                 yield f"holds something after its end, from byte {at} on"
             return
@@ -57,11 +76,11 @@ def members(file: BinaryIO, size: int, most: int) -> Iterator[Member | str]:
             yield f"the header at byte {at} is damaged: {error}"
             return
         wrong = _wrong(info)
-        if info.size < 0 or at + _BLOCK + info.size > size:
+        if info.size < 0 or at + BLOCK + info.size > size:
             yield f"{_shown(info)} announces {info.size} bytes, more than there are" + (f"; it is {wrong}" if wrong else "")
             return
-        yield f"{_shown(info)} is {wrong}" if wrong else Member(info.name, at + _BLOCK, info.size)
-        at += _BLOCK + -(-info.size // _BLOCK) * _BLOCK
+        yield f"{_shown(info)} is {wrong}" if wrong else Member(info.name, at + BLOCK, info.size)
+        at += BLOCK + -(-info.size // BLOCK) * BLOCK
     yield f"holds more than {most} members"
 
 

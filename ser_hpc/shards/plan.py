@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ LAYOUT_VERSION = 2  # of tars, indexes, plan.json and dataset.json; a change of 
 MAX_SPEAKER_GROUPS = 64
 _LONGEST_KEY = 100 - len(".flac")  # a USTAR name without a folder has 100 bytes
 _FLAC_RATIO = 0.64  # 16-bit FLAC of speech against PCM
+_PLAIN_FIELDS = tuple(field.name for field in fields(Utterance) if field.name not in ("audio_path", "extra"))
 _CLIP_OVERHEAD = 2560  # two tar headers, the metadata and padding, in bytes
 
 
@@ -116,14 +118,14 @@ def plan(utterances: Sequence[Utterance], seconds: Sequence[float], shard_mb: in
 
 def describe(utterance: Utterance) -> dict[str, Any]:
     """An utterance's metadata as packed: all it says, but of its path only the file's name; `extra` as JSON."""
-    values = asdict(utterance)
-    values["source"] = values.pop("audio_path").name
-    values["extra"] = json.dumps(values["extra"], sort_keys=True, ensure_ascii=False) if values["extra"] else ""
+    values = {name: getattr(utterance, name) for name in _PLAIN_FIELDS}
+    values["source"] = utterance.audio_path.name
+    values["extra"] = json.dumps(dict(utterance.extra), sort_keys=True, ensure_ascii=False) if utterance.extra else ""
     return values
 
 
 def source_hash(shard: ShardPlan) -> str:
-    """SHA-256 over all that decides a shard's bytes: metadata, order, and the content of every source file."""
+    """SHA-256 over all that decides a shard's bytes: metadata, order, and size and CRC-32 of every source file."""
     digest = hashlib.sha256(f"layout {LAYOUT_VERSION}".encode())
     contents: dict[Path, str] = {}
     for utterance in shard.utterances:
@@ -148,11 +150,14 @@ def check_keys(utterances: Sequence[Utterance]) -> None:
 
 
 def _content_hash(path: Path) -> str:
+    size, crc = 0, 0
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb", buffering=0) as file:
+            while content := file.read(1 << 20):
+                size, crc = size + len(content), zlib.crc32(content, crc)
     except OSError:
         return "unreadable"  # decoding will say why
+    return f"{size} {crc:08x}"
 
 
 def _groupings(utterances: Iterable[Utterance]) -> dict[str, Grouping]:

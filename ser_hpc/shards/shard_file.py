@@ -9,16 +9,14 @@ clip is left has an index and no tar.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +27,7 @@ from ser_hpc.files import aside
 from ser_hpc.shards import audio
 from ser_hpc.shards.findings import Measured, Rules
 from ser_hpc.shards.index import SCHEMA, Shard, index_path, parse_index
+from ser_hpc.shards.members import BLOCK, tar_end, tar_member
 from ser_hpc.shards.plan import ShardPlan, describe, source_hash
 from ser_hpc.shards.workers import check_stopped
 
@@ -57,19 +56,19 @@ def write_shard(plan: ShardPlan, out: Path, rules: Rules, without: frozenset[str
     full; then nothing half-written is there.
     """
     tar = out / plan.path
-    digest = source_hash(plan)  # before decoding: a source that changes now is seen next time
+    sources = source_hash(plan)  # before decoding: a source that changes now is seen next time
 
     def unwanted(clip: Measured) -> bool:
         return rules.drops(clip) if without is None else clip.key in without
 
-    with disk_errors_in_words(tar), _standing(plan, out, digest) as standing:
+    with disk_errors_in_words(tar), _standing(plan, out, sources) as standing:
         with aside(tar) as temporary:
-            rows, dropped = _write_tar(temporary, plan, standing, rules, unwanted)
-            record = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)} if rows else {"bytes": 0, "sha256": ""}
+            rows, dropped, digest = _write_tar(temporary, plan, standing, rules, unwanted)
+            record = {"bytes": temporary.stat().st_size, "sha256": digest} if rows else {"bytes": 0, "sha256": ""}
         if not rows:
             index_path(tar).unlink(missing_ok=True)
             tar.unlink()
-        index = _Index.make(rows, {"source_hash": digest} | record | {"dropped": [asdict(clip) for clip in dropped]})
+        index = _Index.make(rows, {"source_hash": sources} | record | {"dropped": [asdict(clip) for clip in dropped]})
         content = index.serialised()
         with aside(index_path(tar)) as temporary:
             temporary.write_bytes(content)
@@ -125,7 +124,7 @@ class _Standing:
 
 
 @contextmanager
-def _standing(plan: ShardPlan, out: Path, digest: str) -> Iterator[_Standing]:
+def _standing(plan: ShardPlan, out: Path, sources: str) -> Iterator[_Standing]:
     """What stands there, if it was made from these sources and is undamaged."""
     tar = out / plan.path
     try:
@@ -138,18 +137,19 @@ def _standing(plan: ShardPlan, out: Path, digest: str) -> Iterator[_Standing]:
         yield _Standing()
         return
     with file:
-        same = index.record["source_hash"] == digest
+        same = index.record["source_hash"] == sources
         whole = hashlib.file_digest(file, "sha256").hexdigest() == index.record["sha256"]
         yield _Standing(file.fileno(), measured, places) if same and whole else _Standing()
 
 
 def _write_tar(
     path: Path, plan: ShardPlan, standing: _Standing, rules: Rules, unwanted: Callable[[Measured], bool]
-) -> tuple[list[dict[str, Any]], list[Measured]]:
-    """The rows of what was written, and what was left out."""
+) -> tuple[list[dict[str, Any]], list[Measured], str]:
+    """The rows of what was written, what was left out, and the file's SHA-256."""
     rows: list[dict[str, Any]] = []
     dropped: list[Measured] = []
-    with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    at, digest = 0, hashlib.sha256()
+    with path.open("wb") as file:
         for utterance in plan.utterances:
             check_stopped()
             clip, payload = standing.measured.get(utterance.key), standing.payload(utterance.key)
@@ -159,8 +159,13 @@ def _write_tar(
                 announced = Measured(clip.key, clip.reason, clip.num_samples)
                 dropped.append(announced if rules.drops(announced) else clip)  # the same, heard or not
             else:
-                rows.append(_add_clip(tar, file, utterance, clip, payload))
-    return rows, dropped
+                row, content = _members(utterance, clip, payload, at)
+                rows.append(row)
+                at += file.write(content)
+                digest.update(content)
+        digest.update(end := tar_end(at))
+        file.write(end)
+    return rows, dropped, digest.hexdigest()
 
 
 def _encoded(utterance: Utterance, rules: Rules, unwanted: Callable[[Measured], bool]) -> tuple[Measured, bytes | None]:
@@ -174,30 +179,21 @@ def _encoded(utterance: Utterance, rules: Rules, unwanted: Callable[[Measured], 
         heard = audio.decode(*source)
     except audio.BadClipError as error:
         return Measured(utterance.key, reason=str(error)), None
-    clip = Measured(
-        key=utterance.key,
-        num_samples=len(heard.samples),
-        clipped=heard.clipped,
-        level_db=audio.level_db(heard.samples),
-        sound=audio.sound_hash(heard.samples),
-    )
-    return clip, None if unwanted(clip) else audio.encode_flac(heard.samples)
+    clip = Measured(utterance.key, "", len(heard.samples), heard.clipped, audio.level_db(heard.samples))
+    if unwanted(clip):
+        return replace(clip, sound=audio.sound_hash(heard.samples)), None
+    payload = audio.encode_flac(heard.samples)
+    return replace(clip, sound=audio.flac_sound_hash(payload)), payload
 
 
-def _add_clip(tar: tarfile.TarFile, file: BinaryIO, utterance: Utterance, clip: Measured, payload: bytes) -> dict[str, Any]:
+def _members(utterance: Utterance, clip: Measured, payload: bytes, at: int) -> tuple[dict[str, Any], bytes]:
+    """A clip's row, and its two members as they stand in a tar from byte `at` on."""
     described = describe(utterance)
     sound = {"rate_hz": audio.RATE, "num_samples": clip.num_samples, "sound": clip.sound}
-    offset = file.tell() + tarfile.BLOCKSIZE  # behind the member's header
-    _add_member(tar, f"{utterance.key}.flac", payload)
-    _add_member(tar, f"{utterance.key}.json", json.dumps(described | sound, allow_nan=False, ensure_ascii=False).encode())
-    measures = {name: getattr(clip, name) for name in _MEASURES}
-    return measures | {"offset": offset, "size": len(payload), "crc32": zlib.crc32(payload)} | described
-
-
-def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # its defaults: time 0, owner 0, no owner's name, mode 0644
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
+    text = json.dumps(described | sound, allow_nan=False, ensure_ascii=False).encode()
+    content = tar_member(f"{utterance.key}.flac", payload) + tar_member(f"{utterance.key}.json", text)
+    place = {"offset": at + BLOCK, "size": len(payload), "crc32": zlib.crc32(payload)}  # behind the member's header
+    return {name: getattr(clip, name) for name in _MEASURES} | place | described, content
 
 
 @dataclass(frozen=True, slots=True)

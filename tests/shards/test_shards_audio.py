@@ -87,16 +87,16 @@ def test_sound_at_full_scale_or_beyond_is_counted_in_the_source(tmp_path: Path, 
 
 def test_level_is_that_of_the_sound_not_of_clicks_offsets_or_pauses() -> None:
     rng = np.random.default_rng(0)
-    noise = rng.normal(0, 2.0, 5 * RATE)  # -84 dBFS
-    assert audio.level_db(noise.astype(np.int16)) < -80
+    noise = rng.normal(0, 2.0, 5 * RATE)  # -84 dBFS, and ten more at its peaks
+    assert audio.level_db(noise.astype(np.int16)) < -74
     clicks = noise.copy()
     clicks[[100, 20_000, 50_000]] = 32_767
     offset, drifting = noise + 900, noise + np.linspace(-3000, 3000, len(noise))
     for quiet in (clicks, offset, drifting):
-        assert audio.level_db(quiet.astype(np.int16)) < -75
+        assert audio.level_db(quiet.astype(np.int16)) < -68
     word = noise.copy()
-    word[30_000:32_000] += 300 * np.sin(np.arange(2000) / 10)  # 125 ms at -44 dBFS
-    assert -46 < audio.level_db(word.astype(np.int16)) < -42
+    word[30_000:32_000] += 300 * np.sin(np.arange(2000) / 10)  # 125 ms at -41 dBFS
+    assert -42 < audio.level_db(word.astype(np.int16)) < -40
     assert audio.level_db(np.zeros(50, np.int16)) == audio.level_db(np.full(9999, 77, np.int16)) == -140.0
     assert audio.level_db((32_767 * np.sign(np.sin(np.arange(RATE)))).astype(np.int16)) == pytest.approx(0, abs=0.1)
 
