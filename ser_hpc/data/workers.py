@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -52,8 +52,6 @@ class Ahead:
         if workers:
             context = multiprocessing.get_context("spawn")  # a fork would copy the locks of NCCL's and gloo's threads
             self._pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(maker,))
-            with _born_deaf():
-                self._pool.submit(os.getpid)  # the first task starts all processes
         else:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="reader")
 
@@ -63,7 +61,8 @@ class Ahead:
         work = _make if self.workers else self._maker.read
         try:
             for window in windows:
-                waiting.append((window, self._pool.submit(work, window)))
+                with _born_deaf() if self.workers else nullcontext():  # a task that finds no idle process starts one
+                    waiting.append((window, self._pool.submit(work, window)))
                 if len(waiting) > self._depth:
                     yield self._done(*waiting.popleft())
             while waiting:
@@ -99,7 +98,8 @@ def _born_deaf() -> Iterator[None]:
 def _begin(maker: SoundMaker) -> None:
     global _maker
     _maker = maker
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for watch in (_end_with_parent, _end_at_its_word):
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _end_with_parent() -> None:
@@ -107,6 +107,14 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def _end_at_its_word() -> None:
+    """Of the signals that are blocked, only the executor's own TERM counts: it ends the others when one worker is lost."""
+    while True:
+        told = signal.sigwaitinfo(IGNORED)
+        if told.si_signo == signal.SIGTERM and told.si_pid == os.getppid():
+            os._exit(1)
 
 
 def _make(window: Sequence[Wanted]) -> list[Sounds]:
