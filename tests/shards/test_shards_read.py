@@ -183,10 +183,11 @@ def test_shard_that_vanishes_while_reading_is_a_user_error(packed: Path) -> None
 def test_reading_an_index_leaves_no_thread_behind(packed: Path) -> None:
     """A thread of arrow's pool alive at the interpreter's end aborts it: a command's exit code would be lost, now and then."""
     program = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from ser_hpc.shards.index import ShardIndex
 ShardIndex.load(Path(sys.argv[1]))
+time.sleep(0.3)  # a thread that was joined is still there for a moment
 names = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")]
 print([name for name in names if name != "jemalloc_bg_thd"][1:])  # which the allocator starts, and which does no harm
 """
