@@ -1,7 +1,8 @@
 """Encoders of the transformers library: loaded or drawn at random, made deterministic, frozen as far as the settings say.
 
-Layerdrop and transformers' own SpecAugment are switched off: with them a parameter may go unused in a step, which plain data
-parallelism forbids and ZeRO-3 waits for in vain; the mask embedding, which nothing else uses, then does not exist.
+Layerdrop and transformers' own SpecAugment are switched off (spec_augment.py is ours): with them a parameter may go unused in a
+step, which plain data parallelism forbids and ZeRO-3 waits for in vain; the mask embedding, which nothing else uses, then does
+not exist.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from transformers.utils.hub import cached_file
 
 from ser_hpc.config.settings import EncoderModel
 from ser_hpc.errors import UserError, listed
+from ser_hpc.models.spec_augment import SpecAugment
 from ser_hpc.models.waveform import Waveform
 from ser_hpc.models.whisper import WhisperMel
 
@@ -49,9 +51,10 @@ def load(settings: EncoderModel) -> tuple[Waveform | WhisperMel, nn.Module, int]
     model = _pretrained(settings.weights, config) if settings.weights else _random(config)
     for part in _frozen(model, settings):
         part.requires_grad_(False)
+    masks = SpecAugment(settings.spec_augment)
     if config.model_type == "whisper":
-        return WhisperMel(model, config, settings.whisper_pad_to_30s), model, config.hidden_size
-    return Waveform(model, config, _normalize(settings)), model, config.hidden_size
+        return WhisperMel(model, config, settings.whisper_pad_to_30s, masks), model, config.hidden_size
+    return Waveform(model, config, _normalize(settings), masks), model, config.hidden_size
 
 
 def _frozen(model: Any, settings: EncoderModel) -> list[nn.Module]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ser_hpc.models import ragged, stem
 from ser_hpc.models.attention import PACKED, GatedAttention
 from ser_hpc.models.packed import Packing, gathered, spread
+from ser_hpc.models.spec_augment import SpecAugment
 
 
 class Waveform:
@@ -28,8 +29,8 @@ class Waveform:
 
     max_seconds: float | None = None
 
-    def __init__(self, model: Any, config: Any, normalize: bool) -> None:
-        self.normalize = normalize
+    def __init__(self, model: Any, config: Any, normalize: bool, masks: SpecAugment) -> None:
+        self.normalize, self.masks = normalize, masks
         self.stride = math.prod(config.conv_stride)
         self.least = 1
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
@@ -57,6 +58,8 @@ class Waveform:
         x = gathered(model.feature_extractor(wave, slots, counts), frames.lengths, slots.lengths)
         projected = model.feature_projection(x[None])
         hidden = projected[0] if isinstance(projected, tuple) else projected
+        if model.training:
+            hidden = self.masks(hidden[0], frames.lengths)[None]
         return self.transformer(model.encoder, hidden, frames)[0], torch.tensor(frames.lengths)
 
     def wave(self, samples: Tensor, lengths: list[int], slots: Packing, dtype: torch.dtype) -> Tensor:

@@ -17,6 +17,7 @@ from transformers import WhisperFeatureExtractor
 from ser_hpc.models import ragged
 from ser_hpc.models.attention import PACKED
 from ser_hpc.models.packed import Packing, gathered, spread
+from ser_hpc.models.spec_augment import SpecAugment
 
 RATE = 16_000
 GAP = 4  # Mel frames between clips: more than any window or kernel reaches across, and even, as conv2 halves the rate
@@ -27,11 +28,11 @@ class WhisperMel:
     full length (30 s). `pad`: every clip is padded with silence to it, as in training; what is pooled are the real frames.
     """
 
-    def __init__(self, model: Any, config: Any, pad: bool) -> None:
+    def __init__(self, model: Any, config: Any, pad: bool, masks: SpecAugment) -> None:
         extractor: Any = WhisperFeatureExtractor(feature_size=config.num_mel_bins)  # type: ignore[no-untyped-call]
         self.window, self.hop = extractor.n_fft, extractor.hop_length
         self.filters = torch.from_numpy(extractor.mel_filters)  # (bins, bands)
-        self.pad = pad
+        self.pad, self.masks = pad, masks
         self.stride = 2 * self.hop  # samples per frame
         self.most = config.max_source_positions
         self.max_seconds: float | None = self.most * self.stride / RATE
@@ -49,6 +50,9 @@ class WhisperMel:
         moved = gathered(samples.to(parameter.device, non_blocking=True), kept, given)
         with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
             mel, own = self.log_mel(moved, kept, frames, ragged.at_least_float32(parameter.dtype))
+            if model.training:
+                heard = [-(-length // self.hop) for length in kept]
+                mel = self.masks(mel, heard, [2 * length + GAP for length in frames.lengths])
         x = F.gelu(model.conv1(mel.to(parameter.dtype).T[None]))
         x = x * own.to(x.dtype)  # conv2 must see zeros around a clip again
         x = F.gelu(model.conv2(x))[0].T

@@ -1,0 +1,44 @@
+"""SpecAugment (Park et al. 2019) for pretrained encoders: in training, stretches of a clip's frames and features become zero.
+
+Drawn clip by clip from torch's CPU generator, which the loop seeds for each micro-batch. Zeros, not transformers' learned
+vector: a parameter that some steps do not use would hold up ZeRO-3 and plain data parallelism.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ser_hpc.config.settings import SpecAugmentSettings
+
+
+class SpecAugment:
+    """`settings`: parts and widths of what is masked; nothing is drawn for a part of 0."""
+
+    def __init__(self, settings: SpecAugmentSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, x: Tensor, lengths: Sequence[int], rooms: Sequence[int] | None = None) -> Tensor:
+        """Packed clips (T, D) -> the same, masked. `lengths`: each clip's real rows, the first of its `rooms` (None: all)."""
+        told, rooms = self.settings, rooms or lengths
+        if told.time_prob:
+            kept = [_kept(length, told.time_prob, told.time_frames, room) for length, room in zip(lengths, rooms, strict=True)]
+            x = x * torch.cat(kept).to(x.device, x.dtype, non_blocking=True)[:, None]
+        if told.feature_prob:
+            width = x.shape[1]
+            features = torch.stack([_kept(width, told.feature_prob, told.feature_width, width) for _ in lengths])
+            counts = torch.tensor(rooms).to(x.device, non_blocking=True)
+            moved = features.to(x.device, x.dtype, non_blocking=True)
+            x = x * torch.repeat_interleave(moved, counts, dim=0, output_size=len(x))
+        return x
+
+
+def _kept(length: int, part: float, width: int, room: int) -> Tensor:
+    """(room,) bool: False in stretches of `width` among the first `length`, together about `part` of them."""
+    kept = torch.ones(room, dtype=torch.bool)
+    count = min(int(part * length / width + float(torch.rand(()))), length // width)
+    for start in torch.randperm(max(0, length - width + 1))[:count].tolist():
+        kept[start : start + width] = False
+    return kept
