@@ -9,16 +9,13 @@ A job that is preempted, loses its node or comes to its time limit is queued aga
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ser_hpc import console
 from ser_hpc.cluster import batch, code, preflight, site, slurm
 from ser_hpc.cluster.slurm_queue import SlurmError, squeue
 from ser_hpc.config.load import load
@@ -31,16 +28,10 @@ WORKERS, JOBS = 8, 8
 _GB_PER_WORKER = 2
 
 
-@dataclass(frozen=True, slots=True)
-class PackPart:
-    """What submitit pickles and a job calls: `python -m ser_hpc.pack` with these arguments."""
+class PackPart(slurm.Command):
+    """A job's `python -m ser_hpc.pack`."""
 
-    arguments: tuple[str, ...]
-
-    def __call__(self) -> None:
-        from ser_hpc import pack
-
-        sys.exit(console.exit_code(lambda: pack.main(self.arguments)))
+    __slots__ = ()
 
     def checkpoint(self) -> Any:
         """Called by submitit before the time limit, or when the job is preempted: what is to be queued in its place."""
@@ -79,7 +70,7 @@ def submit(
     if dry_run:
         screen.print(f"{script}\n\nNothing was submitted: {num_jobs} jobs as above would be.", markup=False)
         return True
-    parts = [PackPart((*arguments, "--part", f"{number}/{num_jobs}")) for number in range(num_jobs)]
+    parts = [PackPart("ser_hpc.pack", (*arguments, "--part", f"{number}/{num_jobs}")) for number in range(num_jobs)]
     environment = code.environment(code.snapshot(home))
     with slurm.slurms_words():
         executor = _executor(folder, out.resolve().name, cluster, environment)
