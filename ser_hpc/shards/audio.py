@@ -162,18 +162,21 @@ def _num_samples(frames: int, rate: int) -> int:
 def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     head = b""
     try:
-        with path.open("rb", buffering=0) as file:
-            head = file.read(_HEAD)
-            mended = _mended_wav(file, head)
-        with soundfile.SoundFile(mended or path, "r") as sound:  # by path: without Python between it and the file
-            yield sound
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            head = os.pread(file, _HEAD, 0)
+            # By its descriptor: a Python file would stand between libsndfile and every read.
+            with soundfile.SoundFile(_mended_wav(file, head) or file, "r", closefd=False) as sound:
+                yield sound
+        finally:
+            os.close(file)
     except FileNotFoundError:
         raise BadClipError("is a link to a file that is not there" if path.is_symlink() else "does not exist") from None
     except OSError as error:
         raise BadClipError(f"cannot be read: {error.strerror or error}") from error
     except MemoryError:
         raise BadClipError("announces more sound than memory holds") from None
-    except (RuntimeError, TypeError) as error:  # libsndfile's errors; TypeError where it takes a file for headerless
+    except (RuntimeError, struct.error) as error:  # libsndfile's, and our own look at a header that ends too early
         raise BadClipError(_why_undecodable(head, error)) from error
 
 
@@ -190,14 +193,14 @@ def _why_undecodable(head: bytes, error: Exception) -> str:
     return f"cannot be decoded as audio ({getattr(error, 'error_string', error)}); convert it to WAV or FLAC"
 
 
-def _mended_wav(file: io.FileIO, head: bytes) -> io.BytesIO | None:
+def _mended_wav(file: int, head: bytes) -> io.BytesIO | None:
     """A WAV streamed with size 0 as a copy that states its true size; None for others. Raises BadClipError if truncated."""
-    size = os.fstat(file.fileno()).st_size
+    size = os.fstat(file).st_size
     if head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:12] != b"WAVE":
         return None
     riff_size, data64, at = struct.unpack_from("<I", head, 4)[0], None, 12
     while at + 8 <= size:
-        chunk = head[at : at + 24] if at + 24 <= len(head) else os.pread(file.fileno(), 24, at)
+        chunk = head[at : at + 24] if at + 24 <= len(head) else os.pread(file, 24, at)
         name, length = struct.unpack_from("<4sI", chunk)
         if name == b"ds64":
             data64 = struct.unpack_from("<16xQ", chunk)[0]
@@ -210,8 +213,8 @@ def _mended_wav(file: io.FileIO, head: bytes) -> io.BytesIO | None:
     if data64 is not None and length == 0xFFFFFFFF:
         length = data64
     if length == 0 and present and riff_size in _STREAMING:
-        file.seek(0)
-        whole = bytearray(file.readall())
+        with open(file, "rb", closefd=False) as stream:
+            whole = bytearray(stream.read())
         whole[at + 4 : at + 8] = struct.pack("<I", present)
         return io.BytesIO(whole)
     if length > present and length not in _STREAMING:

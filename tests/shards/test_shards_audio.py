@@ -152,6 +152,7 @@ def test_truncated_flac_is_refused(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git-lfs pointer"),
         (b"\x00\x01\x02\x03" * 500, "cannot be decoded"),
         (b"RIFF\x24\x00\x00\x00WAVE", "truncated"),
+        (b"RF64\xff\xff\xff\xffWAVEds64\x1c\x00\x00\x00\x00", "cannot be decoded"),
         (wav_bytes(np.zeros(0, np.int16)), "0 frames"),
         (wav_bytes(np.zeros(1, np.int16), 96_000), "holds no sound"),
     ],
