@@ -13,12 +13,12 @@ dropped in silence. `column` may name any text that the clips carry, the corpus'
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import yaml
 
 from ser_hpc.corpora.utterance import Metadata
@@ -44,9 +44,10 @@ class LabelSet:
 
     def annotations(self, metadata: Metadata) -> np.ndarray:
         """What the set reads of each clip: object array of str, (num_clips,). Raises UserError for an unknown column."""
-        first, *others = (metadata.column(name).tolist() for name in self.columns)
-        joined = ["/".join(words) for words in zip(first, *others, strict=True)] if others else first
-        return np.array(joined, dtype=object)
+        first, *others = (metadata.column(name) for name in self.columns)
+        if not others:
+            return first
+        return np.array(["/".join(words) for words in zip(first, *others, strict=True)], dtype=object)
 
     def targets(self, metadata: Metadata) -> np.ndarray:
         """Class index of each clip, `DROPPED` (-1) where the set gives it no class. int64 (num_clips,).
@@ -55,28 +56,37 @@ class LabelSet:
         """
         index = {name: i for i, name in enumerate(self.classes)}
         common = {name: name for name in self.classes} | self.mapping
-        pairs = list(zip(metadata.corpus.tolist(), self.annotations(metadata).tolist(), strict=True))
-        codes, unknown = {}, {}
-        for (corpus, word), clips in Counter(pairs).items():
+        corpora, corpus_of = _encoded(metadata.corpus)
+        words, word_of = _encoded(self.annotations(metadata))
+        pair_of = corpus_of.astype(np.int64) * len(words) + word_of
+        target = np.full(len(corpora) * len(words), DROPPED, dtype=np.int64)
+        unknown = {}
+        for pair, clips in enumerate(np.bincount(pair_of, minlength=len(target)).tolist()):
+            corpus, word = corpora[pair // len(words)], words[pair % len(words)]
             known = common | self.by_corpus.get(corpus, {})
-            if word in known:
-                name = known[word]
-                codes[corpus, word] = DROPPED if name is None else index[name]
-            else:
+            if clips and word not in known:
                 unknown[corpus, word] = clips
+            elif clips and (name := known[word]) is not None:
+                target[pair] = index[name]
         if unknown:
             found = listed([f"{word!r} of {corpus} ({clips} clips)" for (corpus, word), clips in sorted(unknown.items())])
             raise UserError(
                 f"label set {self.name!r} does not know the {'/'.join(self.columns)} {found}; it knows "
                 f"{listed(sorted(common), 20)}. Give each a class under `map`, or null to leave it out."
             )
-        return np.array([codes[pair] for pair in pairs], dtype=np.int64)
+        return target[pair_of]
 
     def identity(self) -> dict[str, Any]:
         """What of it changes a result: all but its name."""
         per_corpus = {"by_corpus": self.by_corpus} if self.by_corpus else {}
         columns = {"columns": self.columns} if self.columns != ("emotion",) else {}
         return {"classes": self.classes, "map": sorted(self.mapping.items()), **per_corpus, **columns}
+
+
+def _encoded(words: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The different words, and each row's place among them."""
+    encoded = pa.array(words, pa.large_string()).dictionary_encode()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
 
 def as_annotated(metadata: Metadata) -> LabelSet:
