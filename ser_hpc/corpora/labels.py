@@ -74,7 +74,8 @@ class LabelSet:
                 f"label set {self.name!r} does not know the {'/'.join(self.columns)} {found}; it knows "
                 f"{listed(sorted(common), 20)}. Give each a class under `map`, or null to leave it out."
             )
-        return target[pair_of]
+        targets: np.ndarray = target[pair_of]
+        return targets
 
     def identity(self) -> dict[str, Any]:
         """What of it changes a result: all but its name."""
