@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import inspect
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -56,7 +57,8 @@ class Augment:
 
     def words(self) -> list[str]:
         """Each transform with all its arguments, defaults as well."""
-        return [repr(transform) for transform in self._chain]
+        with warnings.catch_warnings(action="ignore"):  # about arguments that audiomentations itself forgot
+            return [repr(transform) for transform in self._chain]
 
 
 def check(transforms: Sequence[Transform]) -> list[str]:
