@@ -117,7 +117,7 @@ def _normalized_filters(conv: Filters, norm: ClipNorm, wave: Tensor, slots: Pack
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wave.dtype
     per_slot = wave.shape[1] // stride
     windows = F.pad(wave.flatten(), (0, max(0, taps - stride))).unfold(0, taps, stride)[: slots.total * per_slot]
-    windows = windows.view(slots.total, per_slot, taps)
+    windows = windows.view(slots.total, per_slot, taps).contiguous()  # as the products want them
     with torch.autocast(device, enabled=False):
         mean, covariance = _window_statistics(windows, slots, (samples - taps) // stride + 1)
         weight, bias = conv()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ser_hpc.models import ragged, stem
+from ser_hpc.models import positions, ragged, stem
 from ser_hpc.models.attention import PACKED, GatedAttention
 from ser_hpc.models.packed import Packing, gathered, spread
 from ser_hpc.models.spec_augment import SpecAugment
@@ -35,9 +35,9 @@ class Waveform:
         self.least = 1
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
             self.least = (self.least - 1) * stride + kernel
-        self.gap = config.num_conv_pos_embeddings // 2  # frames: as far as the positional convolution reaches
         self.norm_first = bool(config.do_stable_layer_norm)
         stem.adopt(model.feature_extractor)
+        positions.adopt(model.encoder.pos_conv_embed)
         if config.model_type == "wavlm":
             for layer in model.encoder.layers:
                 layer.attention.__class__ = GatedAttention
@@ -81,9 +81,9 @@ class Waveform:
 
     def transformer(self, encoder: Any, hidden: Tensor, frames: Packing) -> Tensor:
         """(1, T, width) -> (1, T, width): what transformers' encoder does to one clip, to each."""
-        rooms = [length + self.gap for length in frames.lengths]
-        positions = encoder.pos_conv_embed(spread(hidden[0], frames.lengths, rooms)[None])
-        hidden = hidden + gathered(positions[0], frames.lengths, rooms)
+        rooms = [encoder.pos_conv_embed.conv.room(length) for length in frames.lengths]
+        placed = encoder.pos_conv_embed(spread(hidden[0], frames.lengths, rooms)[None])
+        hidden = hidden + gathered(placed[0], frames.lengths, rooms)
         hidden = encoder.dropout(hidden if self.norm_first else encoder.layer_norm(hidden))
         bias: Tensor | None = None
         for layer in encoder.layers:
