@@ -23,7 +23,7 @@ _SLASH = pa.scalar("/", pa.large_string())
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Names as numbers: row i has `names[codes[i]]`, or none where its code is -1. `codes`: int64 (num_clips,)."""
+    """Names as numbers: row i has `names[codes[i]]`, or none where its code is -1. `codes`: int32 (num_clips,)."""
 
     names: tuple[str, ...]
     codes: np.ndarray
@@ -37,7 +37,7 @@ class Column:
         order = pc.sort_indices(encoded.dictionary.take(kept)).to_numpy()
         names = encoded.dictionary.take(kept[order]).to_pylist()
         empty = int(names[:1] == [""])
-        code = np.full(len(encoded.dictionary), -1)
+        code = np.full(len(encoded.dictionary), -1, dtype=np.int32)
         code[kept[order]] = np.arange(len(names)) - empty
         return cls(tuple(names[empty:]), code[place])
 
