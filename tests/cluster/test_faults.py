@@ -69,8 +69,8 @@ def uninterrupted(base: Path, ranks: int, strategy: str, *more: str) -> TrialDir
 
 
 def launch(slurm: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # A job of a minute is asked to stop after 40 s: a busy machine needs half of that to start.
-    small = ["cluster.cpus_per_gpu=1", "cluster.mem_gb_per_gpu=2", "cluster.stop_before_end_s=20"]
+    # A job of two minutes is asked to stop after half of them, or up to half a minute before: a busy machine needs that to start.
+    small = ["cluster.cpus_per_gpu=1", "cluster.mem_gb_per_gpu=2", "cluster.stop_before_end_s=60"]
     command = [sys.executable, "-m", "ser_hpc.launch", *arguments, *small]
     return subprocess.run(command, env=with_slow_steps(slurm), capture_output=True, text=True, timeout=120)
 
@@ -165,14 +165,14 @@ PAIRS = {
 )
 def test_interrupted_is_uninterrupted(slurm: Cluster, base: Path, way: str, how: str) -> None:
     """In the middle of training; steps since the last save are made again, nothing else is lost."""
-    longer = ["train.epochs=64"] if how == "time limit" else []
-    limit = ["--time", "1"] if how == "time limit" else []
+    longer = ["train.epochs=80"] if how == "time limit" else []
+    limit = ["--time", "2"] if how == "time limit" else []
     run, jobs = submitted(slurm, base, f"{way} {how}".replace(" ", "-"), way, *limit, *longer)
     trial = run.trial(TRIAL)
     if how != "time limit":
         wait_for_step(trial, 20)
         INTERRUPTIONS[how](slurm, trial)
-    assert set(slurm.wait(jobs, timeout_s=600).values()) == {"COMPLETED"}, log_of(run)
+    assert set(slurm.wait(jobs, timeout_s=900).values()) == {"COMPLETED"}, log_of(run)
     assert len(trial.attempts) > 1 or how == "rank killed", "it was not interrupted"
     if how in ("preempted", "time limit"):
         assert how_it_ended(trial.attempts[0]).how == "stopped"
