@@ -69,7 +69,7 @@ def uninterrupted(base: Path, ranks: int, strategy: str, *more: str) -> TrialDir
 
 
 def launch(slurm: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # A job of two minutes is asked to stop after half of them, or up to half a minute before: a busy machine needs that to start.
+    # A job of two minutes is asked to stop after one, or up to half a minute before: a busy machine needs that to start.
     small = ["cluster.cpus_per_gpu=1", "cluster.mem_gb_per_gpu=2", "cluster.stop_before_end_s=60"]
     command = [sys.executable, "-m", "ser_hpc.launch", *arguments, *small]
     return subprocess.run(command, env=with_slow_steps(slurm), capture_output=True, text=True, timeout=120)
