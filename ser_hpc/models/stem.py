@@ -48,36 +48,36 @@ class FrameConv(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         taps, stride = self.kernel_size[0], self.stride[0]
-        weight = self.weight.permute(2, 1, 0).flatten(0, 1)  # (taps * C, C')
+        weight, bias = self.weight.permute(2, 1, 0).flatten(0, 1), self.bias  # (taps * C, C'), (C',)
         if self.in_channels == 1:  # windows of a waveform are small: one product of all taps at once
             windows = F.pad(x[:, 0], (0, max(0, taps - stride))).unfold(0, taps, stride)
-            rows: Tensor = windows[: len(x) // stride] @ weight
+            rows: Tensor = F.linear(windows[: len(x) // stride], weight.T, bias)
         else:
             device = x.device.type
             if torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)
-                x, weight = x.to(dtype), weight.to(dtype)
+                x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
             with torch.autocast(device, enabled=False):
-                rows = _StridedProduct.apply(x, weight, stride)  # type: ignore[no-untyped-call]
-        return rows if self.bias is None else rows + self.bias.to(rows.dtype)
+                rows = _StridedProduct.apply(x, weight, bias, stride)  # type: ignore[no-untyped-call]
+        return rows
 
 
 class _StridedProduct(torch.autograd.Function):
     """A convolution's products, taps in blocks of `stride`: row t is the sum over blocks b of rows[t + b] @ weight[b]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
         rows = x.reshape(len(x) // stride, -1)
         first, *others = torch.split(weight, rows.shape[1])
-        out: Tensor = rows @ first
+        out: Tensor = rows @ first if bias is None else torch.addmm(bias, rows, first)
         for shift, block in enumerate(others, start=1):
             out[:-shift].addmm_(rows[shift:, : len(block)], block)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         rows = x.reshape(len(x) // ctx.stride, -1)
         first, *others = torch.split(weight, rows.shape[1])
@@ -90,7 +90,15 @@ class _StridedProduct(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             later = [rows[shift:, : len(block)].T @ grad[:-shift] for shift, block in enumerate(others, start=1)]
             grad_weight = torch.cat([rows.T @ grad, *later])
-        return grad_x, grad_weight, None
+        return grad_x, grad_weight, grad.sum(0) if ctx.needs_input_grad[2] else None, None
+
+
+class FrameNorm(nn.LayerNorm):
+    """nn.LayerNorm in the precision of its input: autocast would widen what the next product narrows again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class Filters(nn.Conv1d):
@@ -145,7 +153,8 @@ def adopt(extractor: Any) -> None:
     """Give transformers' feature encoder and its convolutions the forward of this module; parameters and names stay."""
     extractor.__class__ = Stem
     for layer in extractor.conv_layers:
-        grouped = isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm)
+        norm = getattr(layer, "layer_norm", None)
+        grouped = isinstance(norm, nn.GroupNorm)
         layer.conv.__class__ = Filters if grouped else FrameConv
-        if grouped:
-            layer.layer_norm.__class__ = ClipNorm
+        if norm is not None:
+            norm.__class__ = ClipNorm if grouped else FrameNorm
