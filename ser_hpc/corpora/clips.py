@@ -18,6 +18,7 @@ from ser_hpc.errors import UserError, listed
 
 NOWHERE, TRAIN, DEV, TEST = -1, 0, 1, 2
 SIDES = ("training", "dev", "test")
+_AT_ONCE = 1 << 20
 _SLASH = pa.scalar("/", pa.large_string())
 
 
@@ -29,17 +30,29 @@ class Column:
     codes: np.ndarray
 
     @classmethod
-    def of(cls, values: pa.Array, least: int = 1) -> Column:
-        """Names are sorted. Empty values have no code, nor have those that stand in fewer than `least` rows."""
+    def of(cls, values: pa.Array) -> Column:
+        """Names are sorted. Empty values have no code."""
         encoded = values.dictionary_encode()
-        place = encoded.indices.to_numpy()
-        kept = np.flatnonzero(np.bincount(place, minlength=len(encoded.dictionary)) >= least)
-        order = pc.sort_indices(encoded.dictionary.take(kept)).to_numpy()
-        names = encoded.dictionary.take(kept[order]).to_pylist()
+        order = pc.sort_indices(encoded.dictionary).to_numpy()
+        names = encoded.dictionary.take(order).to_pylist()
         empty = int(names[:1] == [""])
-        code = np.full(len(encoded.dictionary), -1, dtype=np.int32)
-        code[kept[order]] = np.arange(len(names)) - empty
-        return cls(tuple(names[empty:]), code[place])
+        code = np.empty(len(order), dtype=np.int32)
+        code[order] = np.arange(len(names)) - empty
+        return cls(tuple(names[empty:]), code[encoded.indices.to_numpy()])
+
+    @classmethod
+    def of_repeated(cls, values: pa.Array) -> Column:
+        """The same, but a value that stands once has no code either: a table of ten million different ones takes gigabytes."""
+        parts = (values[start : start + _AT_ONCE].to_pylist() for start in range(0, len(values), _AT_ONCE))
+        hashes = np.concatenate([np.fromiter(map(hash, part), np.int64, len(part)) for part in parts])
+        ordered = np.sort(hashes)
+        rows = np.flatnonzero(np.isin(hashes, ordered[1:][ordered[1:] == ordered[:-1]]))
+        some = cls.of(values.take(pa.array(rows)))
+        counts = np.bincount(some.codes[some.codes >= 0], minlength=len(some.names))
+        code = np.where(counts > 1, np.cumsum(counts > 1) - 1, -1).astype(np.int32)  # hashes may meet by chance
+        codes = np.full(len(values), -1, dtype=np.int32)
+        codes[rows] = np.where(some.codes >= 0, code[some.codes], -1) if len(rows) else -1
+        return cls(tuple(name for name, count in zip(some.names, counts, strict=True) if count > 1), codes)
 
     def within(self, rows: np.ndarray) -> tuple[str, ...]:
         """The names that occur in `rows` (a mask or positions), sorted."""
@@ -84,6 +97,7 @@ class Clips:
         order = pc.sort_indices(unsorted)
         positions = used[order.to_numpy()]
         key = unsorted.take(order)
+        del unsorted, order
         if len(twice := np.flatnonzero(pc.equal(key[1:], key[:-1]).to_numpy(zero_copy_only=False))):
             names = listed(key.take(twice).to_pylist())
             raise UserError(f"clips that stand twice in the metadata: {names}; pack each corpus once")
@@ -109,7 +123,7 @@ class Clips:
             speaker=of_corpus(pc.if_else(unknown, "", speaker)),
             session=of_corpus(column("session")),
             text=of_corpus(column("text_id")),
-            sound=Column.of(_text(metadata.sound[positions]), least=2),
+            sound=Column.of_repeated(_text(metadata.sound[positions])),
             gender=Column.of(column("gender")),
             split=Column.of(column("split")),
         )
