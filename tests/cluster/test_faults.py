@@ -78,7 +78,8 @@ def launch(slurm: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
 def with_slow_steps(slurm: Cluster) -> dict[str, str]:
     """What a launch hands on to its jobs, so that also a fast machine is still training when it is interrupted."""
     paths = [str(Path(__file__).parent / "slow_steps"), os.environ.get("PYTHONPATH", "")]
-    return slurm.env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    seconds = os.environ.get("STEP_SECONDS", "0.15")
+    return slurm.env | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths)), "STEP_SECONDS": seconds}
 
 
 def submitted(slurm: Cluster, base: Path, name: str, way: str, *more: str) -> tuple[RunDir, list[str]]:
@@ -163,11 +164,11 @@ PAIRS = {
     ("way", "how"),
     [pytest.param(*cell, marks=pytest.mark.faults if cell in PAIRS else pytest.mark.all_faults) for cell in CELLS],
 )
-def test_interrupted_is_uninterrupted(slurm: Cluster, base: Path, way: str, how: str) -> None:
+def test_interrupted_is_uninterrupted(slurm: Cluster, base: Path, monkeypatch: pytest.MonkeyPatch, way: str, how: str) -> None:
     """In the middle of training; steps since the last save are made again, nothing else is lost."""
-    longer = ["train.epochs=80"] if how == "time limit" else []
     limit = ["--time", "2"] if how == "time limit" else []
-    run, jobs = submitted(slurm, base, f"{way} {how}".replace(" ", "-"), way, *limit, *longer)
+    monkeypatch.setenv("STEP_SECONDS", "0.5" if how == "time limit" else "0.15")
+    run, jobs = submitted(slurm, base, f"{way} {how}".replace(" ", "-"), way, *limit)
     trial = run.trial(TRIAL)
     if how != "time limit":
         wait_for_step(trial, 20)
@@ -176,7 +177,7 @@ def test_interrupted_is_uninterrupted(slurm: Cluster, base: Path, way: str, how:
     assert len(trial.attempts) > 1 or how == "rank killed", "it was not interrupted"
     if how in ("preempted", "time limit"):
         assert how_it_ended(trial.attempts[0]).how == "stopped"
-    same(trial, uninterrupted(base, *WAYS[way], *longer))
+    same(trial, uninterrupted(base, *WAYS[way]))
     assert json.loads(run.report_json.read_text())["missing"] == []
 
 

@@ -1,5 +1,6 @@
 """On the PYTHONPATH of a job, makes its training steps last: a fast machine would be done before it can be interrupted."""
 
+import os
 import time
 
 try:
@@ -11,7 +12,7 @@ else:
 
     def reason(self: StopFlag, save_s: float = 0.0) -> str | None:
         """Looked at once a step."""
-        time.sleep(0.15)
+        time.sleep(float(os.environ.get("STEP_SECONDS", "0.15")))
         return look(self, save_s)
 
     StopFlag.reason = reason  # type: ignore[method-assign]
