@@ -214,7 +214,7 @@ class TrainSettings(Section):
     accumulation: Positive | None = None
     """Micro-batches per rank and step; none: as many as `budget_seconds` asks for."""
     budget_seconds: PositiveFloat = 80.0
-    """Memory budget of a micro-batch: seconds of audio per GPU, padding included."""
+    """Memory budget of a micro-batch: seconds of audio per GPU; encoders pad nothing, the acrnn pads to the longest clip."""
     lr: PositiveFloat = 3e-5
     """Peak learning rate of AdamW."""
     warmup: Fraction = 0.1

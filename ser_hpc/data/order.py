@@ -57,11 +57,15 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How a step is cut up: `accumulation` micro-batches per rank, or else as few as `budget_samples` (padded) allows."""
+    """How a step is cut up: `accumulation` micro-batches per rank, or else as few as `budget_samples` allows.
+
+    `padded`: the model pads the clips of a micro-batch to its longest, so it takes clips x longest samples, not their sum.
+    """
 
     ranks: int
     budget_samples: int
     accumulation: int | None = None
+    padded: bool = False
 
 
 def mix(*numbers: int) -> int:
@@ -120,18 +124,18 @@ def _repeats(groups: np.ndarray, seed: int) -> np.ndarray:
 
 
 def cut(positions: np.ndarray, samples: np.ndarray, how: Cut) -> list[np.ndarray]:
-    """Cut a step's clips into micro-batches of like length whose largest, padding included, is as small as it can be.
+    """Cut a step's clips into micro-batches of like length whose largest is as small as it can be.
 
-    `samples` has the length of each clip of `positions`; returns the rows of each micro-batch in these arrays. A clip longer
-    than the budget gets a micro-batch of its own.
+    `samples` is what each clip of `positions` takes; returns the rows of each micro-batch in these arrays. A clip larger than
+    the budget gets a micro-batch of its own.
     """
     by_length = np.lexsort((positions, -samples))  # longest first: running out of memory shows in the first step
     lengths = samples[by_length].tolist()
     if how.accumulation is not None:
-        ends = _smallest_largest(lengths, how.ranks * how.accumulation)
+        ends = _smallest_largest(lengths, how.ranks * how.accumulation, how.padded)
     else:
-        fewest = len(_fill(lengths, max(how.budget_samples, lengths[0])))
-        ends = _smallest_largest(lengths, -(-fewest // how.ranks) * how.ranks)
+        fewest = len(_fill(lengths, max(how.budget_samples, lengths[0]), how.padded))
+        ends = _smallest_largest(lengths, -(-fewest // how.ranks) * how.ranks, how.padded)
     return np.split(by_length, ends[:-1])
 
 
@@ -147,43 +151,45 @@ def deal(clips: Draws, parts: Sequence[np.ndarray], rank: int, ranks: int) -> li
     return [micro(number) for number in range(rank, turns * ranks, ranks)]
 
 
-def evaluation_order(positions: np.ndarray, samples: np.ndarray, budget: int, rank: int, ranks: int) -> list[MicroBatch]:
+def evaluation_order(positions: np.ndarray, samples: np.ndarray, how: Cut, rank: int) -> list[MicroBatch]:
     """This rank's share of a pass over `positions` without gradients: every clip in exactly one micro-batch of one rank.
 
-    `budget`: padded samples of a micro-batch.
+    `samples`: what each of them takes. The micro-batches follow from the budget alone, whatever the ranks and accumulation.
     """
     by_length = np.lexsort((positions, -samples))
     lengths = samples[by_length].tolist()
-    ends = _fill(lengths, max(budget, lengths[0]))
-    return deal(Draws(positions), np.split(by_length, ends[:-1]), rank, ranks)
+    ends = _fill(lengths, max(how.budget_samples, lengths[0]), how.padded)
+    return deal(Draws(positions), np.split(by_length, ends[:-1]), rank, how.ranks)
 
 
 def step_micro_batches(steps: Iterable[Draws], samples: np.ndarray, how: Cut, rank: int) -> Iterator[list[MicroBatch]]:
-    """This rank's micro-batches of each of `steps`; `samples` is the length of every clip of the index."""
+    """This rank's micro-batches of each of `steps`; `samples` is what every clip of the index takes."""
     for step in steps:
         yield deal(step, cut(step.positions, samples[step.positions], how), rank, how.ranks)
 
 
-def _fill(lengths: Sequence[int], cap: int) -> list[int]:
-    """Ends of consecutive micro-batches filled up to `cap` samples (clips x longest); lengths fall, cap >= the first."""
-    ends, start = [], 0
-    for i, _ in enumerate(lengths):
-        if (i - start + 1) * lengths[start] > cap:
+def _fill(lengths: Sequence[int], cap: int, padded: bool) -> list[int]:
+    """Ends of consecutive micro-batches filled up to `cap` samples; lengths fall, cap >= the first."""
+    ends, filled, longest = [], 0, lengths[0]
+    for i, length in enumerate(lengths):
+        size = longest if padded else length
+        if filled + size > cap:
             ends.append(i)
-            start = i
+            filled, longest, size = 0, length, length
+        filled += size
     return [*ends, len(lengths)]
 
 
-def _smallest_largest(lengths: Sequence[int], count: int) -> list[int]:
+def _smallest_largest(lengths: Sequence[int], count: int, padded: bool) -> list[int]:
     """Ends of at most `count` consecutive micro-batches with the smallest possible largest one (bisection over its size)."""
     low, high = lengths[0], lengths[0] * len(lengths)
     while low < high:
         middle = (low + high) // 2
-        if len(_fill(lengths, middle)) <= count:
+        if len(_fill(lengths, middle, padded)) <= count:
             high = middle
         else:
             low = middle + 1
-    return _fill(lengths, low)
+    return _fill(lengths, low, padded)
 
 
 def _splitmix(x: np.ndarray) -> np.ndarray:

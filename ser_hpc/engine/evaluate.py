@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ser_hpc.data.batches import BatchSource
-from ser_hpc.data.order import evaluation_order
+from ser_hpc.data.order import Cut, evaluation_order
 from ser_hpc.engine.world import World
 
 Forward = Callable[[Tensor, Tensor], dict[str, Tensor]]
@@ -24,17 +24,17 @@ def predict(
     source: BatchSource,
     positions: np.ndarray,
     samples: np.ndarray,
-    budget: int,
+    cut: Cut,
     num_classes: int,
     world: World,
 ) -> np.ndarray:
     """Logits of the clips at `positions`, float32 (len(positions), num_classes), on every rank.
 
-    `samples`: length of every clip of the index; `budget`: padded samples of a micro-batch.
+    `samples`: what every clip of the index takes of the budget of `cut`.
     """
     logits = torch.zeros(len(positions), num_classes, device=world.device)
     times = torch.zeros(len(positions), device=world.device)
-    micros = evaluation_order(positions, samples[positions], budget, world.rank, world.size)
+    micros = evaluation_order(positions, samples[positions], cut, world.rank)
     for batch in source.ahead(micros):
         outputs = forward(batch.samples.to(world.device), batch.offsets)["emotion"].float()
         if len(batch.rows):  # else a filler

@@ -74,9 +74,7 @@ def train_trial(
     train, seed, fold = settings.train, trial.trial.seed, data.fold
     began = time.monotonic()
     max_samples = _max_samples(settings)
-    samples = np.minimum(data.index.num_samples, max_samples) if max_samples else data.index.num_samples
     weights = class_weights(data.targets[fold.train.positions], len(data.classes), train.class_weights)[data.targets]
-    cut = Cut(world.size, round(train.budget_seconds * RATE), train.accumulation)
     groups = _groups(settings.data.balance, data)
     steps_an_epoch = -(-epoch_size(len(fold.train.positions), groups) // train.global_batch)
     total_steps = train.epochs * steps_an_epoch
@@ -88,6 +86,8 @@ def train_trial(
         checkpoint.adopt_best(attempt, saved)
     state, seconds_before = saved.state, saved.state.seconds
     model = build(settings.model, len(data.classes), mix(seed, 0x57E1))
+    samples = model.front.costs(np.minimum(data.index.num_samples, max_samples or data.index.num_samples))
+    cut = Cut(world.size, round(train.budget_seconds * RATE), train.accumulation, model.front.padded)
     base = FrozenBase.of(model)
     if saved.tensors is not None:
         base.check(saved.tensors.base)
@@ -104,7 +104,7 @@ def train_trial(
         last_save, last_saved, save_s = time.monotonic(), state, 0.0
 
         def score(forward: Forward, positions: np.ndarray) -> np.ndarray:
-            return predict(forward, source, positions, samples, cut.budget_samples, len(data.classes), world)
+            return predict(forward, source, positions, samples, cut, len(data.classes), world)
 
         def save() -> None:
             nonlocal last_save, last_saved, save_s

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,10 @@ class Front(Protocol):
     """Feeds an encoder: no parameters, so nothing of it is trained, cast or saved."""
 
     max_seconds: float | None
+    padded: bool
+
+    def costs(self, samples: np.ndarray) -> np.ndarray:
+        """Samples that clips of so many take in a micro-batch, int64, same shape; if `padded`, with those of its longest."""
 
     def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """Frames, as the head takes them, and the number of each clip's, (B,) int64 on the CPU."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ class Waveform:
     """
 
     max_seconds: float | None = None
+    padded = False
 
     def __init__(self, model: Any, config: Any, normalize: bool, masks: SpecAugment) -> None:
         self.normalize, self.masks = normalize, masks
@@ -43,6 +45,11 @@ class Waveform:
                 layer.attention.__class__ = GatedAttention
         else:
             model.set_attn_implementation(PACKED)
+
+    def costs(self, samples: np.ndarray) -> np.ndarray:
+        """A clip begins at a stride of its own."""
+        slots: np.ndarray = -(-np.maximum(samples, self.least) // self.stride)
+        return slots * self.stride
 
     def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """(T, width) and each clip's number of frames, (B,) on the CPU."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +29,8 @@ class WhisperMel:
     full length (30 s). `pad`: every clip is padded with silence to it, as in training; what is pooled are the real frames.
     """
 
+    padded = False
+
     def __init__(self, model: Any, config: Any, pad: bool, masks: SpecAugment) -> None:
         extractor: Any = WhisperFeatureExtractor(feature_size=config.num_mel_bins)  # type: ignore[no-untyped-call]
         self.window, self.hop = extractor.n_fft, extractor.hop_length
@@ -37,6 +40,11 @@ class WhisperMel:
         self.most = config.max_source_positions
         self.max_seconds: float | None = self.most * self.stride / RATE
         model.set_attn_implementation(PACKED)
+
+    def costs(self, samples: np.ndarray) -> np.ndarray:
+        """Whole frames, or the whole window."""
+        most = np.full_like(samples, self.most * self.stride)
+        return most if self.pad else np.minimum(-(-samples // self.stride) * self.stride, most)
 
     def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """(T, width) and each clip's number of frames, (B,) on the CPU."""

@@ -39,13 +39,13 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from ser_hpc.data.batches import BatchSource
-from ser_hpc.data.order import evaluation_order
+from ser_hpc.data.order import Cut, evaluation_order
 from ser_hpc.shards.index import ShardIndex
 if __name__ == "__main__":
     index = ShardIndex.load(Path(sys.argv[1]))
     everything = np.arange(len(index.metadata))
     source = BatchSource(index, np.zeros(len(everything)), np.ones(len(everything)), workers=2)
-    micros = evaluation_order(everything, index.num_samples, 50_000, 0, 1)
+    micros = evaluation_order(everything, index.num_samples, Cut(1, 50_000), 0)
     batches = [len(batch.rows) for batch in source.ahead(micros)]
     print(*source._ahead._pool._processes, flush=True)
     for line in sys.stdin:
@@ -116,7 +116,7 @@ def test_workers_and_windows_change_no_bit(
     with source(index, augment=augment, workers=workers, window_bytes=window_bytes) as made:
         for _ in range(2):
             assert contents(made) == expected
-            list(made.ahead(evaluation_order(everything(index), index.num_samples, 80_000, 0, 1)))
+            list(made.ahead(evaluation_order(everything(index), index.num_samples, Cut(1, 80_000), 0)))
 
 
 def clips_of(batch: Batch) -> Iterator[tuple[int, bytes]]:
@@ -159,7 +159,7 @@ def test_going_on_elsewhere_loses_and_repeats_nothing(index: ShardIndex, stop: i
 
 def test_clips_are_augmented_in_training_only_and_anew_each_epoch(index: ShardIndex) -> None:
     with source(index, augment=NOISE) as made, source(index) as plain:
-        evaluation = evaluation_order(everything(index), index.num_samples, 80_000, 0, 1)
+        evaluation = evaluation_order(everything(index), index.num_samples, Cut(1, 80_000), 0)
         assert [content(batch) for batch in made.ahead(evaluation)] == [content(batch) for batch in plain.ahead(evaluation)]
         first, second = (
             dict(
@@ -212,7 +212,7 @@ def test_a_damaged_clip_weighs_nothing_in_training_and_is_refused_in_evaluation(
         assert all(cause == 0 and weight == 1 + clip % 3 and samples == index.num_samples[clip]
                    for clip, (cause, weight, samples) in found.items())  # fmt: skip
         with pytest.raises(CorruptClipError, match=index.key(position)):
-            list(made.ahead(evaluation_order(everything(index), index.num_samples, 80_000, 0, 1)))
+            list(made.ahead(evaluation_order(everything(index), index.num_samples, Cut(1, 80_000), 0)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -72,12 +72,12 @@ def test_cutting_loses_and_repeats_nothing(samples: list[int], ranks: int, accum
         assert len(shares[0]) <= accumulation
 
 
-@given(lengths, st.integers(1, 6), st.integers(RATE, 100 * RATE))
-def test_a_micro_batch_keeps_to_the_budget(samples: list[int], ranks: int, budget: int) -> None:
-    """Padding included; a clip that is longer than the budget alone comes alone."""
+@given(lengths, st.integers(1, 6), st.integers(RATE, 100 * RATE), st.booleans())
+def test_a_micro_batch_keeps_to_the_budget(samples: list[int], ranks: int, budget: int, padded: bool) -> None:
+    """The padding of a model that pads included; a clip that is longer than the budget alone comes alone."""
     sizes = np.array(samples)
-    for part in cut(np.arange(len(samples)), sizes, Cut(ranks, budget)):
-        assert len(part) * sizes[part].max() <= max(budget, sizes.max())
+    for part in cut(np.arange(len(samples)), sizes, Cut(ranks, budget, padded=padded)):
+        assert (len(part) * sizes[part].max() if padded else sizes[part].sum()) <= max(budget, sizes.max())
 
 
 @given(lengths, st.integers(1, 8))
@@ -96,9 +96,9 @@ def test_micro_batches_do_not_depend_on_who_computes_them(samples: list[int], ha
 @given(lengths, st.integers(1, 6), st.integers(RATE, 100 * RATE))
 def test_evaluation_sees_each_clip_once_whatever_the_ranks(samples: list[int], ranks: int, budget: int) -> None:
     positions, sizes = np.arange(len(samples)), np.array(samples)
-    shares = [evaluation_order(positions, sizes, budget, rank, ranks) for rank in range(ranks)]
+    shares = [evaluation_order(positions, sizes, Cut(ranks, budget), rank) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1
     real = [micro for share in shares for micro in share if not micro.filler]
     assert sorted(np.concatenate([m.clips.positions for m in real])) == positions.tolist()
-    alone = {tuple(m.clips.positions) for m in evaluation_order(positions, sizes, budget, 0, 1)}
+    alone = {tuple(m.clips.positions) for m in evaluation_order(positions, sizes, Cut(1, budget), 0)}
     assert {tuple(m.clips.positions) for m in real} == alone
