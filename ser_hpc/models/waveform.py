@@ -48,8 +48,8 @@ class Waveform:
 
     def costs(self, samples: np.ndarray) -> np.ndarray:
         """A clip begins at a stride of its own."""
-        slots: np.ndarray = -(-np.maximum(samples, self.least) // self.stride)
-        return slots * self.stride
+        rooms: np.ndarray = -(-np.maximum(samples, self.least) // self.stride) * self.stride
+        return rooms
 
     def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """(T, width) and each clip's number of frames, (B,) on the CPU."""
