@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from ser_hpc.errors import UserError, listed
 
@@ -83,7 +81,7 @@ class Texts:
     Read like a numpy array of str: `texts[3]`, `texts[positions]`, `texts[a:b]`, `len`, `tolist`. `arrow` is what it holds.
     """
 
-    def __init__(self, arrow: pa.Array) -> None:
+    def __init__(self, arrow: Any) -> None:
         self.arrow = arrow
 
     def __len__(self) -> int:
@@ -94,11 +92,15 @@ class Texts:
             return Texts(self.arrow[rows])
         if np.ndim(rows) == 0:
             return self.arrow[int(rows)].as_py()
+        import pyarrow as pa  # takes a tenth of a second: reports and status pages do without
+
         rows = np.asarray(rows)
         return Texts(self.arrow.filter(pa.array(rows)) if rows.dtype == bool else self.arrow.take(pa.array(rows)))
 
     def is_text(self, text: str) -> np.ndarray:
         """Mask of the rows that hold this text."""
+        import pyarrow.compute as pc
+
         mask: np.ndarray = pc.equal(self.arrow, text).to_numpy(zero_copy_only=False)
         return mask
 

@@ -59,7 +59,8 @@ class DamagedClips:
         if len(self._seen) > self._most * self._clips:
             raise UserError(
                 f"{len(self._seen)} of the {self._clips} training clips are damaged so far, more than data.max_damaged="
-                f"{self._most:g} allows: {self._words()}. All damage: python -m ser_hpc.shards.verify FOLDER; {PACK_AGAIN}"
+                f"{self._most:g} allows: {self._words()}: {self._names()}. All damage: "
+                f"python -m ser_hpc.shards.verify FOLDER; {PACK_AGAIN}"
             )
 
     def _line(self, position: int, cause: Cause, step: int) -> str | None:
@@ -72,6 +73,9 @@ class DamagedClips:
         """Counts by shard and cause, the most first."""
         counts = Counter((self._shard(position), cause.words) for position, cause in self._seen.items())
         return listed([f"{count} in {shard} ({cause})" for (shard, cause), count in counts.most_common()])
+
+    def _names(self) -> str:
+        return listed([self._index.key(position) for position in self._seen], 4)
 
     def _shard(self, position: int) -> str:
         number = self._index.shard[position]

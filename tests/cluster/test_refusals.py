@@ -47,12 +47,13 @@ def launch(slurm: Cluster, base: Path, root: str, *arguments: str) -> subprocess
     ],
 )
 def test_what_the_site_would_refuse(slurm: Cluster, base: Path, arguments: list[str], words: list[str]) -> None:
+    before = slurm.states()
     result = launch(slurm, base, "refused", "--partition", "gpu", *arguments)
     said = " ".join(result.stderr.split())
     assert result.returncode == 2 and "nothing was submitted" in said and "Traceback" not in said, said
     for word in words:
         assert word in said
-    assert not slurm.states()
+    assert slurm.states() == before
 
 
 @needs_slurm

@@ -187,9 +187,13 @@ import os, sys, time
 from pathlib import Path
 from ser_hpc.shards.index import ShardIndex
 ShardIndex.load(Path(sys.argv[1]))
-time.sleep(0.3)  # a thread that was joined is still there for a moment
-names = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")]
-print([name for name in names if name != "jemalloc_bg_thd"][1:])  # which the allocator starts, and which does no harm
+def others():
+    names = [Path(f"/proc/self/task/{task}/comm") for task in os.listdir("/proc/self/task")]
+    return [path.read_text().strip() for path in names if path.exists()][1:]
+deadline = time.monotonic() + 10  # a thread that was joined is still there for a moment
+while set(others()) - {"jemalloc_bg_thd"} and time.monotonic() < deadline:  # the allocator's does no harm
+    time.sleep(0.05)
+print(sorted(set(others()) - {"jemalloc_bg_thd"}))
 """
     result = subprocess.run([sys.executable, "-c", program, packed], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
