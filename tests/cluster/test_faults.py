@@ -132,7 +132,8 @@ def kill_a_rank(slurm: Cluster, trial: TrialDir) -> None:
     """Any rank, at any moment from its first line to its last."""
     time.sleep(random.uniform(0, 2))
     found = subprocess.run(["pgrep", "-f", "submitit.core._submit"], capture_output=True, text=True).stdout.split()
-    ranks = [int(pid) for pid in found if b"SLURM_PROCID" in environment_of(pid)]
+    ours = slurm.env["SLURM_CONF"].encode()  # another Slurm of these tests may run beside this one
+    ranks = [int(pid) for pid in found if b"SLURM_PROCID" in (told := environment_of(pid)) and ours in told]
     if ranks:
         os.kill(random.choice(ranks), signal.SIGKILL)
 
