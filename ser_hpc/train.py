@@ -142,7 +142,7 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
 
     experiment = reopen(run)
     settings, fold = experiment.settings, experiment.folds.folds[place.trial.fold]
-    _check_node(experiment, place, rank)
+    _check_node(experiment, run, rank)
     staged = _staged(experiment, fold, rank)
     limit = timedelta(minutes=settings.train.hang_minutes)
     meeting = timedelta(minutes=5, seconds=_STAGING_S if settings.cluster.node_local else 0)
@@ -169,13 +169,13 @@ def _last_word(code: int) -> None:
             Path(os.environ[FINAL]).write_text(str(code), encoding="utf-8")
 
 
-def _check_node(experiment: Experiment, place: TrialDir, rank: Rank) -> None:
+def _check_node(experiment: Experiment, run: RunDir, rank: Rank) -> None:
     from ser_hpc.cluster.estimate import estimate
     from ser_hpc.engine import node_check
 
     if rank.local == 0:
         a_checkpoint = 3 * 4 * estimate(experiment, on_gpu=True).parameters  # weights and two moments, fp32
-        for warning in node_check.check(experiment.settings.train.precision, place.path, a_checkpoint):
+        for warning in node_check.check(experiment.settings.train.precision, run.path, a_checkpoint):
             print(warning, flush=True)
 
 
