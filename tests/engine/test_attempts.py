@@ -41,19 +41,25 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("attempts")
 
 
-def start(run: RunDir, program: str | None = None, ranks: int = 1, **environment: str) -> list[subprocess.Popen[str]]:
+def start(
+    run: RunDir, program: str | None = None, ranks: int = 1, late_s: float = 0.0, **environment: str
+) -> list[subprocess.Popen[str]]:
+    """`late_s`: so much later than the others rank 0 starts."""
     command = ["-c", program] if program else ["-m", "ser_hpc.train"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "SER_HPC_START": "one"} | environment
-    return [
-        subprocess.Popen(
-            [sys.executable, *command, "--run-dir", str(run.path), "--fold", "0"],
-            env=environment | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+    processes = []
+    for rank in reversed(range(ranks)):
+        time.sleep(0 if rank else late_s)
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *command, "--run-dir", str(run.path), "--fold", "0"],
+                env=environment | {"RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         )
-        for rank in range(ranks)
-    ]
+    return processes[::-1]
 
 
 def wait_for_checkpoint(trial: TrialDir, process: subprocess.Popen[str] | None = None) -> None:
@@ -124,6 +130,14 @@ def test_a_hang_prints_every_ranks_stacks_and_asks_for_another_attempt(base: Pat
     assert "in learning_rate" in outputs[1]
     end = how_it_ended(run.trial(TRIAL).attempt(1))
     assert end.how == "hung"
+
+
+def test_rank_0_may_be_the_last_to_come(base: Path) -> None:
+    """It makes the trial's folder; a rank on another node may be there long before."""
+    run = planned(base / "late", packed_tones(base), "train.epochs=1")
+    processes = start(run, ranks=2, late_s=8.0)
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
 
 
 def test_deaths_without_a_word_are_a_crash_loop_at_the_third_time(tmp_path: Path) -> None:
