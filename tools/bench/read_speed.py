@@ -5,7 +5,8 @@ python tools/bench/read_speed.py SHARDS [--rounds 7] [--out tools/bench/results/
 limit        each clip's payload by `pread`, decoded: nothing checked, nothing collated
 ours         BatchSource: micro-batches of an epoch in its own order, checked, collated to int16 tensors, one thread ahead
 webdataset   its own pipeline over the same tars: shuffled shards and a shuffle buffer, decoded by the same function
-arrow table  as `datasets` keeps audio: the encoded clips in a memory-mapped Arrow file, rows at random, decoded to float32
+datasets     the Hugging Face library: clips saved to disk as its Audio, shuffled, its bytes decoded to float32 by soundfile
+             (its own decoder needs FFmpeg)
 file folder  one file a clip, opened at random by soundfile, decoded to float32
 
 Everything in this process, bound to one core; seconds are that core's (user and system), which others on the machine do not
@@ -26,8 +27,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
+import datasets
 import numpy as np
-import pyarrow as pa
 import soundfile
 import webdataset
 from rich.console import Console
@@ -62,7 +63,7 @@ def main() -> int:
             "limit": lambda number: limit(clips, descriptors, number),
             "ours": lambda number: ours(source, index, number),
             "webdataset": lambda number: stream(tars, number),
-            "arrow table": arrow_table(payloads, Path(folder)),
+            "datasets": hugging_face(payloads, Path(folder)),
             "file folder": file_folder(payloads, Path(folder)),
         }
         seconds = measure(ways, int(index.num_samples.sum()), options.rounds)
@@ -149,17 +150,11 @@ def stream(tars: Sequence[Path], number: int) -> int:
     return sum(len(samples) for (samples,) in pipeline)
 
 
-def arrow_table(payloads: Sequence[bytes], folder: Path) -> Way:
-    path = str(folder / "clips.arrow")
-    table = pa.table({"audio": payloads})
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-    column = pa.ipc.open_file(pa.memory_map(path)).read_all()["audio"]
-
-    def read(number: int) -> int:
-        return sum(len(as_float(io.BytesIO(column[i].as_py()))) for i in shuffled(len(payloads), number))
-
-    return read
+def hugging_face(payloads: Sequence[bytes], folder: Path) -> Way:
+    kept = datasets.Dataset.from_dict({"audio": [{"bytes": payload, "path": None} for payload in payloads]})
+    kept.cast_column("audio", datasets.Audio(decode=False)).save_to_disk(str(folder / "datasets"))
+    clips = datasets.load_from_disk(str(folder / "datasets"))
+    return lambda number: sum(len(as_float(io.BytesIO(row["audio"]["bytes"]))) for row in clips.shuffle(seed=number))
 
 
 def file_folder(payloads: Sequence[bytes], folder: Path) -> Way:
