@@ -79,6 +79,7 @@ def test_killed_and_stopped_is_as_uninterrupted(base: Path, uninterrupted: Trial
     assert [how_it_ended(attempt).how for attempt in trial.attempts] == ["killed", "stopped", "done"]
 
 
+@pytest.mark.slow
 def test_goes_on_under_another_strategy_and_passes_over_damage(base: Path, uninterrupted: TrialDir) -> None:
     """Stopped alone, its newest checkpoint damaged, and ended by two ranks under ZeRO 2: the same curves to 1e-4."""
     run = planned(base / "moved", packed_tones(base), *TRAINING)

@@ -30,7 +30,7 @@ def clips_tested(run: RunDir) -> Counter[str]:
     )
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [*(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (1, 2)), 3])
 def test_every_clip_is_tested_once_over_the_folds(base: Path, ranks: int) -> None:
     """Fillers and uneven shares among the ranks are never counted: 144 clips, tested once each."""
     more = ("train.epochs=1", "train.budget_seconds=7", "folds.protocol=speaker_groups", "folds.count=3")
