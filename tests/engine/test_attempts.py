@@ -120,6 +120,7 @@ def test_the_same_failure_twice_is_not_tried_a_third_time(base: Path) -> None:
     assert codes == [1, 1, 2, 1]
 
 
+@pytest.mark.slow
 def test_a_hang_prints_every_ranks_stacks_and_asks_for_another_attempt(base: Path) -> None:
     """One rank sleeps, the other waits for it in a collective: both say where, and both end."""
     run = planned(base / "hanging", packed_tones(base), "train.hang_minutes=0.5")

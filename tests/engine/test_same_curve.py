@@ -9,6 +9,7 @@ from small import curve, packed_tones, planned, train_on_ranks
 from ser_hpc.results import predictions
 from ser_hpc.results.run_dir import RunDir, Trial
 
+pytestmark = pytest.mark.slow
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 DROPOUTS = (0.0, 0.1)
 
