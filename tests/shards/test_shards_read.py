@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import json
 import pickle
 import subprocess
@@ -195,5 +196,8 @@ while set(others()) - {"jemalloc_bg_thd"} and time.monotonic() < deadline:  # th
     time.sleep(0.05)
 print(sorted(set(others()) - {"jemalloc_bg_thd"}))
 """
-    result = subprocess.run([sys.executable, "-c", program, packed], capture_output=True, text=True, check=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # numpy's library has threads of its own
+    result = subprocess.run(
+        [sys.executable, "-c", program, packed], env=environment, capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
