@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -47,6 +49,8 @@ from ser_hpc.results.run_dir import AttemptDir, TrialDir
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.storage import Place
+
+_PROBED = 64  # steps whose clips the data side is measured on
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +147,10 @@ def train_trial(
             ranks.training(True)
             steps = epoch_steps(fold.train.positions, seed, state.epoch, train.global_batch, groups)
             steps = steps[state.step - state.epoch * steps_an_epoch :]
-            micro_batches = list(step_micro_batches(steps, samples, cut, world.rank))
             if pace.data is None:
-                pace.probe(source, [micro for step in micro_batches for micro in step])
+                some = step_micro_batches(steps[:_PROBED], samples, cut, world.rank)
+                pace.probe(source, [micro for step in some for micro in step])
+            micro_batches = step_micro_batches(steps, samples, cut, world.rank)
             for step, batches in zip(steps, pace.steps(_grouped(source, micro_batches)), strict=True):
                 clips = step.positions
                 step_weight = float(weights[clips].sum())
@@ -264,11 +269,18 @@ def _groups(balance: str, data: TrialData) -> np.ndarray | None:
     return groups
 
 
-def _grouped(source: BatchSource, steps: list[list[MicroBatch]]) -> Iterator[list[Batch]]:
-    """The batches of each step, decoded ahead across the border between steps."""
-    batches = source.ahead((micro for step in steps for micro in step), training=True)
-    for step in steps:
-        yield [next(batches) for _ in step]
+def _grouped(source: BatchSource, steps: Iterable[list[MicroBatch]]) -> Iterator[list[Batch]]:
+    """The batches of each step, decoded ahead across the border between steps, which are cut up only as they come near."""
+    sizes: deque[int] = deque()
+
+    def micros() -> Iterator[MicroBatch]:
+        for step in steps:
+            sizes.append(len(step))
+            yield from step
+
+    batches = source.ahead(micros(), training=True)
+    for first in batches:
+        yield [first, *islice(batches, sizes.popleft() - 1)]
 
 
 def _refuse_non_finite(values: Tensor, clips: np.ndarray, data: TrialData, state: TrainState, what: str = "loss") -> None:
