@@ -128,14 +128,23 @@ def requeue(slurm: Cluster, trial: TrialDir) -> None:
     slurm.run("scontrol", "requeue", json.loads(trial.current.attempt.read_text())["job"])
 
 
-def kill_a_rank(slurm: Cluster, trial: TrialDir) -> None:
-    """Any rank, at any moment from its first line to its last."""
+def kill_a_rank(slurm: Cluster, trial: TrialDir) -> bool:
+    """Any rank, at any moment from its first line to its last; False if there is none at the moment."""
     time.sleep(random.uniform(0, 2))
     found = subprocess.run(["pgrep", "-f", "submitit.core._submit"], capture_output=True, text=True).stdout.split()
     ours = slurm.env["SLURM_CONF"].encode()  # another Slurm of these tests may run beside this one
-    ranks = [int(pid) for pid in found if b"SLURM_PROCID" in (told := environment_of(pid)) and ours in told]
+    ranks = [int(pid) for pid in found if is_python(pid) and b"SLURM_PROCID" in (told := environment_of(pid)) and ours in told]
     if ranks:
         os.kill(random.choice(ranks), signal.SIGKILL)
+    return bool(ranks)
+
+
+def is_python(pid: str) -> bool:
+    """Not the srun that started it, whose command line says the same."""
+    try:
+        return Path(f"/proc/{pid}/exe").readlink().name.startswith("python")
+    except OSError:
+        return False
 
 
 def environment_of(pid: str) -> bytes:
@@ -145,7 +154,7 @@ def environment_of(pid: str) -> bytes:
         return b""
 
 
-INTERRUPTIONS: dict[str, Callable[[Cluster, TrialDir], None]] = {
+INTERRUPTIONS: dict[str, Callable[[Cluster, TrialDir], object]] = {
     "preempted": functools.partial(preempt, own_signal=True),
     "preempted by TERM alone": functools.partial(preempt, own_signal=False),
     "requeued": requeue,
@@ -186,16 +195,16 @@ def test_interrupted_is_uninterrupted(slurm: Cluster, base: Path, monkeypatch: p
 def test_random_kills(slurm: Cluster, base: Path, kills: int) -> None:
     """SIGKILL of one of two ranks at random moments, saving, starting and predicting included."""
     random.seed(kills)
-    epochs = f"train.epochs={max(24, 2 * kills)}"
+    epochs = f"train.epochs={max(24, 4 * kills)}"
     run, jobs = submitted(slurm, base, f"kills-{kills}", "ddp", epochs)
     trial = run.trial(TRIAL)
-    for _ in range(kills):
-        if trial.is_done:
-            break
+    killed = 0
+    while killed < kills:
         before = len(trial.attempts)
-        kill_a_rank(slurm, trial)
+        killed += kill_a_rank(slurm, trial)
+        assert not trial.is_done, f"training ended after {killed} kills"
         deadline = time.monotonic() + 60
-        while len(trial.attempts) == before and not trial.is_done and time.monotonic() < deadline:
+        while len(trial.attempts) == before and time.monotonic() < deadline:
             time.sleep(0.1)
         if trial.newest and random.random() < 0.7:  # else it is killed while it starts
             wait_for_step(trial, (how_it_ended(trial.attempts[-1]).step or 0) + random.randint(1, 12))
