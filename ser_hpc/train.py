@@ -137,7 +137,8 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
         attempts.refuse_crash_loop(place, mine[0])
     from ser_hpc.cluster.plan import reopen
     from ser_hpc.engine import world  # torch takes seconds to import: after the mistakes that need none
-    from ser_hpc.engine.loop import TrialData, train_trial
+    from ser_hpc.engine.feed import TrialData
+    from ser_hpc.engine.loop import train_trial
     from ser_hpc.engine.watchdog import Watchdog
 
     experiment = reopen(run)

@@ -13,9 +13,12 @@ a random state that would have to be saved: stopping after any step and going on
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from ser_hpc.errors import UserError
+from ser_hpc.shards.audio import RATE
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -137,6 +140,25 @@ def cut(positions: np.ndarray, samples: np.ndarray, how: Cut) -> list[np.ndarray
         fewest = len(_fill(lengths, max(how.budget_samples, lengths[0]), how.padded))
         ends = _smallest_largest(lengths, -(-fewest // how.ranks) * how.ranks, how.padded)
     return np.split(by_length, ends[:-1])
+
+
+def tighter(how: Cut, positions: np.ndarray, samples: np.ndarray) -> Cut:
+    """For a step that took too much memory: three quarters of its largest micro-batch.
+
+    Raises UserError where that was a single clip.
+    """
+    parts = [samples[rows] for rows in cut(positions, samples, how)]
+    largest = max(parts, key=lambda part: _size(part, how.padded))
+    if len(largest) == 1:
+        raise UserError(
+            f"memory ran out on a single clip of {largest[0] / RATE:.1f} s: cut clips with data.max_seconds, use "
+            "train.precision=bf16, a smaller model, or a GPU with more memory"
+        )
+    return replace(how, budget_samples=_size(largest, how.padded) * 3 // 4, accumulation=None)
+
+
+def _size(part: np.ndarray, padded: bool) -> int:
+    return int(part.max() * len(part) if padded else part.sum())
 
 
 def deal(clips: Draws, parts: Sequence[np.ndarray], rank: int, ranks: int) -> list[MicroBatch]:

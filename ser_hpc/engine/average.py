@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ser_hpc.engine.world import World
 
@@ -33,8 +34,9 @@ class WeightAverage:
     def update(self, steps: int) -> None:
         """After a step; `steps` counts it already. Early on the average is over all steps, so that it forgets the start."""
         decay = min(self._decay, steps / (steps + 9))
-        for name, live in self._live.items():
-            self._mean[name].lerp_(live.float(), 1 - decay)
+        if self._live:
+            live = [self._live[name].float() for name in self._mean]
+            get_ema_multi_avg_fn(decay)(list(self._mean.values()), live, steps)  # type: ignore[no-untyped-call]
 
     def tensors(self) -> dict[str, Tensor]:
         """Copies on the CPU, by name."""

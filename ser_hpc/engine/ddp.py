@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp import GradScaler  # type: ignore[attr-defined]  # public, but not in __all__
+from torch.distributed import GradBucket  # type: ignore[attr-defined]  # public, but not in __all__
 from torch.nn.parallel import DistributedDataParallel
 
 from ser_hpc.config.settings import TrainSettings
@@ -24,11 +26,42 @@ def autocast(settings: TrainSettings, device: torch.device) -> AbstractContextMa
     return torch.autocast(device.type, DTYPES[settings.precision])
 
 
+class Buckets:
+    """DDP's reduction of gradients, bucket by bucket while the backward pass goes on: their sum over ranks (the step's loss is
+    normalised over all of them already), counted so that a rank that breaks off can do its part of what the others wait for.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: list[int] = []  # reduced in this step so far
+        self._before: list[int] = []  # in the whole step before
+        self._sure = False  # DDP arranges its buckets anew after the first step
+
+    def reduce(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        buffer = bucket.buffer()
+        self._sizes.append(buffer.numel())
+        work = dist.all_reduce(buffer, async_op=True)
+        assert work is not None
+        summed: torch.futures.Future[Tensor] = work.get_future().then(lambda future: future.value()[0])
+        return summed
+
+    def end_step(self) -> None:
+        self._sure = self._sizes == self._before
+        self._before, self._sizes = self._sizes, []
+
+    def make_up(self, device: torch.device) -> None:
+        """Raises RuntimeError where the buckets are not known yet."""
+        if not self._sure:
+            raise RuntimeError("memory ran out in the first steps, before ranks know what the others wait for")
+        for size in self._before[len(self._sizes) :]:
+            dist.all_reduce(torch.zeros(size, device=device))
+
+
 class Replicated:
-    """Every rank holds the whole model; gradients are averaged by DDP at the step's last micro-batch."""
+    """Every rank holds the whole model; gradients are added up by DDP at the step's last micro-batch."""
 
     def __init__(self, module: nn.Module, settings: TrainSettings, world: World, saved: TrainTensors | None) -> None:
         self._module, self._settings, self._world = module, settings, world
+        self._buckets = Buckets()
         self._parallel = self._distributed(module) if world.size > 1 else None
         self._optimizer = adamw(module, settings)
         self._scaler = GradScaler(
@@ -40,7 +73,11 @@ class Replicated:
     def _distributed(self, module: nn.Module) -> DistributedDataParallel:
         device = self._world.device
         ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+        parallel = DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+        self._buckets = Buckets()
+        # As a lambda: DDP looks at annotations and refuses those that are still words (PEP 563).
+        parallel.register_comm_hook(self._buckets, lambda buckets, bucket: buckets.reduce(bucket))
+        return parallel
 
     @property
     def module(self) -> nn.Module:
@@ -55,11 +92,20 @@ class Replicated:
         return outputs
 
     def backward(self, loss: Tensor) -> None:
-        # DDP averages over ranks; the step's loss is already normalised over all of them.
-        scaled = self._scaler.scale(loss * self._world.size)
-        scaled.backward()  # type: ignore[no-untyped-call]
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def step(self, lr: float) -> float:
+    def make_up(self) -> None:
+        if self._parallel is not None:
+            self._buckets.make_up(self._world.device)
+
+    def forget(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._parallel is not None:  # its backward pass was broken off: it cannot begin another one
+            self._parallel = self._distributed(self._module)
+        if self._world.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def step(self, lr: float) -> Tensor:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._scaler.unscale_(self._optimizer)
@@ -68,7 +114,8 @@ class Replicated:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        self._buckets.end_step()
+        return norm
 
     def training(self, mode: bool) -> None:
         self._world.same(self._module.buffers())
@@ -95,7 +142,7 @@ class Replicated:
         for name, parameter in self._module.named_parameters():
             if parameter.requires_grad:
                 self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(saved.updates)),
+                    "step": torch.tensor(float(saved.updates), device=parameter.device),
                     "exp_avg": saved.exp_avg[name].to(parameter),
                     "exp_avg_sq": saved.exp_avg_sq[name].to(parameter),
                 }

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import FrameType
 from typing import Self
 
@@ -22,6 +23,16 @@ class Stopped(Exception):  # noqa: N818  (not an error: the trial goes on later)
 
 class Superseded(Exception):  # noqa: N818  (not an error: somebody else does the work)
     """A newer attempt of this trial has begun: this one must end, and may write nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What all ranks have agreed to do after a step. `stop`: why, or None."""
+
+    stop: str | None
+    superseded: bool
+    save: bool
+    out_of_memory: bool
 
 
 class StopFlag:

@@ -32,13 +32,17 @@ _SIOCGIFADDR = 0x8915
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """`device` is this rank's own; `size` 1 needs no process group."""
+    """`device` is this rank's own; `size` 1 needs no process group.
+
+    `words`: a group for what the CPUs tell each other, so that nobody waits for a GPU to hear it; None: the group of all.
+    """
 
     rank: int
     size: int
     local_rank: int
     local_size: int
     device: torch.device
+    words: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -54,7 +58,9 @@ class World:
         """For each flag, true on every rank if it is true on one: how ranks agree before they act."""
         if self.size == 1:
             return flags
-        return tuple(count > 0 for count in self.sum(torch.tensor(flags, dtype=torch.int32, device=self.device)).tolist())
+        raised = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(raised, group=self.words)
+        return tuple(count > 0 for count in raised.tolist())
 
     def from_main(self, *numbers: int) -> tuple[int, ...]:
         """Rank 0's numbers, on every rank."""
@@ -93,6 +99,7 @@ def join(meeting_place: Path, rank: Rank, timeout: timedelta, meeting: timedelta
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // rank.local_size))
     names = {"RANK": rank.number, "WORLD_SIZE": rank.size, "LOCAL_RANK": rank.local, "LOCAL_SIZE": rank.local_size}
     os.environ |= {name: str(value) for name, value in names.items()}  # DeepSpeed looks for mpi4py where one is missing
+    words = None
     if rank.size > 1 or "MASTER_ADDR" in os.environ:
         backend = "nccl" if cuda else "gloo"
         if "MASTER_ADDR" in os.environ:
@@ -103,7 +110,8 @@ def join(meeting_place: Path, rank: Rank, timeout: timedelta, meeting: timedelta
             dist.init_process_group(backend, store=store, rank=rank.number, world_size=rank.size, timeout=timeout)
             if rank.is_main:
                 address_file.unlink(missing_ok=True)
-    return World(rank.number, rank.size, rank.local, rank.local_size, device)
+        words = dist.new_group(backend="gloo", timeout=timeout) if cuda else None
+    return World(rank.number, rank.size, rank.local, rank.local_size, device, words)
 
 
 def _own_gpu(rank: Rank, env: Mapping[str, str]) -> int:

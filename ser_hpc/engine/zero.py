@@ -18,6 +18,7 @@ from ser_hpc.config.settings import TrainSettings
 from ser_hpc.engine.optim import adamw
 from ser_hpc.engine.sharing import TrainTensors
 from ser_hpc.engine.world import World
+from ser_hpc.errors import UserError
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -79,11 +80,20 @@ class Zero:
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss * self._world.size, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> float:
+    def make_up(self) -> None:
+        raise UserError(
+            f"memory ran out in the middle of a step, which strategy {self._settings.strategy} cannot make again: lower "
+            "train.budget_seconds, or set data.max_seconds"
+        )
+
+    def forget(self) -> None:
+        raise AssertionError("no rank goes on after make_up")
+
+    def step(self, lr: float) -> Tensor:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+        return torch.as_tensor(self._engine.get_global_grad_norm())
 
     def training(self, mode: bool) -> None:
         self._world.same(self._engine.module.buffers())
@@ -154,7 +164,7 @@ class Zero:
         """A fresh engine has no optimizer state: make it, then set it (and the fp32 weights) parameter by parameter."""
         for flat in self._flat_partitions():
             self._engine.optimizer.optimizer.state[flat] = {
-                "step": torch.tensor(float(saved.updates)),
+                "step": torch.tensor(float(saved.updates), device=flat.device),
                 **{key: torch.zeros_like(flat) for key in MOMENTS},
             }
         self._link_states()

@@ -106,7 +106,7 @@ class Packing:
         return self._moved(torch.cat(take)), self._moved(found)
 
     def _moved(self, x: Tensor) -> Tensor:
-        return x.to(self.device, non_blocking=True)
+        return ragged.moved(x, self.device)
 
 
 @dataclass(frozen=True, slots=True)

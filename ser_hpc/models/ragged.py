@@ -12,16 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on `device`. From the CPU by way of pinned memory: a copy from any other waits until the GPU has done its work."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.device.type == "cpu" else x.to(device)
+
+
 def clips(samples: Tensor, offsets: Tensor, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     """Each clip's samples in [-1, 1], on `device`. `samples` (total,), int16 or floating; `offsets` (B + 1,), on the CPU."""
-    moved = samples.to(device, non_blocking=True)
-    scaled = moved.to(dtype) if moved.is_floating_point() else moved.to(dtype) / 32768
+    here = moved(samples, device)
+    scaled = here.to(dtype) if here.is_floating_point() else here.to(dtype) / 32768
     return list(torch.split(scaled, offsets.diff().tolist()))
 
 
 def frame_mask(lengths: Tensor, frames: int, device: torch.device) -> Tensor:
     """(B, frames) bool: True where a frame is real. `lengths` (B,), on the CPU."""
-    return torch.arange(frames, device=device) < lengths.to(device, non_blocking=True)[:, None]
+    return torch.arange(frames, device=device) < moved(lengths, device)[:, None]
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

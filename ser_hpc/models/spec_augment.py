@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ser_hpc.config.settings import SpecAugmentSettings
+from ser_hpc.models.ragged import moved
 
 
 class SpecAugment:
@@ -25,13 +26,12 @@ class SpecAugment:
         told, rooms = self.settings, rooms or lengths
         if told.time_prob:
             kept = [_kept(length, told.time_prob, told.time_frames, room) for length, room in zip(lengths, rooms, strict=True)]
-            x = x * torch.cat(kept).to(x.device, x.dtype, non_blocking=True)[:, None]
+            x = x * moved(torch.cat(kept), x.device).to(x.dtype)[:, None]
         if told.feature_prob:
             width = x.shape[1]
             features = torch.stack([_kept(width, told.feature_prob, told.feature_width, width) for _ in lengths])
-            counts = torch.tensor(rooms).to(x.device, non_blocking=True)
-            moved = features.to(x.device, x.dtype, non_blocking=True)
-            x = x * torch.repeat_interleave(moved, counts, dim=0, output_size=len(x))
+            counts = moved(torch.tensor(rooms), x.device)
+            x = x * torch.repeat_interleave(moved(features, x.device).to(x.dtype), counts, dim=0, output_size=len(x))
         return x
 
 

@@ -93,14 +93,6 @@ class _StridedProduct(torch.autograd.Function):
         return grad_x, grad_weight, grad.sum(0) if ctx.needs_input_grad[2] else None, None
 
 
-class FrameNorm(nn.LayerNorm):
-    """nn.LayerNorm in the precision of its input: autocast would widen what the next product narrows again."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-
-
 class Filters(nn.Conv1d):
     """The first layer's filters, to be normalised clip by clip. Calling it gives its parameters, so that whoever gathers
     parameters for a call (ZeRO-3) knows of their use: (C, taps) and (C,), in double precision."""
@@ -156,5 +148,5 @@ def adopt(extractor: Any) -> None:
         norm = getattr(layer, "layer_norm", None)
         grouped = isinstance(norm, nn.GroupNorm)
         layer.conv.__class__ = Filters if grouped else FrameConv
-        if norm is not None:
-            norm.__class__ = ClipNorm if grouped else FrameNorm
+        if grouped:
+            norm.__class__ = ClipNorm

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ser_hpc.models import positions, ragged, stem
+from ser_hpc.models import norm, positions, ragged, stem
 from ser_hpc.models.attention import PACKED, GatedAttention
 from ser_hpc.models.packed import Packing, gathered, spread
 from ser_hpc.models.spec_augment import SpecAugment
@@ -38,6 +38,7 @@ class Waveform:
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
             self.least = (self.least - 1) * stride + kernel
         self.norm_first = bool(config.do_stable_layer_norm)
+        norm.adopt(model)
         stem.adopt(model.feature_extractor)
         positions.adopt(model.encoder.pos_conv_embed)
         if config.model_type == "wavlm":
@@ -59,7 +60,7 @@ class Waveform:
         padded = [max(length, self.least) for length in lengths]
         slots = Packing(tuple(-(-length // self.stride) for length in padded), parameter.device)
         wave = self.wave(samples, lengths, slots, ragged.at_least_float32(parameter.dtype)).to(parameter.dtype)
-        counts = torch.tensor(padded).to(parameter.device, non_blocking=True)
+        counts = ragged.moved(torch.tensor(padded), parameter.device)
         frames = Packing(tuple((length - self.least) // self.stride + 1 for length in padded), parameter.device)
 
         x = gathered(model.feature_extractor(wave, slots, counts), frames.lengths, slots.lengths)
@@ -71,13 +72,13 @@ class Waveform:
 
     def wave(self, samples: Tensor, lengths: list[int], slots: Packing, dtype: torch.dtype) -> Tensor:
         """(total,) -> (slots, stride) on the slots' device: clips in [-1, 1], or normalised, and zeros after each."""
-        moved = samples.to(slots.device, non_blocking=True)
+        moved = ragged.moved(samples, slots.device)
         rooms = [room * self.stride for room in slots.lengths]
         wave = spread(moved, lengths, rooms).view(-1, self.stride)
         wave = wave.to(dtype) if wave.is_floating_point() else wave.to(dtype) / 32768
         if not self.normalize:
             return wave
-        counts = torch.tensor(lengths).to(slots.device, non_blocking=True)
+        counts = ragged.moved(torch.tensor(lengths), slots.device)
         left = slots.repeated(counts) - slots.positions * self.stride
         real = torch.arange(self.stride, device=slots.device) < left[:, None]
         counts = counts.clamp(min=1)  # an unreadable clip may be empty: it stays zeros

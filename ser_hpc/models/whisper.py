@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import WhisperFeatureExtractor
 
-from ser_hpc.models import ragged
+from ser_hpc.models import norm, ragged
 from ser_hpc.models.attention import PACKED
 from ser_hpc.models.packed import Packing, gathered, spread
 from ser_hpc.models.spec_augment import SpecAugment
@@ -39,6 +39,7 @@ class WhisperMel:
         self.stride = 2 * self.hop  # samples per frame
         self.most = config.max_source_positions
         self.max_seconds: float | None = self.most * self.stride / RATE
+        norm.adopt(model)
         model.set_attn_implementation(PACKED)
 
     def costs(self, samples: np.ndarray) -> np.ndarray:
@@ -55,7 +56,7 @@ class WhisperMel:
         real = Packing(tuple(max(1, -(-length // self.stride)) for length in kept), parameter.device)
         frames = Packing((self.most,) * len(kept), parameter.device) if self.pad else real
 
-        moved = gathered(samples.to(parameter.device, non_blocking=True), kept, given)
+        moved = gathered(ragged.moved(samples, parameter.device), kept, given)
         with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
             mel, own = self.log_mel(moved, kept, frames, ragged.at_least_float32(parameter.dtype))
             if model.training:
@@ -65,7 +66,7 @@ class WhisperMel:
         x = x * own.to(x.dtype)  # conv2 must see zeros around a clip again
         x = F.gelu(model.conv2(x))[0].T
         x = gathered(x, frames.lengths, [length + GAP // 2 for length in frames.lengths])
-        hidden = (x + model.embed_positions(frames.positions))[None]
+        hidden = (x + model.embed_positions(frames.positions).to(x.dtype))[None]
         hidden = F.dropout(hidden, p=model.dropout, training=model.training)
         for layer in model.layers:
             hidden = layer(hidden, None, packing=frames)
@@ -86,7 +87,7 @@ class WhisperMel:
         wave[starts - near] = wave[starts + near]
         full = [i for i, length in enumerate(frames.lengths) if length == self.most]
         if full:
-            last = starts[torch.tensor(full).to(device, non_blocking=True)] + self.most * self.stride - 1
+            last = starts[ragged.moved(torch.tensor(full), device)] + self.most * self.stride - 1
             wave[last + near] = wave[last - near]
 
         self.filters = self.filters.to(device, dtype)
@@ -94,7 +95,7 @@ class WhisperMel:
         power = torch.fft.rfft(windows[: rooms.total]).abs().square()
         mel = (power @ self.filters).clamp(min=1e-10).log10()
         # The loudest band sets the floor: the extractor looks for it in two more windows, which the clip's end still reaches.
-        seen = torch.tensor([min(count + 2, 2 * self.most) for count in counts]).to(device, non_blocking=True)
+        seen = ragged.moved(torch.tensor([min(count + 2, 2 * self.most) for count in counts]), device)
         heard = mel.amax(1).masked_fill(rooms.positions >= rooms.repeated(seen), -torch.inf)
         loudest = torch.segment_reduce(heard, "max", lengths=rooms.counts, unsafe=True)
         mel = (torch.maximum(mel, rooms.repeated(loudest - 8)[:, None]) + 4) / 4

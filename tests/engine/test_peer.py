@@ -16,7 +16,8 @@ from ser_hpc.config.load import load
 from ser_hpc.data.order import epoch_steps, mix
 from ser_hpc.engine import world
 from ser_hpc.engine.attempt import claim
-from ser_hpc.engine.loop import TrialData, train_trial
+from ser_hpc.engine.feed import TrialData
+from ser_hpc.engine.loop import train_trial
 from ser_hpc.engine.optim import learning_rate
 from ser_hpc.engine.preemption import StopFlag
 from ser_hpc.engine.rank import Rank

@@ -1,0 +1,63 @@
+"""What a trial came to: a part's scores, its predictions, and the marker that says that all is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ser_hpc.engine import checkpoint
+from ser_hpc.engine.checkpoint import TrainState
+from ser_hpc.engine.feed import TrialData
+from ser_hpc.engine.preemption import Superseded
+from ser_hpc.files import write_json_once
+from ser_hpc.results import predictions
+from ser_hpc.results.metrics import confusion_matrix, uar
+from ser_hpc.results.predictions import Prediction
+from ser_hpc.results.run_dir import AttemptDir, TrialDir
+
+
+def score(logits: np.ndarray, targets: np.ndarray, num_classes: int) -> tuple[float, float]:
+    """UAR and mean cross-entropy of a part."""
+    score = float(uar(confusion_matrix(targets, logits.argmax(axis=1), num_classes)))
+    return score, float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)))
+
+
+def predicted(part: str, positions: np.ndarray, logits: np.ndarray, data: TrialData) -> list[Prediction]:
+    """Of the clips at `positions`, (n,), with `logits` (n, num_classes)."""
+    metadata, classes = data.index.metadata, data.classes
+    probabilities = torch.from_numpy(logits).double().softmax(dim=1).tolist()
+    return [
+        Prediction(
+            corpus=metadata.corpus[position],
+            utterance_id=metadata.utterance_id[position],
+            speaker=metadata.speaker[position],
+            part=part,
+            truth=classes[data.targets[position]],
+            predicted=classes[row.argmax()],
+            probabilities={name: round(p, 6) for name, p in zip(classes, probability, strict=True)},
+        )
+        for position, row, probability in zip(positions, logits, probabilities, strict=True)
+    ]
+
+
+def complete(
+    trial: TrialDir, attempt: AttemptDir, state: TrainState, found: list[Prediction], how: Mapping[str, int | str]
+) -> None:
+    """Write the predictions, then the marker, and drop what is only for going on. Raises Superseded if a marker is there."""
+    predictions.write(attempt.predictions, found)
+    marker = {
+        "attempt": attempt.number,
+        "weights": attempt.best(state.best_epoch).relative_to(trial.path).as_posix(),
+        "best_epoch": state.best_epoch,
+        "best_dev_uar": state.best_uar,
+        "epochs": state.epoch,
+        "steps": state.step,
+        "seconds": round(state.seconds, 1),
+        **how,
+    }
+    if not write_json_once(trial.done, marker):
+        raise Superseded(f"{trial.trial} was completed by another attempt; attempt {attempt.number} ends")
+    checkpoint.clear(trial, attempt, state.best_epoch)

@@ -1,0 +1,81 @@
+"""Memory runs out on one rank in the middle of a step: all ranks make it again with the same clips, cut smaller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import curve, packed_tones, planned, run_here
+from test_attempts import start
+
+from ser_hpc.data.order import Cut, cut, tighter
+from ser_hpc.errors import UserError
+from ser_hpc.results.run_dir import RunDir, Trial
+
+TRIAL = Trial(0, 0)
+# On the last rank memory runs out at these steps: in a forward pass, and in a backward pass of which DDP has already reduced
+# some gradients (its buckets are made small enough for there to be several).
+RUNS_OUT = """
+import functools, os
+import torch
+from ser_hpc import console, train
+from ser_hpc.engine import ddp, loop, step
+where = {3: "forward", 6: "backward"} if os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1) else {}
+ddp.DistributedDataParallel = functools.partial(ddp.DistributedDataParallel, bucket_cap_mb=0.01)
+now = None
+def run_out(place):
+    global now
+    if now == place:
+        now = None
+        raise torch.OutOfMemoryError("CUDA out of memory, for a test")
+def gradients(*given, real=loop.gradients):
+    global now
+    now = where.pop(given[4][1], None)
+    return real(*given)
+def clip_losses(*given, real=step.clip_losses):
+    run_out("forward")
+    return real(*given)
+def build(*given, real=loop.build):
+    model = real(*given)
+    stem = model.encoder.feature_extractor.conv_layers[-1]
+    stem.conv.weight.register_hook(lambda grad: run_out("backward"))
+    return model
+loop.gradients, step.clip_losses, loop.build = gradients, clip_losses, build
+console.run(train.main)
+"""
+SMALL = ("train.epochs=3", "model.dropout=0.0", "train.budget_seconds=8")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("memory")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_step_is_made_again_with_the_same_clips(base: Path, ranks: int) -> None:
+    """The loss of every step is the one of a run whose memory sufficed."""
+    enough = planned(base / f"enough-{ranks}", packed_tones(base), *SMALL)
+    short = planned(base / f"short-{ranks}", packed_tones(base), *SMALL)
+    assert run_here(enough, TRIAL, ranks=ranks) == {TRIAL: 0}
+    outputs = ended(short, ranks)
+    assert outputs[-1].count("CUDA out of memory, for a test") == 2
+    assert outputs[0].count("made again") == 2
+    assert np.abs(curve(short) - curve(enough)).max() < 1e-5
+
+
+def ended(run: RunDir, ranks: int) -> list[str]:
+    processes = start(run, RUNS_OUT, ranks)
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * ranks, "\n".join(outputs)[-4000:]
+    return outputs
+
+
+def test_each_cut_is_smaller_until_clips_are_alone() -> None:
+    positions, samples = np.arange(7), np.array([9, 5, 5, 4, 3, 2, 1]) * 16_000
+    how, sizes = Cut(2, 40 * 16_000, accumulation=1), []
+    with pytest.raises(UserError, match=r"single clip of 9\.0 s.*data\.max_seconds"):
+        while True:
+            sizes.append(max(samples[rows].sum() for rows in cut(positions, samples, how)))
+            how = tighter(how, positions, samples)
+    assert sizes == sorted(set(sizes), reverse=True) and len(sizes) > 1
