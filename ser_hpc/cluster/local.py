@@ -124,6 +124,7 @@ def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, more: Mapping
         "WORLD_SIZE": str(machine.ranks),
         "LOCAL_WORLD_SIZE": str(machine.ranks),
         "SER_HPC_START": uuid.uuid4().hex,
+        "SER_HPC_TRIALS_HERE": str(machine.slots),
         "SER_HPC_LOG": str(log_path(run, trial)),
         "OMP_NUM_THREADS": str(machine.threads),
         "PYTHONUNBUFFERED": "1",

@@ -83,6 +83,9 @@ class DataSettings(Section):
     read_ahead_mb: Annotated[float, Field(ge=0, le=1024)] = 0.0
     """For parallel file systems: clips are asked for in windows of so many MB, and those that lie near each other in a shard
     come with one read; 0: micro-batch by micro-batch, clip by clip."""
+    keep_gb: Annotated[float, Field(ge=0)] | None = None
+    """Decoded clips that each rank keeps in memory at most, in GB (an hour of speech takes 0.115), so that they are read and
+    decoded once. None: a quarter of the memory that it may use; 0: none. Only with `workers` 0."""
 
 
 class FoldSettings(Section):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ser_hpc.config.augment import Transform
 from ser_hpc.data.augment import Augment
+from ser_hpc.data.kept import KeepingReader
 from ser_hpc.data.order import MicroBatch
 from ser_hpc.data.sounds import SoundMaker, Sounds, Wanted
 from ser_hpc.data.workers import Ahead
@@ -61,7 +62,8 @@ class BatchSource:
     """Micro-batches to batches. A context manager: leaving it ends its workers.
 
     `copies`: see ClipReader; `targets` and `weights`: columns over the whole index; clips are cut to `max_samples`; `workers`:
-    processes, 0 for a thread; `window_bytes`: micro-batches of so many bytes are read together, 0: one at a time.
+    processes, 0 for a thread; `window_bytes`: micro-batches of so many bytes are read together, 0: one at a time; `keep_bytes`
+    of decoded clips stay in memory, if a thread decodes: each process would have to keep them all.
     """
 
     def __init__(
@@ -75,9 +77,11 @@ class BatchSource:
         augment: Sequence[Transform] = (),
         workers: int = 0,
         window_bytes: int = 0,
+        keep_bytes: int = 0,
     ) -> None:
         self._index, self._targets, self._weights, self._window_bytes = index, targets, weights, window_bytes
-        self._reader = ClipReader(index.roots, copies, coalesce=window_bytes > 0)
+        room = 0 if workers else keep_bytes
+        self._reader: ClipReader = KeepingReader(index.roots, copies, coalesce=window_bytes > 0, keep_bytes=room)
         self._ahead = Ahead(SoundMaker(self._reader, max_samples, Augment(augment) if augment else None), workers)
 
     def ahead(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]:
@@ -101,7 +105,8 @@ class BatchSource:
     def delivers(self, micros: Sequence[MicroBatch], limit_s: float) -> float | None:
         """Seconds of audio a second that come when nobody waits for them, measured for about `limit_s`; what came is dropped.
 
-        The first window of each worker is not counted: it comes after the worker's own start. None if `micros` is empty.
+        The first window of each worker is not counted: it comes after the worker's own start. What is read is kept, if there is
+        room, for training too. None if `micros` is empty.
         """
         if not micros:
             return None

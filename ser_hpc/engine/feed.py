@@ -12,6 +12,7 @@ import numpy as np
 from ser_hpc.config.settings import Settings
 from ser_hpc.corpora.folds import Fold
 from ser_hpc.data.batches import Batch, BatchSource
+from ser_hpc.data.kept import keep_bytes
 from ser_hpc.data.order import MicroBatch
 from ser_hpc.data.workers import default_workers
 from ser_hpc.engine.world import World
@@ -45,6 +46,7 @@ def source(settings: Settings, data: TrialData, weights: np.ndarray, world: Worl
         augment=told.augment,
         workers=default_workers(bool(told.augment), world.local_size) if told.workers is None else told.workers,
         window_bytes=round(told.read_ahead_mb * 1e6),
+        keep_bytes=keep_bytes(told.keep_gb, world.local_size),
     )
 
 

@@ -4,6 +4,7 @@ python tools/bench/read_speed.py SHARDS [--rounds 7] [--out tools/bench/results/
 
 limit        each clip's payload by `pread`, decoded: nothing checked, nothing collated
 ours         BatchSource: micro-batches of an epoch in its own order, checked, collated to int16 tensors, one thread ahead
+kept         the same in any epoch but the first, where the decoded clips fit into memory (data.keep_gb)
 webdataset   its own pipeline over the same tars: shuffled shards and a shuffle buffer, decoded by the same function
 datasets     the Hugging Face library: clips saved to disk as its Audio, shuffled, its bytes decoded to float32 by soundfile
              (its own decoder needs FFmpeg)
@@ -57,11 +58,17 @@ def main() -> int:
     index = ShardIndex.load(options.shards)
     clips = extents(index, np.arange(len(index.metadata)))
     tars = [options.shards / shard.path for shard in index.shards]
-    with tempfile.TemporaryDirectory() as folder, open_tars(tars) as descriptors, source_of(index) as source:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_tars(tars) as descriptors,
+        source_of(index, 0) as source,
+        source_of(index, 1 << 40) as keeping,
+    ):
         payloads = [os.pread(descriptors[clip.tar], clip.size, clip.offset) for clip in clips]
         ways: dict[str, Way] = {
             "limit": lambda number: limit(clips, descriptors, number),
             "ours": lambda number: ours(source, index, number),
+            "kept": lambda number: ours(keeping, index, number),
             "webdataset": lambda number: stream(tars, number),
             "datasets": hugging_face(payloads, Path(folder)),
             "file folder": file_folder(payloads, Path(folder)),
@@ -133,9 +140,9 @@ def limit(clips: Sequence[Extent], descriptors: dict[str, int], number: int) -> 
     return sum(len(decode_flac(os.pread(*clip))) for clip in chosen)
 
 
-def source_of(index: ShardIndex) -> BatchSource:
+def source_of(index: ShardIndex, keep_bytes: int) -> BatchSource:
     count = len(index.metadata)
-    return BatchSource(index, np.zeros(count, dtype=np.int64), np.ones(count, dtype=np.float32))
+    return BatchSource(index, np.zeros(count, dtype=np.int64), np.ones(count, dtype=np.float32), keep_bytes=keep_bytes)
 
 
 def ours(source: BatchSource, index: ShardIndex, number: int) -> int:
