@@ -236,6 +236,10 @@ class TrainSettings(Section):
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: a clip weighs as much as its class is rare in the training part."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    """Compile the encoder's layers with torch.compile: fewer and larger GPU kernels, for a minute or so at each start."""
+    compile_minutes: PositiveFloat = 5.0
+    """What is not compiled after so long stays as it is."""
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
     """How ranks share the work: plain data parallelism, or DeepSpeed ZeRO with its stage."""
     checkpoint_minutes: PositiveFloat = 10.0
@@ -351,9 +355,15 @@ class Settings(Section):
     """A count, or a list of seeds; each is a full cross-validation."""
     cluster: ClusterSettings = ClusterSettings()
 
+    @model_validator(mode="after")
+    def _compiled_layers(self) -> Self:
+        if self.train.compile and self.model.kind != "encoder":
+            raise ValueError("train.compile compiles transformer layers, which this model does not have: set it to false")
+        return self
+
     def identity(self) -> dict[str, Any]:
         """What changes the result, and nothing else: no paths, cluster, ranks, strategy, memory budget or list of seeds."""
-        how = {"strategy", "budget_seconds", "accumulation", "checkpoint_minutes", "hang_minutes"}
+        how = {"strategy", "compile", "compile_minutes", "budget_seconds", "accumulation", "checkpoint_minutes", "hang_minutes"}
         tree = self.model_dump(
             mode="json",
             include={"data": {"max_seconds", "balance", "augment"}, "folds": True, "model": True, "train": True},

@@ -20,6 +20,7 @@ from ser_hpc.data.order import Cut, epoch_size, epoch_steps, mix, step_micro_bat
 from ser_hpc.engine import checkpoint, feed, outcome, strategy
 from ser_hpc.engine.average import WeightAverage
 from ser_hpc.engine.checkpoint import TrainState
+from ser_hpc.engine.compiled import Regions
 from ser_hpc.engine.damage import DamagedClips
 from ser_hpc.engine.ddp import autocast
 from ser_hpc.engine.evaluate import Forward, predict
@@ -73,6 +74,7 @@ def train_trial(
     if saved.tensors is not None:
         base.check(saved.tensors.base)
         base.load(model, saved.tensors.model)
+    regions = Regions(model.encoder, train)
     ranks = strategy.build(model, train, world, saved.tensors)
     average = WeightAverage(ranks.module, train.average, saved.tensors.average if saved.tensors else {})
     progress = Progress(attempt, saved.attempt, state, total_steps, train.epochs, active=world.is_main)
@@ -116,6 +118,7 @@ def train_trial(
             """What is to happen after this step, for all ranks. Rank 0 alone looks at the clock and at the disk."""
             nonlocal last_look
             watchdog.beat()
+            regions.look()
             reason, now, superseded = stop.reason(save_s + writer.seconds), time.monotonic(), False
             if world.is_main and now - last_look > _LOOK_S:
                 last_look, superseded = now, attempt.is_superseded

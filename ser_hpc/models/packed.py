@@ -18,7 +18,7 @@ from torch import Tensor
 from ser_hpc.models import ragged
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: torch.compile looks into those, and would compile anew for every number of clips
 class Packing:
     """Which frames of a row of them, (T, ...) with T = sum(lengths), are which clip's.
 

@@ -1,0 +1,62 @@
+"""torch.compile, region by region: every transformer layer without its attention.
+
+Layers share their compiled code, so compiling costs as much for two as for 24; lengths are dynamic, so a new batch does not
+compile anew. Attention stays as it is: a kernel for variable lengths, or one call for each group of clips. So does the stem:
+it takes minutes to compile and is then slower (five times, on a CPU).
+Where the time is up early, code that was compiled and code that was not round differently: a trial that is stopped and resumed
+is then the same up to rounding, not bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from ser_hpc.config.settings import TrainSettings
+from ser_hpc.errors import UserError
+
+
+class Regions:
+    """Compiled when they first run, if `settings.compile`, in the first `compile_minutes`; what is not by then stays as it is.
+
+    Raises UserError where there is no compiler.
+    """
+
+    def __init__(self, encoder: nn.Module, settings: TrainSettings) -> None:
+        self._end = time.monotonic() + 60 * settings.compile_minutes if settings.compile else float("inf")
+        if not settings.compile:
+            return
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None and shutil.which("clang++") is None:
+            raise UserError(
+                f"train.compile needs a C++ compiler on the compute node ({compiler}; or set CXX); or set it to false"
+            )
+        for layer in _without_attention(encoder):
+            layer.compile(dynamic=True)
+
+    def look(self) -> None:
+        """Between steps: is the time over?"""
+        if time.monotonic() > self._end:
+            self._end = float("inf")
+            torch.compiler.set_stance("eager_on_recompile")
+
+
+def _without_attention(encoder: Any) -> list[nn.Module]:
+    whisper = hasattr(encoder, "conv1")
+    layers: list[Any] = list(encoder.layers if whisper else encoder.encoder.layers)
+    for layer in layers:
+        attention: Any = layer.self_attn if whisper else layer.attention
+        attention.__class__ = _not_compiled(attention.__class__)
+    return layers
+
+
+@cache  # one class for all layers: they share compiled code
+def _not_compiled(kind: Any) -> Any:
+    forward: Any = torch.compiler.disable(kind.forward)  # type: ignore[no-untyped-call]
+    return type(kind.__name__, (kind,), {"forward": forward})

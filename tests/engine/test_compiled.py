@@ -1,0 +1,81 @@
+"""Compiled layers compute what they compute otherwise, for clips of any lengths, and compiling ends when its time is over."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from small import wav2vec2
+from torch import Tensor
+
+from ser_hpc.config.settings import EncoderModel, TrainSettings
+from ser_hpc.engine.compiled import Regions
+from ser_hpc.errors import UserError
+from ser_hpc.models.classifier import Classifier, build
+
+WAVLM = wav2vec2(model_type="wavlm")
+WHISPER = {
+    "model_type": "whisper", "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64,
+    "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch.compiler.set_stance("default")
+    torch.compiler.reset()
+
+
+def classifier(config: dict[str, Any]) -> Classifier:
+    return build(EncoderModel(weights=None, config=config, dropout=0.0), 3, seed=0).train()
+
+
+def result(model: Classifier, *seconds: float) -> list[Tensor]:
+    """Logits, and every gradient, for noises of these lengths."""
+    torch.manual_seed(0)
+    lengths = [int(s * 16_000) for s in seconds]
+    samples = torch.randint(-3000, 3000, (sum(lengths),), dtype=torch.int16)
+    logits = model(samples, torch.tensor([0, *lengths]).cumsum(0))["emotion"]
+    model.zero_grad()
+    logits.square().sum().backward()
+    return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("config", [wav2vec2(), WAVLM, WHISPER], ids=["wav2vec2", "wavlm", "whisper"])
+def test_compiled_layers_compute_the_same(config: dict[str, Any], compiler: None) -> None:
+    """And compile once, however many layers and clips there are: WavLM's first layer differs from the others."""
+    batches = [(0.5, 0.7), (0.4,), (0.9, 0.3, 0.6)]
+    model = classifier(config)
+    expected = [result(model, *batch) for batch in batches]
+    Regions(model.encoder, TrainSettings(compile=True))
+    for batch, wanted in zip(batches, expected, strict=True):
+        for found, right in zip(result(model, *batch), wanted, strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_nothing_is_compiled_when_the_time_is_over(compiler: None) -> None:
+    model = classifier(wav2vec2())
+    expected = result(model, 0.5)
+    regions = Regions(model.encoder, TrainSettings(compile=True, compile_minutes=1e-9))
+    time.sleep(0.01)
+    regions.look()
+    for found, right in zip(result(model, 0.5), expected, strict=True):
+        assert torch.equal(found, right)
+
+
+def test_no_compiler_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler.*g\+\+"):
+        Regions(classifier(wav2vec2()).encoder, TrainSettings(compile=True))
