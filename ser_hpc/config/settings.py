@@ -216,8 +216,12 @@ class TrainSettings(Section):
     """Clips per optimizer step, over all ranks and accumulation steps."""
     accumulation: Positive | None = None
     """Micro-batches per rank and step; none: as many as `budget_seconds` asks for."""
-    budget_seconds: PositiveFloat = 80.0
-    """Memory budget of a micro-batch: seconds of audio per GPU; encoders pad nothing, the acrnn pads to the longest clip."""
+    budget_seconds: PositiveFloat | None = None
+    """Memory budget of a micro-batch: seconds of audio per GPU; encoders pad nothing, the acrnn pads to the longest clip. None:
+    found on a GPU, by what the model needs and what is free there, as much as a step can use; 80 on a CPU."""
+    activation_checkpointing: Literal["auto", "always", "never"] = "auto"
+    """Layers keep their inputs alone and are run again in the backward pass: a third more work, far less memory, the same
+    gradients. `auto`: where the budget is found and the longest clip would not fit otherwise."""
     lr: PositiveFloat = 3e-5
     """Peak learning rate of AdamW."""
     warmup: Fraction = 0.1
@@ -363,7 +367,8 @@ class Settings(Section):
 
     def identity(self) -> dict[str, Any]:
         """What changes the result, and nothing else: no paths, cluster, ranks, strategy, memory budget or list of seeds."""
-        how = {"strategy", "compile", "compile_minutes", "budget_seconds", "accumulation", "checkpoint_minutes", "hang_minutes"}
+        how = {"strategy", "compile", "compile_minutes", "budget_seconds", "accumulation", "activation_checkpointing"}
+        how |= {"checkpoint_minutes", "hang_minutes"}
         tree = self.model_dump(
             mode="json",
             include={"data": {"max_seconds", "balance", "augment"}, "folds": True, "model": True, "train": True},

@@ -31,6 +31,7 @@ from ser_hpc.engine.losses import class_weights
 from ser_hpc.engine.optim import learning_rate
 from ser_hpc.engine.pace import Pace
 from ser_hpc.engine.preemption import Asked, StopFlag, Stopped, Superseded
+from ser_hpc.engine.probe import budget_samples
 from ser_hpc.engine.progress import Progress
 from ser_hpc.engine.step import gradients
 from ser_hpc.engine.watchdog import Watchdog
@@ -69,7 +70,8 @@ def train_trial(
     state, seconds_before = saved.state, saved.state.seconds
     model = build(settings.model, len(data.classes), mix(seed, 0x57E1))
     samples = model.front.costs(np.minimum(data.index.num_samples, max_samples or data.index.num_samples))
-    how = Cut(world.size, round(train.budget_seconds * RATE), train.accumulation, model.front.padded)
+    budget = budget_samples(model, settings, samples[fold.train.positions], world)
+    how = Cut(world.size, budget, train.accumulation, model.front.padded)
     base = FrozenBase.of(model)
     if saved.tensors is not None:
         base.check(saved.tensors.base)

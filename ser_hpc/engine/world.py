@@ -62,6 +62,14 @@ class World:
         dist.all_reduce(raised, group=self.words)
         return tuple(count > 0 for count in raised.tolist())
 
+    def least(self, number: int) -> int:
+        """The smallest of all ranks' numbers, on every rank."""
+        if self.size == 1:
+            return number
+        value = torch.tensor(number, device=self.device)
+        dist.all_reduce(value, dist.ReduceOp.MIN)
+        return int(value)
+
     def from_main(self, *numbers: int) -> tuple[int, ...]:
         """Rank 0's numbers, on every rank."""
         values = torch.tensor(numbers, device=self.device)

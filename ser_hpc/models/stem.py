@@ -12,6 +12,7 @@ next to nothing, and the normalised filters are applied at once, without ever st
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ class Stem(nn.Module):
     """The modules of transformers' feature encoder, with another forward. Make it with `adopt`."""
 
     conv_layers: nn.ModuleList
+    gradient_checkpointing: bool
+    _gradient_checkpointing_func: Any
 
     def forward(self, wave: Tensor, slots: Packing, samples: Tensor) -> Tensor:
         """`wave`: (slots, stride), each clip at the start of its slots, then zeros; `samples` (B,) of each clip, on the device,
@@ -33,14 +36,21 @@ class Stem(nn.Module):
         x = wave.reshape(-1, 1)
         layers: Iterable[Any] = self.conv_layers
         for layer in layers:
-            norm = getattr(layer, "layer_norm", None)
-            if isinstance(norm, ClipNorm):
-                x = _normalized_filters(layer.conv, norm, wave, slots, samples)
-            else:
-                x = layer.conv(x)
-                x = x if norm is None else norm(x)
-            x = layer.activation(x)
+            run = partial(_layer, layer, wave, slots, samples)
+            again = self.gradient_checkpointing and self.training  # transformers' own switch, see checkpointing.py
+            x = self._gradient_checkpointing_func(run, x) if again else run(x)
         return x
+
+
+def _layer(layer: Any, wave: Tensor, slots: Packing, samples: Tensor, x: Tensor) -> Tensor:
+    norm = getattr(layer, "layer_norm", None)
+    if isinstance(norm, ClipNorm):
+        x = _normalized_filters(layer.conv, norm, wave, slots, samples)
+    else:
+        x = layer.conv(x)
+        x = x if norm is None else norm(x)
+    activated: Tensor = layer.activation(x)
+    return activated
 
 
 class FrameConv(nn.Conv1d):

@@ -1,0 +1,190 @@
+"""The largest micro-batch that fits: activations are measured on a few clips, the budget follows, and is tried as it will be.
+
+All of it is done by a copy of the model, before the optimizer exists and without a word to the other ranks, so a copy that runs
+out of memory harms nobody, whatever the strategy. Then the ranks agree on the least of their answers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+import numpy as np
+import torch
+
+from ser_hpc.config.settings import Settings, TrainSettings
+from ser_hpc.data.order import Cut, cut
+from ser_hpc.engine.ddp import DTYPES, autocast
+from ser_hpc.engine.memory import Activations, Wanted, standing_bytes
+from ser_hpc.engine.meter import peak_bytes
+from ser_hpc.engine.world import World
+from ser_hpc.errors import UserError
+from ser_hpc.models import checkpointing
+from ser_hpc.models.classifier import Classifier
+from ser_hpc.shards.audio import RATE
+
+CPU_SECONDS = 80.0  # main memory is rarely what limits a CPU; larger micro-batches gain nothing there
+# Of the free memory: what is left is for the allocator, whose blocks fit ever other lengths of clips badly, for libraries'
+# workspaces, and for clips that augmentation makes longer.
+SHARE = 0.9
+_LESS = 0.85  # of a budget that did not fit after all
+_MEASURED = 4 * RATE  # samples, at least, on which activations are measured first
+
+
+def budget_samples(model: Classifier, settings: Settings, samples: np.ndarray, world: World) -> int:
+    """The memory budget of a micro-batch, in samples; turns on activation checkpointing in `model` where it is to be.
+
+    `samples`: what each training clip takes of it (`front.costs`). All ranks call it, before the strategy takes the model over.
+    Raises UserError if not even the longest clip fits.
+    """
+    train = settings.train
+    if train.activation_checkpointing == "always":
+        checkpointing.enable(model)
+    if train.budget_seconds is not None or world.device.type == "cpu":
+        return round((train.budget_seconds or CPU_SECONDS) * RATE)
+    free, total = torch.cuda.mem_get_info(world.device)
+    return search(model, train, samples, world, SHARE * min(free, total / settings.cluster.trials_per_gpu))
+
+
+def search(model: Classifier, train: TrainSettings, samples: np.ndarray, world: World, room: float) -> int:
+    """As `budget_samples`; this rank may use `room` bytes."""
+    worst = np.sort(samples)[::-1][: train.global_batch]  # the step that has the longest clips
+    problem: UserError | None = None
+    budget = _Budget(0.0, "", again=False)
+    try:
+        budget = _largest(model, train, worst, world, room)
+    except UserError as error:
+        problem = error
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()  # what the copy had is for all libraries again
+    failed, again = world.any(problem is not None, budget.again)
+    if failed:
+        raise problem or UserError("another rank's GPU has too little memory for the longest clip: see that rank's log")
+    if again:
+        checkpointing.enable(model)
+    seconds = world.least(round(budget.seconds * RATE))
+    if world.is_main:
+        print(budget.said, flush=True)
+    return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Budget:
+    seconds: float
+    said: str
+    again: bool  # with activation checkpointing
+
+
+def _largest(model: Classifier, train: TrainSettings, worst: np.ndarray, world: World, room: float) -> _Budget:
+    padded, longest = model.front.padded, int(worst[0])
+    wanted = _wanted(worst, padded, train.accumulation, world.size)
+    standing = standing_bytes(model, train, world.size)
+    needs = "more than there is"
+    for again in _ways(model, train):
+        probe = Probe(model, train, world.device, again)
+        activations = probe.activations(longest)
+        if activations is None:
+            continue
+        budget = wanted.budget(activations.seconds(room - standing))
+        while budget is not None and not probe.fits(first(worst, budget, padded), room - standing):
+            budget = wanted.budget(_LESS * budget)
+        need = standing + activations.bytes(budget or wanted.least)
+        if budget is not None:
+            whole = ", all that a step has for a rank" if budget == wanted.most else ""
+            said = (
+                f"micro-batches of up to {budget:g} s of audio{whole}: about {_gb(need)} of {_gb(room)} (weights and optimizer "
+                f"{_gb(standing)}, {activations.a_second / 1e9:.3f} GB a second), {'with' if again else 'no'} checkpointing"
+            )
+            return _Budget(budget, said, again)
+        needs = f"{_gb(need)}, of which {_gb(standing)} are weights and optimizer"
+    what = "the longest clip" if train.accumulation is None else "a micro-batch as train.accumulation cuts it"
+    raise UserError(
+        f"{what}, {wanted.least:.1f} s of audio, needs {needs}, and {_gb(room)} are free for it on this GPU. Cut long clips "
+        "(data.max_seconds), train in half precision (train.precision=bf16), freeze more (model.freeze), split the optimizer "
+        "over more GPUs (train.strategy=zero2), let train.activation_checkpointing be auto, or take a larger GPU"
+    )
+
+
+def _wanted(worst: np.ndarray, padded: bool, accumulation: int | None, ranks: int) -> Wanted:
+    """Of a step of clips that take `worst` samples, longest first."""
+    parts = cut(np.arange(len(worst)), worst, Cut(ranks, 1, accumulation or 1, padded))
+    most = max(len(part) * worst[part].max() if padded else worst[part].sum() for part in parts) / RATE
+    return Wanted(float(most if accumulation else worst[0] / RATE), float(most))
+
+
+def _ways(model: Classifier, train: TrainSettings) -> tuple[bool, ...]:
+    """Without activation checkpointing, and with it, in the order in which they are tried."""
+    if train.activation_checkpointing == "always":
+        return (True,)
+    return (False, True) if train.activation_checkpointing == "auto" and checkpointing.is_possible(model) else (False,)
+
+
+def first(worst: np.ndarray, seconds: float, padded: bool) -> list[int]:
+    """The clips of `worst`, longest first, that a budget of so many seconds is filled with: at least one."""
+    taken = worst[0] * np.arange(1, len(worst) + 1) if padded else worst.cumsum()
+    lengths: list[int] = worst[: max(1, int((taken <= seconds * RATE).sum()))].tolist()
+    return lengths
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+class Probe:
+    """Forward and backward passes of a copy of `model`, in the precision of training, on batches of silence.
+
+    Random states stay as they are, and so does the model.
+    """
+
+    def __init__(self, model: Classifier, train: TrainSettings, device: torch.device, again: bool) -> None:
+        self._device, self._train = device, train
+        self._costs = model.front.costs
+        copied = copy.deepcopy(model).to(device).train()
+        # DDP computes in half precision as it goes, ZeRO in weights that have it.
+        self._cast = train.strategy == "ddp" or train.precision == "fp32"
+        self._model = copied if self._cast else copied.to(DTYPES[train.precision])
+        if again:
+            checkpointing.enable(self._model)
+
+    def activations(self, longest: int, *, shapes_only: bool = False) -> Activations | None:
+        """Measured on clips of `longest` samples, or shorter ones if those do not fit; None if nothing does."""
+        while longest > RATE // 10:
+            few, seconds = -(-_MEASURED // longest), float(self._costs(np.array(longest))) / RATE
+            try:
+                self._pass([longest])  # makes the gradients, which are then there before and after
+                once, twice = (self.peak([longest] * count, shapes_only=shapes_only) for count in (few, 2 * few))
+            except torch.OutOfMemoryError:
+                longest //= 2
+            else:
+                return Activations(max(0.0, 2 * once - twice), max(1.0, twice - once) / (few * seconds))
+            self._clear()
+        return None
+
+    def peak(self, lengths: Sequence[int], *, shapes_only: bool = False) -> int:
+        """Bytes that clips of so many samples take beside weights and gradients."""
+        return peak_bytes(partial(self._pass, lengths), self._device, shapes_only=shapes_only)
+
+    def fits(self, lengths: Sequence[int], room: float) -> bool:
+        """Whether clips of so many samples take at most `room` bytes beside weights and gradients."""
+        try:
+            return self.peak(lengths) <= room
+        except torch.OutOfMemoryError:
+            pass
+        self._clear()  # here, where the error no longer holds what it ran out of
+        return False
+
+    def _pass(self, lengths: Sequence[int]) -> None:
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            samples = torch.zeros(sum(lengths), dtype=torch.int16).to(self._device)
+            with autocast(self._train, self._device) if self._cast else nullcontext():
+                outputs = self._model(samples, torch.tensor([0, *accumulate(lengths)]))
+            outputs["emotion"].sum().backward()
+
+    def _clear(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,0 +1,148 @@
+"""Peak memory of a training step on one GPU, stated from the model; measured beside it where there is a GPU.
+
+python tools/bench/memory.py [--models wav2vec2-large] [--precisions bf16] [--seconds 240] [--clip 5] [--out memory.json]
+
+The statement is what `ser_hpc/engine/memory.py` says: bytes that stand there anyway, and a line through two measured peaks of
+activations. Encoders have their true sizes and random weights. On a CPU these peaks are counted tensor by tensor (products are
+not computed); a scaled-down encoder's real steps, as the profiler saw them allocate, then show how far the line is to be trusted.
+On a GPU the peak of real steps of the true size stands beside: two micro-batches each of `--seconds`, so that gradients are kept.
+
+Dropout is 0, with which attention in half precision is one variable-length call on a GPU; with attention dropout, or in fp32,
+a GPU attends to clips of like length together, and needs copies for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.profiler import ProfilerActivity, profile
+
+from ser_hpc import console
+from ser_hpc.config.settings import EncoderModel, TrainSettings
+from ser_hpc.engine import strategy
+from ser_hpc.engine.memory import standing_bytes
+from ser_hpc.engine.probe import Probe
+from ser_hpc.engine.world import World
+from ser_hpc.files import write_json
+from ser_hpc.models import checkpointing
+from ser_hpc.models.classifier import Classifier, build
+
+RATE = 16_000
+LAYER_NORM: dict[str, Any] = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+LARGE: dict[str, Any] = {
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, **LAYER_NORM,
+}  # fmt: skip
+MODELS: dict[str, dict[str, Any]] = {
+    "wav2vec2-base": {"model_type": "wav2vec2"},
+    "wav2vec2-large": {"model_type": "wav2vec2", "conv_bias": True, **LARGE},
+    "wavlm-large": {"model_type": "wavlm", **LARGE},
+    "whisper-large-v3": {
+        "model_type": "whisper", "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
+        "num_mel_bins": 128,
+    },
+}  # fmt: skip
+SMALL: dict[str, Any] = {
+    "model_type": "wav2vec2", "conv_dim": [128] * 7, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "intermediate_size": 1024, **LAYER_NORM,
+}  # fmt: skip
+
+
+def stated(model: Classifier, train: TrainSettings, again: bool, options: argparse.Namespace) -> dict[str, float]:
+    """Bytes of a micro-batch of `--seconds` in clips of `--clip` seconds, from the model of memory."""
+    activations = Probe(model, train, options.device, again).activations(round(options.clip * RATE), shapes_only=True)
+    assert activations, "two clips fit"
+    standing = standing_bytes(model, train, 1)
+    peak = standing + activations.bytes(options.seconds)
+    return {"standing": standing, "fixed": activations.fixed, "a_second": activations.a_second, "peak": peak}
+
+
+def measured(model: Classifier, train: TrainSettings, again: bool, seconds: float, options: argparse.Namespace) -> float:
+    """Bytes of the second of two real steps of two micro-batches of so many seconds; takes the model over."""
+    if again:
+        checkpointing.enable(model)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    ranks = strategy.build(model, train, World(0, 1, 0, 1, options.device), None)
+    ranks.training(True)
+    clips, samples = max(1, round(seconds / options.clip)), round(options.clip * RATE)
+    wave, offsets = torch.zeros(clips * samples, dtype=torch.int16), torch.arange(clips + 1) * samples
+
+    def steps() -> None:
+        for _ in range(2):
+            for last in (False, True):
+                ranks.backward(ranks.forward(wave.to(options.device), offsets, last=last)["emotion"].square().sum())
+            ranks.step(1e-5)
+
+    if options.device.type == "cpu":
+        return weights + allocated(steps)
+    torch.cuda.reset_peak_memory_stats()
+    steps()
+    return float(torch.cuda.max_memory_allocated())
+
+
+def allocated(work: Callable[[], None]) -> float:
+    """The most bytes that the CPU's allocator has given out at a time, as torch's profiler saw it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    events: Any = seen.profiler
+    now = most = 0.0
+    for event in sorted(events.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["bf16", "fp32"])
+    parser.add_argument(
+        "--strategies", nargs="+", choices=("ddp", "zero1", "zero2", "zero3"), default=["ddp"], help="of 1 rank"
+    )
+    parser.add_argument("--seconds", type=float, default=240.0, help="audio of a micro-batch")
+    parser.add_argument("--clip", type=float, default=5.0, help="seconds of each clip")
+    parser.add_argument("--small-seconds", type=float, default=60.0, help="of the scaled-down check on a CPU")
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, help="also keep it as JSON")
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    gpu = options.device.type == "cuda"
+    print(
+        f"{'GB':18}{'strategy':10}{'precision':10}{'checkpoints':12}{'standing':>9}{'a second':>10}{'peak':>8}{'measured':>10}"
+    )
+    rows = []
+    for name in options.models if gpu else [*options.models, "scaled down"]:
+        config, seconds = MODELS.get(name, SMALL), options.seconds if name in MODELS else options.small_seconds
+        for chosen, precision, again in [
+            (s, p, a) for s in options.strategies for p in options.precisions for a in (False, True)
+        ]:
+            train = TrainSettings(precision=precision, strategy=chosen)
+            model = build(EncoderModel(weights=None, config=config, dropout=0.0), 4, seed=0)
+            row = stated(model, train, again, argparse.Namespace(**vars(options) | {"seconds": seconds}))
+            if (gpu or name not in MODELS) and chosen == "ddp":
+                row["measured"] = measured(model, train, again, seconds, options)
+            rows.append({"model": name, "strategy": chosen, "precision": precision, "checkpoints": again, **row})
+            beside = f"{row['measured'] / 1e9:10.2f}" if "measured" in row else ""
+            print(
+                f"{name:18}{chosen:10}{precision:10}{'yes' if again else 'no':12}{row['standing'] / 1e9:9.2f}"
+                f"{row['a_second'] / 1e9:10.4f}{row['peak'] / 1e9:8.2f}{beside}",
+                flush=True,
+            )
+    if options.out:
+        machine = {"architecture": platform.machine(), "cores": os.cpu_count(), "device": str(options.device)}
+        machine |= {"gpu": torch.cuda.get_device_name()} if gpu else {}
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        setting = {"seconds": options.seconds, "clip_s": options.clip, "small_seconds": options.small_seconds}
+        write_json(options.out, {"machine": machine | versions, **setting, "bytes": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    console.run(main)
