@@ -4,8 +4,9 @@ python tools/bench/memory.py [--models wav2vec2-large] [--precisions bf16] [--se
 
 The statement is what `ser_hpc/engine/memory.py` says: bytes that stand there anyway, and a line through two measured peaks of
 activations. Encoders have their true sizes and random weights. On a CPU these peaks are counted tensor by tensor (products are
-not computed); a scaled-down encoder's real steps, as the profiler saw them allocate, then show how far the line is to be trusted.
-On a GPU the peak of real steps of the true size stands beside: two micro-batches each of `--seconds`, so that gradients are kept.
+not computed); real steps of a scaled-down encoder, as torch's profiler saw them allocate, then show how far the line is to be
+trusted. On a GPU the peak of real steps of the true size stands beside: each of two micro-batches of `--seconds`, so that
+gradients are kept.
 
 Dropout is 0, with which attention in half precision is one variable-length call on a GPU; with attention dropout, or in fp32,
 a GPU attends to clips of like length together, and needs copies for it.
@@ -88,7 +89,7 @@ def measured(model: Classifier, train: TrainSettings, again: bool, seconds: floa
 
 def allocated(work: Callable[[], None]) -> float:
     """The most bytes that the CPU's allocator has given out at a time, as torch's profiler saw it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
         work()
     events: Any = seen.profiler
     now = most = 0.0
