@@ -23,6 +23,7 @@ _PRODUCTS: Mapping[Any, Callable[..., tuple[int, ...]]] = {
     _aten.bmm.default: lambda a, b: (*a.shape[:2], b.shape[2]),
     _aten.baddbmm.default: lambda _, a, b, **__: (*a.shape[:2], b.shape[2]),
 }
+_IN_PLACE = _aten.addmm_.default
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device, *, shapes_only: bool = False) -> int:
@@ -34,7 +35,8 @@ def peak_bytes(work: Callable[[], object], device: torch.device, *, shapes_only:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
-        return int(torch.cuda.max_memory_allocated(device) - before)
+        most: int = torch.cuda.max_memory_allocated(device) - before
+        return most
     with _Count(shapes_only) as count:
         work()
     return count.most
@@ -46,7 +48,7 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, shapes_only: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.most = self._now = 0
-        self._skipped = _PRODUCTS if shapes_only else {}
+        self._shapes_only = shapes_only
         self._known: dict[int, weakref.ref[Any]] = {}  # storages, by their address
 
     def __torch_dispatch__(
@@ -55,7 +57,9 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         for tensor in _tensors((args, kwargs)):
             self._note(tensor, 0)  # not known yet: it was there before
-        shape = self._skipped.get(func)
+        if self._shapes_only and func is _IN_PLACE:
+            return args[0]
+        shape = _PRODUCTS.get(func) if self._shapes_only else None
         out = args[-1].new_empty(shape(*args, **kwargs)) if shape else func(*args, **kwargs)
         for tensor in _tensors(out):
             self._note(tensor, tensor.untyped_storage().nbytes())

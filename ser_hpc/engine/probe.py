@@ -155,8 +155,8 @@ class Probe:
         while longest > RATE // 10:
             few, seconds = -(-_MEASURED // longest), float(self._costs(np.array(longest))) / RATE
             try:
-                self._pass([longest])  # makes the gradients, which are then there before and after
-                once, twice = (self.peak([longest] * count, shapes_only=shapes_only) for count in (few, 2 * few))
+                # The first pass makes the gradients, which are then there before and after the others.
+                _, once, twice = (self.peak([longest] * count, shapes_only=shapes_only) for count in (1, few, 2 * few))
             except torch.OutOfMemoryError:
                 longest //= 2
             else:
