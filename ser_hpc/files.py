@@ -65,16 +65,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_json_once(path: Path, value: Any) -> bool:
-    """As `write_json`, but never over a file that is there: of several callers, on any machines, one gets True."""
+    """As `write_json`, but as `write_once` does."""
+    return write_once(path, _json(value).encode())
+
+
+def write_once(path: Path, content: bytes) -> bool:
+    """Write a whole file, but never over one that is there: of several callers, on any machines, one gets True."""
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(_json(value), encoding="utf-8")
+        temporary.write_bytes(content)
         sync(temporary)
         try:
             os.link(temporary, path)
         except PermissionError:  # a file system without links
-            with path.open("x", encoding="utf-8") as file:
-                file.write(_json(value))
+            with path.open("xb") as file:
+                file.write(content)
             sync(path)
         sync(path.parent)
     except FileExistsError:

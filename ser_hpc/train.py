@@ -23,8 +23,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ser_hpc import console
 from ser_hpc.engine import attempt as attempts
 from ser_hpc.engine.attempt import CANNOT_GO_ON, FAILED, STOPPED, SUPERSEDED
@@ -188,9 +186,8 @@ def _staged(experiment: Experiment, fold: Fold, rank: Rank) -> tuple[Place, ...]
     where = experiment.settings.cluster.node_local
     if where is None:
         return ()
-    positions = np.concatenate([fold.train.positions, fold.dev.positions, fold.test.positions])
     try:
-        roots, said = stage(experiment.index, positions, expanded(where), wait_s=_STAGING_S)
+        roots, said = stage(experiment.index, fold.positions, expanded(where), wait_s=_STAGING_S)
     except UserError as error:  # the variable that names the folder is not set on this node
         roots, said = (), f"shards are read where they lie: {error}"
     if rank.local == 0:

@@ -41,6 +41,11 @@ class Fold:
     dev: Part
     test: Part
 
+    @property
+    def positions(self) -> np.ndarray:
+        """Of all its clips, part by part."""
+        return np.concatenate([part.positions for part in (self.train, self.dev, self.test)])
+
 
 @dataclass(frozen=True, slots=True)
 class FoldPlan:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle, pairwise
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class Batch:
 
     `targets` by task name, (B,) int64; `weights` (B,) float32, 0 for a filler or a damaged clip; `positions` (B,) rows of the
     index; `rows` (B,) places in the step or part, none of a filler; `damaged` (B,) int64: read.Cause, or 0; `number` is the
-    micro-batch's number in its step, which seeds its dropout.
+    micro-batch's number in its step, which seeds its dropout. Of pooled states `samples` is (B, width), one row a clip.
     """
 
     samples: Tensor
@@ -56,6 +56,18 @@ class Batch:
     def seconds(self) -> float:
         """Of audio, padding not counted."""
         return len(self.samples) / RATE
+
+
+class Source(Protocol):
+    """Where the loop's batches come from; leaving it as a context manager frees what it holds."""
+
+    def ahead(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]: ...
+
+    def delivers(self, micros: Sequence[MicroBatch], limit_s: float) -> float | None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
 class BatchSource:
@@ -146,18 +158,25 @@ class BatchSource:
         return [Wanted(extents(self._index, micro.clips.positions), micro.clips.seeds) for micro in window]
 
     def _batch(self, micro: MicroBatch, sounds: Sounds) -> Batch:
-        positions = micro.clips.positions
-        damaged = np.zeros(len(positions), dtype=np.int64)
+        damaged = np.zeros(len(micro.clips), dtype=np.int64)
         for i, error in sounds.damaged.items():
             damaged[i] = error.cause
-        real = (damaged == 0) & (not micro.filler)
-        return Batch(
-            samples=torch.from_numpy(sounds.samples),
-            offsets=torch.from_numpy(sounds.offsets),
-            targets={"emotion": torch.from_numpy(self._targets[positions])},
-            weights=torch.from_numpy((self._weights[positions] * real).astype(np.float32)),
-            positions=positions,
-            rows=micro.rows,
-            damaged=torch.from_numpy(damaged),
-            number=micro.number,
-        )
+        return batch_of(micro, sounds.samples, sounds.offsets, damaged, self._targets, self._weights)
+
+
+def batch_of(
+    micro: MicroBatch, samples: np.ndarray, offsets: np.ndarray, damaged: np.ndarray, targets: np.ndarray, weights: np.ndarray
+) -> Batch:
+    """`targets` and `weights`: columns over the whole index; the rest as a `Batch` has it."""
+    positions = micro.clips.positions
+    real = (damaged == 0) & (not micro.filler)
+    return Batch(
+        samples=torch.from_numpy(samples),
+        offsets=torch.from_numpy(offsets),
+        targets={"emotion": torch.from_numpy(targets[positions])},
+        weights=torch.from_numpy((weights[positions] * real).astype(np.float32)),
+        positions=positions,
+        rows=micro.rows,
+        damaged=torch.from_numpy(damaged),
+        number=micro.number,
+    )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser_hpc.data.batches import BatchSource
+from ser_hpc.data.batches import Source
 from ser_hpc.data.order import Cut, evaluation_order
 from ser_hpc.engine.world import World
 from ser_hpc.models.ragged import moved
@@ -22,7 +22,7 @@ Forward = Callable[[Tensor, Tensor], dict[str, Tensor]]
 @torch.no_grad()
 def predict(
     forward: Forward,
-    source: BatchSource,
+    source: Source,
     positions: np.ndarray,
     samples: np.ndarray,
     cut: Cut,

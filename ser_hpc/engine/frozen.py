@@ -1,4 +1,4 @@
-"""Where most of a model is frozen, its checkpoints hold what is trained, and a fingerprint of the rest.
+"""Where the encoder, or most of a model, is frozen, its checkpoints hold what is trained, and a fingerprint of the rest.
 
 The frozen base comes from where it came from before, the weights that the settings name; should those have changed, the
 fingerprint tells.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_hpc.errors import UserError
+from ser_hpc.models.classifier import Classifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,11 @@ class FrozenBase:
     sha256: str
 
     @classmethod
-    def of(cls, model: nn.Module) -> FrozenBase:
-        """The frozen parameters of a model that holds its base's weights, if they are the larger part of it."""
+    def of(cls, model: Classifier) -> FrozenBase:
+        """The frozen parameters of a model that holds its base's weights, if they are its encoder or the larger part of it."""
         frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        if sum(parameter.numel() for parameter in frozen.values()) <= trained:
+        if not model.freeze_encoder and sum(parameter.numel() for parameter in frozen.values()) <= trained:
             return cls(frozenset(), "")
         digest = hashlib.sha256()
         for name, parameter in sorted(frozen.items()):

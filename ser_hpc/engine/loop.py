@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ser_hpc.config.settings import Settings
+from ser_hpc.data.batches import Source
 from ser_hpc.data.order import Cut, epoch_size, epoch_steps, mix, step_micro_batches, tighter
-from ser_hpc.engine import checkpoint, feed, outcome, strategy
+from ser_hpc.engine import checkpoint, feed, outcome, states, strategy
 from ser_hpc.engine.average import WeightAverage
 from ser_hpc.engine.checkpoint import TrainState
 from ser_hpc.engine.compiled import Regions
@@ -68,13 +70,20 @@ def train_trial(
             print(sentence, flush=True)
         checkpoint.adopt_best(attempt, saved)
     state, seconds_before = saved.state, saved.state.seconds
-    model = build(settings.model, len(data.classes), mix(seed, 0x57E1))
-    samples = model.front.costs(np.minimum(data.index.num_samples, max_samples or data.index.num_samples))
-    budget = budget_samples(model, settings, samples[fold.train.positions], world)
-    how = Cut(world.size, budget, train.accumulation, model.front.padded)
+    make = partial(build, settings.model, len(data.classes), mix(seed, 0x57E1))
+    model, width = make(), None
     base = FrozenBase.of(model)
     if saved.tensors is not None:
         base.check(saved.tensors.base)
+    sounds = feed.source(settings, data, weights, world)
+    source: Source = sounds
+    if states.suffice(settings):
+        source, width = states.source(model, base, sounds, trial, settings, data, weights, world, stop, watchdog)
+        model = make(width)
+    samples = model.front.costs(np.minimum(data.index.num_samples, max_samples or data.index.num_samples))
+    budget = budget_samples(model, settings, samples[fold.train.positions], world)
+    how = Cut(world.size, budget, train.accumulation, model.front.padded)
+    if saved.tensors is not None:
         base.load(model, saved.tensors.model)
     regions = Regions(model.encoder, train)
     ranks = strategy.build(model, train, world, saved.tensors)
@@ -84,7 +93,7 @@ def train_trial(
     train_clips, most = len(fold.train.positions), settings.data.max_damaged
     damaged = DamagedClips(attempt, saved.attempt, state, data.index, train_clips, most, active=world.is_main)
 
-    with feed.source(settings, data, weights, world) as source, progress, checkpoint.Writer(trial, attempt) as writer:
+    with source, progress, checkpoint.Writer(trial, attempt) as writer:
         pace, ledger = Pace(), Ledger()
         last_save, last_look, last_saved, save_s = time.monotonic(), 0.0, state, 0.0
 
@@ -197,7 +206,7 @@ def train_trial(
         ranks.close()
         world.barrier()
         progress.tell("predicting", state)
-        model = build(settings.model, len(data.classes), mix(seed, 0x57E1))
+        model = make(width)
         base.load(model, checkpoint.load_weights(attempt.best(state.best_epoch)))
         model.to(world.device).eval()
         found: list[Prediction] = []

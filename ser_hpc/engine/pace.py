@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from ser_hpc.data.batches import Batch, BatchSource
+from ser_hpc.data.batches import Batch, Source
 from ser_hpc.data.order import MicroBatch
 
 _PROBE_S = 0.5
@@ -25,7 +25,7 @@ class Pace:
         self._steps, self._seconds, self._audio = 0, 0.0, 0.0
         self._told = False
 
-    def probe(self, source: BatchSource, micros: Sequence[MicroBatch]) -> None:
+    def probe(self, source: Source, micros: Sequence[MicroBatch]) -> None:
         """What the data side delivers when all ranks ask at once, as they will."""
         self.data = source.delivers(micros, _PROBE_S)
 

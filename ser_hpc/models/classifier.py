@@ -63,9 +63,28 @@ class Classifier(nn.Module):
         return self
 
 
-def build(settings: Model, num_classes: int, seed: int) -> Classifier:
+class PooledStates:
+    """The front of a head alone. What goes in is each clip's mean frame, float (B, width), in the place of its samples: to the
+    head, a clip of one frame."""
+
+    max_seconds: float | None = None
+    padded = False
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def costs(self, samples: np.ndarray) -> np.ndarray:
+        """As many samples as a state has numbers."""
+        return np.full_like(samples, self.width)
+
+    def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        return samples, offsets.diff()
+
+
+def build(settings: Model, num_classes: int, seed: int, states: int | None = None) -> Classifier:
     """The classifier on the CPU, in float32: the same weights for the same seed; the global random state is left alone.
 
+    `states`: the width of the encoder's frames, for the same head without the encoder, over `PooledStates`.
     Raises UserError where pretrained weights cannot be loaded or a configuration is not an encoder's.
     """
     with torch.random.fork_rng(devices=[]):
@@ -73,9 +92,13 @@ def build(settings: Model, num_classes: int, seed: int) -> Classifier:
         if isinstance(settings, AcrnnModel):
             network = acrnn.Acrnn(settings)
             return Classifier(acrnn.MelDeltas(settings), network, heads.AttentionPool(settings, network.width, num_classes))
-        from ser_hpc.models import encoder  # transformers takes seconds to import
+        front: Front
+        if states is None:
+            from ser_hpc.models import encoder  # transformers takes seconds to import
 
-        front, model, width = encoder.load(settings)
+            front, model, width = encoder.load(settings)
+        else:
+            front, model, width = PooledStates(states), nn.Identity(), states
         torch.default_generator.manual_seed(seed)  # the head's weights, whatever loading the encoder drew
         head = heads.MeanPool(settings.head, width, num_classes)
         return Classifier(front, model, head, freeze_encoder=settings.freeze == "encoder")

@@ -32,7 +32,8 @@ class MeanPool(nn.Module):
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """(T, width), all clips' frames one after another, and their lengths (B,) -> (B, num_classes)."""
-        packing, projected = Packing(tuple(lengths.tolist()), frames.device), self.projector(self.dropout(frames))
+        packing = Packing(tuple(lengths.tolist()), frames.device)
+        projected = self.projector(self.dropout(frames.to(self.projector.weight.dtype)))
         total = packing.sum(projected.to(ragged.at_least_float32(projected.dtype)))
         logits: Tensor = self.classifier(total / packing.counts[:, None])
         return logits

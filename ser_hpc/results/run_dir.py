@@ -6,6 +6,7 @@ RUN/                              runs/<name>-<8 hex of what changes the result>
   report.json  report.md          written by the report
   jobs/                           what was submitted (submitted.jsonl), the launcher's files, every rank's log
   code/<12 hex>/                  the code that its jobs run
+  states/<12 hex>/00017.npy       of a frozen encoder: what it makes of each clip, in blocks that all trials share
   seed_0/fold_2/                  one trial
     attempt_0001/                 one start of it, which writes nowhere else
       attempt.json                who runs it, where, with which code
@@ -93,6 +94,11 @@ class AttemptDir:
 class TrialDir:
     path: Path
     trial: Trial
+
+    @property
+    def states(self) -> Path:
+        """Of the run: what trials compute once for all of them."""
+        return self.path.parents[1] / "states"
 
     @property
     def done(self) -> Path:

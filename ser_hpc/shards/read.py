@@ -70,6 +70,12 @@ class Extent(NamedTuple):
     crc32: int
 
 
+def damaged(index: ShardIndex, position: int, cause: Cause) -> CorruptClipError:
+    """What reading this clip raised when `cause` was found."""
+    (extent,) = extents(index, [position])
+    return _corrupt(extent, index.roots[extent.dataset], cause)
+
+
 def extents(index: ShardIndex, positions: np.ndarray | Sequence[int]) -> list[Extent]:
     """Of the clips at `positions`, in that order."""
     numbers = index.shard[positions].tolist()

@@ -1,0 +1,238 @@
+"""A frozen encoder makes the same of a clip in every epoch, fold and seed: it runs once, and what the head needs is kept.
+
+That is the mean of each clip's frames, its *state*: pooling commutes with the head's linear projection, exactly. All trials
+of a run share the states, in blocks of clips, a file each. Every rank of every trial goes through the blocks in an order of
+its own, reads those that are there and computes the others; of several that compute one, the first to put its file in place
+wins, so all read the same bits. Nobody waits for a lock, and what was done before a kill stays done.
+
+A block with a damaged clip is put nowhere: each start looks at the clip again, and may find it packed anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ser_hpc.config.settings import EncoderModel, Settings
+from ser_hpc.data.batches import Batch, BatchSource, batch_of
+from ser_hpc.data.order import Cut, MicroBatch, epoch_order, evaluation_order, mix
+from ser_hpc.engine.ddp import autocast
+from ser_hpc.engine.frozen import FrozenBase
+from ser_hpc.engine.preemption import StopFlag, Stopped
+from ser_hpc.engine.watchdog import Watchdog
+from ser_hpc.engine.world import World
+from ser_hpc.files import write_once
+from ser_hpc.models.classifier import Classifier
+from ser_hpc.models.heads import MeanPool
+from ser_hpc.models.packed import Packing
+from ser_hpc.models.ragged import at_least_float32
+from ser_hpc.results.run_dir import Trial, TrialDir
+from ser_hpc.shards.audio import RATE
+from ser_hpc.shards.index import ShardIndex
+from ser_hpc.shards.read import Cause, damaged
+
+if TYPE_CHECKING:
+    from ser_hpc.engine.loop import TrialData
+
+_FEWEST_CLIPS, _MOST_BLOCKS = 64, 512  # of a block; of a run
+
+
+def suffice(settings: Settings) -> bool:
+    """Whether a head learns the same from states as through the encoder: nothing is drawn anew before the pooling."""
+    model = settings.model
+    if not isinstance(model, EncoderModel) or model.freeze != "encoder":
+        return False
+    return model.head.kind == "mean_pool" and not model.head.dropout and not settings.data.augment
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Row i belongs to the clip at `positions[i]` of the index; `positions` rise.
+
+    `means` (clips, width) float32: the mean of each clip's frames; zeros of a damaged clip, and where the trial has no use for
+    them; `causes` (clips,) int64: read.Cause, or 0.
+    """
+
+    positions: np.ndarray
+    means: np.ndarray
+    causes: np.ndarray
+
+
+class StateSource:
+    """Batches as `BatchSource` makes them, with states in the place of sounds; `targets`, `weights`: over the whole index."""
+
+    def __init__(self, states: States, index: ShardIndex, targets: np.ndarray, weights: np.ndarray) -> None:
+        self._states, self._index, self._targets, self._weights = states, index, targets, weights
+
+    def ahead(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]:
+        """A damaged clip has weight zero in training; else it raises CorruptClipError."""
+        for micro in micros:
+            rows = np.searchsorted(self._states.positions, micro.clips.positions)
+            causes = self._states.causes[rows]
+            for i in () if training else np.flatnonzero(causes):
+                raise damaged(self._index, int(micro.clips.positions[i]), Cause(causes[i]))
+            offsets = np.arange(len(rows) + 1)
+            yield batch_of(micro, self._states.means[rows], offsets, causes, self._targets, self._weights)
+
+    def delivers(self, micros: Sequence[MicroBatch], limit_s: float) -> None:
+        """No audio."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+
+def source(
+    model: Classifier,
+    base: FrozenBase,
+    clips: BatchSource,
+    trial: TrialDir,
+    settings: Settings,
+    data: TrialData,
+    weights: np.ndarray,
+    world: World,
+    stop: StopFlag,
+    watchdog: Watchdog,
+) -> tuple[StateSource, int]:
+    """The states of the trial's clips, and their width; what is not there yet `model` makes of `clips`, which is closed then.
+
+    Raises Stopped on all ranks when one is asked to stop, UserError for a shard that cannot be read.
+    """
+    began = time.monotonic()
+    assert isinstance(model.head, MeanPool)
+    width = model.head.projector.in_features
+    used = np.flatnonzero(data.targets >= 0)  # by all trials alike, so that their blocks are the same
+    states = States(used, np.zeros((len(used), width), np.float32), np.zeros(len(used), np.int64))
+    size = max(_FEWEST_CLIPS, -(-len(used) // _MOST_BLOCKS))
+    folder = trial.states / _fingerprint(model, base, settings, data.index, used)
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = _shuffled(np.unique(np.searchsorted(used, data.fold.positions) // size), trial.trial, world.rank)
+    made, reason = 0, None
+
+    def asked() -> bool:
+        nonlocal reason
+        watchdog.beat()
+        reason = stop.reason()
+        return reason is not None
+
+    with clips:
+        for number in numbers:
+            path, rows = folder / f"{number:05d}.npy", slice(number * size, (number + 1) * size)
+            means = _read(path)
+            if means is None:
+                found = _encoded(model, clips, used[rows], settings, data.index, world.device, asked)
+                if found is None:
+                    break
+                made += 1
+                means, states.causes[rows] = found
+                if not states.causes[rows].any() and not _put(path, means):
+                    theirs = _read(path)
+                    means = means if theirs is None else theirs
+            states.means[rows] = means
+            watchdog.beat()
+    model.cpu()
+    torch.cuda.empty_cache()  # small trials may share the GPU
+
+    # A rank that has them all waits here until the others do: for one block at most.
+    (stopping,) = world.any(reason is not None)
+    if stopping:
+        why = reason or "another rank was asked to"
+        raise Stopped(f"{trial.trial} stopped while its frozen encoder ran; the states that it made are kept ({why})")
+    if world.is_main:
+        took = time.monotonic() - began
+        print(f"the frozen encoder's states: {made} of {len(numbers)} blocks made here, {took:.1f} s", flush=True)
+    return StateSource(states, data.index, data.targets, weights), width
+
+
+def _shuffled(numbers: np.ndarray, trial: Trial, rank: int) -> list[int]:
+    """In an order of this rank's own."""
+    order = epoch_order(mix(trial.seed, trial.fold, rank), 0, len(numbers))
+    shuffled: list[int] = numbers[order].tolist()
+    return shuffled
+
+
+@torch.no_grad()
+def _encoded(
+    model: Classifier,
+    clips: BatchSource,
+    positions: np.ndarray,
+    settings: Settings,
+    index: ShardIndex,
+    device: torch.device,
+    asked: Callable[[], bool],
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Means and causes of the clips at `positions`, cut up by the budget alone, whoever computes; None if asked to stop."""
+    model.to(device)
+    longest = None if settings.data.max_seconds is None else round(settings.data.max_seconds * RATE)
+    samples = model.front.costs(np.minimum(index.num_samples[positions], longest or index.num_samples[positions]))
+    cut = Cut(1, round(settings.train.budget_seconds * RATE), padded=model.front.padded)
+    means, causes = None, np.zeros(len(positions), np.int64)
+    for batch in clips.ahead(evaluation_order(positions, samples, cut, rank=0), training=True):
+        if asked():
+            return None
+        with autocast(settings.train, device):
+            frames, lengths = model.front(model.encoder, batch.samples.to(device), batch.offsets)
+        found = mean_frames(frames, lengths).cpu().numpy()
+        means = np.zeros((len(positions), found.shape[1]), np.float32) if means is None else means
+        causes[batch.rows] = batch.damaged.numpy()
+        means[batch.rows] = found * (causes[batch.rows] == 0)[:, None]
+    assert means is not None, "a block has clips"
+    return means, causes
+
+
+def mean_frames(frames: Tensor, lengths: Tensor) -> Tensor:
+    """(T, width), all clips' frames one after another, and their lengths (B,) -> (B, width), float32 or better."""
+    packing = Packing(tuple(lengths.tolist()), frames.device)
+    return packing.sum(frames.to(at_least_float32(frames.dtype))) / packing.counts[:, None]
+
+
+def _fingerprint(model: Classifier, base: FrozenBase, settings: Settings, index: ShardIndex, positions: np.ndarray) -> str:
+    """Of all that states depend on, but for rounding."""
+    front: Any = model.front
+    encoder: Any = model.encoder
+    what = {
+        "weights": base.sha256,
+        "configuration": encoder.config.to_dict(),
+        "normalize": getattr(front, "normalize", None),
+        "settings": settings.model.model_dump(mode="json", exclude={"head"}),
+        "precision": settings.train.precision,
+        "max_seconds": settings.data.max_seconds,
+        "shards": index.fingerprint,
+        "clips": hashlib.sha256(positions.tobytes()).hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _put(path: Path, means: np.ndarray) -> bool:
+    """NumPy's own format, and its crc32 behind it. False if a file is there already."""
+    buffer = io.BytesIO()
+    np.save(buffer, means, allow_pickle=False)
+    content = buffer.getvalue()
+    return write_once(path, content + zlib.crc32(content).to_bytes(4, "big"))
+
+
+def _read(path: Path) -> np.ndarray | None:
+    """None if it is not there, or not as it was written: then it is computed again, at every start, and left as it is."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if zlib.crc32(content[:-4]).to_bytes(4, "big") != content[-4:]:
+        print(f"{path} is damaged and was passed over; remove it, and it is made anew", flush=True)
+        return None
+    means: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
+    return means

@@ -1,0 +1,287 @@
+"""The states of a frozen encoder: exactly what the head needs, made once a run, whoever is killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine.test_data_side import damage_two
+from models.tiny import ENCODERS, batch, clips
+from safetensors.torch import load_file
+from small import curve, packed_tones, planned, train_on_ranks, wav2vec2
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
+
+from ser_hpc.cluster.plan import reopen
+from ser_hpc.config.load import load
+from ser_hpc.engine import states
+from ser_hpc.engine.attempt import claim
+from ser_hpc.engine.loop import TrialData, train_trial
+from ser_hpc.engine.preemption import StopFlag, Stopped
+from ser_hpc.engine.rank import Rank
+from ser_hpc.engine.watchdog import Watchdog
+from ser_hpc.engine.world import World
+from ser_hpc.errors import UserError
+from ser_hpc.models.classifier import build
+from ser_hpc.models.waveform import Waveform
+from ser_hpc.results import predictions
+from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
+from ser_hpc.shards.read import CorruptClipError, ShardReader
+
+TRIAL = Trial(0, 0)
+CLIPS, BLOCK = 144, 64
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("states")
+
+
+@pytest.fixture(scope="module")
+def pretrained(base: Path) -> Path:
+    torch.manual_seed(5)
+    AutoModel.from_config(AutoConfig.for_model(**wav2vec2())).save_pretrained(base / "weights")
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(base / "weights")
+    return base / "weights"
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many clips each run of the encoder took, as they come."""
+    counts: list[int] = []
+    real = Waveform.__call__
+
+    def counting(self: Waveform, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        counts.append(len(offsets) - 1)
+        return real(self, encoder, samples, offsets)
+
+    monkeypatch.setattr(Waveform, "__call__", counting)
+    return counts
+
+
+def frozen(root: Path, pretrained: Path, *more: str, shards: Path | None = None) -> RunDir:
+    """Micro-batches of 10 s: about 17 clips."""
+    shards = shards or packed_tones(pretrained.parent)
+    settings = (f"model.weights={pretrained}", "model.config=null", "model.freeze=encoder", "train.budget_seconds=10", *more)
+    return planned(root, shards, *settings)
+
+
+def train(run: RunDir, trial: Trial = TRIAL, stop: StopFlag | None = None, world: World | None = None) -> TrialDir:
+    """In this process."""
+    place, experiment = run.trial(trial), reopen(run)
+    attempt = claim(place, Rank(0, 1, 0, 1))
+    fold = experiment.folds.folds[trial.fold]
+    data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold)
+    world = world or World(0, 1, 0, 1, torch.device("cpu"))
+    with Watchdog(300, lambda: None, exit_code=1) as watchdog:
+        train_trial(place, attempt, experiment.settings, data, world, stop or StopFlag(), watchdog)
+    return place
+
+
+def blocks(run: RunDir) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run.path / "states").rglob("*") if path.is_file()}
+
+
+def dated(run: RunDir) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (run.path / "states").rglob("*") if path.is_file()}
+
+
+class StopAfter(StopFlag):
+    """Is asked to stop at the n-th look."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self._looks = looks
+
+    def reason(self, save_s: float = 0.0) -> str | None:
+        self._looks -= 1
+        return "SIGTERM" if self._looks < 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class AnotherIsAsked(World):
+    """One of whose other ranks is asked to stop."""
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        return tuple(True for _ in flags)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_head_learns_the_same_from_states(name: str) -> None:
+    """Logits and gradients in double precision, for every family of encoders."""
+    settings = ENCODERS[name].model_copy(update={"freeze": "encoder"})
+    samples, offsets = batch(clips(4000, 9000, 1500, 6400))
+    whole = build(settings, 4, 7).double().train()
+    width = whole.head.projector.in_features  # type: ignore[union-attr]
+    alone = build(settings, 4, 7, width).double().train()  # type: ignore[arg-type]
+    with torch.no_grad():
+        pooled = states.mean_frames(*whole.front(whole.encoder, samples, offsets))
+    ours, theirs = alone(pooled, torch.arange(5))["emotion"], whole(samples, offsets)["emotion"]
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+    slope = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for logits in (ours, theirs):
+        (logits * slope).sum().backward()
+    for mine, other in zip(alone.parameters(), whole.head.parameters(), strict=True):
+        assert mine.grad is not None and other.grad is not None and other.grad.abs().max() > 1e-3
+        assert torch.allclose(mine.grad, other.grad, rtol=0, atol=1e-12)
+
+
+def test_the_same_training_as_through_the_encoder(base: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses, weights and predictions of a whole trial, to float32's rounding."""
+    ours = frozen(base / "ours", pretrained, "train.epochs=3", "train.average=0.5")
+    theirs = frozen(base / "theirs", pretrained, "train.epochs=3", "train.average=0.5")
+    here = train(ours)
+    monkeypatch.setattr(states, "suffice", lambda settings: False)
+    there = train(theirs)
+    assert blocks(ours) and not blocks(theirs)
+    assert np.abs(curve(ours) - curve(theirs)).max() < 1e-6
+    mine, other = load_file(here.weights), load_file(there.weights)
+    assert mine.keys() == other.keys() and all(name.startswith("head.") for name in mine)
+    assert max(float((mine[name] - other[name]).abs().max()) for name in mine) < 1e-5
+    found, expected = (predictions.read(place.current.predictions) for place in (here, there))
+    assert [p.utterance_id for p in found] == [p.utterance_id for p in expected]
+    scores = [np.array([list(p.probabilities.values()) for p in part]) for part in (found, expected)]
+    assert np.abs(scores[0] - scores[1]).max() < 1e-5
+
+
+def test_the_encoder_sees_each_clip_once_in_a_run(base: Path, pretrained: Path, encoded: list[int]) -> None:
+    """Over all folds, seeds and epochs; later trials leave the blocks as they are."""
+    run = frozen(base / "once", pretrained, "seeds=2", "folds.count=3", "folds.protocol=speaker_groups")
+    train(run)
+    assert sum(encoded) == CLIPS
+    before = dated(run)
+    assert len(before) == -(-CLIPS // BLOCK)
+    for trial in run.trials()[1:]:
+        train(run, trial)
+    assert len(run.trials()) == 6 and sum(encoded) == CLIPS
+    assert dated(run) == before
+
+
+def test_ranks_share_the_work_and_change_no_bit(base: Path, pretrained: Path) -> None:
+    alone, shared = (frozen(base / name, pretrained, "train.epochs=1") for name in ("alone", "shared"))
+    train(alone)
+    train_on_ranks([shared], ranks=2)
+    assert blocks(shared) == blocks(alone)
+    assert np.abs(curve(shared) - curve(alone)).max() < 1e-6
+
+
+def died(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the second block."""
+    real, left = Waveform.__call__, iter([True] * 6)
+
+    def dying(*arguments: object) -> tuple[Tensor, Tensor]:
+        if not next(left, False):
+            raise RuntimeError("gone")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="gone"):
+        patch.setattr(Waveform, "__call__", dying)
+        train(run)
+
+
+def stopped(run: RunDir, _: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Stopped, match="SIGTERM"):
+        train(run, stop=StopAfter(6))
+
+
+@pytest.mark.parametrize("interrupt", [died, stopped])
+def test_interrupted_is_as_uninterrupted(
+    base: Path,
+    pretrained: Path,
+    interrupt: Callable[[RunDir, pytest.MonkeyPatch], None],
+    encoded: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was made before stays and is not made again; losses and predictions are those of one go, bit for bit."""
+    whole, run = (frozen(base / f"{interrupt.__name__}-{name}", pretrained) for name in ("whole", "run"))
+    expected = train(whole)
+    interrupt(run, monkeypatch)
+    kept = blocks(run)
+    assert 0 < len(kept) < len(blocks(whole))
+    encoded.clear()
+    found = train(run)
+    assert sum(encoded) < CLIPS
+    assert blocks(run) == blocks(whole) and kept.items() <= blocks(run).items()
+    assert found.current.steps.read_bytes() == expected.current.steps.read_bytes()
+    assert found.current.predictions.read_bytes() == expected.current.predictions.read_bytes()
+
+
+def test_ranks_stop_together(base: Path, pretrained: Path) -> None:
+    with pytest.raises(Stopped, match="another rank was asked to"):
+        train(frozen(base / "together", pretrained), world=AnotherIsAsked(0, 1, 0, 1, torch.device("cpu")))
+
+
+def test_damaged_clips_count_as_they_do_in_training_on_sounds(base: Path, pretrained: Path, encoded: list[int]) -> None:
+    """Named once, at weight zero; too many end training. Their block is not kept, so that a repair is seen."""
+    shards = Path(shutil.copytree(packed_tones(base), base / "damaged"))
+    sound = {path: path.read_bytes() for path in shards.rglob("*.tar")}
+    few = frozen(base / "few", pretrained, "data.max_damaged=0.03", shards=shards)
+    damaged = damage_two(few)
+    found = [json.loads(line) for line in train(few).current.damaged.read_text().splitlines()]
+    assert sorted((line["shard"], line["clip"]) for line in found) == sorted(damaged)
+    assert len(blocks(few)) < -(-CLIPS // BLOCK)
+    with pytest.raises(UserError, match=r"data\.max_damaged=0\.001"):
+        train(frozen(base / "many", pretrained, shards=shards))
+
+    for path, content in sound.items():
+        path.write_bytes(content)
+    encoded.clear()
+    assert train(few, Trial(0, 1)).is_done
+    assert 0 < sum(encoded) <= CLIPS and len(blocks(few)) == -(-CLIPS // BLOCK)
+
+
+def test_a_damaged_dev_clip_ends_the_trial_in_the_same_words(base: Path, pretrained: Path) -> None:
+    shards = Path(shutil.copytree(packed_tones(base), base / "damaged-dev"))
+    run = frozen(base / "dev", pretrained, "data.max_damaged=1", shards=shards)
+    damage_two(run)
+    experiment = reopen(run)
+    clip = int(experiment.folds.folds[0].train.positions[3])
+    (number,) = (fold.index for fold in experiment.folds.folds if clip in fold.dev.positions)
+    with ShardReader(experiment.index) as reader, pytest.raises(CorruptClipError) as expected:
+        reader.read(clip)
+    with pytest.raises(CorruptClipError) as found:
+        train(run, Trial(0, number))
+    assert str(found.value) == str(expected.value) and found.value.cause == expected.value.cause
+
+
+def test_a_damaged_block_is_made_again(base: Path, pretrained: Path, encoded: list[int]) -> None:
+    run = frozen(base / "flipped", pretrained)
+    train(run)
+    path = next((run.path / "states").rglob("00001.npy"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    encoded.clear()
+    train(run, Trial(0, 1))
+    assert sum(encoded) == BLOCK and path.read_bytes() == content
+
+
+def test_states_are_of_what_makes_them(base: Path, pretrained: Path, encoded: list[int]) -> None:
+    """The folder of weights says how to normalise, which no setting tells: told otherwise, nothing stale is taken."""
+    weights = Path(shutil.copytree(pretrained, base / "changing"))
+    run = frozen(base / "stale", weights)
+    train(run)
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(weights)
+    train(run, Trial(0, 1))
+    assert sum(encoded) == 2 * CLIPS
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["model.head.dropout=0.1", "data.augment=[{name: Gain}]", "model.freeze=stem", "model.freeze=none", "model={kind: acrnn}"],
+)
+def test_whatever_is_drawn_anew_needs_the_encoder(change: str) -> None:
+    assert states.suffice(load(None, ["model.freeze=encoder"]))
+    assert not states.suffice(load(None, ["model.freeze=encoder"] * (not change.startswith("model=")) + [change]))
+
+
+def test_with_dropout_the_encoder_runs_in_every_epoch(base: Path, pretrained: Path, encoded: list[int]) -> None:
+    run = frozen(base / "dropout", pretrained, "model.head.dropout=0.1")
+    train(run)
+    assert sum(encoded) > 2 * CLIPS and not blocks(run)
