@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser_hpc.config.settings import EncoderModel, Settings
+from ser_hpc.config.settings import EncoderModel, Settings, TrainSettings
 from ser_hpc.data.batches import Batch, BatchSource, batch_of
 from ser_hpc.data.order import Cut, MicroBatch, epoch_order, evaluation_order, mix
 from ser_hpc.engine.ddp import autocast
@@ -61,8 +61,8 @@ def suffice(settings: Settings) -> bool:
 class States:
     """Row i belongs to the clip at `positions[i]` of the index; `positions` rise.
 
-    `means` (clips, width) float32: the mean of each clip's frames; zeros of a damaged clip, and where the trial has no use for
-    them; `causes` (clips,) int64: read.Cause, or 0.
+    `means` (clips, width) float32: the mean of each clip's frames; zeros where the trial has no use for them; `causes`
+    (clips,) int64: read.Cause, or 0.
     """
 
     positions: np.ndarray
@@ -118,8 +118,11 @@ def source(
     used = np.flatnonzero(data.targets >= 0)  # by all trials alike, so that their blocks are the same
     states = States(used, np.zeros((len(used), width), np.float32), np.zeros(len(used), np.int64))
     size = max(_FEWEST_CLIPS, -(-len(used) // _MOST_BLOCKS))
-    folder = trial.states / _fingerprint(model, base, settings, data.index, used)
+    folder = trial.states / _fingerprint(model, base, settings, data.index, used, size)
     folder.mkdir(parents=True, exist_ok=True)
+    longest = None if settings.data.max_seconds is None else round(settings.data.max_seconds * RATE)
+    costs = model.front.costs(np.minimum(data.index.num_samples[used], longest or data.index.num_samples[used]))
+    cut = Cut(1, round(settings.train.budget_seconds * RATE), padded=model.front.padded)  # alike, whoever computes
     numbers = _shuffled(np.unique(np.searchsorted(used, data.fold.positions) // size), trial.trial, world.rank)
     made, reason = 0, None
 
@@ -132,17 +135,14 @@ def source(
     with clips:
         for number in numbers:
             path, rows = folder / f"{number:05d}.npy", slice(number * size, (number + 1) * size)
-            means = _read(path)
-            if means is None:
-                found = _encoded(model, clips, used[rows], settings, data.index, world.device, asked)
-                if found is None:
+            means, causes = states.means[rows], states.causes[rows]
+            if not _read(path, means):
+                batches = clips.ahead(evaluation_order(used[rows], costs[rows], cut, rank=0), training=True)
+                if not _encoded(model, batches, settings.train, world.device, asked, means, causes):
                     break
                 made += 1
-                means, states.causes[rows] = found
-                if not states.causes[rows].any() and not _put(path, means):
-                    theirs = _read(path)
-                    means = means if theirs is None else theirs
-            states.means[rows] = means
+                if not causes.any() and not _put(path, means):
+                    _read(path, means)
             watchdog.beat()
     model.cpu()
     torch.cuda.empty_cache()  # small trials may share the GPU
@@ -168,30 +168,23 @@ def _shuffled(numbers: np.ndarray, trial: Trial, rank: int) -> list[int]:
 @torch.no_grad()
 def _encoded(
     model: Classifier,
-    clips: BatchSource,
-    positions: np.ndarray,
-    settings: Settings,
-    index: ShardIndex,
+    batches: Iterator[Batch],
+    settings: TrainSettings,
     device: torch.device,
     asked: Callable[[], bool],
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Means and causes of the clips at `positions`, cut up by the budget alone, whoever computes; None if asked to stop."""
+    means: np.ndarray,
+    causes: np.ndarray,
+) -> bool:
+    """Fill in the means and causes of a block's clips, row by row. False if asked to stop."""
     model.to(device)
-    longest = None if settings.data.max_seconds is None else round(settings.data.max_seconds * RATE)
-    samples = model.front.costs(np.minimum(index.num_samples[positions], longest or index.num_samples[positions]))
-    cut = Cut(1, round(settings.train.budget_seconds * RATE), padded=model.front.padded)
-    means, causes = None, np.zeros(len(positions), np.int64)
-    for batch in clips.ahead(evaluation_order(positions, samples, cut, rank=0), training=True):
+    for batch in batches:
         if asked():
-            return None
-        with autocast(settings.train, device):
+            return False
+        with autocast(settings, device):
             frames, lengths = model.front(model.encoder, batch.samples.to(device), batch.offsets)
-        found = mean_frames(frames, lengths).cpu().numpy()
-        means = np.zeros((len(positions), found.shape[1]), np.float32) if means is None else means
+        means[batch.rows] = mean_frames(frames, lengths).cpu().numpy()
         causes[batch.rows] = batch.damaged.numpy()
-        means[batch.rows] = found * (causes[batch.rows] == 0)[:, None]
-    assert means is not None, "a block has clips"
-    return means, causes
+    return True
 
 
 def mean_frames(frames: Tensor, lengths: Tensor) -> Tensor:
@@ -200,8 +193,10 @@ def mean_frames(frames: Tensor, lengths: Tensor) -> Tensor:
     return packing.sum(frames.to(at_least_float32(frames.dtype))) / packing.counts[:, None]
 
 
-def _fingerprint(model: Classifier, base: FrozenBase, settings: Settings, index: ShardIndex, positions: np.ndarray) -> str:
-    """Of all that states depend on, but for rounding."""
+def _fingerprint(
+    model: Classifier, base: FrozenBase, settings: Settings, index: ShardIndex, positions: np.ndarray, block: int
+) -> str:
+    """Of all that states depend on, but for rounding, and of what stands in which file."""
     front: Any = model.front
     encoder: Any = model.encoder
     what = {
@@ -213,6 +208,7 @@ def _fingerprint(model: Classifier, base: FrozenBase, settings: Settings, index:
         "max_seconds": settings.data.max_seconds,
         "shards": index.fingerprint,
         "clips": hashlib.sha256(positions.tobytes()).hexdigest(),
+        "block": block,
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
@@ -225,14 +221,14 @@ def _put(path: Path, means: np.ndarray) -> bool:
     return write_once(path, content + zlib.crc32(content).to_bytes(4, "big"))
 
 
-def _read(path: Path) -> np.ndarray | None:
-    """None if it is not there, or not as it was written: then it is computed again, at every start, and left as it is."""
+def _read(path: Path, means: np.ndarray) -> bool:
+    """Fill in `means`. False if the file is not there, or not as it was written: then it is left as it is."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        return None
+        return False
     if zlib.crc32(content[:-4]).to_bytes(4, "big") != content[-4:]:
         print(f"{path} is damaged and was passed over; remove it, and it is made anew", flush=True)
-        return None
-    means: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
-    return means
+        return False
+    means[:] = np.load(io.BytesIO(content), allow_pickle=False)
+    return True
