@@ -14,7 +14,7 @@ import torch
 from engine.test_data_side import damage_two
 from models.tiny import ENCODERS, batch, clips
 from safetensors.torch import load_file
-from small import curve, packed_tones, planned, train_on_ranks, wav2vec2
+from small import curve, packed_tones, planned, wav2vec2
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
@@ -161,14 +161,6 @@ def test_the_encoder_sees_each_clip_once_in_a_run(base: Path, pretrained: Path, 
         train(run, trial)
     assert len(run.trials()) == 6 and sum(encoded) == CLIPS
     assert dated(run) == before
-
-
-def test_ranks_share_the_work_and_change_no_bit(base: Path, pretrained: Path) -> None:
-    alone, shared = (frozen(base / name, pretrained, "train.epochs=1") for name in ("alone", "shared"))
-    train(alone)
-    train_on_ranks([shared], ranks=2)
-    assert blocks(shared) == blocks(alone)
-    assert np.abs(curve(shared) - curve(alone)).max() < 1e-6
 
 
 def died(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

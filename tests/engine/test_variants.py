@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine.test_states import blocks, train
 from safetensors.torch import load_file
 from small import curve, packed_tones, planned, train_on_ranks, wav2vec2
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
@@ -31,6 +32,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "num_mel_bins": 20,
     },
 }
+FROZEN = ("model.config=null", "model.freeze=encoder", "train.epochs=1")
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +55,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> dict[str, R
     variants = {
         "acrnn": ("model={kind: acrnn, first_channels: 4, channels: 4, layers: 2, linear: 8, cells: 4, mels: 16}", one),
         "stem": (*pretrained, "model.freeze=stem", "train.strategy=zero1"),
-        "encoder": (*pretrained, "model.freeze=encoder"),
-        "encoder-zero3": (*pretrained, "model.freeze=encoder", "train.strategy=zero3"),
+        "encoder": (*pretrained, *FROZEN),
+        "encoder-zero3": (*pretrained, *FROZEN, "train.strategy=zero3"),
         "fp32": (one, "train.lr=1e-4"),
         "bf16": (one, "train.lr=1e-4", "train.precision=bf16"),
         "bf16-zero2": (one, "train.lr=1e-4", "train.precision=bf16", "train.strategy=zero2"),
@@ -90,6 +92,17 @@ def test_a_frozen_stem_stays_that_of_the_folder(runs: dict[str, RunDir], weights
 @pytest.mark.parametrize("name", ["encoder", "encoder-zero3"])
 def test_a_frozen_encoder_is_not_saved(runs: dict[str, RunDir], name: str) -> None:
     assert {key.partition(".")[0] for key in load_file(runs[name].trial(Trial(0, 0)).weights)} == {"head"}
+
+
+def test_ranks_share_a_frozen_encoder_and_change_no_bit(runs: dict[str, RunDir], weights: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = planned(tmp_path, packed_tones(weights.parent), *FROZEN, f"model.weights={weights}")
+    train(alone)
+    torch.set_num_threads(threads)
+    assert len(blocks(alone)) == 3
+    assert blocks(runs["encoder"]) == blocks(runs["encoder-zero3"]) == blocks(alone)
+    assert np.abs(curve(runs["encoder"]) - curve(alone)).max() < 1e-6
 
 
 @pytest.mark.parametrize("name", ["bf16", "bf16-zero2"])
