@@ -11,7 +11,7 @@ import numpy as np
 
 from ser_hpc.config.settings import Settings
 from ser_hpc.corpora.folds import Fold
-from ser_hpc.data.batches import Batch, BatchSource
+from ser_hpc.data.batches import Batch, BatchSource, Source
 from ser_hpc.data.kept import keep_bytes
 from ser_hpc.data.order import MicroBatch
 from ser_hpc.data.workers import default_workers
@@ -69,7 +69,7 @@ def groups(balance: str, data: TrialData) -> np.ndarray | None:
     return numbers
 
 
-def grouped(source: BatchSource, steps: Iterable[list[MicroBatch]]) -> Iterator[list[Batch]]:
+def grouped(source: Source, steps: Iterable[list[MicroBatch]]) -> Iterator[list[Batch]]:
     """The batches of each step, decoded ahead across the border between steps, which are cut up only as they come near."""
     sizes: deque[int] = deque()
 

@@ -39,7 +39,8 @@ def peak_bytes(work: Callable[[], object], device: torch.device, *, shapes_only:
         return most
     with _Count(shapes_only) as count:
         work()
-    return count.most
+    counted: int = count.most
+    return counted
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -24,7 +24,7 @@ from ser_hpc.engine.meter import peak_bytes
 from ser_hpc.engine.world import World
 from ser_hpc.errors import UserError
 from ser_hpc.models import checkpointing
-from ser_hpc.models.classifier import Classifier
+from ser_hpc.models.classifier import Classifier, PooledStates
 from ser_hpc.shards.audio import RATE
 
 CPU_SECONDS = 80.0  # main memory is rarely what limits a CPU; larger micro-batches gain nothing there
@@ -44,7 +44,7 @@ def budget_samples(model: Classifier, settings: Settings, samples: np.ndarray, w
     train = settings.train
     if train.activation_checkpointing == "always":
         checkpointing.enable(model)
-    if train.budget_seconds is not None or world.device.type == "cpu":
+    if train.budget_seconds is not None or world.device.type == "cpu" or isinstance(model.front, PooledStates):
         return round((train.budget_seconds or CPU_SECONDS) * RATE)
     free, total = torch.cuda.mem_get_info(world.device)
     return search(model, train, samples, world, SHARE * min(free, total / settings.cluster.trials_per_gpu))

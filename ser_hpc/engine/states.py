@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,22 +29,21 @@ from ser_hpc.config.settings import EncoderModel, Settings, TrainSettings
 from ser_hpc.data.batches import Batch, BatchSource, batch_of
 from ser_hpc.data.order import Cut, MicroBatch, epoch_order, evaluation_order, mix
 from ser_hpc.engine.ddp import autocast
+from ser_hpc.engine.feed import TrialData, max_samples
 from ser_hpc.engine.frozen import FrozenBase
 from ser_hpc.engine.preemption import StopFlag, Stopped
+from ser_hpc.engine.probe import CPU_SECONDS
 from ser_hpc.engine.watchdog import Watchdog
 from ser_hpc.engine.world import World
 from ser_hpc.files import write_once
 from ser_hpc.models.classifier import Classifier
 from ser_hpc.models.heads import MeanPool
 from ser_hpc.models.packed import Packing
-from ser_hpc.models.ragged import at_least_float32
+from ser_hpc.models.ragged import at_least_float32, moved
 from ser_hpc.results.run_dir import Trial, TrialDir
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import Cause, damaged
-
-if TYPE_CHECKING:
-    from ser_hpc.engine.loop import TrialData
 
 _FEWEST_CLIPS, _MOST_BLOCKS = 64, 512  # of a block; of a run
 
@@ -120,9 +119,10 @@ def source(
     size = max(_FEWEST_CLIPS, -(-len(used) // _MOST_BLOCKS))
     folder = trial.states / _fingerprint(model, base, settings, data.index, used, size)
     folder.mkdir(parents=True, exist_ok=True)
-    longest = None if settings.data.max_seconds is None else round(settings.data.max_seconds * RATE)
-    costs = model.front.costs(np.minimum(data.index.num_samples[used], longest or data.index.num_samples[used]))
-    cut = Cut(1, round(settings.train.budget_seconds * RATE), padded=model.front.padded)  # alike, whoever computes
+    lengths = data.index.num_samples[used]
+    costs = model.front.costs(np.minimum(lengths, max_samples(settings) or lengths))
+    budget = settings.train.budget_seconds or CPU_SECONDS  # without gradients it is small for any GPU
+    cut = Cut(1, round(budget * RATE), padded=model.front.padded)  # alike, whoever computes
     numbers = _shuffled(np.unique(np.searchsorted(used, data.fold.positions) // size), trial.trial, world.rank)
     made, reason = 0, None
 
@@ -181,7 +181,7 @@ def _encoded(
         if asked():
             return False
         with autocast(settings, device):
-            frames, lengths = model.front(model.encoder, batch.samples.to(device), batch.offsets)
+            frames, lengths = model.front(model.encoder, moved(batch.samples, device), batch.offsets)
         means[batch.rows] = mean_frames(frames, lengths).cpu().numpy()
         causes[batch.rows] = batch.damaged.numpy()
     return True
