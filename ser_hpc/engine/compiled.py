@@ -48,6 +48,8 @@ class Regions:
 
 
 def _without_attention(encoder: Any) -> list[nn.Module]:
+    if isinstance(encoder, nn.Identity):  # its states suffice
+        return []
     whisper = hasattr(encoder, "conv1")
     layers: list[Any] = list(encoder.layers if whisper else encoder.encoder.layers)
     for layer in layers:

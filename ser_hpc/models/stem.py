@@ -58,10 +58,10 @@ class FrameConv(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         taps, stride = self.kernel_size[0], self.stride[0]
-        weight, bias = self.weight.permute(2, 1, 0).flatten(0, 1), self.bias  # (taps * C, C'), (C',)
+        weight, bias = self.weight, self.bias
         if self.in_channels == 1:  # windows of a waveform are small: one product of all taps at once
             windows = F.pad(x[:, 0], (0, max(0, taps - stride))).unfold(0, taps, stride)
-            rows: Tensor = F.linear(windows[: len(x) // stride], weight.T, bias)
+            rows: Tensor = F.linear(windows[: len(x) // stride], weight[:, 0], bias)
         else:
             device = x.device.type
             if torch.is_autocast_enabled(device):
@@ -73,14 +73,17 @@ class FrameConv(nn.Conv1d):
 
 
 class _StridedProduct(torch.autograd.Function):
-    """A convolution's products, taps in blocks of `stride`: row t is the sum over blocks b of rows[t + b] @ weight[b]."""
+    """A convolution's products, taps in blocks of `stride`: row t is the sum over blocks b of rows[t + b] @ weight[b].
+
+    `weight` (C', C, taps), as is its gradient: one laid out otherwise would cost DDP a copy, and a warning.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
         rows = x.reshape(len(x) // stride, -1)
-        first, *others = torch.split(weight, rows.shape[1])
+        first, *others = _StridedProduct.blocks(weight, stride)
         out: Tensor = rows @ first if bias is None else torch.addmm(bias, rows, first)
         for shift, block in enumerate(others, start=1):
             out[:-shift].addmm_(rows[shift:, : len(block)], block)
@@ -90,7 +93,7 @@ class _StridedProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         rows = x.reshape(len(x) // ctx.stride, -1)
-        first, *others = torch.split(weight, rows.shape[1])
+        first, *others = _StridedProduct.blocks(weight, ctx.stride)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_rows = grad @ first.T
@@ -99,8 +102,14 @@ class _StridedProduct(torch.autograd.Function):
             grad_x = grad_rows.view(x.shape)
         if ctx.needs_input_grad[1]:
             later = [rows[shift:, : len(block)].T @ grad[:-shift] for shift, block in enumerate(others, start=1)]
-            grad_weight = torch.cat([rows.T @ grad, *later])
+            joined = torch.cat([rows.T @ grad, *later]).view(*weight.shape[::-1])
+            grad_weight = joined.permute(2, 1, 0).contiguous()
         return grad_x, grad_weight, grad.sum(0) if ctx.needs_input_grad[2] else None, None
+
+    @staticmethod
+    def blocks(weight: Tensor, stride: int) -> tuple[Tensor, ...]:
+        """(up to stride * C, C') each."""
+        return torch.split(weight.permute(2, 1, 0).flatten(0, 1), stride * weight.shape[1])
 
 
 class Filters(nn.Conv1d):
