@@ -36,10 +36,14 @@ def estimate(experiment: Experiment, *, on_gpu: bool) -> Estimate:
     settings, seconds = experiment.settings, experiment.index.metadata.seconds
     mean = float(seconds.mean())
     parameters, flops = _size(settings.model, mean)
-    audio = sum(
-        settings.train.epochs * (3 * seconds[fold.train.positions].sum() + seconds[fold.dev.positions].sum())
-        for fold in experiment.folds.folds
-    ) * len(settings.seeds)
+    if settings.states_suffice:  # its encoder runs once
+        audio = seconds[experiment.targets >= 0].sum()
+    else:
+        passes = 1 if isinstance(settings.model, EncoderModel) and settings.model.freeze == "encoder" else 3
+        audio = sum(
+            settings.train.epochs * (passes * seconds[fold.train.positions].sum() + seconds[fold.dev.positions].sum())
+            for fold in experiment.folds.folds
+        ) * len(settings.seeds)
     weights = parameters * _BYTES_PER_PARAMETER * len(experiment.trials)
     rate = _GPU_FLOPS if on_gpu else _CORE_FLOPS
     return Estimate(parameters, weights * _CHECKPOINT_COPIES, weights, float(audio) * flops / rate / 3600)

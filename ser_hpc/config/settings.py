@@ -365,6 +365,15 @@ class Settings(Section):
             raise ValueError("train.compile compiles transformer layers, which this model does not have: set it to false")
         return self
 
+    @property
+    def states_suffice(self) -> bool:
+        """Whether a head learns the same from each clip's mean frame, computed once, as through its frozen encoder: nothing is
+        drawn anew before the pooling."""
+        model = self.model
+        if not isinstance(model, EncoderModel) or model.freeze != "encoder":
+            return False
+        return model.head.kind == "mean_pool" and not model.head.dropout and not self.data.augment
+
     def identity(self) -> dict[str, Any]:
         """What changes the result, and nothing else: no paths, cluster, ranks, strategy, memory budget or list of seeds."""
         how = {"strategy", "compile", "compile_minutes", "budget_seconds", "accumulation", "activation_checkpointing"}

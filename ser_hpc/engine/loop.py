@@ -77,7 +77,7 @@ def train_trial(
         base.check(saved.tensors.base)
     sounds = feed.source(settings, data, weights, world)
     source: Source = sounds
-    if states.suffice(settings):
+    if settings.states_suffice:
         source, width = states.source(model, base, sounds, trial, settings, data, weights, world, stop, watchdog)
         model = make(width)
     samples = model.front.costs(np.minimum(data.index.num_samples, max_samples or data.index.num_samples))

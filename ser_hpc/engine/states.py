@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser_hpc.config.settings import EncoderModel, Settings, TrainSettings
+from ser_hpc.config.settings import Settings, TrainSettings
 from ser_hpc.data.batches import Batch, BatchSource, batch_of
 from ser_hpc.data.order import Cut, MicroBatch, epoch_order, evaluation_order, mix
 from ser_hpc.engine.ddp import autocast
@@ -46,14 +46,6 @@ from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import Cause, damaged
 
 _FEWEST_CLIPS, _MOST_BLOCKS = 64, 512  # of a block; of a run
-
-
-def suffice(settings: Settings) -> bool:
-    """Whether a head learns the same from states as through the encoder: nothing is drawn anew before the pooling."""
-    model = settings.model
-    if not isinstance(model, EncoderModel) or model.freeze != "encoder":
-        return False
-    return model.head.kind == "mean_pool" and not model.head.dropout and not settings.data.augment
 
 
 @dataclass(frozen=True, slots=True)

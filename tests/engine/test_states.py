@@ -20,9 +20,11 @@ from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
 from ser_hpc.cluster.plan import reopen
 from ser_hpc.config.load import load
+from ser_hpc.config.settings import Settings
 from ser_hpc.engine import states
 from ser_hpc.engine.attempt import claim
-from ser_hpc.engine.loop import TrialData, train_trial
+from ser_hpc.engine.feed import TrialData
+from ser_hpc.engine.loop import train_trial
 from ser_hpc.engine.preemption import StopFlag, Stopped
 from ser_hpc.engine.rank import Rank
 from ser_hpc.engine.watchdog import Watchdog
@@ -137,7 +139,7 @@ def test_the_same_training_as_through_the_encoder(base: Path, pretrained: Path, 
     ours = frozen(base / "ours", pretrained, "train.epochs=3", "train.average=0.5")
     theirs = frozen(base / "theirs", pretrained, "train.epochs=3", "train.average=0.5")
     here = train(ours)
-    monkeypatch.setattr(states, "suffice", lambda settings: False)
+    monkeypatch.setattr(Settings, "states_suffice", False)
     there = train(theirs)
     assert blocks(ours) and not blocks(theirs)
     assert np.abs(curve(ours) - curve(theirs)).max() < 1e-6
@@ -269,8 +271,8 @@ def test_states_are_of_what_makes_them(base: Path, pretrained: Path, encoded: li
     ["model.head.dropout=0.1", "data.augment=[{name: Gain}]", "model.freeze=stem", "model.freeze=none", "model={kind: acrnn}"],
 )
 def test_whatever_is_drawn_anew_needs_the_encoder(change: str) -> None:
-    assert states.suffice(load(None, ["model.freeze=encoder"]))
-    assert not states.suffice(load(None, ["model.freeze=encoder"] * (not change.startswith("model=")) + [change]))
+    assert load(None, ["model.freeze=encoder"]).states_suffice
+    assert not load(None, ["model.freeze=encoder"] * (not change.startswith("model=")) + [change]).states_suffice
 
 
 def test_with_dropout_the_encoder_runs_in_every_epoch(base: Path, pretrained: Path, encoded: list[int]) -> None:
