@@ -10,8 +10,9 @@ import pytest
 import torch
 import transformers
 from models.tiny import CONFIGS, ENCODERS, batch, clips
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from ser_hpc.config.settings import EncoderModel
@@ -172,6 +173,35 @@ def test_no_gradient_below_the_first_trained_layer(name: str) -> None:
     assert with_gradient and all("layers.1." in key or key.split(".")[-2] == "layer_norm" for key in with_gradient)
     with pytest.raises(UserError, match="has 2 layers"):
         build(ENCODERS[name].model_copy(update={"freeze_layers": 3}), 4, 0)
+
+
+class LowRank(nn.Module):
+    """An adapter of rank 2 (LoRA, Hu et al. 2021) on a frozen weight."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.full((2, weight.shape[1]), 0.01, dtype=weight.dtype))
+        self.up = nn.Parameter(torch.full((weight.shape[0], 2), 0.01, dtype=weight.dtype))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.up @ self.down
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_no_gradient_below_the_first_adapter(name: str) -> None:
+    """What the stem makes never wants a gradient, unlike in transformers, which marks its input."""
+    model = model_of(name).train()
+    model.encoder.requires_grad_(False)
+    layers = model.encoder.get_submodule("layers" if name == "whisper" else "encoder.layers")
+    wanted: list[bool] = []
+    for layer in layers.children():
+        query: Any = layer.get_submodule("self_attn" if name == "whisper" else "attention").q_proj
+        parametrize.register_parametrization(query, "weight", LowRank(query.weight))
+        layer.register_forward_pre_hook(lambda _, given: wanted.append(given[0].requires_grad))
+    model(*batch(clips(9_000, 5_000)))["emotion"].sum().backward()
+    assert wanted == [False, True]
+    with_gradient = {key for key, p in model.encoder.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert len(with_gradient) == 4 and all(".parametrizations.weight.0." in key for key in with_gradient)
 
 
 def test_padded_whisper_is_another_model() -> None:
