@@ -1,0 +1,322 @@
+"""Does packing cost accuracy? The same training on packed and on padded clips, paired by seed and fold: UAR and its difference.
+
+    python tools/bench/accuracy.py --emodb /data/emodb [--corpora demo] [--models whisper] [--workers 2] [--out accuracy.json]
+
+packed     this package as it is
+padded     wav2vec2: transformers' own encoder; the clips of a step are padded with zeros to the longest by its extractor,
+           without an attention mask, as transformers advises for encoders with a group norm (wav2vec2-base): the padding goes
+           into the norm's statistics, is attended to and pooled. Evaluated in batches of as many clips, in the index's order.
+           whisper: model.whisper_pad_to_30s, every clip padded with silence to the encoder's window; pooled are the real frames
+masked     wav2vec2 alone: padded, with the attention mask; attention and pooling leave the padding out, the group norm cannot
+
+All else is the same: initial weights, folds, clips of each step, optimiser, head, the choice of the epoch. The encoders are
+small and random, without dropout, whose masks could not be the same in both layouts. Whisper's window is 8 s, not 30: to the
+synthetic clips (1.3 s) what 30 s are to clips of 4.9 s.
+
+demo       the synthetic corpus
+emodb      Emo-DB; in a copy whose clips are all of one length nothing is padded for wav2vec2, and packed is the same as padded
+emodb_cut  Emo-DB, each clip cut to a length of its own, uniform from 0.5 to 2.0 s: real speech that needs padding
+
+The difference is the UAR of packed less that of the other on the same test part after the same seed: its mean over all pairs
+(seed, fold), with the two-sided 90 % interval by Student's t over the pairs. Where that lies within the margin, both one-sided
+tests of equivalence reject at 5 % (Schuirmann 1987). Pairs of a fold share their test clips, so the interval over seeds, each
+the mean over its folds, stands beside it: fewer numbers, but independent ones for this corpus.
+
+Finished trials are kept in --runs and not trained again: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import platform
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from rich.console import Console
+from scipy.stats import t as student_t
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
+
+from ser_hpc import console
+from ser_hpc.cluster import plan
+from ser_hpc.cluster.demo import make_demo_shards
+from ser_hpc.config.settings import Model, Settings
+from ser_hpc.corpora import emodb
+from ser_hpc.errors import UserError
+from ser_hpc.files import read_json, write_json
+from ser_hpc.models.classifier import Classifier, build
+from ser_hpc.results.cross_validation import CrossValidation, cross_validate
+from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.shards.audio import RATE
+from ser_hpc.shards.index import DATASET, ShardIndex
+from ser_hpc.shards.write import pack
+from ser_hpc.train import train
+
+MARGIN = 0.03
+LEVEL = 0.90
+CUT_S = (0.5, 2.0)
+LABELS = {"demo": "demo_4", "emodb": "emodb_7", "emodb_cut": "emodb_7"}
+FOLDS: dict[str, dict[str, Any]] = {
+    "demo": {"protocol": "leave_one_session_out"},
+    "emodb": {"protocol": "speaker_groups", "count": 5},
+    "emodb_cut": {"protocol": "speaker_groups", "count": 5},
+}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "wav2vec2": {
+        "model_type": "wav2vec2", "feat_extract_norm": "group", "hidden_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "intermediate_size": 128, "conv_dim": [32, 64, 64], "conv_kernel": [40, 8, 4],
+        "conv_stride": [20, 4, 4], "num_feat_extract_layers": 3, "num_conv_pos_embeddings": 32,
+        "num_conv_pos_embedding_groups": 4,
+    },
+    "whisper": {
+        "model_type": "whisper", "d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 128,
+        "max_source_positions": 400, "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "decoder_start_token_id": 1,
+    },
+}  # fmt: skip
+TRAIN: dict[str, Any] = {"global_batch": 16, "lr": 1e-3, "warmup": 0.1, "decay": "cosine", "class_weights": "balanced"}
+EPOCHS = {"demo": 10, "emodb": 15, "emodb_cut": 15}
+SYSTEMS = {"wav2vec2": ("packed", "padded", "masked"), "whisper": ("packed", "padded")}
+
+
+class Padded:
+    """The front of transformers' own Wav2Vec2, in the way that it is commonly used."""
+
+    max_seconds: float | None = None
+    padded = True
+
+    def __init__(self, masked: bool) -> None:
+        self.masked = masked
+        make: Any = Wav2Vec2FeatureExtractor
+        self.extractor = make(return_attention_mask=masked)
+
+    def costs(self, samples: np.ndarray) -> np.ndarray:
+        """The longest clip's, whatever the clip: clips are not brought in order of length before they are padded."""
+        return np.full_like(samples, samples.max())
+
+    def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head is to pool: all frames of the padded clips, or (`masked`) the clips' own."""
+        model: Any = encoder
+        lengths = offsets.diff()
+        waves = [wave.numpy() for wave in torch.split(samples.float() / 32768, lengths.tolist())]
+        given = self.extractor(waves, padding=True, sampling_rate=RATE, return_tensors="pt")
+        states: Tensor = model(**given).last_hidden_state  # (B, T, width)
+        clips, frames = states.shape[:2]
+        if not self.masked:
+            return states.flatten(0, 1), torch.full((clips,), frames)
+        counts: Tensor = model._get_feat_extract_output_lengths(lengths)
+        return states[torch.arange(frames) < counts[:, None]], counts
+
+
+def build_padded(settings: Model, num_classes: int, seed: int, masked: bool) -> Classifier:
+    """The packed classifier's weights in an encoder that transformers made, under the same head."""
+    ours = build(settings, num_classes, seed)
+    shape: Any = AutoConfig.for_model(**ENCODERS["wav2vec2"])
+    for name in shape.to_dict():
+        if name.endswith(("dropout", "layerdrop")):
+            setattr(shape, name, 0.0)
+    shape.mask_time_prob = shape.mask_feature_prob = 0.0
+    make: Any = AutoModel
+    with torch.random.fork_rng(devices=[]):
+        encoder: nn.Module = make.from_config(shape)
+    encoder.load_state_dict(ours.encoder.state_dict())
+    return Classifier(Padded(masked), encoder, ours.head)
+
+
+def run_trial(path: Path, trial: Trial, model: str, system: str) -> None:
+    """Train one trial, or go on with it, in this process; its words go to a file of the run."""
+    torch.set_num_threads(1)
+    run = RunDir(path)
+    run.jobs.mkdir(exist_ok=True)
+    with (run.jobs / f"seed_{trial.seed}-fold_{trial.fold}.log").open("a") as log, redirect_stdout(log):
+        if model == "whisper" or system == "packed":
+            code = train(run, trial)
+        else:
+            other = partial(build_padded, masked=system == "masked")
+            with patch("ser_hpc.engine.loop.build", side_effect=other) as made:
+                code = train(run, trial)
+            assert made.called, "training took no notice of the padded encoder"
+    if code:
+        raise KeyboardInterrupt(f"{trial} was asked to stop")
+
+
+def settings_of(model: str, corpus: str, system: str, shards: Path, options: argparse.Namespace) -> Settings:
+    batch_s = TRAIN["global_batch"] * float(ShardIndex.load(shards).metadata.seconds.max())
+    told = {
+        "run": {"name": f"{model}-{corpus}-{system}", "root": options.runs},
+        "data": {"shards": [str(shards)], "labels": LABELS[corpus]},
+        "folds": FOLDS[corpus],
+        "model": {
+            "weights": None,
+            "config": ENCODERS[model],
+            "dropout": 0.0,
+            "head": {"projection": 64},
+            "whisper_pad_to_30s": model == "whisper" and system == "padded",
+        },
+        "train": TRAIN | {"epochs": options.epochs or EPOCHS[corpus], "budget_seconds": batch_s * 1.001},
+        "seeds": options.seeds,
+    }
+    return Settings.model_validate(told)
+
+
+def packed_corpus(name: str, options: argparse.Namespace) -> Path:
+    """Its shards, made when first used."""
+    shards: Path = options.runs / name / "shards"
+    if name == "demo":
+        make_demo_shards(shards, Console())
+    elif not (shards / DATASET).exists():
+        if options.emodb is None:
+            raise UserError(f"{name}: give --emodb FOLDER, the corpus as it is downloaded, or --corpora demo")
+        clips = emodb.parse(options.emodb).utterances
+        if name == "emodb_cut":
+            ends = np.random.default_rng(0).uniform(*CUT_S, len(clips)).tolist()
+            clips = tuple(replace(clip, start_s=0.0, end_s=end) for clip, end in zip(clips, ends, strict=True))
+        shards.parent.mkdir(parents=True, exist_ok=True)
+        pack(clips, shards, workers=options.workers)
+    return shards
+
+
+def real_share(model: str, shards: Path) -> float:
+    """Of the padded system's training batches, the part that is audio and no padding."""
+    seconds = ShardIndex.load(shards).metadata.seconds
+    if model == "whisper":
+        return float(seconds.mean() / (ENCODERS["whisper"]["max_source_positions"] / 50))
+    drawn = np.random.default_rng(0).choice(seconds, (10_000, TRAIN["global_batch"]))
+    return float(seconds.mean() / drawn.max(axis=1).mean())
+
+
+def interval(values: np.ndarray) -> dict[str, float]:
+    """Mean of the values (n,), and its two-sided interval by Student's t with n - 1 degrees of freedom."""
+    half = student_t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return {"mean": float(values.mean()), "low": float(values.mean() - half), "high": float(values.mean() + half)}
+
+
+def compared(packed: CrossValidation, other: CrossValidation) -> dict[str, Any]:
+    """The pairs, and both intervals of the difference in UAR."""
+    pairs = [
+        {"seed": a.trial.seed, "fold": a.trial.fold, "packed": a.uar, "other": b.uar}
+        for a, b in zip(packed.trials, other.trials, strict=True)
+        if a.trial == b.trial
+    ]
+    assert len(pairs) == len(packed.trials), "every trial has its partner"
+    by_pair = np.array([pair["packed"] - pair["other"] for pair in pairs])
+    by_seed = np.array([a.mean - b.mean for a, b in zip(packed.seeds, other.seeds, strict=True)])
+    over_pairs, over_seeds = interval(by_pair), interval(by_seed)
+    return {
+        "pairs": pairs,
+        "difference": over_pairs | {"std": float(by_pair.std(ddof=1))},
+        "difference_over_seeds": over_seeds | {"std": float(by_seed.std(ddof=1)), "values": by_seed.tolist()},
+        "within_margin": over_pairs["low"] > -MARGIN and over_pairs["high"] < MARGIN,
+        "within_margin_over_seeds": over_seeds["low"] > -MARGIN and over_seeds["high"] < MARGIN,
+    }
+
+
+def measured(model: str, corpus: str, pool: ProcessPoolExecutor, options: argparse.Namespace) -> dict[str, Any]:
+    """Train what is not trained yet, fold by fold all systems, and compare."""
+    shards = packed_corpus(corpus, options)
+    runs = {
+        system: plan.write(plan.prepare(settings_of(model, corpus, system, shards, options)))
+        for system in SYSTEMS[model]
+        if system in options.systems
+    }
+    tasks = [(run, trial, system) for trial in runs["packed"].trials() for system, run in runs.items()]
+    todo = [task for task in tasks if not task[0].trial(task[1]).is_done]
+    trained = [pool.submit(run_trial, run.path, trial, model, system) for run, trial, system in todo]
+    for (run, trial, system), future in zip(todo, trained, strict=True):
+        future.result()
+        done = read_json(run.trial(trial).done)
+        print(
+            f"{model:9}{corpus:10}{system:7} {trial}  dev UAR {done['best_dev_uar']:.3f}  {done['seconds']:5.1f} s", flush=True
+        )
+    found = {system: cross_validate(run) for system, run in runs.items()}
+    return {
+        "clips": len(ShardIndex.load(shards).metadata),
+        "real_share_of_padded_batches": round(real_share(model, shards), 3),
+        "systems": {system: summary(runs[system], cv) for system, cv in found.items()},
+        "packed_less": {system: compared(found["packed"], cv) for system, cv in found.items() if system != "packed"},
+    }
+
+
+def summary(run: RunDir, cv: CrossValidation) -> dict[str, Any]:
+    assert cv.scores is not None, "every trial of the plan was trained"
+    done = [read_json(run.trial(trial.trial).done) for trial in cv.trials]
+    return {
+        "uar": {"mean": cv.scores.uar.mean, "std": cv.scores.uar.std, "pooled": cv.scores.uar.pooled},
+        "chance": 1 / len(cv.classes),
+        "epochs": done[0]["epochs"],
+        "median_seconds_of_a_trial": median(one["seconds"] for one in done),
+    }
+
+
+def rows(model: str, corpus: str, found: dict[str, Any]) -> Iterable[str]:
+    for system, told in found["systems"].items():
+        line = f"{model:9} {corpus:10} {system:7} {100 * told['uar']['mean']:5.1f}"
+        if system in found["packed_less"]:
+            result = found["packed_less"][system]
+            for name in ("difference", "difference_over_seeds"):
+                mean, low, high = (100 * result[name][key] for key in ("mean", "low", "high"))
+                line += f"  {mean:+5.2f} [{low:+5.2f}, {high:+5.2f}]"
+            line += "  equal" if result["within_margin"] else "  not shown to be equal"
+        yield line
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--emodb", type=Path, help="Emo-DB as it is downloaded")
+    parser.add_argument("--corpora", nargs="+", choices=list(LABELS), default=list(LABELS))
+    parser.add_argument("--models", nargs="+", choices=list(ENCODERS), default=list(ENCODERS))
+    parser.add_argument("--systems", nargs="+", choices=("padded", "masked"), default=("padded", "masked"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, help=f"default: {EPOCHS}")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="trials at a time, one core each")
+    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="folder of the trained trials")
+    parser.add_argument("--out", type=Path, help="also keep it as JSON")
+    options = parser.parse_args()
+    if options.seeds < 2:
+        raise UserError(f"--seeds is {options.seeds}; an interval needs 2 at least")
+    options.systems = ("packed", *options.systems)
+    results: dict[str, Any] = {}
+    table: list[str] = []
+    with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
+        for corpus in options.corpora:
+            for model in options.models:
+                results[f"{model} {corpus}"] = measured(model, corpus, pool, options)
+                table += rows(model, corpus, results[f"{model} {corpus}"])
+                if options.out:
+                    write_json(options.out, {**setting(options), "comparisons": results})
+    print(f"\n{'':29}  UAR  packed less this, 90 % interval: pairs; seeds (points); margin {100 * MARGIN:.0f}")
+    print(*table, sep="\n")
+    return 0
+
+
+def setting(options: argparse.Namespace) -> dict[str, Any]:
+    command = ["python tools/bench/accuracy.py --emodb FOLDER", "--corpora", *options.corpora, "--models", *options.models]
+    return {
+        "command": " ".join([*command, f"--seeds {options.seeds} --workers {options.workers}"]),
+        "machine": {"architecture": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "packages": {name: version(name) for name in ("torch", "transformers")},
+        "margin": MARGIN,
+        "level": LEVEL,
+        "seeds": options.seeds,
+        "encoders": ENCODERS,
+        "train": TRAIN,
+        "epochs": options.epochs or EPOCHS,
+        "folds": FOLDS,
+        "cut_s": CUT_S,
+    }
+
+
+if __name__ == "__main__":
+    console.run(main)
