@@ -1,0 +1,181 @@
+"""Training as it is measured: this package, and a lower bound without padding; and what any contender can do.
+
+A contender lives in a process of its own (turns.py) and takes its clips by their positions. Its time runs from the end of an
+update that warms up to the end of the last one, with all that a user pays for in a loop: features, collating, both passes,
+clipping the gradient to norm 1, AdamW.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import chain, islice
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from train_task import Clips, Task
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+
+from ser_hpc.config.settings import EncoderModel, TrainSettings
+from ser_hpc.data.batches import BatchSource
+from ser_hpc.data.order import Cut, Draws, step_micro_batches
+from ser_hpc.engine import strategy
+from ser_hpc.engine.losses import clip_losses
+from ser_hpc.engine.world import World
+from ser_hpc.models.classifier import build
+from ser_hpc.shards.audio import RATE
+
+LR = 1e-6  # nothing is to be learnt from noise; a step costs the same
+
+
+class Contender(Protocol):
+    how: str
+    """Its settings, for the table."""
+    most_s: float | None
+    """What it hears of a longer clip."""
+
+    def loss(self, position: int) -> float:
+        """Cross-entropy of one clip, alone, before training: all contenders have the same weights."""
+
+    def train(self, warm_up: np.ndarray, positions: np.ndarray) -> float:
+        """Seconds that updates over the clips at `positions` took, after one over `warm_up`."""
+
+
+class Watch:
+    """Wall-clock seconds, once the device has done what it was asked to do."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda, self.began = device == "cuda", 0.0
+
+    def start(self) -> None:
+        self.began = self._now()
+
+    def seconds(self) -> float:
+        return self._now() - self.began
+
+    def _now(self) -> float:
+        if self.cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class Ours:
+    """ser_hpc: shards -> BatchSource -> packed micro-batches -> the strategy, as engine/loop.py drives them on one rank."""
+
+    def __init__(self, task: Task, clips: Clips) -> None:
+        settings = EncoderModel(weights=str(task.weights), freeze="stem" if task.frozen_stem else "none")
+        self.train_settings = TrainSettings.model_validate({"precision": task.precision, **task.train})
+        model = build(settings, len(clips.classes), seed=0)
+        saved = load_file(task.weights / "model.safetensors")
+        model.head.load_state_dict({k: v for k, v in saved.items() if k.startswith(("projector.", "classifier."))})
+        self.device, self.update, self.clips = torch.device(task.device), task.update, clips
+        self.costs = model.front.costs(clips.index.num_samples)
+        self.ranks = strategy.build(model, self.train_settings, World(0, 1, 0, 1, self.device), None)
+        self.source = BatchSource(clips.index, clips.targets, np.ones(len(clips), dtype=np.float32))
+        budget = self.train_settings.budget_seconds
+        self.cut = Cut(1, round(budget * RATE))
+        self.most_s = task.most_s
+        self.how = f"packed, at most {budget:g} s, {self.train_settings.precision}"
+
+    def loss(self, position: int) -> float:
+        self.ranks.training(False)
+        wave = torch.from_numpy(self.clips.waves[position])
+        with torch.no_grad():
+            outputs = self.ranks.forward(wave.to(self.device), torch.tensor([0, len(wave)]))
+        return float(clip_losses(outputs, {"emotion": torch.from_numpy(self.clips.targets[[position]])}))
+
+    def train(self, warm_up: np.ndarray, positions: np.ndarray) -> float:
+        self.ranks.training(True)
+        watch = Watch(self.device.type)
+        draws = [Draws(warm_up), *(Draws(positions[i : i + self.update]) for i in range(0, len(positions), self.update))]
+        steps = list(step_micro_batches(draws, self.costs, self.cut, 0))
+        batches = self.source.ahead(chain.from_iterable(steps), training=True)
+        for number, (clips, micros) in enumerate(zip(draws, steps, strict=True)):
+            for turn, batch in enumerate(islice(batches, len(micros)), start=1):
+                outputs = self.ranks.forward(batch.samples.to(self.device), batch.offsets, last=turn == len(micros))
+                losses = clip_losses(outputs, batch.targets) * batch.weights.to(self.device)
+                self.ranks.backward(losses.sum() / len(clips))
+            self.ranks.step(LR)
+            if not number:
+                watch.start()
+        return watch.seconds()
+
+
+class Alone:
+    """transformers' classifier without a padded sample: each clip by itself, those of one length together. No way of training
+    with it does less arithmetic; how many clips an update has is all the same to it. Whisper's encoder is cut to each length.
+    """
+
+    def __init__(self, task: Task, clips: Clips) -> None:
+        model_class, extractor_class = AutoModelForAudioClassification, AutoFeatureExtractor
+        self.model: Any = model_class.from_pretrained(task.weights).to(task.device)
+        self.extractor: Any = extractor_class.from_pretrained(task.weights)
+        freeze_stem(self.model, task)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.01, fused=True)
+        self.task, self.clips = task, clips
+        self.most_s = task.most_s
+        self.how = f"no padding, {task.precision}"
+
+    def loss(self, position: int) -> float:
+        self.model.eval()
+        with torch.no_grad():
+            return float(self.losses([position]))
+
+    def train(self, warm_up: np.ndarray, positions: np.ndarray) -> float:
+        self.model.train()
+        watch = Watch(self.task.device)
+        self.step(warm_up)
+        watch.start()
+        for i in range(0, len(positions), self.task.update):
+            self.step(positions[i : i + self.task.update])
+        return watch.seconds()
+
+    def step(self, positions: np.ndarray) -> None:
+        for batch in self.batches(positions):
+            (self.losses(batch) / len(positions)).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def batches(self, positions: np.ndarray) -> Iterator[list[int]]:
+        by_length: dict[int, list[int]] = {}
+        for position in positions.tolist():
+            by_length.setdefault(len(self.clips.waves[position]), []).append(position)
+        yield from by_length.values()
+
+    def losses(self, positions: list[int]) -> Tensor:
+        """Summed over clips of one length."""
+        features = self.features([self.clips.floats(position) for position in positions])
+        targets = torch.from_numpy(self.clips.targets[positions]).to(self.task.device)
+        half = self.task.precision == "bf16"
+        with torch.autocast(self.task.device, torch.bfloat16) if half else nullcontext():
+            logits = self.model(features).logits
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+    def features(self, waves: list[np.ndarray]) -> Tensor:
+        if not self.task.whisper:
+            made = self.extractor(waves, sampling_rate=RATE, return_tensors="pt").input_values
+        else:  # as of 30 s, of which two more windows than the real ones are not silent
+            frames = -(-len(waves[0]) // 320)
+            padded = [np.pad(wave, (0, 320 * (frames + 2) - len(wave))) for wave in waves]
+            made = self.extractor(padded, sampling_rate=RATE, padding=False, return_tensors="pt").input_features
+            made = made[:, :, : 2 * frames]
+            encoder = self.model.encoder
+            encoder.config.max_source_positions = encoder.embed_positions.num_embeddings = frames
+        moved: Tensor = made.to(self.task.device)
+        return moved
+
+
+def freeze_stem(model: Any, task: Task) -> None:
+    """Of a classifier of transformers."""
+    if task.frozen_stem and task.whisper:
+        for part in (model.encoder.conv1, model.encoder.conv2):
+            part.requires_grad_(False)
+    elif task.frozen_stem:
+        model.freeze_feature_encoder()

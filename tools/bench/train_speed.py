@@ -1,0 +1,207 @@
+"""How fast training is, against its peers on this machine, side by side: useful audio-seconds per second.
+
+    python tools/bench/train_speed.py                                     scaled-down encoders, on whatever is here
+    python tools/bench/train_speed.py --size real --families wav2vec2-large --out speed.json          what a GPU takes
+    python tools/bench/train_speed.py --shards /scratch/shards/emodb      real clips instead of noise of IEMOCAP's lengths
+
+ours    this package: from its shards to the updated weights
+alone   transformers without a padded sample, each clip by itself: the least that padding-free training can take (CPU)
+A       transformers' Trainer as its audio-classification example sets it up; B, on a GPU: its batches of 32 in bf16, 8 workers
+C       Trainer at its best: by length, bf16 on a GPU, workers, fused AdamW, the best batch size of a few
+D, E    SpeechBrain's IEMOCAP recipe; with bf16 on a GPU and dynamic batches (where speechbrain is installed; not for Whisper)
+
+All have the same weights, clips, loss and utterances per update, and take turns, in an order that turns as well. Only real
+sound counts, padding does not. In a round everybody trains on the same clips, drawn anew for each round; with --round who is
+too slow trains on the first updates of them. Seconds are of the wall clock, without the round's first update and without the
+first round. Memory is the process's (CPU: resident, libraries included; GPU: tensors). Arithmetic is counted from real frames
+(train_work.py) and divided by what a matrix product reaches here (bf16 on a GPU, fp32 on a CPU).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import train_work
+import yaml
+from rich.console import Console
+from rich.table import Table
+from train_task import FAMILIES, SIZES, Clips, Task, configuration, draw_clips, draw_weights, quiet
+from turns import KINDS, Lost, Turn
+
+from ser_hpc import console
+from ser_hpc.errors import UserError
+from ser_hpc.files import write_json
+from ser_hpc.shards.audio import RATE
+
+NEEDS = {"A": "accelerate", "B": "accelerate", "C": "accelerate", "D": "speechbrain", "E": "speechbrain"}
+PACKAGES = ("torch", "transformers", "accelerate", "speechbrain", "numpy")
+_START_S = 240.0  # for a contender to import, load and say its loss
+
+
+def main() -> int:
+    options = parsed()
+    quiet()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    peak = train_work.measured_peak(device)
+    kinds, missing = available(options.contenders, options.device)
+    for line in missing:
+        print(line, flush=True)
+    report: dict[str, Any] = {"command": " ".join(["python", "tools/bench/train_speed.py", *sys.argv[1:]])}
+    report |= {"machine": machine(device), "packages": versions(), "peak_tflops": peak / 1e12, "missing": missing}
+    report |= {"setting": {name: plain(value) for name, value in vars(options).items()}, "families": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        shards = options.shards or Path(folder) / "shards"
+        if options.shards is None:
+            draw_clips(options.clips, options.seed, len(os.sched_getaffinity(0)), shards)
+        clips = Clips(shards)
+        for family in options.families:
+            weights = Path(folder) / family
+            deadline = time.monotonic() + options.seconds
+            draw_weights(configuration(family, options.size), len(clips.classes), options.dropout, weights)
+            task = Task(
+                weights, shards, options.device, options.precision, options.update, options.freeze == "stem", options.threads,
+                yaml.safe_load("{" + ",".join(pair.replace("=", ": ", 1) for pair in options.train) + "}"),
+            )  # fmt: skip
+            report["families"][family] = compared(task, kinds, len(clips) // options.update, options, peak, deadline)
+            show(family, report["families"][family])
+            if options.out:
+                write_json(options.out, report)
+    return 0
+
+
+def parsed() -> argparse.Namespace:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    everybody = [kind for kind in KINDS if kind != ("alone" if cuda else "B")]
+    parser.add_argument("--contenders", nargs="+", choices=KINDS, default=everybody)
+    parser.add_argument("--shards", type=Path, help="a packed corpus (default: noise of IEMOCAP's lengths)")
+    parser.add_argument("--clips", type=int, default=1024 if cuda else 256, help="of noise")
+    parser.add_argument("--update", type=int, default=64 if cuda else 32, help="utterances per optimizer step")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--round", type=float, default=float("inf"), help="seconds that one contender's turn should take")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="for a family: what was measured by then counts")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16" if cuda else "fp32", help="but for A, B and D")
+    parser.add_argument("--freeze", choices=("none", "stem"), default="none")
+    parser.add_argument("--dropout", type=float, default=0.0, help="everywhere in the encoder, for all")
+    parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="settings of ours, as budget_seconds=240")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="also keep it as JSON")
+    options = parser.parse_args()
+    if options.shards is None and options.clips < options.update:
+        raise UserError(f"--clips {options.clips} is less than an update: give at least --update, {options.update}")
+    if "ours" not in options.contenders:
+        raise UserError("--contenders without ours: there would be nothing to compare with")
+    return options
+
+
+def available(wanted: list[str], device: str) -> tuple[list[str], list[str]]:
+    """Who can take part here, and a line for each that cannot."""
+    lacking = {kind: NEEDS[kind] for kind in wanted if kind in NEEDS and find_spec(NEEDS[kind]) is None}
+    lines = [f"{kind} is left out: {package} is not installed" for kind, package in lacking.items()]
+    if device == "cpu" and "B" in wanted:
+        lines.append("B is left out: it is for GPUs")
+    return [kind for kind in wanted if kind not in lacking and (kind, device) != ("B", "cpu")], lines
+
+
+def compared(
+    task: Task, kinds: list[str], updates: int, options: argparse.Namespace, peak: float, deadline: float
+) -> dict[str, Any]:
+    """Each contender's results; by round: `rates` in useful audio-s/s, `of_peak`, how many times faster ours was."""
+    results: dict[str, dict[str, Any]] = {kind: {"rates": {}, "of_peak": {}} for kind in kinds}
+    turns: dict[str, Turn] = {}
+
+    def lost(kind: str, error: Lost) -> None:
+        results[kind]["lost"] = str(error)
+        turns.pop(kind, None)
+
+    def left() -> float:
+        return deadline - time.monotonic()
+
+    try:
+        for kind in kinds:  # one after another: loading takes memory and cores
+            try:
+                turns[kind] = Turn(kind, task)
+                results[kind] |= turns[kind].answer(min(_START_S, left()))
+            except Lost as error:
+                lost(kind, error)
+        counts = dict.fromkeys(kinds, min(2, updates))
+        for number in range(options.repeats + 1):
+            order = kinds[number % len(kinds) :] + kinds[: number % len(kinds)]  # nobody always goes first
+            for kind in [kind for kind in order if kind in turns]:
+                try:
+                    said = turns[kind].train(number, counts[kind], left())
+                except Lost as error:
+                    lost(kind, error)
+                    continue
+                results[kind] |= {"how": said["how"], "peak_gb": said["peak_gb"], "updates": counts[kind]}
+                if number:  # the first round warms up, and tells how much is too much
+                    results[kind]["rates"][number] = sum(said["samples"]) / RATE / said["seconds"]
+                    work = train_work.training(task.config, said["samples"], frozen_stem=task.frozen_stem)
+                    results[kind]["of_peak"][number] = work / said["seconds"] / peak
+                else:
+                    counts[kind] = (
+                        max(1, min(updates, int(options.round / (said["seconds"] / counts[kind]))))
+                        if (options.round < float("inf"))
+                        else updates
+                    )
+    finally:
+        for turn in turns.values():
+            turn.end()
+    ours = results["ours"]["rates"]
+    for result in results.values():
+        result["ours_is_faster"] = {n: ours[n] / rate for n, rate in result["rates"].items() if n in ours}
+    return results
+
+
+def show(family: str, results: dict[str, dict[str, Any]]) -> None:
+    table = Table("", "audio-s/s", "ours is faster: median [least, most]", "of the peak", "memory", "loss", "how", title=family)
+    for kind, result in results.items():
+        rates, ratios = list(result["rates"].values()), list(result["ours_is_faster"].values())
+        if not rates:
+            table.add_row(kind, "-", "", "", "", "", result.get("lost", "no time"))
+            continue
+        versus = f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]" if kind != "ours" and ratios else ""
+        share, memory = f"{median(result['of_peak'].values()):.1%}", f"{result['peak_gb']:.2f} GB"
+        how = result["how"] + (f" ({result['lost']})" if "lost" in result else "")
+        table.add_row(kind, f"{median(rates):,.1f}", versus, share, memory, f"{result['loss']:.4f}", how)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+def plain(value: Any) -> Any:
+    """For JSON."""
+    return str(value) if isinstance(value, Path) else None if value == float("inf") else value
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    about = {"architecture": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+    return about | {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"}
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,119 @@
+"""Contenders that take turns, each in a process of its own.
+
+One that fails or hangs takes none of the others along; each has its memory to itself, and whose turn it is, the machine.
+"""
+
+from __future__ import annotations
+
+import resource
+import traceback
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+from train_task import Task
+
+from ser_hpc.shards.audio import RATE
+
+KINDS = ("ours", "alone", "A", "B", "C", "D", "E")
+
+
+class Lost(Exception):  # noqa: N818  (a contender, not an error of ours)
+    """It failed, or did not answer in time; says why in a line."""
+
+
+class Turn:
+    """One contender's process. `loss`, `how` once it is `ready`."""
+
+    def __init__(self, kind: str, task: Task) -> None:
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, kind, task), name=f"contender {kind}")
+        self._process.start()
+        theirs.close()
+
+    def answer(self, limit_s: float) -> Any:
+        """What it says next. Raises Lost, having ended it, if it failed or says nothing for so long."""
+        try:
+            if not self._pipe.poll(max(0.0, limit_s)):
+                raise Lost(f"no answer within {limit_s:.0f} s")
+            right, said = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise Lost(f"its process ended with code {self._process.exitcode}") from None
+        except Lost:
+            self.end()
+            raise
+        if not right:
+            self.end()
+            raise Lost(said)
+        return said
+
+    def train(self, number: int, updates: int, limit_s: float) -> dict[str, Any]:
+        """Round `number`, cut after so many updates: `seconds`, real `samples` of each clip that was trained on,
+        the `peak_gb` so far, and `how`."""
+        self._pipe.send((number, updates))
+        answer: dict[str, Any] = self.answer(limit_s)
+        return answer
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(pipe: Connection, kind: str, task: Task) -> None:
+    try:
+        contender, clips = _made(kind, task)
+        pipe.send((True, {"how": contender.how, "loss": contender.loss(_shortest(clips))}))
+        while True:
+            number, updates = pipe.recv()
+            warm_up, positions = clips.drawn(number, task.update)
+            positions = positions[: updates * task.update]
+            seconds = contender.train(warm_up, positions)
+            samples = clips.index.num_samples[positions].clip(max=_most(contender)).tolist()
+            answer = {"seconds": seconds, "samples": samples, "peak_gb": _peak_gb(task.device), "how": contender.how}
+            pipe.send((True, answer))
+    except EOFError:
+        return
+    except Exception as error:
+        traceback.print_exc()
+        pipe.send((False, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"))
+
+
+def _made(kind: str, task: Task) -> tuple[Any, Any]:
+    import torch
+    from train_task import Clips, quiet
+
+    quiet()
+    torch.set_num_threads(task.threads)
+    clips = Clips(task.shards)
+    if kind in ("ours", "alone"):
+        import contenders
+
+        return {"ours": contenders.Ours, "alone": contenders.Alone}[kind](task, clips), clips
+    if kind in ("A", "B", "C"):
+        import peers_trainer
+
+        return peers_trainer.SETTINGS[kind](task, clips), clips
+    import peers_speechbrain
+
+    return peers_speechbrain.Recipe(task, clips, dynamic=kind == "E"), clips
+
+
+def _most(contender: Any) -> int | None:
+    return None if contender.most_s is None else round(contender.most_s * RATE)
+
+
+def _shortest(clips: Any) -> int:
+    return int(clips.index.num_samples.argmin())
+
+
+def _peak_gb(device: str) -> float:
+    """On a GPU the most that tensors took of it; on a CPU the most that the process took, libraries included."""
+    if device != "cuda":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    import torch
+
+    peak = torch.cuda.max_memory_allocated() / 1e9
+    torch.cuda.empty_cache()  # the others need the room
+    return peak
