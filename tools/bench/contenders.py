@@ -97,13 +97,16 @@ class Ours:
         batches = self.source.ahead(chain.from_iterable(steps), training=True)
         for number, (clips, micros) in enumerate(zip(draws, steps, strict=True)):
             for turn, batch in enumerate(islice(batches, len(micros)), start=1):
-                outputs = self.ranks.forward(batch.samples.to(self.device), batch.offsets, last=turn == len(micros))
-                losses = clip_losses(outputs, batch.targets) * batch.weights.to(self.device)
+                outputs = self.ranks.forward(self.moved(batch.samples), batch.offsets, last=turn == len(micros))
+                losses = clip_losses(outputs, batch.targets) * self.moved(batch.weights)
                 self.ranks.backward(losses.sum() / len(clips))
             self.ranks.step(LR)
             if not number:
                 watch.start()
         return watch.seconds()
+
+    def moved(self, x: Tensor) -> Tensor:
+        return x.to(self.device, non_blocking=True)
 
 
 class Alone:
@@ -112,9 +115,10 @@ class Alone:
     """
 
     def __init__(self, task: Task, clips: Clips) -> None:
-        model_class, extractor_class = AutoModelForAudioClassification, AutoFeatureExtractor
-        self.model: Any = model_class.from_pretrained(task.weights).to(task.device)
-        self.extractor: Any = extractor_class.from_pretrained(task.weights)
+        model_class: Any = AutoModelForAudioClassification
+        extractor_class: Any = AutoFeatureExtractor
+        self.model = model_class.from_pretrained(task.weights).to(task.device)
+        self.extractor = extractor_class.from_pretrained(task.weights)
         freeze_stem(self.model, task)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.01, fused=True)

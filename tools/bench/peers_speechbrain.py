@@ -37,6 +37,7 @@ class EmotionBrain(speechbrain.Brain):  # type: ignore[misc]
     """The recipe's, with a watch that starts after `warm_up` batches."""
 
     warm_up, watch = 0, Watch("cpu")
+    optimizers_dict: dict[str, torch.optim.Optimizer] | None
 
     def compute_forward(self, batch: Any, stage: Any) -> Tensor:
         batch = batch.to(self.device)

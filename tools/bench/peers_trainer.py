@@ -94,10 +94,11 @@ class OfTrainer:
     def __init__(self, task: Task, clips: Clips, batch: int, *, grouped: bool, most_s: float | None, **arguments: Any) -> None:
         self.task, self.clips, self.grouped, self.arguments = task, clips, grouped, arguments
         self.most_s = most_s or task.most_s
-        model_class, extractor_class = AutoModelForAudioClassification, AutoFeatureExtractor
-        self.model: Any = model_class.from_pretrained(task.weights).to(task.device)
+        model_class: Any = AutoModelForAudioClassification
+        extractor_class: Any = AutoFeatureExtractor
+        self.model = model_class.from_pretrained(task.weights).to(task.device)
         freeze_stem(self.model, task)
-        self.extractor: Any = extractor_class.from_pretrained(task.weights)
+        self.extractor = extractor_class.from_pretrained(task.weights)
         self.folder = tempfile.TemporaryDirectory()
         self.use(batch)
 
@@ -160,10 +161,14 @@ class Tuned(OfTrainer):
         if not self.tuned:
             ordered = self.by_length(self.clips.drawn(0, self.task.update)[1]).reshape(-1, self.task.update)
             some = ordered[:: max(1, len(ordered) // _UPDATES_TRIED)][:_UPDATES_TRIED].ravel()
-            seconds = {batch: self.tried(batch, warm_up, some) for batch in _TRIED if self.task.update % batch == 0}
+            seconds = {batch: self.tried(batch, warm_up, some) for batch in self.sizes()}
             self.use(min(seconds, key=lambda batch: seconds[batch]))
             self.tuned = True
         return super().train(warm_up, positions)
+
+    def sizes(self) -> list[int]:
+        least = 16 if self.task.device == "cuda" else 4
+        return [batch for batch in _TRIED if batch >= least and self.task.update % batch == 0]
 
     def tried(self, batch: int, warm_up: np.ndarray, positions: np.ndarray) -> float:
         self.use(batch)

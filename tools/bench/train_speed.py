@@ -125,6 +125,7 @@ def compared(
     """Each contender's results; by round: `rates` in useful audio-s/s, `of_peak`, how many times faster ours was."""
     results: dict[str, dict[str, Any]] = {kind: {"rates": {}, "of_peak": {}} for kind in kinds}
     turns: dict[str, Turn] = {}
+    config = task.config
 
     def lost(kind: str, error: Lost) -> None:
         results[kind]["lost"] = str(error)
@@ -133,33 +134,38 @@ def compared(
     def left() -> float:
         return deadline - time.monotonic()
 
+    together = [kinds] if task.device == "cuda" else [[kind] for kind in kinds]  # a machine with a GPU has cores to load them
     try:
-        for kind in kinds:  # one after another: loading takes memory and cores
-            try:
-                turns[kind] = Turn(kind, task)
-                results[kind] |= turns[kind].answer(min(_START_S, left()))
-            except Lost as error:
-                lost(kind, error)
-        counts = dict.fromkeys(kinds, min(2, updates))
+        for some in together:
+            turns |= {kind: Turn(kind, task) for kind in some}
+            for kind in some:
+                try:
+                    results[kind] |= turns[kind].answer(min(_START_S, left()))
+                except Lost as error:
+                    lost(kind, error)
+        counts, spent = dict.fromkeys(kinds, min(2, updates)), dict.fromkeys(kinds, 0.0)
         for number in range(options.repeats + 1):
+            if left() < sum(spent[kind] for kind in turns):
+                break  # a round that not all finish counts for nobody
             order = kinds[number % len(kinds) :] + kinds[: number % len(kinds)]  # nobody always goes first
             for kind in [kind for kind in order if kind in turns]:
+                began = time.monotonic()
                 try:
                     said = turns[kind].train(number, counts[kind], left())
                 except Lost as error:
                     lost(kind, error)
                     continue
-                results[kind] |= {"how": said["how"], "peak_gb": said["peak_gb"], "updates": counts[kind]}
-                if number:  # the first round warms up, and tells how much is too much
-                    results[kind]["rates"][number] = sum(said["samples"]) / RATE / said["seconds"]
-                    work = train_work.training(task.config, said["samples"], frozen_stem=task.frozen_stem)
-                    results[kind]["of_peak"][number] = work / said["seconds"] / peak
-                else:
-                    counts[kind] = (
-                        max(1, min(updates, int(options.round / (said["seconds"] / counts[kind]))))
-                        if (options.round < float("inf"))
-                        else updates
-                    )
+                spent[kind] = time.monotonic() - began
+                result, seconds, samples = results[kind], said["seconds"], said["samples"]
+                result |= {"how": said["how"], "peak_gb": said["peak_gb"], "updates": counts[kind]}
+                if number:
+                    work = train_work.training(config, samples, frozen_stem=task.frozen_stem)
+                    result["rates"][number] = sum(samples) / RATE / seconds
+                    result["of_peak"][number] = work / seconds / peak
+                else:  # the first round warms up, and tells how many updates a turn has room for
+                    room = options.round / seconds * counts[kind]
+                    spent[kind] *= (counts[kind] + min(room, updates)) / (counts[kind] + 1)
+                    counts[kind] = int(max(1, min(room, updates)))
     finally:
         for turn in turns.values():
             turn.end()

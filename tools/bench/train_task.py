@@ -48,6 +48,7 @@ SIZES = (*_SCALED, "real")
 def configuration(family: str, size: str) -> dict[str, Any]:
     """Arguments of transformers' configuration. Scaled-down stems are half as wide as the encoder, as a large one's."""
     width, layers, heads, inner = _SCALED[size] if size in _SCALED else _REAL.get(family, _LARGE)
+    shape: dict[str, Any]
     if family.startswith("whisper"):
         shape = {"d_model": width, "encoder_layers": layers, "encoder_attention_heads": heads, "encoder_ffn_dim": inner}
     else:
@@ -134,7 +135,8 @@ def draw_weights(config: Mapping[str, Any], classes: int, dropout: float, folder
     if shape.model_type == "whisper":
         extractor = WhisperFeatureExtractor(feature_size=shape.num_mel_bins)  # type: ignore[no-untyped-call]
     else:  # as published: models with layer normalisation in the stem are given masks, those with group normalisation none
-        extractor = Wav2Vec2FeatureExtractor(return_attention_mask=shape.feat_extract_norm == "layer", do_normalize=True)
+        masks = shape.feat_extract_norm == "layer"
+        extractor = Wav2Vec2FeatureExtractor(return_attention_mask=masks)  # type: ignore[no-untyped-call]
     extractor.save_pretrained(folder)
 
 
