@@ -47,10 +47,11 @@ class Contender(Protocol):
 
 
 class Watch:
-    """Wall-clock seconds, once the device has done what it was asked to do."""
+    """Seconds of the task's clock, once the device has done what it was asked to do."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, clock: str) -> None:
         self.cuda, self.began = device == "cuda", 0.0
+        self.clock = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
 
     def start(self) -> None:
         self.began = self._now()
@@ -61,7 +62,7 @@ class Watch:
     def _now(self) -> float:
         if self.cuda:
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return self.clock()
 
 
 class Ours:
@@ -73,7 +74,8 @@ class Ours:
         model = build(settings, len(clips.classes), seed=0)
         saved = load_file(task.weights / "model.safetensors")
         model.head.load_state_dict({k: v for k, v in saved.items() if k.startswith(("projector.", "classifier."))})
-        self.device, self.update, self.clips = torch.device(task.device), task.update, clips
+        self.device, self.clock = torch.device(task.device), task.clock
+        self.update, self.clips = task.update, clips
         self.costs = model.front.costs(clips.index.num_samples)
         self.ranks = strategy.build(model, self.train_settings, World(0, 1, 0, 1, self.device), None)
         self.source = BatchSource(clips.index, clips.targets, np.ones(len(clips), dtype=np.float32))
@@ -91,7 +93,7 @@ class Ours:
 
     def train(self, warm_up: np.ndarray, positions: np.ndarray) -> float:
         self.ranks.training(True)
-        watch = Watch(self.device.type)
+        watch = Watch(self.device.type, self.clock)
         draws = [Draws(warm_up), *(Draws(positions[i : i + self.update]) for i in range(0, len(positions), self.update))]
         steps = list(step_micro_batches(draws, self.costs, self.cut, 0))
         batches = self.source.ahead(chain.from_iterable(steps), training=True)
@@ -133,7 +135,7 @@ class Alone:
 
     def train(self, warm_up: np.ndarray, positions: np.ndarray) -> float:
         self.model.train()
-        watch = Watch(self.task.device)
+        watch = Watch(self.task.device, self.task.clock)
         self.step(warm_up)
         watch.start()
         for i in range(0, len(positions), self.task.update):

@@ -36,7 +36,7 @@ _BATCH, _BUCKETS = 4, 30
 class EmotionBrain(speechbrain.Brain):  # type: ignore[misc]
     """The recipe's, with a watch that starts after `warm_up` batches."""
 
-    warm_up, watch = 0, Watch("cpu")
+    warm_up, watch = 0, Watch("cpu", "wall")
     optimizers_dict: dict[str, torch.optim.Optimizer] | None
 
     def compute_forward(self, batch: Any, stage: Any) -> Tensor:
@@ -93,7 +93,7 @@ class Recipe:
                 "grad_accumulation_factor": self.factor,
             },
         )
-        self.brain.watch = Watch(task.device)
+        self.brain.watch = Watch(task.device, task.clock)
         cut = f"dynamic batches of {self.batch_s:.0f} s" if dynamic else f"batches of {_BATCH}"
         self.how = f"{cut}, {'bf16' if half else 'fp32'}, {self.workers} workers"
 

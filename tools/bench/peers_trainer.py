@@ -78,8 +78,8 @@ class OrderedTrainer(Trainer):
 
 
 class Timer(TrainerCallback):
-    def __init__(self, device: str) -> None:
-        self.watch, self.seconds = Watch(device), float("nan")
+    def __init__(self, watch: Watch) -> None:
+        self.watch, self.seconds = watch, float("nan")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 1:
@@ -105,7 +105,7 @@ class OfTrainer:
     def use(self, batch: int) -> None:
         """From now on batches of so many clips, as many of them to an update as give it its clips."""
         batch = min(batch, self.task.update)
-        self.timer = Timer(self.task.device)
+        self.timer = Timer(Watch(self.task.device, self.task.clock))
         arguments = TrainingArguments(
             output_dir=self.folder.name,
             per_device_train_batch_size=batch,

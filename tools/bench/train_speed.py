@@ -12,9 +12,10 @@ D, E    SpeechBrain's IEMOCAP recipe; with bf16 on a GPU and dynamic batches (wh
 
 All have the same weights, clips, loss and utterances per update, and take turns, in an order that turns as well. Only real
 sound counts, padding does not. In a round everybody trains on the same clips, drawn anew for each round; with --round who is
-too slow trains on the first updates of them. Seconds are of the wall clock, without the round's first update and without the
-first round. Memory is the process's (CPU: resident, libraries included; GPU: tensors). Arithmetic is counted from real frames
-(train_work.py) and divided by what a matrix product reaches here (bf16 on a GPU, fp32 on a CPU).
+too slow trains on the first updates of them. Seconds are of the wall clock (or, with --clock cpu, of the processor), without
+the round's first update and without the first round. Memory is the process's (CPU: resident, libraries included; GPU: tensors).
+Arithmetic is counted from real frames (train_work.py) and divided by what a matrix product reaches here (bf16 on a GPU, fp32 on
+a CPU).
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from ser_hpc.shards.audio import RATE
 
 NEEDS = {"A": "accelerate", "B": "accelerate", "C": "accelerate", "D": "speechbrain", "E": "speechbrain"}
 PACKAGES = ("torch", "transformers", "accelerate", "speechbrain", "numpy")
+_LONG_S = 86_400.0
 _START_S = 240.0  # for a contender to import, load and say its loss
 
 
@@ -70,10 +72,7 @@ def main() -> int:
             weights = Path(folder) / family
             deadline = time.monotonic() + options.seconds
             draw_weights(configuration(family, options.size), len(clips.classes), options.dropout, weights)
-            task = Task(
-                weights, shards, options.device, options.precision, options.update, options.freeze == "stem", options.threads,
-                yaml.safe_load("{" + ",".join(pair.replace("=", ": ", 1) for pair in options.train) + "}"),
-            )  # fmt: skip
+            task = task_of(options, weights, shards)
             report["families"][family] = compared(task, kinds, len(clips) // options.update, options, peak, deadline)
             show(family, report["families"][family])
             if options.out:
@@ -92,14 +91,16 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=1024 if cuda else 256, help="of noise")
     parser.add_argument("--update", type=int, default=64 if cuda else 32, help="utterances per optimizer step")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--round", type=float, default=float("inf"), help="seconds that one contender's turn should take")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="for a family: what was measured by then counts")
+    parser.add_argument("--round", type=float, default=_LONG_S, help="seconds that one contender's turn should take")
+    parser.add_argument("--seconds", type=float, default=_LONG_S, help="for a family: what was measured by then counts")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16" if cuda else "fp32", help="but for A, B and D")
     parser.add_argument("--freeze", choices=("none", "stem"), default="none")
     parser.add_argument("--dropout", type=float, default=0.0, help="everywhere in the encoder, for all")
     parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="settings of ours, as budget_seconds=240")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    clocks = "cpu: for a machine with other work; with 1 thread, and without workers"
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=clocks)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also keep it as JSON")
     options = parser.parse_args()
@@ -108,6 +109,20 @@ def parsed() -> argparse.Namespace:
     if "ours" not in options.contenders:
         raise UserError("--contenders without ours: there would be nothing to compare with")
     return options
+
+
+def task_of(options: argparse.Namespace, weights: Path, shards: Path) -> Task:
+    return Task(
+        weights=weights,
+        shards=shards,
+        device=options.device,
+        precision=options.precision,
+        update=options.update,
+        frozen_stem=options.freeze == "stem",
+        threads=options.threads,
+        clock=options.clock,
+        train={key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in options.train)},
+    )
 
 
 def available(wanted: list[str], device: str) -> tuple[list[str], list[str]]:
@@ -191,7 +206,7 @@ def show(family: str, results: dict[str, dict[str, Any]]) -> None:
 
 def plain(value: Any) -> Any:
     """For JSON."""
-    return str(value) if isinstance(value, Path) else None if value == float("inf") else value
+    return str(value) if isinstance(value, Path) else value
 
 
 def machine(device: torch.device) -> dict[str, Any]:

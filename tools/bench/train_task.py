@@ -61,8 +61,8 @@ def configuration(family: str, size: str) -> dict[str, Any]:
 @dataclass(frozen=True, slots=True)
 class Task:
     """`weights`: a folder as transformers saves one, its extractor with it; `shards`: a packed dataset; `update`: utterances
-    per optimizer step; `precision` of ours and of the peers that may choose: fp32 or bf16; `train`: more settings of ours
-    (`train.*`).
+    per optimizer step; `precision` of ours and of the peers that may choose: fp32 or bf16; `clock`: wall or cpu; `train`: more
+    settings of ours (`train.*`).
     """
 
     weights: Path
@@ -72,6 +72,7 @@ class Task:
     update: int
     frozen_stem: bool
     threads: int
+    clock: str
     train: Mapping[str, Any]
 
     @property
