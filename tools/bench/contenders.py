@@ -7,7 +7,6 @@ clipping the gradient to norm 1, AdamW.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import chain, islice
@@ -18,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_task import Clips, Task
+from train_task import CLOCKS, Clips, Task
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from ser_hpc.config.settings import EncoderModel, TrainSettings
@@ -51,7 +50,7 @@ class Watch:
 
     def __init__(self, device: str, clock: str) -> None:
         self.cuda, self.began = device == "cuda", 0.0
-        self.clock = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
+        self.clock = CLOCKS[clock]
 
     def start(self) -> None:
         self.began = self._now()

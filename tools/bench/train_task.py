@@ -7,6 +7,7 @@ Weights are random: only their shapes decide the speed. Lengths are like IEMOCAP
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +43,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 _LARGE = (1024, 24, 16, 4096)
 _REAL = {"wav2vec2-base": (768, 12, 12, 3072), "whisper-large-v3": (1280, 32, 20, 5120)}
 _SCALED = {"tiny": (32, 2, 4, 64), "small": (256, 4, 4, 1024)}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SIZES = (*_SCALED, "real")
 
 
