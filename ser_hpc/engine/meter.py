@@ -33,10 +33,10 @@ def peak_bytes(work: Callable[[], object], device: torch.device, *, shapes_only:
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before: int = torch.cuda.memory_allocated(device)
         work()
-        most: int = torch.cuda.max_memory_allocated(device) - before
-        return most
+        most: int = torch.cuda.max_memory_allocated(device)
+        return most - before
     with _Count(shapes_only) as count:
         work()
     counted: int = count.most
