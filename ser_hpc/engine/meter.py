@@ -37,7 +37,8 @@ def peak_bytes(work: Callable[[], object], device: torch.device, *, shapes_only:
         work()
         most: int = torch.cuda.max_memory_allocated(device)
         return most - before
-    with _Count(shapes_only) as count:
+    count = _Count(shapes_only)
+    with count:
         work()
     counted: int = count.most
     return counted
