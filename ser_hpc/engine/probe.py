@@ -96,8 +96,9 @@ def _largest(model: Classifier, train: TrainSettings, worst: np.ndarray, world: 
         if budget is not None:
             whole = ", all that a step has for a rank" if budget == wanted.most else ""
             said = (
-                f"micro-batches of up to {budget:g} s of audio{whole}: {_gb(need)} of the {_gb(room)} for it (weights, optimizer "
-                f"{_gb(standing)}, {activations.a_second / 1e9:.3f} GB a second), {'with' if again else 'no'} checkpointing"
+                f"micro-batches of up to {budget:g} s of audio{whole}: {_gb(need)} of the {_gb(room)} for it (weights and "
+                f"optimizer {_gb(standing)}, {activations.a_second / 1e9:.3f} GB a second), {'with' if again else 'no'} "
+                "activation checkpointing"
             )
             return _Budget(budget, said, again)
         needs = f"{_gb(need)}, of which {_gb(standing)} are weights and optimizer"

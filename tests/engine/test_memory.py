@@ -124,7 +124,7 @@ def test_checkpointing_only_where_memory_demands_it(capsys: pytest.CaptureFixtur
     assert any(module.gradient_checkpointing for module in model.modules() if hasattr(module, "gradient_checkpointing"))
     said = capsys.readouterr().out.splitlines()
     assert ["all that a step has" in line for line in said] == [True, False, False]
-    assert [line.endswith("with checkpointing") for line in said] == [False, False, True]
+    assert [line.endswith("with activation checkpointing") for line in said] == [False, False, True]
 
 
 @pytest.mark.parametrize("allowed", ["never", "auto"])
