@@ -13,7 +13,7 @@ from torch import nn
 
 from ser_hpc.config.settings import TrainSettings
 
-_ZERO_BUCKET = 5e8  # elements in DeepSpeed's buffer for reducing gradients, by its default
+REDUCE_BUCKET = 500_000_000  # elements, at most, of DeepSpeed's buffer for reducing gradients; it always has its full size
 
 
 def standing_bytes(module: nn.Module, train: TrainSettings, ranks: int) -> float:
@@ -29,11 +29,11 @@ def standing_bytes(module: nn.Module, train: TrainSettings, ranks: int) -> float
     average = 4 * trained if train.average else 0
     if train.strategy == "ddp":
         return average + 4 * every + (4 + 8) * trained
-    own = (4 + 8) / ranks * trained
+    own, bucket = (4 + 8) / ranks * trained, min(REDUCE_BUCKET, trained)
     if train.strategy == "zero1":
-        return average + weight * every + (weight + 4) * trained + own + 4 * _ZERO_BUCKET
+        return average + weight * every + (weight + 4) * trained + own + 4 * bucket
     gathered = weight * every * (1 + (1 / ranks if train.strategy == "zero3" else 0))
-    return average + gathered + 4 / ranks * trained + own + weight * _ZERO_BUCKET
+    return average + gathered + 4 / ranks * trained + own + weight * bucket
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_hpc.config.settings import TrainSettings
+from ser_hpc.engine.memory import REDUCE_BUCKET
 from ser_hpc.engine.optim import adamw
 from ser_hpc.engine.sharing import TrainTensors
 from ser_hpc.engine.world import World
@@ -46,18 +47,19 @@ class Zero:
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
         self._buffers = [name for name in module.state_dict() if name not in set(self._names.values())]
         self._engine: Any = deepspeed.initialize(
-            model=module, optimizer=adamw(module, settings), config=self._config(saved), dist_init_required=False
+            model=module, optimizer=adamw(module, settings), config=self._config(module, saved), dist_init_required=False
         )[0]
         if saved is not None and saved.updates:
             self._restore(saved)
 
-    def _config(self, saved: TrainTensors | None) -> dict[str, Any]:
+    def _config(self, module: nn.Module, saved: TrainTensors | None) -> dict[str, Any]:
         scale_power = round(math.log2(saved.loss_scale)) if saved else 16
+        trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         return {
             "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only logs it; our micro-batches vary in size
             "gradient_accumulation_steps": 1,
             "gradient_clipping": self._settings.clip_norm or 0.0,
-            "zero_optimization": {"stage": self._stage},
+            "zero_optimization": {"stage": self._stage, "reduce_bucket_size": min(REDUCE_BUCKET, trained)},
             "zero_allow_untested_optimizer": True,  # torch's own AdamW: compute nodes often lack nvcc for DeepSpeed's
             "bf16": {"enabled": self._settings.precision == "bf16"},
             "fp16": {
