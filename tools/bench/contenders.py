@@ -20,11 +20,15 @@ from torch.nn import functional as F
 from train_task import CLOCKS, Clips, Task
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
-from ser_hpc.config.settings import EncoderModel, TrainSettings
+from ser_hpc.config.settings import Settings
 from ser_hpc.data.batches import BatchSource
 from ser_hpc.data.order import Cut, Draws, step_micro_batches
 from ser_hpc.engine import strategy
+from ser_hpc.engine.compiled import Regions
+from ser_hpc.engine.ledger import Ledger
 from ser_hpc.engine.losses import clip_losses
+from ser_hpc.engine.probe import budget_samples
+from ser_hpc.engine.step import gradients
 from ser_hpc.engine.world import World
 from ser_hpc.models.classifier import build
 from ser_hpc.shards.audio import RATE
@@ -68,20 +72,22 @@ class Ours:
     """ser_hpc: shards -> BatchSource -> packed micro-batches -> the strategy, as engine/loop.py drives them on one rank."""
 
     def __init__(self, task: Task, clips: Clips) -> None:
-        settings = EncoderModel(weights=str(task.weights), freeze="stem" if task.frozen_stem else "none")
-        self.train_settings = TrainSettings.model_validate({"precision": task.precision, **task.train})
-        model = build(settings, len(clips.classes), seed=0)
+        encoder = {"kind": "encoder", "weights": str(task.weights), "freeze": "stem" if task.frozen_stem else "none"}
+        settings = Settings.model_validate({"model": encoder, "train": {"precision": task.precision, **task.train}})
+        model = build(settings.model, len(clips.classes), seed=0)
         saved = load_file(task.weights / "model.safetensors")
         model.head.load_state_dict({k: v for k, v in saved.items() if k.startswith(("projector.", "classifier."))})
         self.device, self.clock = torch.device(task.device), task.clock
         self.update, self.clips = task.update, clips
         self.costs = model.front.costs(clips.index.num_samples)
-        self.ranks = strategy.build(model, self.train_settings, World(0, 1, 0, 1, self.device), None)
+        world = World(0, 1, 0, 1, self.device)
+        self.cut = Cut(1, budget_samples(model, settings, self.costs, world))
+        self.regions = Regions(model.encoder, settings.train)
+        self.ranks = strategy.build(model, settings.train, world, None)
         self.source = BatchSource(clips.index, clips.targets, np.ones(len(clips), dtype=np.float32))
-        budget = self.train_settings.budget_seconds
-        self.cut = Cut(1, round(budget * RATE))
+        self.ledger = Ledger()
         self.most_s = task.most_s
-        self.how = f"packed, at most {budget:g} s, {self.train_settings.precision}"
+        self.how = f"packed, at most {self.cut.budget_samples / RATE:g} s, {settings.train.precision}"
 
     def loss(self, position: int) -> float:
         self.ranks.training(False)
@@ -97,17 +103,18 @@ class Ours:
         steps = list(step_micro_batches(draws, self.costs, self.cut, 0))
         batches = self.source.ahead(chain.from_iterable(steps), training=True)
         for number, (clips, micros) in enumerate(zip(draws, steps, strict=True)):
-            for turn, batch in enumerate(islice(batches, len(micros)), start=1):
-                outputs = self.ranks.forward(self.moved(batch.samples), batch.offsets, last=turn == len(micros))
-                losses = clip_losses(outputs, batch.targets) * self.moved(batch.weights)
-                self.ranks.backward(losses.sum() / len(clips))
-            self.ranks.step(LR)
+            told = gradients(
+                self.ranks, list(islice(batches, len(micros))), len(clips), float(len(clips)), (0, number), self.device
+            )
+            if told is None:
+                raise MemoryError("memory ran out: give --train budget_seconds=...")
+            self.ledger.add(clips.positions, float(len(clips)), LR, told, self.ranks.step(LR))
+            for entry in self.ledger.read():
+                assert bool(entry.told.isfinite().all()), "the loop looks at every loss, a step late"
+            self.regions.look()
             if not number:
                 watch.start()
         return watch.seconds()
-
-    def moved(self, x: Tensor) -> Tensor:
-        return x.to(self.device, non_blocking=True)
 
 
 class Alone:
