@@ -13,6 +13,7 @@ which a machine without a package index is given as wheels. Settings of ours may
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -22,8 +23,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-from ser_hpc.files import write_json
 
 HERE = Path(__file__).parent
 NEEDED = ("torch", "transformers", "safetensors", "numpy", "pyarrow", "yaml", "rich", "fsspec", "pydantic", "soundfile", "soxr")
@@ -81,7 +80,7 @@ def main() -> int:
         how = run(part, options.out, min(part.limit_s, deadline - began))
         summary["parts"][part.name] = {"how": how, "seconds": round(time.monotonic() - began, 1)}
         print(f"{part.name}: {how}, {summary['parts'][part.name]['seconds']} s", flush=True)
-        write_json(options.out / "summary.json", summary)
+        (options.out / "summary.json").write_text(json.dumps(summary, indent=1))
     return 0 if all(part["how"] == "done" for part in summary["parts"].values()) else 1
 
 

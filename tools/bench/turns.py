@@ -15,6 +15,7 @@ from train_task import Task
 
 from ser_hpc.shards.audio import RATE
 
+_PATIENCE_S = 5.0
 KINDS = ("ours", "alone", "A", "B", "C", "D", "E")
 
 
@@ -57,6 +58,8 @@ class Turn:
         return answer
 
     def end(self) -> None:
+        self._pipe.close()  # an idle one ends by itself then
+        self._process.join(_PATIENCE_S)
         self._process.kill()
         self._process.join()
 
