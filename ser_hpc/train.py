@@ -109,12 +109,12 @@ def train(run: RunDir, trial: Trial) -> int:
         try:
             _train(run, place, who_am_i(os.environ), mine, stop)
         except BaseException as error:
-            how, code = _what_it_means(error)
+            how, code = _what_it_means(error, mine)
             for attempt in mine:
                 attempts.end(attempt, how, None if isinstance(error, Stopped) else f"{type(error).__name__}: {error}")
             if code in (CANNOT_GO_ON, SUPERSEDED):
                 _last_word(code)
-            if isinstance(error, UserError):
+            if isinstance(error, UserError) and code == CANNOT_GO_ON:
                 raise
             if isinstance(error, Stopped | Superseded):
                 print(error, flush=True)
@@ -122,7 +122,7 @@ def train(run: RunDir, trial: Trial) -> int:
             if code == CANNOT_GO_ON:
                 raise UserError(f"{trial}: {error}: make room there, then start it again") from error
             traceback.print_exc()
-            print(f"{trial} failed: {error}", file=sys.stderr, flush=True)
+            print(f"{trial} {how}: {error}", file=sys.stderr, flush=True)
             # The other ranks may wait in a collective for ever: leave at once, so that the launcher ends them too.
             sys.stdout.flush()
             os._exit(code)
@@ -195,12 +195,12 @@ def _staged(experiment: Experiment, fold: Fold, rank: Rank) -> tuple[Place, ...]
     return roots
 
 
-def _what_it_means(error: BaseException) -> tuple[str, int]:
+def _what_it_means(error: BaseException, mine: Sequence[AttemptDir]) -> tuple[str, int]:
     """How the attempt ended, and the exit code."""
+    if isinstance(error, Superseded) or any(attempt.is_superseded for attempt in mine):
+        return "superseded", SUPERSEDED  # whatever else befell it: a newer attempt may have taken its files away
     if isinstance(error, Stopped):
         return "stopped", STOPPED
-    if isinstance(error, Superseded):
-        return "superseded", SUPERSEDED
     if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in DISK_IS_FULL):
         return "failed", CANNOT_GO_ON
     lost = any(word in str(error) for word in ("gloo", "NCCL", "Connection reset", "Connection closed"))

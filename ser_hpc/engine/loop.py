@@ -162,6 +162,7 @@ def train_trial(
             micro_batches = step_micro_batches(steps, samples, how, world.rank)
             stepped = zip(steps, pace.steps(feed.grouped(source, micro_batches)), strict=True)
             for number, (step, batches) in enumerate(stepped, start=state.step):
+                progress.now(number)
                 weight = float(weights[step.positions].sum())
                 told = gradients(ranks, batches, len(step), weight, (seed, number), world.device)
                 wanted = asked(out_of_memory=told is None)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Self
@@ -50,6 +51,10 @@ class Progress:
                 self.tell("failed", self._state)
             self._steps.close()
             self._epoch_lines.close()
+
+    def now(self, step: int) -> None:
+        """Training is at the step with this number; the one before it may not be told yet."""
+        self._state = replace(self._state, step=step)
 
     def step(self, state: TrainState, loss: float, lr: float, grad_norm: float) -> None:
         """After an optimizer step; `state.step` counts it already."""

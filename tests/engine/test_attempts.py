@@ -14,6 +14,7 @@ import pytest
 from small import packed_tones, planned, run_here
 
 from ser_hpc.engine import attempt as attempts
+from ser_hpc.engine.attempt import SUPERSEDED
 from ser_hpc.engine.rank import Rank
 from ser_hpc.errors import UserError
 from ser_hpc.files import read_json, write_json
@@ -85,6 +86,16 @@ def test_an_older_attempt_that_wakes_up_writes_over_nothing(base: Path) -> None:
     assert read_json(trial.done)["attempt"] == 2 and how_it_ended(trial.attempt(1)).how == "superseded"
     after = {path: path.read_bytes() for path in trial.path.rglob("*") if path.is_file() and mine not in path.parents}
     assert before == after
+
+
+def test_whatever_befalls_an_overtaken_attempt_it_is_superseded(base: Path) -> None:
+    """As when a newer one has dropped its checkpoints: no failure of the trial's, and not to be started again."""
+    run = planned(base / "befallen", packed_tones(base))
+    newer = "(__import__('pathlib').Path(sys.argv[2]) / 'seed_0/fold_0/attempt_0002').mkdir()"
+    (process,) = start(run, AT_STEP_3.replace("WHAT", f"{newer}; raise RuntimeError('my files are gone')"))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == SUPERSEDED, output
+    assert how_it_ended(run.trial(TRIAL).attempt(1)).how == "superseded"
 
 
 def test_a_killed_rank_is_started_again_here(base: Path) -> None:
