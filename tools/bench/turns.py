@@ -5,10 +5,10 @@ One that fails or hangs takes none of the others along; each has its memory to i
 
 from __future__ import annotations
 
-import resource
 import traceback
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from train_task import Task
@@ -52,7 +52,7 @@ class Turn:
 
     def train(self, number: int, updates: int, limit_s: float) -> dict[str, Any]:
         """Round `number`, cut after so many updates: `seconds`, real `samples` of each clip that was trained on,
-        the `peak_gb` so far, and `how`."""
+        the `peak_gb` of the rounds after the first, and `how`."""
         self._pipe.send((number, updates))
         answer: dict[str, Any] = self.answer(limit_s)
         return answer
@@ -76,6 +76,8 @@ def _serve(pipe: Connection, kind: str, task: Task) -> None:
             samples = clips.index.num_samples[positions].clip(max=_most(contender)).tolist()
             answer = {"seconds": seconds, "samples": samples, "peak_gb": _peak_gb(task.device), "how": contender.how}
             pipe.send((True, answer))
+            if not number:
+                _forget_peak(task.device)
     except EOFError:
         return
     except Exception as error:
@@ -112,11 +114,22 @@ def _shortest(clips: Any) -> int:
 
 
 def _peak_gb(device: str) -> float:
-    """On a GPU the most that tensors took of it; on a CPU the most that the process took, libraries included."""
+    """The most since `_forget_peak`: on a GPU of tensors, on a CPU of the process, libraries included."""
     if device != "cuda":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e9
     import torch
 
     peak = torch.cuda.max_memory_allocated() / 1e9
     torch.cuda.empty_cache()  # the others need the room
     return peak
+
+
+def _forget_peak(device: str) -> None:
+    """What loading took, and batch sizes that were only tried, is not what training takes."""
+    if device != "cuda":
+        Path("/proc/self/clear_refs").write_text("5")
+        return
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
