@@ -52,7 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("memory")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_step_is_made_again_with_the_same_clips(base: Path, ranks: int) -> None:
     """The loss of every step is the one of a run whose memory sufficed."""
     enough = planned(base / f"enough-{ranks}", packed_tones(base), *SMALL)
