@@ -39,7 +39,7 @@ from ser_hpc.files import write_once
 from ser_hpc.models.classifier import Classifier
 from ser_hpc.models.heads import MeanPool
 from ser_hpc.models.packed import Packing
-from ser_hpc.models.ragged import at_least_float32, moved
+from ser_hpc.models.ragged import moved
 from ser_hpc.results.run_dir import Trial, TrialDir
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
@@ -181,8 +181,7 @@ def _encoded(
 
 def mean_frames(frames: Tensor, lengths: Tensor) -> Tensor:
     """(T, width), all clips' frames one after another, and their lengths (B,) -> (B, width), float32 or better."""
-    packing = Packing(tuple(lengths.tolist()), frames.device)
-    return packing.sum(frames.to(at_least_float32(frames.dtype))) / packing.counts[:, None]
+    return Packing(tuple(lengths.tolist()), frames.device).mean(frames)
 
 
 def _fingerprint(

@@ -34,8 +34,7 @@ class MeanPool(nn.Module):
         """(T, width), all clips' frames one after another, and their lengths (B,) -> (B, num_classes)."""
         packing = Packing(tuple(lengths.tolist()), frames.device)
         projected = self.projector(self.dropout(frames.to(self.projector.weight.dtype)))
-        total = packing.sum(projected.to(ragged.at_least_float32(projected.dtype)))
-        logits: Tensor = self.classifier(total / packing.counts[:, None])
+        logits: Tensor = self.classifier(packing.mean(projected))
         return logits
 
 

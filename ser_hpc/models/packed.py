@@ -57,6 +57,10 @@ class Packing:
         """(T, ...) -> (B, ...): the sum over each clip's frames."""
         return torch.segment_reduce(x, "sum", lengths=self.counts, unsafe=True)  # unsafe: no check, which would wait
 
+    def mean(self, x: Tensor) -> Tensor:
+        """(T, D) -> (B, D), float32 or better: the mean over each clip's frames."""
+        return self.sum(x.to(ragged.at_least_float32(x.dtype))) / self.counts[:, None]
+
     def grouped(self, x: Tensor) -> list[Tensor]:
         """(T, ...) -> for each of `groups` (clips, frames, ...); what stands in the padding is a frame of the same clip."""
         take, sizes = self._places[0], [group.clips * group.frames for group in self.groups]
