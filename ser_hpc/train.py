@@ -180,7 +180,7 @@ def _check_node(experiment: Experiment, run: RunDir, rank: Rank) -> None:
 
 def _staged(experiment: Experiment, fold: Fold, rank: Rank) -> tuple[Place, ...]:
     """The folders with copies of the fold's shards on this node's own disk, where the cluster's profile names one."""
-    from ser_hpc.config.settings import expanded
+    from ser_hpc.config.cluster import expanded
     from ser_hpc.data.staging import stage
 
     where = experiment.settings.cluster.node_local

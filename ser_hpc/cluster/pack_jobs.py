@@ -18,8 +18,8 @@ from rich.console import Console
 
 from ser_hpc.cluster import batch, code, preflight, site, slurm
 from ser_hpc.cluster.slurm_queue import SlurmError, squeue
+from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.load import load
-from ser_hpc.config.settings import ClusterSettings
 from ser_hpc.errors import UserError
 from ser_hpc.files import read_json, write_json
 from ser_hpc.results.run_dir import RunDir

@@ -17,7 +17,7 @@ from typing import TypeVar
 from ser_hpc.cluster import queries
 from ser_hpc.cluster.queries import Ask, Limits, NodeKind
 from ser_hpc.cluster.slurm import REPORT_MEM_GB, REPORT_MIN, gpus_per_node, partition
-from ser_hpc.config.settings import ClusterSettings, expanded
+from ser_hpc.config.cluster import ClusterSettings, expanded
 from ser_hpc.errors import UserError, listed
 
 T = TypeVar("T")

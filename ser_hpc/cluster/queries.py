@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ser_hpc.config.settings import slurm_minutes
+from ser_hpc.config.cluster import slurm_minutes
 
 _ASK_S = 30  # squeue alone takes 18 s to find that the controller is away
 # A user's own filters and formats (SQUEUE_PARTITION, SACCT_FORMAT ...) would hide jobs or change what is read.

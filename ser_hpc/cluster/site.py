@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ser_hpc.config.settings import ClusterSettings
+from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.errors import UserError
 
 _CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")

@@ -16,7 +16,7 @@ from typing import Any
 from ser_hpc import console
 from ser_hpc.cluster import batch
 from ser_hpc.cluster.jobs import Submission
-from ser_hpc.config.settings import ClusterSettings
+from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.errors import UserError
 from ser_hpc.results.run_dir import RunDir, Trial
 

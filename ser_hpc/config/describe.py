@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,4 +35,4 @@ def _section(path: str, section: type[BaseModel], note: str) -> Iterator[str]:
 def _setting(path: str, default: Any, meaning: str | None) -> Iterator[str]:
     yield f"  {path} = {'none' if default is None else default}"
     if meaning:
-        yield f"      {meaning}"
+        yield textwrap.indent(meaning, "      ")

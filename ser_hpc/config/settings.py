@@ -6,21 +6,14 @@ The defaults fine-tune wav2vec2-base on one corpus. `model`, and whatever can be
 
 from __future__ import annotations
 
-import os
-import re
-import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from ser_hpc.config.augment import Chain, without_paths
-from ser_hpc.errors import UserError
-
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+from ser_hpc.config.cluster import ClusterSettings
+from ser_hpc.config.section import Fraction, Positive, PositiveFloat, Probability, Section, Words
 
 
 def _seeds(value: Any) -> Any:
@@ -38,18 +31,6 @@ def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 Seeds = Annotated[
     tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seeds), Field(min_length=1), AfterValidator(_distinct)
 ]
-
-
-def _words(value: Any) -> Any:
-    """One word is a list of one."""
-    return (value,) if isinstance(value, str) else () if value is None else value
-
-
-Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class RunSettings(Section):
@@ -231,7 +212,9 @@ class TrainSettings(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled; not applied to biases and normalisation."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)
+    """AdamW's decay of its averages of the gradient and of its square, per step."""
     eps: PositiveFloat = 1e-8
+    """AdamW's term that keeps its division from zero."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient over all parameters; none: no clipping."""
     average: Probability = 0.0
@@ -240,6 +223,7 @@ class TrainSettings(Section):
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: a clip weighs as much as its class is rare in the training part."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the layers compute in; weights and AdamW's averages stay fp32, the loss too. fp16's loss is scaled."""
     compile: bool = False
     """Compile the encoder's layers with torch.compile: fewer and larger GPU kernels, for a minute or so at each start."""
     compile_minutes: PositiveFloat = 5.0
@@ -255,97 +239,6 @@ class TrainSettings(Section):
     def _average_of_whole_weights(self) -> Self:
         if self.average and self.strategy == "zero3":
             raise ValueError("train.average needs whole weights on every rank: use strategy ddp, zero1 or zero2, or average 0")
-        return self
-
-
-def slurm_minutes(text: str) -> int:
-    """Minutes of Slurm's notations of a time: `90`, `90:00`, `4:00:00`, `1-12`, `1-12:30:00`; parts of one count whole.
-
-    Raises ValueError.
-    """
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text, re.ASCII):
-        raise ValueError("write minutes, or as Slurm does 90:00 (minutes:seconds), 4:00:00 or 1-12:00:00 (days-hours)")
-    days, dash, rest = text.rpartition("-")
-    numbers = [int(number) for number in rest.split(":")]
-    first = 3600 if dash or len(numbers) == 3 else 60
-    units = (first, first // 60, 1)
-    seconds = int(days or 0) * 86_400 + sum(number * unit for number, unit in zip(numbers, units, strict=False))
-    return -(-seconds // 60)
-
-
-def expanded(folder: str) -> Path:
-    """A folder of the settings, `~` and $VARIABLES filled in as on this node. Raises UserError for one not set here."""
-    path = os.path.expandvars(folder)
-    if "$" in path:
-        raise UserError(f"{folder} is no folder on {socket.gethostname()}: a variable in it is not set there")
-    return Path(path).expanduser()
-
-
-def _minutes(value: Any) -> Any:
-    return slurm_minutes(value) if isinstance(value, str) else value
-
-
-Minutes = Annotated[int, BeforeValidator(_minutes), Field(ge=1)]
-
-
-class ClusterSettings(Section):
-    """Where and how trials run; never part of what an experiment is. A profile is a file of these fields."""
-
-    profile: str | None = None
-    """The site: `local`, `generic`, `pace_ice` (see configs/cluster), or a YAML file of these fields; `slurm` means `generic`.
-    `auto` or none: Slurm as in `generic` where it is configured, else this machine."""
-    kind: Literal["auto", "slurm", "local"] = "auto"
-    """`auto`: Slurm where it is configured, else this machine. A profile says it: rarely given by hand."""
-    partition: str | None = None
-    """Slurm partition of the trials: a name of `partitions`, or the site's own; none: the site's default."""
-    partitions: dict[str, str] = {}
-    """This project's names of partitions to the site's, as `{gpu: ice-gpu, cpu: ice-cpu}`."""
-    report_partition: str | None = None
-    """Partition of the report's job, which needs no GPU; none: that of the trials."""
-    account: str | None = None
-    """Account to charge; none: the user's default."""
-    qos: str | None = None
-    """Quality of service; none: the account's default."""
-    nodes: Positive = 1
-    """Nodes per trial."""
-    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
-    """GPUs, and so ranks, per node and trial; none: 1 on a cluster; here, 1 GPU, or 2 ranks on a CPU with 2 cores or more."""
-    gpu_type: str | None = None
-    """Kind of GPU as the site writes it (`h100`); none: any."""
-    gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"
-    """How the site wants GPUs asked for: `--gpus-per-node=h100:2`, or the older `--gres=gpu:h100:2`."""
-    constraint: str | None = None
-    """Features that the trials' nodes must have, in Slurm's notation."""
-    exclude: Words = ()
-    """Nodes that no job may use, in Slurm's notation (`n7`, or `[n7, "n[12-14]"]`)."""
-    cpus_per_gpu: Positive = 6
-    """CPU cores per GPU (per rank where there is none)."""
-    mem_gb_per_gpu: Positive = 32
-    """Main memory per GPU (per rank where there is none), in GB."""
-    time_min: Minutes = 240
-    """Time limit of a trial's job: minutes, or as Slurm writes it (4:00:00, 1-12:00:00)."""
-    stop_before_end_s: Positive = 120
-    """Seconds before its job's time limit at which a trial is asked to save and stop, to be started again."""
-    parallel: Positive | None = None
-    """Trials at the same time at most."""
-    trials_per_gpu: Positive = 1
-    """Trials that share a job and its GPUs, where a model is small; on one node."""
-    setup: Words = ()
-    """Lines of shell before the jobs' Python starts, as `module load anaconda3` or `conda activate ser`."""
-    python: str | None = None
-    """Command that the jobs start Python with, as `apptainer exec --nv /images/ser.sif python`; none: the launcher's own. It
-    must have this project's dependencies, submitit in the same version, and see the run directory under the same path."""
-    scratch: str | None = None
-    """Folder for large files that all nodes see (`~` and $VARIABLES are expanded): the launcher says so where `run.root` is not
-    below it."""
-    node_local: str | None = None
-    """Folder on a node's own disk (`$TMPDIR`, expanded there), to which shards are copied once per node before training; none:
-    they are read where they lie."""
-
-    @model_validator(mode="after")
-    def _sharing_on_one_node(self) -> Self:
-        if self.trials_per_gpu > 1 and self.nodes > 1:
-            raise ValueError(f"trials_per_gpu={self.trials_per_gpu} is for small models: they share one node, so set nodes=1")
         return self
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ser_hpc.cluster.slurm import scripts, submit, submit_report
+from ser_hpc.config.cluster import ClusterSettings, expanded, slurm_minutes
 from ser_hpc.config.load import dump, find, load
-from ser_hpc.config.settings import ClusterSettings, expanded, slurm_minutes
 from ser_hpc.errors import ConfigError, UserError
 from ser_hpc.results.run_dir import RunDir, Trial
 

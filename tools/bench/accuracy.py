@@ -131,8 +131,9 @@ class Padded:
         return states[torch.arange(frames) < counts[:, None]], counts
 
 
-def build_padded(settings: Model, num_classes: int, seed: int, masked: bool) -> Classifier:
+def build_padded(settings: Model, num_classes: int, seed: int, states: int | None = None, *, masked: bool) -> Classifier:
     """The packed classifier's weights in an encoder that transformers made, under the same head."""
+    assert states is None, "the encoder is trained: no states stand in its place"
     ours = build(settings, num_classes, seed)
     shape: Any = AutoConfig.for_model(**ENCODERS["wav2vec2"])
     for name in shape.to_dict():

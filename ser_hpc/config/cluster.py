@@ -1,0 +1,105 @@
+"""Settings of the cluster, and Slurm's notation of a time."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ser_hpc.config.section import Positive, Section, Words
+from ser_hpc.errors import UserError
+
+
+def slurm_minutes(text: str) -> int:
+    """Minutes of Slurm's notations of a time: `90`, `90:00`, `4:00:00`, `1-12`, `1-12:30:00`; parts of one count whole.
+
+    Raises ValueError.
+    """
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text, re.ASCII):
+        raise ValueError("write minutes, or as Slurm does 90:00 (minutes:seconds), 4:00:00 or 1-12:00:00 (days-hours)")
+    days, dash, rest = text.rpartition("-")
+    numbers = [int(number) for number in rest.split(":")]
+    first = 3600 if dash or len(numbers) == 3 else 60
+    units = (first, first // 60, 1)
+    seconds = int(days or 0) * 86_400 + sum(number * unit for number, unit in zip(numbers, units, strict=False))
+    return -(-seconds // 60)
+
+
+def expanded(folder: str) -> Path:
+    """A folder of the settings, `~` and $VARIABLES filled in as on this node. Raises UserError for one not set here."""
+    path = os.path.expandvars(folder)
+    if "$" in path:
+        raise UserError(f"{folder} is no folder on {socket.gethostname()}: a variable in it is not set there")
+    return Path(path).expanduser()
+
+
+def _minutes(value: Any) -> Any:
+    return slurm_minutes(value) if isinstance(value, str) else value
+
+
+Minutes = Annotated[int, BeforeValidator(_minutes), Field(ge=1)]
+
+
+class ClusterSettings(Section):
+    """Where and how trials run; never part of what an experiment is. A profile is a file of these fields."""
+
+    profile: str | None = None
+    """The site: `local`, `generic`, `pace_ice` (see configs/cluster), or a YAML file of these fields; `slurm` means `generic`.
+    `auto` or none: Slurm as in `generic` where it is configured, else this machine."""
+    kind: Literal["auto", "slurm", "local"] = "auto"
+    """`auto`: Slurm where it is configured, else this machine. A profile says it: rarely given by hand."""
+    partition: str | None = None
+    """Slurm partition of the trials: a name of `partitions`, or the site's own; none: the site's default."""
+    partitions: dict[str, str] = Field(default={})
+    """This project's names of partitions to the site's, as `{gpu: ice-gpu, cpu: ice-cpu}`."""
+    report_partition: str | None = None
+    """Partition of the report's job, which needs no GPU; none: that of the trials."""
+    account: str | None = None
+    """Account to charge; none: the user's default."""
+    qos: str | None = None
+    """Quality of service; none: the account's default."""
+    nodes: Positive = 1
+    """Nodes per trial."""
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    """GPUs, and so ranks, per node and trial; none: 1 on a cluster; here, 1 GPU, or 2 ranks on a CPU with 2 cores or more."""
+    gpu_type: str | None = None
+    """Kind of GPU as the site writes it (`h100`); none: any."""
+    gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"
+    """How the site wants GPUs asked for: `--gpus-per-node=h100:2`, or the older `--gres=gpu:h100:2`."""
+    constraint: str | None = None
+    """Features that the trials' nodes must have, in Slurm's notation."""
+    exclude: Words = ()
+    """Nodes that no job may use, in Slurm's notation (`n7`, or `[n7, "n[12-14]"]`)."""
+    cpus_per_gpu: Positive = 6
+    """CPU cores per GPU (per rank where there is none)."""
+    mem_gb_per_gpu: Positive = 32
+    """Main memory per GPU (per rank where there is none), in GB."""
+    time_min: Minutes = 240
+    """Time limit of a trial's job: minutes, or as Slurm writes it (4:00:00, 1-12:00:00)."""
+    stop_before_end_s: Positive = 120
+    """Seconds before its job's time limit at which a trial is asked to save and stop, to be started again."""
+    parallel: Positive | None = None
+    """Trials at the same time at most."""
+    trials_per_gpu: Positive = 1
+    """Trials that share a job and its GPUs, where a model is small; on one node."""
+    setup: Words = ()
+    """Lines of shell before the jobs' Python starts, as `module load anaconda3` or `conda activate ser`."""
+    python: str | None = None
+    """Command that the jobs start Python with, as `apptainer exec --nv /images/ser.sif python`; none: the launcher's own. It
+    must have this project's dependencies, submitit in the same version, and see the run directory under the same path."""
+    scratch: str | None = None
+    """Folder for large files that all nodes see (`~` and $VARIABLES are expanded): the launcher says so where `run.root` is not
+    below it."""
+    node_local: str | None = None
+    """Folder on a node's own disk (`$TMPDIR`, expanded there), to which shards are copied once per node before training; none:
+    they are read where they lie."""
+
+    @model_validator(mode="after")
+    def _sharing_on_one_node(self) -> Self:
+        if self.trials_per_gpu > 1 and self.nodes > 1:
+            raise ValueError(f"trials_per_gpu={self.trials_per_gpu} is for small models: they share one node, so set nodes=1")
+        return self
