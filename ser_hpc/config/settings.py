@@ -223,7 +223,7 @@ class TrainSettings(Section):
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: a clip weighs as much as its class is rare in the training part."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What the layers compute in; weights and AdamW's averages stay fp32, the loss too. fp16's loss is scaled."""
+    """What the layers compute in; the weights that AdamW updates, its averages and the loss stay fp32. fp16 scales the loss."""
     compile: bool = False
     """Compile the encoder's layers with torch.compile: fewer and larger GPU kernels, for a minute or so at each start."""
     compile_minutes: PositiveFloat = 5.0

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from bench.accuracy import ENCODERS, LEVEL, build_padded, interval
+from bench.accuracy import ENCODERS, LEVEL, SYSTEMS, build_padded, interval, run_trial
 from models.tiny import batch, clips
+from small import packed_tones, planned
 
 from ser_hpc.config.settings import EncoderModel
 from ser_hpc.models.classifier import build
+from ser_hpc.results.cross_validation import cross_validate
+from ser_hpc.results.run_dir import Trial
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_the_padded_contender_differs_by_its_padding_alone(masked: bool) -> None:
-    """Clips of one length need no padding: the same logits as packed. Of unlike lengths: others, or nothing was tested."""
-    settings = EncoderModel(weights=None, config=ENCODERS["wav2vec2"], dropout=0.0)
-    packed, padded = build(settings, 4, seed=1).eval(), build_padded(settings, 4, seed=1, masked=masked).eval()
+@pytest.mark.parametrize("name", ["wav2vec2", "wav2vec2_layer"])
+def test_the_padded_contender_differs_by_its_padding_alone(name: str) -> None:
+    """Clips of one length need no padding: the same logits as packed. Of unlike lengths: others, or, where a mask leaves the
+    padding out, the same again."""
+    settings = EncoderModel(weights=None, config=ENCODERS[name], dropout=0.0)
+    packed, padded = build(settings, 4, seed=1).eval(), build_padded(settings, 4, seed=1).eval()
     alike, unlike = batch(clips(16_000, 16_000)), batch(clips(16_000, 7_000))
     with torch.no_grad():
         torch.testing.assert_close(padded(*alike)["emotion"], packed(*alike)["emotion"], rtol=0, atol=1e-5)
         short = [model(*unlike)["emotion"][1] for model in (padded, packed)]
-    assert (short[0] - short[1]).abs().max() > 1e-4
+    assert ((short[0] - short[1]).abs().max() > 1e-4) == (name == "wav2vec2")
+
+
+@pytest.mark.slow
+def test_both_contenders_train(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In processes of their own, as the bench trains them; with the mask of layer norms both end alike."""
+    shards, trial = packed_tones(tmp_path_factory.getbasetemp()), Trial(0, 0)
+    cut = ["train.lr=1e-3", "train.budget_seconds=20", "folds.count=4"]
+    runs = {
+        system: planned(tmp_path, shards, f"run.name={system}", *cut, encoder=ENCODERS["wav2vec2_layer"]) for system in SYSTEMS
+    }
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        for system, run in runs.items():
+            pool.submit(run_trial, run.path, trial, "wav2vec2_layer", system).result()
+    packed, padded = ({one.trial: one.uar for one in cross_validate(run).trials}[trial] for run in runs.values())
+    assert packed == pytest.approx(padded, abs=0.05)
 
 
 def test_the_interval_holds_the_true_mean_as_often_as_it_says() -> None:
