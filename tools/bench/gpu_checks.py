@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from contenders import Ours
+from speed.contenders import Ours
+from speed.task import FAMILIES, SIZES, Clips, Task, configuration, draw_clips, draw_weights, quiet
 from torch import Tensor
 from torch.nn import functional as F
-from train_task import FAMILIES, SIZES, Clips, Task, configuration, draw_clips, draw_weights, quiet
 from transformers import AutoModelForAudioClassification
 
 from ser_hpc import console

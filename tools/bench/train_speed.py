@@ -14,7 +14,7 @@ All have the same weights, clips, loss and utterances per update, and take turns
 sound counts, padding does not. In a round everybody trains on the same clips, drawn anew for each round; with --round who is
 too slow trains on the first updates of them. Seconds are of the wall clock (or, with --clock cpu, of the processor), without
 the round's first update and without the first round. Memory is the process's (CPU: resident, libraries included; GPU: tensors).
-Arithmetic is counted from real frames (train_work.py) and divided by what a matrix product reaches here (bf16 on a GPU, fp32 on
+Arithmetic is counted from real frames (speed/work.py) and divided by what a matrix product reaches here (bf16 on a GPU, fp32 on
 a CPU).
 """
 
@@ -33,12 +33,12 @@ from statistics import median
 from typing import Any
 
 import torch
-import train_work
 import yaml
 from rich.console import Console
 from rich.table import Table
-from train_task import CLOCKS, FAMILIES, SIZES, Clips, Task, configuration, draw_clips, draw_weights, quiet
-from turns import KINDS, Lost, Turn
+from speed import work as arithmetic
+from speed.task import CLOCKS, FAMILIES, SIZES, Clips, Task, configuration, draw_clips, draw_weights, quiet
+from speed.turns import KINDS, Lost, Turn
 
 from ser_hpc import console
 from ser_hpc.errors import UserError
@@ -57,7 +57,7 @@ def main() -> int:
     quiet()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    peak = train_work.measured_peak(device, CLOCKS[options.clock])
+    peak = arithmetic.measured_peak(device, CLOCKS[options.clock])
     kinds, missing = available(options.contenders, options.device)
     for line in missing:
         print(line, flush=True)
@@ -176,7 +176,7 @@ def compared(
                 result, seconds, samples = results[kind], said["seconds"], said["samples"]
                 result |= {"how": said["how"], "peak_gb": said["peak_gb"], "updates": counts[kind]}
                 if number:
-                    work = train_work.training(config, samples, frozen_stem=task.frozen_stem)
+                    work = arithmetic.training(config, samples, frozen_stem=task.frozen_stem)
                     result["rates"][number] = sum(samples) / RATE / seconds
                     result["of_peak"][number] = work / seconds / peak
                 else:  # the first round warms up, and tells how many updates a turn has room for

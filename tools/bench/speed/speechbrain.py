@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import speechbrain
 import torch
-from contenders import LR, Watch
 from safetensors.torch import load_file
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
 from speechbrain.nnet.pooling import StatisticsPooling
+from speed.contenders import LR, Watch
+from speed.task import Clips, Task
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_task import Clips, Task
 
 from ser_hpc.shards.audio import RATE
 

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from speed.task import CLOCKS, Clips, Task
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_task import CLOCKS, Clips, Task
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from ser_hpc.config.settings import Settings

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench.train_task import FAMILIES, configuration
-from bench.train_work import forward, training
+from bench.speed.task import FAMILIES, configuration
+from bench.speed.work import forward, training
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder

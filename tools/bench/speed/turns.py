@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from train_task import Task
+from speed.task import Task
 
 from ser_hpc.shards.audio import RATE
 
@@ -87,22 +87,22 @@ def _serve(pipe: Connection, kind: str, task: Task) -> None:
 
 def _made(kind: str, task: Task) -> tuple[Any, Any]:
     import torch
-    from train_task import Clips, quiet
+    from speed.task import Clips, quiet
 
     quiet()
     torch.set_num_threads(task.threads)
     clips = Clips(task.shards)
     if kind in ("ours", "alone"):
-        import contenders
+        from speed import contenders
 
         return {"ours": contenders.Ours, "alone": contenders.Alone}[kind](task, clips), clips
     if kind in ("A", "B", "C"):
-        import peers_trainer
+        from speed import trainer
 
-        return peers_trainer.SETTINGS[kind](task, clips), clips
-    import peers_speechbrain
+        return trainer.SETTINGS[kind](task, clips), clips
+    from speed.speechbrain import Recipe
 
-    return peers_speechbrain.Recipe(task, clips, dynamic=kind == "E"), clips
+    return Recipe(task, clips, dynamic=kind == "E"), clips
 
 
 def _most(contender: Any) -> int | None:

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from contenders import LR, Watch, freeze_stem
+from speed.contenders import LR, Watch, freeze_stem
+from speed.task import Clips, Task
 from torch.utils.data import Dataset, Sampler
-from train_task import Clips, Task
 from transformers import (
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
