@@ -117,7 +117,7 @@ def cross_validate(run: RunDir, notes: Sequence[str] = ()) -> CrossValidation:
         finished=finished,
         interval=Interval(None, "trials are missing") if missing else _interval(trials, plan),
         seeds=tuple(_seed_scores(folds) for folds in complete if len(folds) == len(plan["folds"])),
-        notes=tuple(plan["notes"]) + tuple(notes) + tuple(_dev_differences(done, trials)),
+        notes=tuple(plan["notes"]) + tuple(notes) + tuple(_dev_differences(done, trials)) + tuple(_damaged_clips(done)),
     )
 
 
@@ -209,3 +209,22 @@ def _dev_differences(done: Sequence[TrialDir], trials: Sequence[TrialScores]) ->
                 "was chosen; were they made by other weights?"
             )
     return notes
+
+
+def _damaged_clips(done: Sequence[TrialDir]) -> list[str]:
+    """How many training clips could not be read, so that a trial learnt from fewer clips than the plan says."""
+    counts = {folder.trial: len(text.splitlines()) for folder in done if (text := _damage_told(folder))}
+    if not counts:
+        return []
+    most = max(counts, key=counts.__getitem__)
+    return [
+        f"Damaged training clips taught nothing, in {len(counts)} of the {len(done)} finished trials; at most {counts[most]}, "
+        f"in {most}: see damaged.jsonl there, and python -m ser_hpc.shards.verify."
+    ]
+
+
+def _damage_told(folder: TrialDir) -> str:
+    try:
+        return folder.current.damaged.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""

@@ -232,3 +232,14 @@ def test_a_dev_uar_that_does_not_fit_the_chosen_epoch_is_noted(make_run: MakeRun
         write_json(done, read_json(done) | {"best_dev_uar": dev_uar + (0.05 if fold == 1 else 0)})
     notes = [note for note in cross_validate(run).notes if "other weights" in note]
     assert len(notes) == 1 and notes[0].startswith("seed 0 fold 1")
+
+
+def test_damaged_training_clips_are_noted(make_run: MakeRun) -> None:
+    """Such a trial learnt from fewer clips than the plan says."""
+    run = make_run(num_folds=3)
+    assert not any("amaged" in note for note in cross_validate(run).notes)
+    for fold, lines in ((1, 2), (2, 1)):
+        run.trial(Trial(0, fold)).current.damaged.write_text('{"clip": "a"}\n' * lines, encoding="utf-8")
+    (note,) = (note for note in cross_validate(run).notes if "amaged" in note)
+    assert "2 of the 3 finished trials" in note
+    assert "at most 2, in seed 0 fold 1" in note
