@@ -146,10 +146,14 @@ def _in_words(source: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' table of weights that the classifier has no use for (its missing ones are checked here)."""
-    before = logging.get_verbosity()
+    """Without transformers' table of weights that the classifier has no use for (its missing ones are checked here), and
+    without its progress bar, which in a log is one long line."""
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

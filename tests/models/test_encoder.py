@@ -112,11 +112,13 @@ def save(config: dict[str, Any], folder: Path, pretraining: bool = False) -> Any
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_weights_of_a_folder_are_loaded_whole(name: str, tmp_path: Path) -> None:
-    """Whatever model they were saved from; the mask embedding alone is left behind."""
+def test_weights_of_a_folder_are_loaded_whole(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever model they were saved from, and without a word; the mask embedding alone is left behind."""
     expected = save(CONFIGS[name], tmp_path).state_dict()
     expected.pop("masked_spec_embed", None)
+    capfd.readouterr()
     loaded = build(EncoderModel(weights=str(tmp_path)), 4, 0).encoder.state_dict()
+    assert capfd.readouterr() == ("", "")
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[key], expected[key]) for key in expected)
 
