@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bench.accuracy import ENCODERS, LEVEL, SYSTEMS, build_padded, interval, run_trial
+from bench.accuracy import ENCODERS, LEVEL, SYSTEMS, interval, run_trial
 from models.tiny import batch, clips
+from padded import build_padded
 from small import packed_tones, planned
 
 from ser_hpc.config.settings import EncoderModel

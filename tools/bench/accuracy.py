@@ -49,23 +49,22 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from padded import build_padded
 from rich.console import Console
 from safetensors.torch import load_file
 from scipy.stats import t as student_t
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor, WhisperModel
+from transformers import AutoConfig, WhisperModel
 
 from ser_hpc import console
 from ser_hpc.cluster import plan
 from ser_hpc.cluster.demo import make_demo_shards
-from ser_hpc.config.settings import Model, Settings
+from ser_hpc.config.settings import Settings
 from ser_hpc.corpora import emodb, synthetic
 from ser_hpc.errors import UserError
 from ser_hpc.files import read_json, write_json
-from ser_hpc.models.classifier import Classifier, build
+from ser_hpc.models.classifier import build
 from ser_hpc.results.cross_validation import CrossValidation, cross_validate
 from ser_hpc.results.run_dir import RunDir, Trial
-from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import DATASET, ShardIndex
 from ser_hpc.shards.write import pack
 from ser_hpc.train import train
@@ -106,47 +105,6 @@ EPOCHS = {"demo": 6, "emodb": 10, "emodb_cut": 10}
 PRETRAINING = {"epochs": 20}
 VOICES = tuple(replace(one, pitch_hz=1.06 * one.pitch_hz, formant_scale=0.97 * one.formant_scale) for one in synthetic.VOICES)
 SYSTEMS = ("packed", "padded")
-
-
-class Padded:
-    """The front of transformers' own Wav2Vec2, in the way that it is commonly used."""
-
-    max_seconds: float | None = None
-    padded = True
-
-    def __init__(self, masked: bool) -> None:
-        self.masked = masked
-        make: Any = Wav2Vec2FeatureExtractor
-        self.extractor = make(return_attention_mask=masked)
-
-    def costs(self, samples: np.ndarray) -> np.ndarray:
-        """The longest clip's, whatever the clip: clips are not brought in order of length before they are padded."""
-        return np.full_like(samples, samples.max())
-
-    def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """What the head is to pool: all frames of the padded clips, or (`masked`) the clips' own."""
-        model: Any = encoder
-        lengths = offsets.diff()
-        waves = [wave.numpy() for wave in torch.split(samples.float() / 32768, lengths.tolist())]
-        given = self.extractor(waves, padding=True, sampling_rate=RATE, return_tensors="pt")
-        states: Tensor = model(**given).last_hidden_state  # (B, T, width)
-        clips, frames = states.shape[:2]
-        if not self.masked:
-            return states.flatten(0, 1), torch.full((clips,), frames)
-        counts: Tensor = model._get_feat_extract_output_lengths(lengths)
-        return states[torch.arange(frames) < counts[:, None]], counts
-
-
-def build_padded(settings: Model, num_classes: int, seed: int, states: int | None = None) -> Classifier:
-    """The packed classifier's weights in an encoder that transformers made, under the same head."""
-    assert states is None, "the encoder is trained: no states stand in its place"
-    ours = build(settings, num_classes, seed)
-    shape: Any = ours.encoder.config
-    make: Any = AutoModel
-    with torch.random.fork_rng(devices=[]):
-        encoder: nn.Module = make.from_config(shape, attn_implementation="sdpa")  # its own, not ours
-    encoder.load_state_dict(ours.encoder.state_dict())
-    return Classifier(Padded(masked=shape.feat_extract_norm == "layer"), encoder, ours.head)
 
 
 def run_trial(path: Path, trial: Trial, model: str, system: str) -> None:
