@@ -61,9 +61,10 @@ def main() -> int:
     kinds, missing = available(options.contenders, options.device)
     for line in missing:
         print(line, flush=True)
-    report: dict[str, Any] = {"command": " ".join(["python", "tools/bench/train_speed.py", *sys.argv[1:]])}
+    command = " ".join(["python", "tools/bench/train_speed.py", *sys.argv[1:]]).replace(str(options.out), "FILE")
+    setting = {name: plain(value) for name, value in vars(options).items() if name != "out"}
+    report: dict[str, Any] = {"command": command, "setting": setting, "families": {}}
     report |= {"machine": machine(device), "packages": versions(), "peak_tflops": peak / 1e12, "missing": missing}
-    report |= {"setting": {name: plain(value) for name, value in vars(options).items()}, "families": {}}
     with tempfile.TemporaryDirectory() as folder:
         shards = options.shards or Path(folder) / "shards"
         if options.shards is None:
