@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.synchronize import Event
+from concurrent.futures import Future, as_completed
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, TypeVar
 
 from ser_hpc.errors import UserError
+from ser_hpc.processes import Processes, WorkerKilledError
 
 Result = TypeVar("Result")
-_stop: Event | None = None  # set in a worker process: whether the work is wanted no more
+_wanted: Connection | None = None  # in a worker process: at its end once the work is wanted no more
 
 
 class StoppedError(Exception):
@@ -24,20 +21,14 @@ class StoppedError(Exception):
 
 
 class Workers:
-    """A pool of `count` processes; with one, tasks run in this process. Leave it (a context manager) and nothing runs on.
-
-    Spawned, not forked: the caller may have threads (a progress bar, Arrow's), whose locks a fork would inherit.
-    """
+    """A pool of `count` processes; with one, tasks run in this process. Leave it (a context manager) and nothing runs on."""
 
     def __init__(self, count: int) -> None:
         if count < 1:
             raise UserError(f"{count} workers: give at least 1")
         self._cancelled = False
-        self._pool: ProcessPoolExecutor | None = None
-        if count > 1:
-            context = multiprocessing.get_context("spawn")
-            self._stop = context.Event()
-            self._pool = ProcessPoolExecutor(count, context, initializer=_start, initargs=(self._stop,))
+        wanted, self._wanted = Pipe(duplex=False)  # not an Event, whose lock a worker could take with it when it is killed
+        self._pool = Processes(count, _begin, wanted) if count > 1 else None
 
     def run(self, function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
         """`function(*task)` of each task, as they complete. Raises what a task raises, UserError if a worker is killed."""
@@ -56,7 +47,7 @@ class Workers:
                 continue
             try:
                 yield future.result()
-            except BrokenProcessPool:
+            except WorkerKilledError:
                 raise UserError(
                     "a worker process was killed (out of memory?); what is finished is kept: "
                     "run the same command again, with fewer --workers"
@@ -72,25 +63,16 @@ class Workers:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._pool is not None:
             if kind is not None:
-                self._stop.set()
-            self._pool.shutdown(wait=True, cancel_futures=True)
+                self._wanted.close()
+            self._pool.close()
 
 
 def check_stopped() -> None:
     """Called by tasks every few milliseconds of work. Raises StoppedError in a worker that is to end."""
-    if _stop is not None and _stop.is_set():
+    if _wanted is not None and _wanted.poll():
         raise StoppedError
 
 
-def _start(stop: Event) -> None:
-    global _stop
-    _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _begin(wanted: Connection) -> None:
+    global _wanted
+    _wanted = wanted

@@ -33,7 +33,7 @@ from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
 from ser_hpc.shards.write import pack
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+pytestmark = [pytest.mark.skipif(missing() is not None, reason=str(missing())), pytest.mark.timeout(7200)]
 TRIAL = Trial(0, 0)
 MANY = [pytest.param(kills, marks=pytest.mark.all_faults) for kills in (20, 100)]
 WAYS = {"single": (1, "ddp"), "ddp": (2, "ddp"), "zero1": (2, "zero1"), "zero2": (2, "zero2"), "zero3": (2, "zero3")}

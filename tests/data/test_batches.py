@@ -22,9 +22,10 @@ from ser_hpc.config.load import load
 from ser_hpc.data.batches import Batch, BatchSource
 from ser_hpc.data.order import Cut, Draws, MicroBatch, deal, epoch_steps, evaluation_order, step_micro_batches
 from ser_hpc.data.sounds import SILENCE
-from ser_hpc.data.workers import IGNORED, default_workers
+from ser_hpc.data.workers import default_workers
 from ser_hpc.engine.preemption import STOP_SIGNALS
 from ser_hpc.errors import UserError
+from ser_hpc.processes import DEAF_TO
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import Cause, CorruptClipError
 
@@ -47,7 +48,7 @@ if __name__ == "__main__":
     source = BatchSource(index, np.zeros(len(everything)), np.ones(len(everything)), workers=2)
     micros = evaluation_order(everything, index.num_samples, Cut(1, 50_000), 0)
     batches = [len(batch.rows) for batch in source.ahead(micros)]
-    print(*source._ahead._pool._processes, flush=True)
+    print(*source._ahead.pids, flush=True)
     for line in sys.stdin:
         print(sum(len(batch.rows) for batch in source.ahead(micros)), flush=True)
 """
@@ -234,7 +235,7 @@ def alive(pid: int) -> bool:
 
 def test_workers_ignore_stop_signals_and_end_with_their_parent(shards: Path, index: ShardIndex) -> None:
     """The signals that reach every process of a job leave workers at work; a kill of their parent ends them."""
-    assert set(STOP_SIGNALS) <= set(IGNORED)
+    assert set(STOP_SIGNALS) <= set(DEAF_TO)
     command = [sys.executable, "-c", HOLDS_WORKERS, str(shards)]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdin is not None and holder.stdout is not None
@@ -257,7 +258,7 @@ def test_a_killed_worker_is_told(index: ShardIndex) -> None:
     with source(index, workers=2) as made:
         batches = made.ahead(flat(epoch(index, 1, 0) * 9), training=True)
         next(batches)
-        os.kill(next(iter(made._ahead._pool._processes)), signal.SIGKILL)  # type: ignore[union-attr]
+        os.kill(made._ahead.pids[0], signal.SIGKILL)
         with pytest.raises(RuntimeError, match="data worker was killed"):
             list(batches)
 

@@ -96,7 +96,7 @@ def test_stopped_packer_leaves_no_process_and_can_go_on(tmp_path: Path, make_cor
 
 def test_killed_worker_is_an_error_in_words_not_a_hang(tmp_path: Path, make_corpus: Callable) -> None:
     packer = started(tmp_path, make_corpus(sessions=4, clips=20, seconds=4.0), tmp_path / "out")
-    children = Path(f"/proc/{packer.pid}/task/{packer.pid}/children").read_text().split()
+    children = [pid for file in Path(f"/proc/{packer.pid}/task").glob("*/children") for pid in file.read_text().split()]
     workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(int(workers[0]), signal.SIGKILL)
     _, errors = packer.communicate(timeout=20)
