@@ -138,9 +138,9 @@ def _start(experiment: Experiment, wanted: Sequence[Trial], where: str, policy: 
     elif unfinished:
         if not wait:
             return 0
-        from ser_hpc import status
+        from ser_hpc.monitor.follow import follow
 
-        status.main([str(run.path), "--watch"])
+        follow(run, out)
     return _report(run, out)
 
 

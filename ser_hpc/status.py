@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from ser_hpc.cluster.code import Policy
     from ser_hpc.monitor.standing import Standing
 
-_LOOK_S = 3.0
-_ASK_SLURM_S = 20.0  # its controller serves everybody
 _LOG_LINES = 40
 
 
@@ -48,22 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _cancel(run, out)
     if options.retry:
         return _retry(run, out, options.code)
-    standings = _watch(run, out) if options.watch else _show(run, out, as_json=options.json)
+    if options.watch:
+        from ser_hpc.monitor.follow import follow
+
+        standings = follow(run, out)
+    else:
+        standings = _show(run, out, as_json=options.json)
     return 1 if any(standing.is_open for standing in standings) else 0
-
-
-def _look(run: RunDir) -> tuple[tuple[Standing, ...], tuple[str, ...]]:
-    from ser_hpc.cluster.jobs import job_states
-    from ser_hpc.monitor.standing import look
-
-    jobs, notes = job_states(run)
-    return look(run, jobs, time.time()), notes
 
 
 def _show(run: RunDir, out: Console, *, as_json: bool) -> Sequence[Standing]:
     from ser_hpc.monitor import tell
+    from ser_hpc.monitor.follow import look_once
 
-    standings, notes = _look(run)
+    standings, notes = look_once(run)
     if as_json:
         print(json.dumps(tell.to_json(run, standings, notes), indent=1, ensure_ascii=False, allow_nan=False))
     else:
@@ -71,34 +67,11 @@ def _show(run: RunDir, out: Console, *, as_json: bool) -> Sequence[Standing]:
     return standings
 
 
-def _watch(run: RunDir, out: Console) -> Sequence[Standing]:
-    """In a terminal the screen is drawn again; in a log each change of the headline is a line, and the screen comes last."""
-    from rich.live import Live
-
-    from ser_hpc.cluster.jobs import job_states
-    from ser_hpc.monitor import tell
-    from ser_hpc.monitor.standing import look
-
-    said, asked = "", 0.0
-    with Live(console=out, auto_refresh=False) as live:
-        while True:
-            if time.monotonic() - asked > _ASK_SLURM_S or not asked:
-                jobs, notes = job_states(run)
-                asked = time.monotonic()
-            standings = look(run, jobs, time.time())
-            live.update(tell.screen(run, standings, notes, time.time(), out), refresh=out.is_terminal)
-            if not out.is_terminal and (headline := tell.headline(standings)) != said:
-                out.print(time.strftime("%F %T"), headline, soft_wrap=True)
-                said = headline
-            if all(standing.state == "done" or standing.is_open for standing in standings):
-                return standings
-            time.sleep(_LOOK_S)
-
-
 def _logs(run: RunDir, number: int) -> int:
+    from ser_hpc.monitor.follow import look_once
     from ser_hpc.monitor.logs import last_lines
 
-    standings, _ = _look(run)
+    standings, _ = look_once(run)
     if not 1 <= number <= len(standings):
         raise UserError(f"--logs is {number}, but {run.path} has the trials 1 to {len(standings)} (the table's first column)")
     standing = standings[number - 1]
@@ -112,8 +85,9 @@ def _logs(run: RunDir, number: int) -> int:
 def _cancel(run: RunDir, out: Console) -> int:
     from ser_hpc.cluster import jobs
     from ser_hpc.errors import listed
+    from ser_hpc.monitor.follow import look_once
 
-    standings, _ = _look(run)
+    standings, _ = look_once(run)
     cancelled = jobs.cancel(run)
     if cancelled:
         out.print(f"Slurm was asked to cancel {listed(cancelled, 20)}. The launch command goes on from what is saved.")
@@ -132,9 +106,10 @@ def _retry(run: RunDir, out: Console, policy: Policy) -> int:
     from ser_hpc.cluster import jobs
     from ser_hpc.errors import listed
     from ser_hpc.launch import resubmit
+    from ser_hpc.monitor.follow import look_once
     from ser_hpc.monitor.standing import failed_nodes
 
-    standings, _ = _look(run)
+    standings, _ = look_once(run)
     busy = jobs.active(run)
     again = [standing for standing in standings if standing.is_open and standing.trial not in busy]
     if not again:

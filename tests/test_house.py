@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -24,9 +25,15 @@ def room(module: str) -> str:
     return "ground" if first in GROUND or not first else first if first in ROOMS else "entry"
 
 
-def imports(path: Path) -> list[str]:
+def imports(path: Path, typing: bool = True) -> list[str]:
+    """The dotted names that a file imports; not `typing`: without those that only a type checker reads."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    left_out = set() if typing else {id(node) for block in blocks for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in left_out:
+            continue
         if isinstance(node, ast.ImportFrom) and node.module:
             found += [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
@@ -50,6 +57,17 @@ def test_imports_point_one_way() -> None:
         if name.startswith("ser_hpc.") and ROOMS.index(room(name.removeprefix("ser_hpc."))) > ROOMS.index(here)
     ]
     assert not down
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Late imports, within functions, counted too; those for type checkers alone are not."""
+    files = {f"ser_hpc.{'.'.join(path.relative_to(PACKAGE).with_suffix('').parts)}": path for path in PACKAGE.rglob("*.py")}
+    wanted = {
+        file: {module for name in imports(path, typing=False) for module in (name, name.rpartition(".")[0]) if module in files}
+        for file, path in files.items()
+    }
+    order = list(graphlib.TopologicalSorter(wanted).static_order())  # raises CycleError, which names the circle
+    assert order.index("ser_hpc.errors") < order.index("ser_hpc.launch")
 
 
 def test_rooms_of_login_nodes_never_import_torch() -> None:

@@ -20,6 +20,7 @@ from ser_hpc.cluster.jobs import Submission, record
 from ser_hpc.cluster.slurm_queue import SlurmError
 from ser_hpc.errors import UserError
 from ser_hpc.files import write_json, write_text
+from ser_hpc.monitor import follow
 from ser_hpc.results.run_dir import RunDir, Trial
 
 MIN = 60.0
@@ -293,7 +294,7 @@ def test_watching_ends_when_nothing_runs_or_waits(
     """And not because Slurm does not answer for a while. In a log: a line for each change, then the screen."""
     over = queue("4 FAILED NonZeroExitCode n2 18:00 0")
     later = iter([{"squeue": NIGHT}, {}, {"squeue": over}])
-    monkeypatch.setattr(status, "_ASK_SLURM_S", 0.0)
+    monkeypatch.setattr(follow, "_ASK_SLURM_S", 0.0)
     monkeypatch.setattr(time, "sleep", lambda _: slurm(monkeypatch, **next(later)))
     assert status.main([str(night.run.path), "--watch"]) == 1
     out = capsys.readouterr().out

@@ -1,0 +1,41 @@
+"""A run as it stands, Slurm asked: once, or again and again until nothing of it runs or waits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.live import Live
+
+from ser_hpc.cluster.jobs import job_states
+from ser_hpc.monitor import tell
+from ser_hpc.monitor.standing import Standing, look
+from ser_hpc.results.run_dir import RunDir
+
+_LOOK_S = 3.0
+_ASK_SLURM_S = 20.0  # its controller serves everybody
+
+
+def look_once(run: RunDir) -> tuple[tuple[Standing, ...], tuple[str, ...]]:
+    """Every trial of the run, and what is to be noted of Slurm's answers."""
+    jobs, notes = job_states(run)
+    return look(run, jobs, time.time()), notes
+
+
+def follow(run: RunDir, out: Console) -> Sequence[Standing]:
+    """In a terminal the screen is drawn again; in a log each change of the headline is a line, and the screen comes last."""
+    said, asked = "", 0.0
+    with Live(console=out, auto_refresh=False) as live:
+        while True:
+            if time.monotonic() - asked > _ASK_SLURM_S or not asked:
+                jobs, notes = job_states(run)
+                asked = time.monotonic()
+            standings = look(run, jobs, time.time())
+            live.update(tell.screen(run, standings, notes, time.time(), out), refresh=out.is_terminal)
+            if not out.is_terminal and (headline := tell.headline(standings)) != said:
+                out.print(time.strftime("%F %T"), headline, soft_wrap=True)
+                said = headline
+            if all(standing.state == "done" or standing.is_open for standing in standings):
+                return standings
+            time.sleep(_LOOK_S)
