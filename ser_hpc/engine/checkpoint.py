@@ -18,12 +18,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ser_hpc.engine.budget import Budget
 from ser_hpc.engine.sharing import TrainTensors
 from ser_hpc.engine.world import World
 from ser_hpc.errors import UserError
@@ -38,7 +39,7 @@ _PARTS = ("model", "exp_avg", "exp_avg_sq", "average")
 class TrainState:
     """All that a resume needs besides tensors. `epoch` counts the epochs that are trained and evaluated.
 
-    `epoch_loss` / `epoch_weight` is the mean training loss of the epoch under way.
+    `epoch_loss` / `epoch_weight` is the mean training loss of the epoch under way; `budget`: how steps are cut from now on.
     """
 
     step: int = 0
@@ -50,6 +51,12 @@ class TrainState:
     epoch_loss: float = 0.0
     epoch_weight: float = 0.0
     seconds: float = 0.0
+    budget: Budget | None = None
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Self:
+        budget = saved.get("budget")
+        return cls(**{**saved, "budget": Budget.from_json(budget) if budget else None})
 
     def after_step(self, loss_sum: float, weight_sum: float) -> TrainState:
         return replace(
@@ -204,7 +211,7 @@ def _load(marker: Path) -> tuple[TrainState, TrainTensors]:
     _sound(path, saved["sha256"])
     flat = load_file(path)
     parts = {part: {k.removeprefix(f"{part}/"): v for k, v in flat.items() if k.startswith(f"{part}/")} for part in _PARTS}
-    return TrainState(**saved["state"]), TrainTensors(
+    return TrainState.from_json(saved["state"]), TrainTensors(
         **parts, updates=saved["updates"], loss_scale=saved["loss_scale"], base=saved["base"]
     )
 

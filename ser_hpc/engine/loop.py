@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ser_hpc.config.settings import Settings
 from ser_hpc.data.batches import Source
-from ser_hpc.data.order import Cut, epoch_size, epoch_steps, mix, step_micro_batches, tighter
-from ser_hpc.engine import checkpoint, feed, outcome, states, strategy
+from ser_hpc.data.order import epoch_size, epoch_steps, mix, step_micro_batches, tighter
+from ser_hpc.engine import checkpoint, feed, outcome, probe, states, strategy
 from ser_hpc.engine.average import WeightAverage
 from ser_hpc.engine.checkpoint import TrainState
 from ser_hpc.engine.compiled import Regions
@@ -33,7 +33,6 @@ from ser_hpc.engine.losses import class_weights
 from ser_hpc.engine.optim import learning_rate
 from ser_hpc.engine.pace import Pace
 from ser_hpc.engine.preemption import Asked, StopFlag, Stopped, Superseded
-from ser_hpc.engine.probe import budget_samples
 from ser_hpc.engine.progress import Progress
 from ser_hpc.engine.step import gradients
 from ser_hpc.engine.watchdog import Watchdog
@@ -81,8 +80,8 @@ def train_trial(
         source, width = states.source(model, base, sounds, trial, settings, data, weights, world, stop, watchdog)
         model = make(width)
     samples = model.front.costs(np.minimum(data.index.num_samples, max_samples or data.index.num_samples))
-    budget = budget_samples(model, settings, samples[fold.train.positions], world)
-    how = Cut(world.size, budget, train.accumulation, model.front.padded)
+    budget = probe.find(model, settings, samples[fold.train.positions], world, state.budget)
+    state, how = replace(state, budget=budget), budget.cut(world.size, train.accumulation, model.front.padded)
     if saved.tensors is not None:
         base.load(model, saved.tensors.model)
     regions = Regions(model.encoder, train)
@@ -169,6 +168,7 @@ def train_trial(
                 if told is None or wanted.out_of_memory:
                     ranks.forget()
                     how = tighter(how, step.positions, samples[step.positions])
+                    budget = budget.below(how.budget_samples)
                     if world.is_main:
                         limit = how.budget_samples / RATE
                         print(f"memory ran out at step {number}: made again, {limit:.0f} s of audio at a time", flush=True)
@@ -182,6 +182,7 @@ def train_trial(
                     progress.speeds(pace)
                 obey(wanted)
             read(all=True)
+            state = replace(state, budget=budget)
             if state.step < (state.epoch + 1) * steps_an_epoch:
                 continue  # memory ran out: the same step is made again, cut smaller
 

@@ -18,10 +18,11 @@ import torch
 
 from ser_hpc.config.settings import Settings, TrainSettings
 from ser_hpc.data.order import Cut, cut
+from ser_hpc.engine.budget import Budget, Place
 from ser_hpc.engine.ddp import DTYPES, autocast
 from ser_hpc.engine.memory import Activations, Wanted, standing_bytes
 from ser_hpc.engine.meter import peak_bytes
-from ser_hpc.engine.world import World
+from ser_hpc.engine.world import World, device_name
 from ser_hpc.errors import UserError
 from ser_hpc.models import checkpointing
 from ser_hpc.models.classifier import Classifier, PooledStates
@@ -35,26 +36,46 @@ _LESS = 0.85  # of a budget that did not fit after all
 _MEASURED = 4 * RATE  # samples, at least, on which activations are measured first
 
 
-def budget_samples(model: Classifier, settings: Settings, samples: np.ndarray, world: World) -> int:
-    """The memory budget of a micro-batch, in samples; turns on activation checkpointing in `model` where it is to be.
+def find(model: Classifier, settings: Settings, samples: np.ndarray, world: World, saved: Budget | None = None) -> Budget:
+    """The budget of a micro-batch: the one that was `saved` by a trial in the like of this place, or else found here.
 
-    `samples`: what each training clip takes of it (`front.costs`). All ranks call it, before the strategy takes the model over.
-    Raises UserError if not even the longest clip fits.
+    Turns on activation checkpointing in `model` where it is to be. `samples`: what each training clip takes of the budget
+    (`front.costs`). All ranks call it, before the strategy takes the model over. Raises UserError if not even the longest clip
+    fits.
     """
     train = settings.train
     if train.activation_checkpointing == "always":
         checkpointing.enable(model)
-    if train.budget_seconds is not None or world.device.type == "cpu" or isinstance(model.front, PooledStates):
-        return round((train.budget_seconds or CPU_SECONDS) * RATE)
+    searched = train.budget_seconds is None and world.device.type == "cuda" and not isinstance(model.front, PooledStates)
+    place = Place(_words(train, world), _room(settings, world) if searched else 0.0)
+    (elsewhere,) = world.any(saved is None or not place.is_like(saved.place))
+    if saved is not None and not elsewhere:
+        if saved.again:
+            checkpointing.enable(model)
+        return saved
+    if searched:
+        found = search(model, train, samples, world, place.room)
+    else:
+        found = round((train.budget_seconds or CPU_SECONDS) * RATE)
+    return Budget(found, checkpointing.is_on(model), place)
+
+
+def _words(train: TrainSettings, world: World) -> str:
+    given = (train.strategy, train.budget_seconds, train.accumulation, train.activation_checkpointing)
+    return " ".join(map(str, (world.size, "x", device_name(world.device), *given)))
+
+
+def _room(settings: Settings, world: World) -> float:
+    """Bytes of its GPU that this rank may use."""
     free, total = torch.cuda.mem_get_info(world.device)
-    return search(model, train, samples, world, SHARE * min(free, total / settings.cluster.trials_per_gpu))
+    return SHARE * min(free, total / settings.cluster.trials_per_gpu)
 
 
 def search(model: Classifier, train: TrainSettings, samples: np.ndarray, world: World, room: float) -> int:
-    """As `budget_samples`; this rank may use `room` bytes."""
+    """Samples of the largest micro-batch that fits into `room` bytes; turns on activation checkpointing if that takes it."""
     worst = np.sort(samples)[::-1][: train.global_batch]  # the step that has the longest clips
     problem: UserError | None = None
-    budget = _Budget(0.0, "", again=False)
+    budget = _Largest(0.0, "", again=False)
     try:
         budget = _largest(model, train, worst, world, room)
     except UserError as error:
@@ -73,13 +94,13 @@ def search(model: Classifier, train: TrainSettings, samples: np.ndarray, world: 
 
 
 @dataclass(frozen=True, slots=True)
-class _Budget:
+class _Largest:
     seconds: float
     said: str
     again: bool  # with activation checkpointing
 
 
-def _largest(model: Classifier, train: TrainSettings, worst: np.ndarray, world: World, room: float) -> _Budget:
+def _largest(model: Classifier, train: TrainSettings, worst: np.ndarray, world: World, room: float) -> _Largest:
     padded, longest = model.front.padded, int(worst[0])
     wanted = _wanted(worst, padded, train.accumulation, world.size)
     standing = standing_bytes(model, train, world.size)
@@ -100,7 +121,7 @@ def _largest(model: Classifier, train: TrainSettings, worst: np.ndarray, world: 
                 f"optimizer {_gb(standing)}, {activations.a_second / 1e9:.3f} GB a second), {'with' if again else 'no'} "
                 "activation checkpointing"
             )
-            return _Budget(budget, said, again)
+            return _Largest(budget, said, again)
         needs = f"{_gb(need)}, of which {_gb(standing)} are weights and optimizer"
     what = "the longest clip" if train.accumulation is None else "a micro-batch as train.accumulation cuts it"
     raise UserError(

@@ -21,6 +21,10 @@ def is_possible(model: Classifier) -> bool:
     return not model.freeze_encoder and bool(_switches(model))
 
 
+def is_on(model: Classifier) -> bool:
+    return any(module.gradient_checkpointing for module in _switches(model))
+
+
 def enable(model: Classifier) -> None:
     """From now on, in training. Raises UserError for a model that has no such layers."""
     switches = _switches(model)

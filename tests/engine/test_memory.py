@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from ser_hpc.config.settings import AcrnnModel, EncoderModel, Settings, TrainSettings
+from ser_hpc.engine.budget import Place
 from ser_hpc.engine.memory import Activations, Wanted, standing_bytes
 from ser_hpc.engine.meter import peak_bytes
-from ser_hpc.engine.probe import CPU_SECONDS, Probe, budget_samples, first, search
+from ser_hpc.engine.probe import CPU_SECONDS, Probe, find, first, search
 from ser_hpc.engine.world import World
 from ser_hpc.errors import UserError
 from ser_hpc.models import checkpointing
@@ -206,8 +207,20 @@ def test_what_stands_is_divided_over_ranks() -> None:
 def test_a_given_budget_is_taken() -> None:
     """And on a CPU nothing is searched."""
     model = encoder("whisper")
-    assert budget_samples(model, Settings(), CLIPS, ALONE) == CPU_SECONDS * RATE
+    assert find(model, Settings(), CLIPS, ALONE).samples == CPU_SECONDS * RATE
     given = Settings.model_validate({"train": {"budget_seconds": 12.5, "activation_checkpointing": "always"}})
-    assert budget_samples(model, given, CLIPS, ALONE) == 12.5 * RATE
+    found = find(model, given, CLIPS, ALONE)
+    assert (found.samples, found.again) == (12.5 * RATE, True)
     with pytest.raises(UserError, match="no layers"):
-        budget_samples(build(ACRNN, 4, 0), given, CLIPS, ALONE)
+        find(build(ACRNN, 4, 0), given, CLIPS, ALONE)
+
+
+def test_a_trial_keeps_its_budget_where_there_is_as_much_memory() -> None:
+    """And finds another with other GPUs, less memory, or a budget given anew."""
+    model, given = encoder("whisper"), Settings.model_validate({"train": {"budget_seconds": 12.5}})
+    lowered = find(model, given, CLIPS, ALONE).below(3 * RATE)
+    assert find(model, given, CLIPS, ALONE, lowered) == lowered
+    assert find(model, Settings(), CLIPS, ALONE, lowered).samples == CPU_SECONDS * RATE
+    here = Place("2 x H200, ddp", 100e9)
+    assert here.is_like(replace(here, room=101e9)) and here.is_like(replace(here, room=50e9))
+    assert not here.is_like(replace(here, room=110e9)) and not here.is_like(replace(here, words="1 x H200, ddp"))

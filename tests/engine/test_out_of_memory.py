@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small import curve, packed_tones, planned, run_here
 from test_attempts import start
+from engine.test_resume import EVERY_STEP, lines, wait_for_step
 
 from ser_hpc.data.order import Cut, cut, tighter
 from ser_hpc.errors import UserError
@@ -62,6 +63,22 @@ def test_the_step_is_made_again_with_the_same_clips(base: Path, ranks: int) -> N
     assert outputs[-1].count("CUDA out of memory, for a test") == 2
     assert outputs[0].count("made again") == 2
     assert np.abs(curve(short) - curve(enough)).max() < 1e-5
+
+
+def test_killed_after_memory_ran_out_it_goes_on_as_cut_as_before(base: Path) -> None:
+    """Dropout is drawn for each micro-batch: every loss, weight and prediction, bit for bit, needs the same ones."""
+    told = ("train.epochs=3", "model.dropout=0.2", "train.budget_seconds=8", EVERY_STEP)
+    whole, killed = (planned(base / name, packed_tones(base), *told) for name in ("whole", "killed"))
+    ended(whole, 1)
+    (process,) = start(killed, RUNS_OUT)
+    wait_for_step(killed.trial(TRIAL), 8, process)
+    process.kill()
+    assert process.communicate()[0].count("made again") == 2
+    assert run_here(killed, TRIAL) == {TRIAL: 0}  # where memory suffices
+    one, other = (run.trial(TRIAL) for run in (whole, killed))
+    assert lines(one.current.steps) == lines(other.current.steps)
+    assert one.weights.read_bytes() == other.weights.read_bytes()
+    assert one.current.predictions.read_bytes() == other.current.predictions.read_bytes()
 
 
 def ended(run: RunDir, ranks: int) -> list[str]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def start(run: RunDir) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def wait_for_step(trial: TrialDir, step: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_step(trial: TrialDir, step: int, process: subprocess.Popen[Any]) -> None:
     """Until a checkpoint of `step` or later is there."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:

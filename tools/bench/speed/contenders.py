@@ -23,11 +23,10 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 from ser_hpc.config.settings import Settings
 from ser_hpc.data.batches import BatchSource
 from ser_hpc.data.order import Cut, Draws, step_micro_batches
-from ser_hpc.engine import strategy
+from ser_hpc.engine import probe, strategy
 from ser_hpc.engine.compiled import Regions
 from ser_hpc.engine.ledger import Ledger
 from ser_hpc.engine.losses import clip_losses
-from ser_hpc.engine.probe import budget_samples
 from ser_hpc.engine.step import gradients
 from ser_hpc.engine.world import World
 from ser_hpc.models.classifier import build
@@ -81,7 +80,7 @@ class Ours:
         self.update, self.clips = task.update, clips
         self.costs = model.front.costs(clips.index.num_samples)
         world = World(0, 1, 0, 1, self.device)
-        self.cut = Cut(1, budget_samples(model, settings, self.costs, world))
+        self.cut = Cut(1, probe.find(model, settings, self.costs, world).samples)
         self.regions = Regions(model.encoder, settings.train)
         self.ranks = strategy.build(model, settings.train, world, None)
         self.source = BatchSource(clips.index, clips.targets, np.ones(len(clips), dtype=np.float32))
