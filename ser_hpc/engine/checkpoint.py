@@ -32,7 +32,9 @@ from ser_hpc.files import DISK_IS_FULL, aside, read_json, write_json
 from ser_hpc.results.run_dir import AttemptDir, TrialDir
 
 KEEP = 2
+# Of TrainTensors: what goes into the file of tensors, and what into the marker.
 _PARTS = ("model", "exp_avg", "exp_avg_sq", "average")
+_NUMBERS = ("updates", "loss_scale", "good_steps", "base")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +163,8 @@ def _save(trial: TrialDir, attempt: AttemptDir, state: TrainState, tensors: Trai
         # The same step may be saved again after its epoch's evaluation: its old marker must not vouch for the new tensors.
         marker.unlink(missing_ok=True)
         digest = save_weights(path, flat)
-        write_json(
-            marker,
-            {
-                "state": asdict(state),
-                "updates": tensors.updates,
-                "loss_scale": tensors.loss_scale,
-                "base": tensors.base,
-                "sha256": digest,
-            },
-        )
+        numbers = {name: getattr(tensors, name) for name in _NUMBERS}
+        write_json(marker, {"state": asdict(state), **numbers, "sha256": digest})
     except (OSError, SafetensorError) as error:
         if not _disk_is_full(error):
             raise
@@ -210,10 +204,10 @@ def _load(marker: Path) -> tuple[TrainState, TrainTensors]:
     path, saved = marker.with_suffix(".safetensors"), read_json(marker)
     _sound(path, saved["sha256"])
     flat = load_file(path)
-    parts = {part: {k.removeprefix(f"{part}/"): v for k, v in flat.items() if k.startswith(f"{part}/")} for part in _PARTS}
-    return TrainState.from_json(saved["state"]), TrainTensors(
-        **parts, updates=saved["updates"], loss_scale=saved["loss_scale"], base=saved["base"]
-    )
+    fields: dict[str, Any] = {name: saved[name] for name in _NUMBERS}
+    for part in _PARTS:
+        fields[part] = {k.removeprefix(f"{part}/"): v for k, v in flat.items() if k.startswith(f"{part}/")}
+    return TrainState.from_json(saved["state"]), TrainTensors(**fields)
 
 
 def _sound(path: Path, sha256: str) -> None:

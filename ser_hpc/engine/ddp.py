@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ser_hpc.config.settings import TrainSettings
 from ser_hpc.engine.optim import adamw
-from ser_hpc.engine.sharing import TrainTensors
+from ser_hpc.engine.sharing import LOSS_SCALE_WINDOW, TrainTensors
 from ser_hpc.engine.world import World
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -64,10 +64,8 @@ class Replicated:
         self._buckets = Buckets()
         self._parallel = self._distributed(module) if world.size > 1 else None
         self._optimizer = adamw(module, settings)
-        self._scaler = GradScaler(
-            world.device.type, enabled=settings.precision == "fp16", init_scale=saved.loss_scale if saved else 2.0**16
-        )
-        if saved is not None and saved.updates:
+        self._scaler = GradScaler(world.device.type, enabled=settings.precision == "fp16", growth_interval=LOSS_SCALE_WINDOW)
+        if saved is not None:
             self._restore(saved)
 
     def _distributed(self, module: nn.Module) -> DistributedDataParallel:
@@ -136,11 +134,17 @@ class Replicated:
         exp_avg, exp_avg_sq = (
             {name: state[key].detach().cpu().clone() for name, state in states.items()} for key in ("exp_avg", "exp_avg_sq")
         )
-        return TrainTensors(weights, exp_avg, exp_avg_sq, updates.pop() if updates else 0, self._scaler.get_scale())
+        scale = self._scaler.state_dict() or {"scale": 1.0, "_growth_tracker": 0}  # empty but for fp16
+        number = updates.pop() if updates else 0
+        return TrainTensors(weights, exp_avg, exp_avg_sq, number, scale["scale"], scale["_growth_tracker"])
 
     def _restore(self, saved: TrainTensors) -> None:
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(
+                self._scaler.state_dict() | {"scale": saved.loss_scale, "_growth_tracker": saved.good_steps}
+            )
         for name, parameter in self._module.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and saved.updates:
                 self._optimizer.state[parameter] = {
                     "step": torch.tensor(float(saved.updates), device=parameter.device),
                     "exp_avg": saved.exp_avg[name].to(parameter),

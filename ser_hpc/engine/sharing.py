@@ -10,20 +10,23 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+LOSS_SCALE_WINDOW = 2000  # good steps, after which it doubles; an overflow halves it at once (as torch's GradScaler has it)
+
 
 @dataclass(frozen=True, slots=True)
 class TrainTensors:
     """Every tensor of a trial's state, in full, fp32, on the CPU, by parameter name. `updates`: AdamW's own step count.
 
-    `average`: the moving average of the weights, where one is kept. Where most is frozen, `model` is what is trained, over a
-    base of the fingerprint `base`.
+    `loss_scale` (of fp16) has done well for `good_steps`. `average`: the moving average of the weights, where one is kept.
+    Where most is frozen, `model` is what is trained, over a base of the fingerprint `base`.
     """
 
     model: dict[str, Tensor]
     exp_avg: dict[str, Tensor]
     exp_avg_sq: dict[str, Tensor]
     updates: int
-    loss_scale: float
+    loss_scale: float = 1.0
+    good_steps: int = 0
     average: dict[str, Tensor] = field(default_factory=dict)
     base: str = ""
 

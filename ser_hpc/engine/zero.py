@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ser_hpc.config.settings import TrainSettings
 from ser_hpc.engine.memory import REDUCE_BUCKET
 from ser_hpc.engine.optim import adamw
-from ser_hpc.engine.sharing import TrainTensors
+from ser_hpc.engine.sharing import LOSS_SCALE_WINDOW, TrainTensors
 from ser_hpc.engine.world import World
 from ser_hpc.errors import UserError
 
@@ -42,6 +42,8 @@ class Zero:
     """Optimizer states (1), gradients too (2), weights too (3) are split over the ranks."""
 
     def __init__(self, module: nn.Module, settings: TrainSettings, world: World, saved: TrainTensors | None) -> None:
+        if settings.precision == "fp16" and world.device.type == "cpu":
+            raise UserError("DeepSpeed has no fp16 on a CPU: use train.precision=bf16 or fp32, or train.strategy=ddp")
         self._settings, self._world = settings, world
         self._stage = int(settings.strategy.removeprefix("zero"))
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -51,6 +53,8 @@ class Zero:
         )[0]
         if saved is not None and saved.updates:
             self._restore(saved)
+        if saved is not None and settings.precision == "fp16":
+            self._engine.optimizer.loss_scaler.cur_iter = saved.good_steps  # since the iteration -1, as in a new one
 
     def _config(self, module: nn.Module, saved: TrainTensors | None) -> dict[str, Any]:
         scale_power = round(math.log2(saved.loss_scale)) if saved else 16
@@ -65,6 +69,8 @@ class Zero:
             "fp16": {
                 "enabled": self._settings.precision == "fp16",
                 "initial_scale_power": scale_power,
+                "loss_scale_window": LOSS_SCALE_WINDOW,
+                "hysteresis": 1,
             },
             "steps_per_print": 2**62,
         }
@@ -114,7 +120,7 @@ class Zero:
         )
         if weights is None or exp_avg is None or exp_avg_sq is None:
             return None
-        return TrainTensors(weights, exp_avg, exp_avg_sq, self._updates(), self._loss_scale())
+        return TrainTensors(weights, exp_avg, exp_avg_sq, self._updates(), *self._loss_scale())
 
     def close(self) -> None:
         self._engine.destroy()
@@ -152,8 +158,12 @@ class Zero:
         states = [self._engine.optimizer.optimizer.state[flat] for flat in self._flat_partitions()]
         return int(max((float(state["step"]) for state in states if "step" in state), default=0))
 
-    def _loss_scale(self) -> float:
-        return float(getattr(self._engine.optimizer, "cur_scale", 1.0)) if self._settings.precision == "fp16" else 1.0
+    def _loss_scale(self) -> tuple[float, int]:
+        """And for how many steps it has done well."""
+        if self._settings.precision != "fp16":
+            return 1.0, 0
+        scaler = self._engine.optimizer.loss_scaler
+        return float(scaler.cur_scale), scaler.cur_iter - scaler.last_overflow_iter - 1
 
     def _link_states(self) -> None:
         """Stages 1 and 2 find the states of two or more parameter groups only after being linked anew."""

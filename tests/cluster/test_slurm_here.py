@@ -108,6 +108,7 @@ def test_urgent_preempts_and_the_job_runs_again(
         assert slurm.states()[job] == "RUNNING"
 
 
+@pytest.mark.faults
 def test_a_node_cut_off_is_noticed_and_its_job_runs_elsewhere(slurm: Cluster, note: Callable[..., tuple[str, Path]]) -> None:
     if slurm.network is None:
         pytest.skip("network namespaces are not permitted here")

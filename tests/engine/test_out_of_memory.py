@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engine.test_resume import EVERY_STEP, lines, wait_for_step
 from small import curve, packed_tones, planned, run_here
 from test_attempts import start
-from engine.test_resume import EVERY_STEP, lines, wait_for_step
 
 from ser_hpc.data.order import Cut, cut, tighter
 from ser_hpc.errors import UserError

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ def uninterrupted(base: Path) -> TrialDir:
     return run.trial(TRIAL)
 
 
-def start(run: RunDir) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "ser_hpc.train", "--run-dir", str(run.path), "--fold", "0"]
+def start(run: RunDir, program: str | None = None) -> subprocess.Popen[bytes]:
+    what = ["-c", program] if program else ["-m", "ser_hpc.train"]
+    command = [sys.executable, *what, "--run-dir", str(run.path), "--fold", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -78,6 +80,58 @@ def test_killed_and_stopped_is_as_uninterrupted(base: Path, uninterrupted: Trial
     assert trial.current.predictions.read_bytes() == uninterrupted.current.predictions.read_bytes()
     assert list(trial.path.glob("attempt_*/checkpoints/*")) == [trial.weights], "only the best weights are kept"
     assert [how_it_ended(attempt).how for attempt in trial.attempts] == ["killed", "stopped", "done"]
+
+
+# The loss scale of fp16 doubles after every ninth step; where something overflows, the step is left out and the scale halved.
+# The scales of a process's steps go to a file of its own.
+HALF = """
+import os, sys
+from pathlib import Path
+from torch.amp import GradScaler
+from ser_hpc import console, train
+from ser_hpc.engine import ddp
+told = (Path(sys.argv[2]) / f"scales_{os.getpid()}").open("w")
+class Scaler(GradScaler):
+    def __init__(self, device, enabled, growth_interval):
+        super().__init__(device, 2.0**22, enabled=enabled, growth_interval=9)
+    def update(self):
+        super().update()
+        print(self.get_scale(), file=told, flush=True)
+ddp.GradScaler = Scaler
+console.run(train.main)
+"""
+
+
+def test_the_loss_scale_of_fp16_goes_on_where_it_stopped(base: Path) -> None:
+    """And with it which steps overflow: bit for bit."""
+    told = ("train.precision=fp16", "train.epochs=8", EVERY_STEP)
+    whole, killed = (planned(base / f"half-{name}", packed_tones(base), *told) for name in ("whole", "killed"))
+    assert start(whole, HALF).wait(300) == 0
+    process = start(killed, HALF)
+    for step in range(18, 40):  # where nothing overflows until the scale is doubled
+        wait_for_step(killed.trial(TRIAL), step, process)
+        if good_steps(killed) >= 4:
+            break
+    process.kill()
+    process.wait()
+    assert good_steps(killed) >= 2, "it would go on much as a new one does"
+    last = start(killed, HALF)
+    assert last.wait(300) == 0
+    (scales,) = (path.read_text().splitlines() for path in whole.path.glob("scales_*"))
+    after = (killed.path / f"scales_{last.pid}").read_text().splitlines()
+    assert after and after == scales[-len(after) :] and len(set(after)) > 1
+    one, other = (run.trial(TRIAL) for run in (whole, killed))
+    assert lines(one.current.steps) == lines(other.current.steps)
+    assert one.weights.read_bytes() == other.weights.read_bytes()
+    assert any(line["grad_norm"] is None for line in lines(one.current.steps)), "nothing overflowed"
+
+
+def good_steps(run: RunDir) -> int:
+    """Of the newest checkpoint, which may be replaced by a newer one meanwhile."""
+    while True:
+        newest = max(run.trial(TRIAL).path.glob("attempt_*/checkpoints/step_*.json"))
+        with suppress(FileNotFoundError):
+            return int(json.loads(newest.read_text())["good_steps"])
 
 
 @pytest.mark.slow

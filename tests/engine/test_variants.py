@@ -12,8 +12,13 @@ import torch
 from engine.test_states import blocks, train
 from safetensors.torch import load_file
 from small import curve, packed_tones, planned, train_on_ranks, wav2vec2
+from torch import nn
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
+from ser_hpc.config.settings import TrainSettings
+from ser_hpc.engine import strategy
+from ser_hpc.engine.world import World
+from ser_hpc.errors import UserError
 from ser_hpc.results import predictions
 from ser_hpc.results.run_dir import RunDir, Trial
 
@@ -59,6 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> dict[str, R
         "encoder-zero3": (*pretrained, *FROZEN, "train.strategy=zero3"),
         "fp32": (one, "train.lr=1e-4"),
         "bf16": (one, "train.lr=1e-4", "train.precision=bf16"),
+        "fp16": (one, "train.lr=1e-4", "train.precision=fp16"),
         "bf16-zero2": (one, "train.lr=1e-4", "train.precision=bf16", "train.strategy=zero2"),
     }
     made |= {name: planned_variant(base / name, shards, more) for name, more in variants.items()}
@@ -70,7 +76,7 @@ def planned_variant(root: Path, shards: Path, more: tuple[str, ...]) -> RunDir:
     return planned(root, shards, *more, plain=more[0].startswith("model={"))
 
 
-@pytest.mark.parametrize("name", [*ENCODERS, "acrnn", "stem", "encoder", "encoder-zero3", "bf16", "bf16-zero2"])
+@pytest.mark.parametrize("name", [*ENCODERS, "acrnn", "stem", "encoder", "encoder-zero3", "bf16", "fp16", "bf16-zero2"])
 def test_trains_and_predicts(runs: dict[str, RunDir], name: str) -> None:
     place = runs[name].trial(Trial(0, 0))
     assert json.loads(place.done.read_text())["ranks"] == 2
@@ -105,6 +111,12 @@ def test_ranks_share_a_frozen_encoder_and_change_no_bit(runs: dict[str, RunDir],
     assert np.abs(curve(runs["encoder"]) - curve(alone)).max() < 1e-6
 
 
-@pytest.mark.parametrize("name", ["bf16", "bf16-zero2"])
+@pytest.mark.parametrize("name", ["bf16", "fp16", "bf16-zero2"])
 def test_half_precision_follows_the_full_one(runs: dict[str, RunDir], name: str) -> None:
     assert np.abs(curve(runs[name]) - curve(runs["fp32"])).max() < 0.02
+
+
+def test_what_deepspeed_cannot_do_on_a_cpu_is_refused_in_words() -> None:
+    settings = TrainSettings(strategy="zero1", precision="fp16")
+    with pytest.raises(UserError, match="no fp16 on a CPU: use"):
+        strategy.build(nn.Linear(2, 2), settings, World(0, 1, 0, 1, torch.device("cpu")), None)
