@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,8 +37,10 @@ class Asked:
 
 
 class StopFlag:
-    """Context manager: within it, the stop signals set `reason` in this process and do nothing else.
+    """Context manager: within it, the stop signals set `reason` in this process, and nothing else happens.
 
+    A cluster sends them to every process of a job. A thread waits for them here, and they are blocked everywhere else, which
+    what is started meanwhile inherits: a compiler, killed by a warning, would fail the trial.
     `stop_time`: when the job will soon end, in seconds since the epoch: from then on there is a reason, too.
     """
 
@@ -45,15 +48,31 @@ class StopFlag:
         self._stop_time = stop_time
         self._signal: signal.Signals | None = None
         self._process = os.getpid()
-        self._before: dict[signal.Signals, object] = {}
+        self._handlers: dict[signal.Signals, object] = {}
+        self._mask: set[int] = set()
+        self._over = False
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._set) for number in STOP_SIGNALS}
+        self._handlers = {number: signal.signal(number, self._set) for number in STOP_SIGNALS}  # for threads from before
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        self._over = True
+        signal.pthread_kill(self._listener.ident or 0, STOP_SIGNALS[0])
+        self._listener.join()
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _listen(self) -> None:
+        while True:
+            number = signal.sigwait(STOP_SIGNALS)
+            if self._over:
+                return
+            self._set(number, None)
 
     def _set(self, number: int, _: FrameType | None) -> None:
         if os.getpid() == self._process:  # a forked worker inherits the handler, not the duty

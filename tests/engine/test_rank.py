@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import time
+
 import pytest
 
-from ser_hpc.engine.preemption import StopFlag, stop_time
+from ser_hpc.engine.preemption import STOP_SIGNALS, StopFlag, stop_time
 from ser_hpc.engine.rank import Rank, start_name, submission, who_am_i
 from ser_hpc.errors import UserError
 
@@ -43,3 +48,22 @@ def test_the_jobs_end_is_a_reason_to_stop() -> None:
     assert StopFlag(stop_time=4e9).reason(save_s=60) is None
     assert StopFlag(stop_time=4e9).reason(save_s=2e9) is not None
     assert StopFlag(None).reason(save_s=1e9) is None
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_stop_signal_is_noted_and_spares_what_was_started_meanwhile(number: signal.Signals) -> None:
+    """A cluster signals every process of a job: a compiler of ours among them, whose end would be a failure."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with StopFlag() as stop:
+        assert stop.reason() is None
+        child = subprocess.Popen(["sleep", "60"])
+        child.send_signal(number)
+        os.kill(os.getpid(), number)
+        deadline = time.monotonic() + 10
+        while stop.reason() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert stop.reason() == number.name
+        assert child.poll() is None
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
