@@ -102,6 +102,7 @@ console.run(train.main)
 """
 
 
+@pytest.mark.slow
 def test_the_loss_scale_of_fp16_goes_on_where_it_stopped(base: Path) -> None:
     """And with it which steps overflow: bit for bit."""
     told = ("train.precision=fp16", "train.epochs=8", EVERY_STEP)
