@@ -64,7 +64,7 @@ class Processes:
         try:
             pipe.send((function, arguments))
             done, result = pipe.recv()
-        except (EOFError, ConnectionError, OSError):
+        except (EOFError, OSError):
             process.join()
             raise WorkerKilledError(f"a worker process ended with code {process.exitcode}") from None
         if not done:
