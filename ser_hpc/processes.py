@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -87,17 +88,15 @@ class Processes:
 def _serve(pipe: Connection, begin: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     begin(*arguments)
-    while True:
-        try:
+    with suppress(EOFError, ConnectionError):  # the other end is closed
+        while True:
             function, given = pipe.recv()
-        except (EOFError, ConnectionError):
-            return
-        try:
-            answer = True, function(*given)
-        except Exception as error:
-            error.add_note("In a worker process:\n" + traceback.format_exc())
-            answer = False, error
-        pipe.send(answer)
+            try:
+                answer = True, function(*given)
+            except Exception as error:
+                error.add_note("In a worker process:\n" + traceback.format_exc())
+                answer = False, error
+            pipe.send(answer)
 
 
 def _end_with_parent() -> None:

@@ -66,9 +66,9 @@ def _words(train: TrainSettings, world: World) -> str:
 
 
 def _room(settings: Settings, world: World) -> float:
-    """Bytes of its GPU that this rank may use."""
+    """Bytes that every rank may use of its GPU: the least of theirs, as it is saved for all of them."""
     free, total = torch.cuda.mem_get_info(world.device)
-    return SHARE * min(free, total / settings.cluster.trials_per_gpu)
+    return world.least(round(SHARE * min(free, total / settings.cluster.trials_per_gpu)))
 
 
 def search(model: Classifier, train: TrainSettings, samples: np.ndarray, world: World, room: float) -> int:
