@@ -150,8 +150,8 @@ def _refuse_run_of_before(experiment: Experiment, policy: Policy) -> None:
     """Raises UserError: a version that wrote no identity planned the run, so only that version's own code can go on with it."""
     if experiment.is_of_before and policy != "saved":
         raise UserError(
-            f"{experiment.run.path} was planned by an earlier version of this package. It can be reported on at any time; to go "
-            "on with it, add --code saved: its jobs then run its own code. Or give another run.name, for a run of its own."
+            f"{experiment.run.path} was planned by an earlier version of this package. It can be reported on at any time; to "
+            "go on with it, add --code saved: its jobs then run its own code. Or give another run.name, for a run of its own."
         )
 
 

@@ -140,7 +140,7 @@ def write(experiment: Experiment) -> RunDir:
     write_text(run.settings, dump(settings))
     write_text(run.labels, labels.dump(experiment.label_set))
     e = experiment
-    demo = DEMO in e.settings.data.shards or (run.plan.exists() and bool(run.read_plan()["demo"]))
+    demo = DEMO in e.settings.data.shards or _was_demo(run)
     described = plan_json(e.settings, e.index, e.label_set, e.targets, e.folds, seeds, e.notes, demo=demo)
     identity.write(run, e.identity, [fold_digest(fold) for fold in described["folds"]], seeds)
     write_sealed(run.plan, described)
@@ -158,6 +158,13 @@ def _seeds_before(experiment: Experiment) -> Iterable[int]:
     if recorded:
         return recorded.seeds
     return [int(path.name.removeprefix("seed_")) for path in run.path.glob("seed_[0-9]*")]
+
+
+def _was_demo(run: RunDir) -> bool:
+    """A plan made again from the run's own settings knows the shards' folder alone."""
+    with suppress(UserError):
+        return run.plan.exists() and run.read_plan().get("demo") is True
+    return False
 
 
 def reopen(run: RunDir) -> Experiment:

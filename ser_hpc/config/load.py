@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ser_hpc.config.schema import SCHEMA, migrate
+from ser_hpc.config import schema as schemas
 from ser_hpc.config.settings import Settings
 from ser_hpc.errors import ConfigError, UserError
 
@@ -34,19 +34,20 @@ class _Yaml(yaml.SafeLoader):
 _Yaml.add_constructor("tag:yaml.org,2002:int", _Yaml.integer)
 
 
-def load(file: Path | None, overrides: Sequence[str], schema: int = SCHEMA) -> Settings:
+def load(file: Path | None, overrides: Sequence[str], schema: int | None = None) -> Settings:
     """Merge and check. `overrides` are `key.path=value`, the value read as YAML. Raises ConfigError with every mistake.
 
-    `schema`: that of a file which does not say its own.
+    `schema`: that of a file which does not say its own; none: today's.
     """
     tree = _read(file) if file else {}
-    schema = tree.pop("schema", schema)
-    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
-        raise UserError(f"{file} is of schema {schema!r}, and this version knows 1 to {SCHEMA}: use the version that wrote it")
+    written = tree.pop("schema", schema or schemas.SCHEMA)
+    if not isinstance(written, int) or not 1 <= written <= schemas.SCHEMA:
+        known = f"this version knows 1 to {schemas.SCHEMA}"
+        raise UserError(f"{file} is of schema {written!r}, and {known}: use the version that wrote it")
     if any(override.startswith("cluster.profile=") for override in overrides) and isinstance(tree.get("cluster"), dict):
         tree["cluster"].pop("kind", None)  # the file's belongs to the file's profile
     problems = [problem for override in overrides if (problem := _set(tree, override))]
-    migrate(tree, schema)
+    schemas.migrate(tree, written)
     profile = _profile(tree, problems)
     merged = _merge({"cluster": profile}, tree) if profile else tree
     try:
@@ -70,7 +71,7 @@ def dump(settings: Settings) -> str:
 
     What a profile said is written out and its name left out: jobs need no profile, which may change, or be a file elsewhere.
     """
-    tree = {"schema": SCHEMA} | settings.model_dump(mode="json", exclude={"cluster": {"profile"}})
+    tree = {"schema": schemas.SCHEMA} | settings.model_dump(mode="json", exclude={"cluster": {"profile"}})
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 

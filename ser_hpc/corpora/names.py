@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 UNKNOWN = frozenset(["", "?", "unknown", "unk", "n/a", "none", "nan", "null"])
-_LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
+_LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
 _AS_FLOAT = re.compile(r"(?<=\d)\.0+$")
 
 

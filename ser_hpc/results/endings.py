@@ -51,7 +51,7 @@ def trained(run: RunDir) -> Iterator[tuple[Trial, dict[str, Any]]]:
 
     One that ended before its first step left nothing in the run; one that was killed before it had said who it is is left out.
     """
-    for trial in run.trials() if run.plan.exists() else ():
+    for trial in run.begun():
         for attempt in run.trial(trial).attempts:
             end = how_it_ended(attempt)
             if end.how == "killed" or end.step:

@@ -27,6 +27,7 @@ making its folder, which only one can, and no file of a trial but the marker is 
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,6 +203,13 @@ class RunDir:
 
     def trial(self, trial: Trial) -> TrialDir:
         return TrialDir(self.path / f"seed_{trial.seed}" / f"fold_{trial.fold}", trial)
+
+    def begun(self) -> list[Trial]:
+        """The trials that have a folder, whatever a plan says."""
+        found = (
+            re.fullmatch(r"seed_(\d+)/fold_(\d+)", path.relative_to(self.path).as_posix()) for path in self.path.glob("*/*")
+        )
+        return sorted(Trial(int(names[1]), int(names[2])) for names in found if names)
 
     def read_plan(self) -> dict[str, Any]:
         """The plan as written by the launcher. Raises UserError if this is no run directory."""
