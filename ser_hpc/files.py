@@ -1,8 +1,8 @@
 """Whole files or none: written aside, synced, renamed. Shared by everything that writes into a run or a shard folder.
 
-File systems differ in what they know: some have no hard links, no locks, no renaming over a file, no syncing of folders, and say
-so with many an error (EPERM, ENOSYS, EOPNOTSUPP, EIO ...). What is lacking is done in another way, or without; what was finished
-is never lost for want of it. Making a folder, and renaming to a free name, are taken for granted.
+Some file systems have no hard links, no locks, no renaming over a file or no syncing of folders, and say so with one error or
+another (EPERM, ENOSYS, EOPNOTSUPP, EIO ...). What is lacking is done in another way, or without; nothing finished is lost for
+want of it. Making a folder, and renaming to a free name, are taken for granted.
 """
 
 from __future__ import annotations

@@ -163,9 +163,8 @@ def test_what_was_there_stays_if_the_new_cannot_be_put_there(tmp_path: Path, mon
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO, errno.EINVAL])
 def test_without_locks_nobody_is_kept_out(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with files.locked(tmp_path / "lock"):
-        with pytest.raises(BlockingIOError), files.locked(tmp_path / "lock", wait=False):
-            pass
+    with files.locked(tmp_path / "lock"), pytest.raises(BlockingIOError), files.locked(tmp_path / "lock", wait=False):
+        pass
     monkeypatch.setattr(fcntl, "flock", refusing(number))
     with files.locked(tmp_path / "lock"), files.locked(tmp_path / "lock", wait=False):
         pass
