@@ -9,9 +9,11 @@ import pytest
 
 import ser_hpc  # noqa: F401  (before torch: gives a nameless user id the name that torch asks for)
 
-# A shell that puts a command into the background has it ignore SIGINT, and whatever it starts does so too: tests send it.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell that puts a command into the background has it ignore SIGINT, nohup SIGHUP, and whatever it starts does so too: tests
+# send them.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
