@@ -23,6 +23,7 @@ from ser_hpc.results.run_dir import AttemptDir, TrialDir
 
 # ser_hpc.train's exit codes, by which launchers go. 75 is EX_TEMPFAIL; 2 is also a UserError's (ser_hpc.console).
 FAILED, CANNOT_GO_ON, SUPERSEDED, STOPPED = 1, 2, 3, 75
+LAST_WORD = "SER_HPC_FINAL"  # names the file for a trial's last word to the batch script
 PACKAGES = ("torch", "torchaudio", "transformers", "deepspeed", "submitit", "numpy", "safetensors")
 _FAILURES = ("failed", "hung", "lost", "killed")
 

@@ -34,6 +34,8 @@ from deepspeed.utils import (
 )
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+# On a CPU it would have a compiler make an operation for inference alone, for a minute, or fail for want of one.
+deepspeed.ops.__compatible_ops__ = {}
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
