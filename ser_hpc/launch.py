@@ -59,21 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(lines()))
         return 0
     settings = _settings(options)
-    from rich.console import Console
-
-    out = Console(stderr=options.prepare, highlight=False)
-    from ser_hpc.cluster import plan, show, site
+    out = console.screen(stderr=options.prepare)
+    from ser_hpc.cluster import plan, ready, show, site
 
     where, why = site.choose(settings.cluster.kind) if not options.prepare else ("local", "")
+    ready.check_root(settings)
     if plan.DEMO in settings.data.shards:
         from ser_hpc.cluster.demo import make_demo_shards
 
         make_demo_shards(plan.demo_folder(settings), out)
     experiment = plan.prepare(settings)
     if options.dry_run:
-        show.plan(experiment, where, _command(argv), out)
+        show.plan(experiment, where, _command(argv), ready.check(experiment), out)
         return 0
     if options.prepare:
+        ready.check(experiment)
         print(_prepare(experiment).path)
         return 0
     out.print(why)
@@ -82,8 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), policy: Policy = "refuse") -> int:
     """Start these trials of a planned run again, with its own settings, not on the nodes `exclude`."""
-    from rich.console import Console
-
     from ser_hpc.cluster import plan, site
 
     experiment = plan.reopen(run)
@@ -91,7 +89,7 @@ def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), 
     cluster = settings.cluster.model_copy(update={"exclude": (*settings.cluster.exclude, *exclude)})
     where_it_is = settings.run.model_copy(update={"root": run.path.resolve().parent})
     experiment = replace(experiment, settings=settings.model_copy(update={"cluster": cluster, "run": where_it_is}))
-    out = Console(highlight=False)
+    out = console.screen()
     where, why = site.choose(cluster.kind)
     out.print(why)
     return _start(experiment, trials, where, policy, False, out)
@@ -117,16 +115,17 @@ def _prepare(experiment: Experiment) -> RunDir:
 
 def _start(experiment: Experiment, wanted: Sequence[Trial], where: str, policy: Policy, wait: bool, out: Console) -> int:
     """Start what is neither done nor on its way; one launcher of a run at a time decides that, and writes nothing before."""
-    from ser_hpc.cluster import code, jobs, plan, show
+    from ser_hpc.cluster import code, jobs, plan, ready, show
     from ser_hpc.files import locked
 
     run = experiment.run
+    notes = [] if all(run.trial(trial).is_done for trial in wanted) else ready.check(experiment)
     run.path.mkdir(parents=True, exist_ok=True)
     with locked(run.lock):
         held = jobs.active(run)
         unfinished = [trial for trial in wanted if not run.trial(trial).is_done]
         todo = [trial for trial in unfinished if trial not in held]
-        show.start(experiment, todo, held, out)
+        show.start(experiment, todo, held, notes, out)
         if todo:
             environment = code.environment(code.choose(run, policy, jobs.queued_codes(run, held)))
             if where == "slurm":
@@ -174,6 +173,8 @@ def _submit(
 
 
 def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mapping[str, str], out: Console) -> None:
+    from rich.text import Text
+
     from ser_hpc.cluster import site
     from ser_hpc.cluster.local import log_path, run_trials
     from ser_hpc.monitor.watch import watching
@@ -188,7 +189,8 @@ def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mappin
         raise
     for trial, exit_code in codes.items():
         if exit_code:
-            out.print(f"[red]{trial} ended with exit code {exit_code}[/red]; its log: {log_path(run, trial)}", soft_wrap=True)
+            words = Text.assemble((f"{trial} ended with exit code {exit_code}", "red"), f"; its log: {log_path(run, trial)}")
+            out.print(words, soft_wrap=True)
 
 
 def _report(run: RunDir, out: Console) -> int:

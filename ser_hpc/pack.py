@@ -44,6 +44,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ser_hpc import console
 from ser_hpc.corpora.catalogue import PARSERS, parser
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     rules, part = Rules.parse(options.on, options.longest), _part(options.part)
     sources, out = _sources(options.what)
-    screen = Console(highlight=False, soft_wrap=True)
+    screen = console.screen(soft_wrap=True)
     if options.partition is not None or options.cluster is not None:
         if _submitted(sources, out, options, screen):
             return 0
@@ -104,10 +105,10 @@ class Source:
         """Its clips; warnings are shown. Raises UserError where the parser does, or there is no such one."""
         parsed = parser(self.corpus)(self.root)
         for warning in parsed.warnings[: show.SHOWN]:
-            screen.print(f"warning: {warning}", markup=False)
+            screen.print(f"warning: {warning}")
         if len(parsed.warnings) > show.SHOWN:
             screen.print(f"and {len(parsed.warnings) - show.SHOWN} more warnings")
-        screen.print(f"{self.corpus}: {len(parsed.utterances)} clips in {self.root}", markup=False)
+        screen.print(f"{self.corpus}: {len(parsed.utterances)} clips in {self.root}")
         return parsed
 
 
@@ -136,7 +137,7 @@ def _pack_one(
     if part != (0, 1):
         complete = (out / DATASET).exists()
         state = "all parts are packed" if complete else "others are still to be packed; the last one completes the dataset"
-        screen.print(f"part {options.part}: {state}", markup=False)
+        screen.print(f"part {options.part}: {state}")
     return report
 
 
@@ -156,11 +157,11 @@ def _pack_many(
             if (first := folders.setdefault(folder, source)) is not source:
                 raise UserError(f"{source.root} and {first.root} would both be packed into {folder}; give them other names")
             report = _pack_one(source, parsed, folder, options, rules, part, screen)
-            row = f"{report.clips:,}", show.duration(report.seconds), str(folder)
+            row: tuple[str | Text, ...] = f"{report.clips:,}", show.duration(report.seconds), str(folder)
         except UserError as error:
             print(f"error: {source.corpus}: {error}", file=sys.stderr, flush=True)
             failed += 1
-            row = "", "", "[bold]not packed[/bold], see above"
+            row = "", "", Text.assemble(("not packed", "bold"), ", see above")
         table.add_row(f"{source.corpus} {source.root}", *row)
     screen.print(table, soft_wrap=False)
     if failed:

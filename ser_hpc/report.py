@@ -54,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(to_json(result), indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        from rich.console import Console
-
-        show(run, result, Console(highlight=False))
+        show(run, result, console.screen())
     return 1 if result.missing else 0
 
 

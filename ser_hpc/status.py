@@ -37,9 +37,7 @@ _LOG_LINES = 40
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     run = RunDir(options.run)
-    from rich.console import Console
-
-    out = Console(highlight=False)
+    out = console.screen()
     if options.logs is not None:
         return _logs(run, options.logs)
     if options.cancel:

@@ -66,9 +66,9 @@ def submit(
     environment = code.environment(code.Code(home.code / code.present()))
     script = _script(_executor(folder, out.resolve().name, cluster, environment), num_jobs)
     for note in preflight.check_packing(cluster, num_jobs, script):
-        screen.print(f"note: {note}", markup=False)
+        screen.print(f"note: {note}")
     if dry_run:
-        screen.print(f"{script}\n\nNothing was submitted: {num_jobs} jobs as above would be.", markup=False)
+        screen.print(f"{script}\n\nNothing was submitted: {num_jobs} jobs as above would be.")
         return True
     parts = [PackPart("ser_hpc.pack", (*arguments, "--part", f"{number}/{num_jobs}")) for number in range(num_jobs)]
     environment = code.environment(code.snapshot(home))
@@ -82,7 +82,6 @@ def submit(
         f"Submitted {num_jobs} jobs as array {array}; the last one to end writes the dataset.json of what is complete.\n"
         f"Follow them: squeue -j {array}; their logs: {folder}/logs/{array}_*_log.out\n"
         "Should one fail, mend what its log says and give the same command again: only what is missing is packed.",
-        markup=False,
     )
     return True
 

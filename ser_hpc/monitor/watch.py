@@ -25,10 +25,10 @@ def watching(run: RunDir, trials: Sequence[Trial], console: Console) -> Iterator
         yield _Lines(run, console)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[words]}"),
+        TextColumn("{task.percentage:>3.0f}%", markup=False),
+        TextColumn("{task.fields[words]}", markup=False),
     )
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         tasks = {trial: progress.add_task(str(trial), total=1.0, words="waiting") for trial in trials}

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from ser_hpc import console
 from ser_hpc.shards.findings import KINDS, Policy
 from ser_hpc.shards.index import REPORT
 from ser_hpc.shards.report import Count, PackReport
@@ -19,6 +20,7 @@ from ser_hpc.shards.write import READING
 
 SHOWN = 24  # rows of a table, or lines of a list; the report has all
 EXAMPLES = 3
+PAGE = 120  # columns of tables that stand side by side, where nothing limits them
 _DONE: dict[Policy, str] = {"drop": "left out", "keep": "packed", "fail": "refused"}
 
 
@@ -27,11 +29,11 @@ class ProgressBars:
 
     def __init__(self) -> None:
         self._bars = Progress(
-            TextColumn("{task.description:24}"),
+            TextColumn("{task.description:24}", markup=False),
             BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} {task.fields[unit]}"),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f} {task.fields[unit]}", markup=False),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console.screen(stderr=True),
         )
         self._tasks: dict[str, TaskID] = {}
         self._told: dict[str, int] = {}
@@ -62,16 +64,15 @@ def result(report: PackReport, out: Path, took_s: float, screen: Console) -> Non
     """The report for people: tables of counts, then everything unusual, then the sums."""
     for corpus, columns in report.counts.items():
         tables = [_counts(f"{corpus}: {column}", counts) for column, counts in columns.items()]
-        screen.print(Columns(tables, padding=(0, 3)), soft_wrap=False)
+        screen.print(Columns(tables, padding=(0, 3)), soft_wrap=False, width=min(screen.width, PAGE))
     some(f"{len(report.left_out)} files are no clips", [f"{path}: {why}" for path, why in report.left_out], screen)
     if report.findings:
         screen.print(_findings(report), soft_wrap=False)
-        screen.print(f"All of them, by name: {out / REPORT}", markup=False)
+        screen.print(f"All of them, by name: {out / REPORT}")
     kept = f", {report.kept} of them from before" if report.kept else ""
     screen.print(
         f"packed {report.clips:,} clips, {duration(report.seconds)} of sound, {report.bytes / 1e6:,.1f} MB "
         f"in {report.shards} shards{kept}; took {took_s:.1f} s\nshards: {out}",
-        markup=False,
     )
 
 
@@ -79,9 +80,9 @@ def some(title: str, lines: Sequence[str], screen: Console) -> None:
     """A list of at most SHOWN lines, nothing if there are none."""
     if not lines:
         return
-    screen.print(f"{title}:", markup=False)
+    screen.print(f"{title}:")
     for line in lines[:SHOWN]:
-        screen.print(f"  {line}", markup=False)
+        screen.print(f"  {line}")
     if len(lines) > SHOWN:
         screen.print(f"  and {len(lines) - SHOWN} more")
 
