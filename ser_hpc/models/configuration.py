@@ -147,10 +147,8 @@ def _weights_in(folder: Path) -> None:
     """Raises UserError unless the folder holds weights, whole as far as their names and first bytes tell."""
     found = next((folder / name for name in _WEIGHTS if (folder / name).exists()), None)
     if found is None:
-        has = listed(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise UserError(
-            f"model.weights {folder}: there are no weights in it (model.safetensors or pytorch_model.bin), but {has}"
-        )
+        has = listed(sorted(path.name for path in folder.iterdir()))
+        raise UserError(f"model.weights {folder}: it has no model.safetensors (nor pytorch_model.bin), but only {has}")
     files = [found]
     if found.suffix == ".json":
         with in_words(str(found)):
