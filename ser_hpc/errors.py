@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class UserError(Exception):
     """A foreseeable mistake: says what was given, what is allowed and what to do. Shown without a traceback; exit code 2."""
+
+
+class SharedError(UserError):
+    """A mistake of which no trial of the run is free: what one ended with, all others would."""
 
 
 class ConfigError(UserError):
@@ -16,6 +21,15 @@ class ConfigError(UserError):
         self.problems = tuple(problems)
         head = "1 mistake" if len(self.problems) == 1 else f"{len(self.problems)} mistakes"
         super().__init__(f"{head} in the settings:\n" + "\n".join(f"  {problem}" for problem in self.problems))
+
+
+@contextmanager
+def of_every_trial() -> Iterator[None]:
+    """What goes wrong here has nothing to do with the one trial that came to it first."""
+    try:
+        yield
+    except UserError as error:
+        raise SharedError(str(error)) from error
 
 
 def listed(names: Sequence[object], limit: int = 8) -> str:

@@ -178,6 +178,7 @@ def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mappin
     from ser_hpc.cluster import site
     from ser_hpc.cluster.local import log_path, run_trials
     from ser_hpc.monitor.watch import watching
+    from ser_hpc.results.text import count
 
     run, machine = experiment.run, site.machine(experiment.settings.cluster)
     out.print(machine.words() + ".")
@@ -191,6 +192,8 @@ def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mappin
         if exit_code:
             words = Text.assemble((f"{trial} ended with exit code {exit_code}", "red"), f"; its log: {log_path(run, trial)}")
             out.print(words, soft_wrap=True)
+    if left := len(todo) - len(codes):
+        out.print(f"{count(left, 'trial')} not started: each would end in the same error. Mend it, then launch again.")
 
 
 def _report(run: RunDir, out: Console) -> int:

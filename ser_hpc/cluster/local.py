@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from ser_hpc.cluster import ready
 from ser_hpc.cluster.site import Machine
 from ser_hpc.engine.attempt import CANNOT_GO_ON, SUPERSEDED
 from ser_hpc.errors import UserError
@@ -79,7 +80,8 @@ def run_trials(
 ) -> dict[Trial, int]:
     """Run every trial, as many at a time as there are slots; returns their exit codes. `on_poll` sees each trial's last job.
 
-    What was killed, or failed in a way that another attempt may get over, is started again. `environment`: more variables.
+    What was killed, or failed in a way that another attempt may get over, is started again; after one failed for a reason that
+    all share, no other is started, and those have no exit code. `environment`: more variables.
     `alone`: no other launcher may run trials of this run on this machine; jobs that hold several trials each are many.
 
     Raises UserError if another launcher runs trials of this run, KeyboardInterrupt after everything is ended.
@@ -99,6 +101,8 @@ def run_trials(
                         if job.exit_code not in FINAL:  # the trial itself refuses to fail at the same step for ever
                             waiting.insert(0, job.trial)
                             jobs.remove(job)
+                        elif job.exit_code == CANNOT_GO_ON and ready.fails_for_all(run.trial(job.trial)):
+                            waiting.clear()
                 on_poll(jobs)
         except BaseException:
             for number in _STOP_SIGNALS:  # the second one, a moment later, must not cut short the saving

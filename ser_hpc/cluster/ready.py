@@ -15,6 +15,8 @@ from pathlib import Path
 from ser_hpc.cluster.plan import Experiment
 from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.errors import UserError
+from ser_hpc.results.endings import how_it_ended
+from ser_hpc.results.run_dir import TrialDir
 
 _MODEL_S = 180.0  # on a login node with a slow file system, transformers takes its time
 
@@ -36,6 +38,11 @@ def check_root(settings: Settings) -> None:
     """Raises UserError where no run directory can be made."""
     if problems := _root(settings.run.root):
         raise UserError(problems[0])
+
+
+def fails_for_all(place: TrialDir) -> bool:
+    """Of a trial that has failed for good: whether the run's other trials would end in the same error."""
+    return place.newest is not None and how_it_ended(place.newest).shared
 
 
 def _root(root: Path) -> list[str]:

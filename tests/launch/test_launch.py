@@ -116,9 +116,24 @@ def test_a_damaged_shard_fails_its_trials_by_name(base: Path, tmp_path: Path) ->
     assert all(index.metadata.utterance_id[0] in missing["reason"] for missing in report["missing"])
 
 
+def test_a_reason_that_all_trials_share_ends_one_of_them(base: Path, tmp_path: Path) -> None:
+    """Weights that are there, and cannot be read: the others are not started, which is said."""
+    (tmp_path / "config.json").write_text(json.dumps(wav2vec2()))
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    more = ("--folds", "3", "--seeds", "2", "cluster.parallel=1", "model.config=null", f"model.weights={tmp_path}")
+    result = launch(tmp_path / "runs", packed_tones(base), *more)
+    assert result.returncode == 1 and "5 trials not started" in result.stdout
+    run = the_run(tmp_path / "runs")
+    assert [path.parent.name for path in run.glob("seed_*/fold_*/attempt_*")] == ["fold_0"]
+    reasons = [missing["reason"] for missing in json.loads((run / "report.json").read_text())["missing"]]
+    assert "cannot be loaded" in reasons[0] and reasons[1:] == ["not started"] * 5
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (["model.config={model_type: wav2vec2, hiden_size: 8}"], ["hiden_size"]),
+        (["model.config={model_type: bert}", "train.global_batch=4000", "--dry-run"], ["bert", "take", "at most"]),
         (["train.lrr=1", "folds.protocol=loso"], ["2 mistakes", "did you mean train.lr?", "leave_one_session_out"]),
         (["--folds", "40"], ["40 folds", "8 are known"]),
         (["data.labels=nowhere"], ["nowhere", "emodb_7"]),
