@@ -27,6 +27,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ser_hpc import console
+from ser_hpc.errors import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -166,7 +167,7 @@ def _submit(
     others = sorted({job.array for job in held.values()})
     report = slurm.submit_report(run, [*others, submission.array], cluster, environment)
     jobs.record(run, replace(submission, report=report))
-    what = f"{len(todo)} trials" + (f" in {len(elements)} jobs" if together > 1 else "")
+    what = counted(len(todo), "trial") + (f" in {counted(len(elements), 'job')}" if together > 1 else "")
     out.print(f"Submitted {what} as job {submission.array}, and the report after it as job {report}.")
     out.print(f"Follow them: python -m ser_hpc.status {shlex.quote(str(run.path))} --watch", soft_wrap=True)
     out.print(f"Report at any time: python -m ser_hpc.report {shlex.quote(str(run.path))}", soft_wrap=True)
@@ -178,7 +179,6 @@ def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mappin
     from ser_hpc.cluster import site
     from ser_hpc.cluster.local import log_path, run_trials
     from ser_hpc.monitor.watch import watching
-    from ser_hpc.results.text import count
 
     run, machine = experiment.run, site.machine(experiment.settings.cluster)
     out.print(machine.words() + ".")
@@ -193,7 +193,7 @@ def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mappin
             words = Text.assemble((f"{trial} ended with exit code {exit_code}", "red"), f"; its log: {log_path(run, trial)}")
             out.print(words, soft_wrap=True)
     if left := len(todo) - len(codes):
-        out.print(f"{count(left, 'trial')} not started: each would end in the same error. Mend it, then launch again.")
+        out.print(f"{counted(left, 'trial')} not started: each would end in the same error. Mend it, then launch again.")
 
 
 def _report(run: RunDir, out: Console) -> int:

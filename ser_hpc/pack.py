@@ -49,7 +49,7 @@ from rich.text import Text
 from ser_hpc import console
 from ser_hpc.corpora.catalogue import PARSERS, parser
 from ser_hpc.corpora.parse_result import ParseResult
-from ser_hpc.errors import UserError, listed
+from ser_hpc.errors import UserError, counted, listed
 from ser_hpc.shards import show
 from ser_hpc.shards.findings import LONGEST_S, Rules
 from ser_hpc.shards.index import DATASET
@@ -107,8 +107,8 @@ class Source:
         for warning in parsed.warnings[: show.SHOWN]:
             screen.print(f"warning: {warning}")
         if len(parsed.warnings) > show.SHOWN:
-            screen.print(f"and {len(parsed.warnings) - show.SHOWN} more warnings")
-        screen.print(f"{self.corpus}: {len(parsed.utterances)} clips in {self.root}")
+            screen.print(f"and {counted(len(parsed.warnings) - show.SHOWN, 'more warning')}")
+        screen.print(f"{self.corpus}: {counted(len(parsed.utterances), 'clip')} in {self.root}")
         return parsed
 
 

@@ -10,6 +10,7 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import indent
 
 from rich.console import Console
 from rich.text import Text
@@ -18,8 +19,8 @@ from ser_hpc import console
 from ser_hpc.config.load import configs_folder
 from ser_hpc.corpora import checklist, labels
 from ser_hpc.corpora.catalogue import FORMATS, PARSERS, parser
-from ser_hpc.corpora.parse_result import ParseResult
-from ser_hpc.errors import listed
+from ser_hpc.corpora.parse_result import ParseResult, reasons
+from ser_hpc.errors import counted, listed
 
 SHOWN = 12  # lines of warnings, and reasons
 
@@ -51,14 +52,14 @@ def _show_copy(result: ParseResult, root: Path, screen: Console) -> None:
     clips = result.utterances
     speakers, emotions = Counter(clip.speaker for clip in clips), Counter(clip.emotion for clip in clips)
     screen.print(Text.assemble((clips[0].corpus, "bold"), f" in {root}"))
-    screen.print(f"{len(clips):,} clips of {len(speakers):,} speakers; {_counts(emotions)}")
+    screen.print(f"{counted(len(clips), 'clip')} of {counted(len(speakers), 'speaker')}; {_counts(emotions)}")
     for warning in result.warnings[:SHOWN]:
         screen.print(f"warning: {warning}")
     if len(result.warnings) > SHOWN:
-        screen.print(f"and {len(result.warnings) - SHOWN} more warnings")
-    screen.print(f"{len(result.skipped):,} skipped" + (", for instance" if len(result.skipped) > SHOWN else ""))
-    for path, reason in result.skipped[:SHOWN]:
-        screen.print(f"  {path}: {reason}")
+        screen.print(f"and {counted(len(result.warnings) - SHOWN, 'more warning')}")
+    screen.print(f"{len(result.skipped):,} skipped")
+    for paragraph in reasons(result.skipped)[:SHOWN]:
+        screen.print(indent(paragraph, "  "))
     screen.print()
 
 

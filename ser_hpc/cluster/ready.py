@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ser_hpc.cluster.plan import Experiment
 from ser_hpc.config.settings import EncoderModel, Settings
-from ser_hpc.errors import UserError
+from ser_hpc.errors import UserError, counted
 from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import TrialDir
 
@@ -61,7 +61,7 @@ def _steps(experiment: Experiment) -> list[str]:
     clips = len(smallest.train.positions)
     if asked <= clips:
         return []
-    return [f"train.global_batch={asked}: fold {smallest.index} trains on {clips} clips; take {clips} at most"]
+    return [f"train.global_batch={asked}: fold {smallest.index} trains on {counted(clips, 'clip')}; take {clips} at most"]
 
 
 def _model(model: EncoderModel) -> tuple[str | None, list[str]]:

@@ -18,9 +18,8 @@ from ser_hpc.cluster.slurm_queue import JobState
 from ser_hpc.corpora import fold_tables
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER
 from ser_hpc.data import augment
-from ser_hpc.errors import UserError, listed
+from ser_hpc.errors import UserError, counted, listed
 from ser_hpc.results.run_dir import Trial
-from ser_hpc.results.text import count
 
 
 def plan(experiment: Experiment, where: str, command: str, notes: Sequence[str], out: Console) -> None:
@@ -33,10 +32,10 @@ def plan(experiment: Experiment, where: str, command: str, notes: Sequence[str],
     speakers = {*zip(metadata.corpus[used].tolist(), metadata.speaker[used].tolist(), strict=True)}
     known = sum(speaker != UNKNOWN_SPEAKER for _, speaker in speakers)
     out.print(
-        f"{count(int(used.sum()), 'clip')}, {metadata.seconds[used].sum() / 3600:.2f} h, {count(known, 'speaker')}, "
+        f"{counted(int(used.sum()), 'clip')}, {metadata.seconds[used].sum() / 3600:.2f} h, {counted(known, 'speaker')}, "
         f"{len(classes)} classes ({experiment.label_set.name})"
     )
-    out.print(f"protocol {experiment.folds.protocol}, {count(len(experiment.folds.folds), 'fold')}:")
+    out.print(f"protocol {experiment.folds.protocol}, {counted(len(experiment.folds.folds), 'fold')}:")
     for table in fold_tables.tables(experiment.folds, classes, experiment.targets):
         out.print("", table, sep="\n")
     for number, note in enumerate((*experiment.folds.notes, *notes)):
@@ -46,7 +45,7 @@ def plan(experiment: Experiment, where: str, command: str, notes: Sequence[str],
     _costs(experiment, where, out)
     todo = [trial for trial in experiment.trials if not run.trial(trial).is_done]
     seeds = f"seed{'s' * (len(settings.seeds) > 1)} {listed(settings.seeds, 12)}"
-    out.print(f"\n{len(todo)} of {count(len(experiment.trials), 'trial')} to run, {seeds}; each:")
+    out.print(f"\n{len(todo)} of {counted(len(experiment.trials), 'trial')} to run, {seeds}; each:")
     out.print(f"  python -m ser_hpc.train --run-dir {shlex.quote(str(run.path))} --fold K --seed S", soft_wrap=True)
     if where == "slurm":
         _jobs(experiment, -(-len(todo) // settings.cluster.trials_per_gpu), out)
@@ -86,13 +85,13 @@ def start(
         out.print("This is the demo: synthetic speech. Its numbers say that everything works, and nothing about real speech.")
     done = sum(run.trial(trial).is_done for trial in trials)
     if done:
-        out.print(f"{done} of {count(len(trials), 'trial')} {'is' if done == 1 else 'are'} done already.")
+        out.print(f"{done} of {counted(len(trials), 'trial')} {'is' if done == 1 else 'are'} done already.")
     if held:
         jobs = listed(sorted({job.job for job in held.values()}), 12)
         are, left = ("is", "is") if len(held) == 1 else ("are", "are")
-        out.print(f"{count(len(held), 'trial')} {are} queued or running already, and {left} left alone: {jobs}.")
+        out.print(f"{counted(len(held), 'trial')} {are} queued or running already, and {left} left alone: {jobs}.")
     if todo:
-        out.print(f"{count(len(todo), 'trial')} to run.")
+        out.print(f"{counted(len(todo), 'trial')} to run.")
 
 
 def _costs(experiment: Experiment, where: str, out: Console) -> None:
@@ -119,4 +118,4 @@ def _bytes(number: float) -> str:
 
 
 def _duration(hours: float) -> str:
-    return f"{hours:.1f} hours" if hours >= 1 else count(max(1, round(hours * 60)), "minute")
+    return f"{hours:.1f} hours" if hours >= 1 else counted(max(1, round(hours * 60)), "minute")

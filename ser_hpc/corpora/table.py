@@ -28,7 +28,7 @@ from pathlib import Path
 
 from ser_hpc.corpora.parse_result import ParseResult, finish
 from ser_hpc.corpora.utterance import EXTRA_NAME, LANGUAGE, UNKNOWN_SPEAKER, Utterance
-from ser_hpc.errors import UserError, listed
+from ser_hpc.errors import UserError, counted, listed
 
 REQUIRED = ("audio", "emotion", "speaker")
 NUMBERS = ("start_s", "end_s", "arousal", "valence", "dominance")
@@ -66,9 +66,10 @@ def parse(root: Path) -> ParseResult:
     clips = {row.line: clip for row in rows if (clip := _utterance(root, row, problems))}
     problems += _repeated(clips)
     if problems:
-        head = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise UserError(f"{root}: {head}:\n" + "\n".join(f"  {text}" for text in problems[:SHOWN] + more))
+        raise UserError(
+            f"{root}: {counted(len(problems), 'mistake')}:\n" + "\n".join(f"  {text}" for text in problems[:SHOWN] + more)
+        )
     layout = f"rows below the columns {listed(REQUIRED)}"
     return finish(root, layout, _with_unique_ids(root, list(clips.values())))
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from ser_hpc.corpora import fold_tables
 from ser_hpc.corpora.folds import FoldPlan
 from ser_hpc.corpora.labels import LabelSet
-from ser_hpc.results.text import count
+from ser_hpc.errors import counted
 from ser_hpc.shards.index import REPORT
 from ser_hpc.shards.show import PAGE
 
@@ -28,7 +28,7 @@ def show(told: Mapping[str, Any], out: Console) -> None:
     for root, problems in told.get("damage", {}).items():
         for problem in problems:
             out.print(problem, soft_wrap=True)
-        state = count(len(problems), "problem") if problems else "every byte is as it was packed"
+        state = counted(len(problems), "problem") if problems else "every byte is as it was packed"
         out.print(f"{root}: {state}", soft_wrap=True)
     if "clip" in told:
         table = _table("", "")
@@ -45,11 +45,12 @@ def show(told: Mapping[str, Any], out: Console) -> None:
 
 def _show_summary(summary: Mapping[str, Any], out: Console) -> None:
     for dataset in summary["datasets"]:
-        told = f"{dataset['bytes'] / 1e6:,.1f} MB in {dataset['shards']:,} shards, fingerprint {dataset['fingerprint'][:12]}"
+        size = f"{dataset['bytes'] / 1e6:,.1f} MB in {counted(dataset['shards'], 'shard')}"
+        told = f"{size}, fingerprint {dataset['fingerprint'][:12]}"
         out.print(Text.assemble((dataset["root"], "bold"), f"  {told}"), soft_wrap=True)
     counts = {name: values for name, values in summary["counts"].items() if _says_something(name, summary["counts"])}
     speakers = len(summary["counts"]["speaker"])
-    out.print(f"{summary['clips']:,} clips, {_duration(summary['seconds'])}, {count(speakers, 'speaker')}\n")
+    out.print(f"{counted(summary['clips'], 'clip')}, {_duration(summary['seconds'])}, {counted(speakers, 'speaker')}\n")
     hours = summary["seconds"] > 36_000
     tables = [_counts(name, values, hours) for name, values in counts.items()]
     out.print(Columns(tables, padding=(0, 4)), width=min(out.width, PAGE))
@@ -146,7 +147,7 @@ def show_folds(made: FoldPlan, label_set: LabelSet, targets: np.ndarray, out: Co
     )
     if leaks:
         words = "sound only by the protocol's own definition"
-        verdict = Text.assemble((words, "yellow"), f": {count(leaks, 'leak')}, named above")
+        verdict = Text.assemble((words, "yellow"), f": {counted(leaks, 'leak')}, named above")
     out.print(verdict)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import indent
 
 from rich.columns import Columns
 from rich.console import Console
@@ -13,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ser_hpc import console
+from ser_hpc.corpora.parse_result import reasons
+from ser_hpc.errors import counted
 from ser_hpc.shards.findings import KINDS, Policy
 from ser_hpc.shards.index import REPORT
 from ser_hpc.shards.report import Count, PackReport
@@ -65,26 +68,25 @@ def result(report: PackReport, out: Path, took_s: float, screen: Console) -> Non
     for corpus, columns in report.counts.items():
         tables = [_counts(f"{corpus}: {column}", counts) for column, counts in columns.items()]
         screen.print(Columns(tables, padding=(0, 3)), soft_wrap=False, width=min(screen.width, PAGE))
-    some(f"{len(report.left_out)} files are no clips", [f"{path}: {why}" for path, why in report.left_out], screen)
+    if report.left_out:
+        _paragraphs(f"{counted(len(report.left_out), 'file')} left out", reasons(report.left_out), screen)
     if report.findings:
         screen.print(_findings(report), soft_wrap=False)
         screen.print(f"All of them, by name: {out / REPORT}")
     kept = f", {report.kept} of them from before" if report.kept else ""
     screen.print(
-        f"packed {report.clips:,} clips, {duration(report.seconds)} of sound, {report.bytes / 1e6:,.1f} MB "
-        f"in {report.shards} shards{kept}; took {took_s:.1f} s\nshards: {out}",
+        f"packed {counted(report.clips, 'clip')}, {duration(report.seconds)} of sound, {report.bytes / 1e6:,.1f} MB "
+        f"in {counted(report.shards, 'shard')}{kept}; took {took_s:.1f} s\nshards: {out}",
     )
 
 
-def some(title: str, lines: Sequence[str], screen: Console) -> None:
-    """A list of at most SHOWN lines, nothing if there are none."""
-    if not lines:
-        return
+def _paragraphs(title: str, told: Sequence[str], screen: Console) -> None:
+    """At most SHOWN of them, below the title."""
     screen.print(f"{title}:")
-    for line in lines[:SHOWN]:
-        screen.print(f"  {line}")
-    if len(lines) > SHOWN:
-        screen.print(f"  and {len(lines) - SHOWN} more")
+    for paragraph in told[:SHOWN]:
+        screen.print(indent(paragraph, "  "))
+    if len(told) > SHOWN:
+        screen.print(f"  and {counted(len(told) - SHOWN, 'more reason')}")
 
 
 def duration(seconds: float) -> str:
