@@ -144,8 +144,11 @@ def _table(standings: Sequence[Standing], *, with_steps: bool) -> Table:
 
 
 def _so_far(standing: Standing, counter: str) -> str:
+    """Steps that are made; of epochs the one under way, from 1, and of a trial that is done how many it took."""
     done, of = standing.progress.get(counter), standing.progress.get(f"{counter}s")
-    return "" if done is None or of is None else f"{done}/{of}"
+    if done is None or of is None:
+        return ""
+    return f"{min(done + 1, of) if counter == 'epoch' and standing.state != 'done' else done}/{of}"
 
 
 def _details(standings: Sequence[Standing]) -> list[RenderableType]:
