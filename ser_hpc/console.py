@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
@@ -56,6 +58,26 @@ def screen(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
     if stream.isatty():
         return Console(stderr=stderr, **plain)
     return Console(file=cast(IO[str], _Pipe(stream)), width=None if "COLUMNS" in os.environ else _OF_A_PIPE, **plain)
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """--help for the terminal's width: paragraphs are filled anew, lines of a list broken below their text, commands whole."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs: list[str] = []
+        before = ""
+        for line in text.splitlines():
+            goes_on = bool(line and before) and not (line[0].isspace() or before[0].isspace())
+            paragraphs[-1:] = [f"{paragraphs[-1]} {line}"] if goes_on else [*paragraphs[-1:], line]
+            before = line
+        return "\n".join(_filled(paragraph, width) for paragraph in paragraphs)
+
+
+def _filled(line: str, width: int) -> str:
+    if line.startswith(" ") and ("python " in line or line.endswith("\\")):
+        return line
+    head = re.match(r" +(\S.*?  +)?", line)  # an entry of a list, as `  --json   the same for programs`
+    return textwrap.fill(line, width, subsequent_indent=" " * len(head[0]) if head else "", break_on_hyphens=False)
 
 
 class _Pipe:

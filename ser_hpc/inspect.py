@@ -63,7 +63,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m ser_hpc.inspect",
         description=__doc__,
         epilog="Exit code 0: all is well; 1: shards are damaged, or the folds cannot be planned; 2: asked wrongly.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=console.Help,
     )
     parser.add_argument("shards", metavar="SHARDS", type=place, nargs="+", help="folders that were packed into, or their URLs")
     parser.add_argument("--labels", metavar="SET", help="classes of a label set, a name or a file (default: as annotated)")

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.settings:
         from ser_hpc.config.describe import lines
 
-        print("\n".join(lines()))
+        print("\n".join(lines(shutil.get_terminal_size().columns)))
         return 0
     settings = _settings(options)
     out = console.screen(stderr=options.prepare)
@@ -220,9 +221,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m ser_hpc.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m ser_hpc.launch", description=__doc__, formatter_class=console.Help)
     parser.add_argument("--config", metavar="FILE", help="settings file, or the name of one under configs/")
     for flag, (key, metavar, meaning) in SHORTCUTS.items():
         parser.add_argument(f"--{flag}", metavar=metavar, help=f"{meaning}  ({key})")

@@ -196,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         "python -m ser_hpc.pack",
         usage="%(prog)s [options] CORPUS ROOT [CORPUS ROOT ...] OUT",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=console.Help,
     )
     known = listed(list(PARSERS), 40)
     options.add_argument("what", nargs="+", metavar="CORPUS ROOT ... OUT", help=f"corpora: {known}; ROOT as published")

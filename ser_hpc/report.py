@@ -43,9 +43,7 @@ def show(run: RunDir, result: CrossValidation, out: Console) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m ser_hpc.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser("python -m ser_hpc.report", description=__doc__, formatter_class=console.Help)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, as printed by the launcher")
     parser.add_argument("--json", action="store_true", help="print report.json instead of the table")
     arguments = parser.parse_args(argv)

@@ -42,9 +42,7 @@ FINAL = "SER_HPC_FINAL"  # names the file for the last word to the batch script
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m ser_hpc.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m ser_hpc.train", description=__doc__, formatter_class=console.Help)
     parser.add_argument("--run-dir", type=Path, required=True, help="the run directory that the launcher made")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--fold", type=int)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ import soundfile
 from rich.columns import Columns
 from rich.table import Table
 
-from ser_hpc import console, inspect, launch, pack, report, status
+from ser_hpc import console, inspect, launch, pack, report, status, train
 from ser_hpc.cluster import local
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.files import write_json
@@ -223,3 +223,20 @@ def test_two_corpora_in_a_plan(screen: Screen, tmp_path: Path, monkeypatch: pyte
     assert "trained on all the others" in shown
     assert all(shown.count(f"{name}/[sp{number}]") == 2 for name, count in (("one", 12), ("two", 9)) for number in range(count))
     assert all(len(line) <= 80 for line in shown.splitlines() if str(tmp_path) not in line)
+
+
+@pytest.mark.parametrize("command", [launch, pack, inspect, train, status, report])
+def test_help_fits_80_columns(command: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for commands to be copied, which stay whole."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(line.startswith("  ") and "python -m" in line for line in shown.splitlines() if len(line) > 80)
+    assert "\n\n" in shown
+
+
+def test_settings_fit_80_columns(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = screen(launch.main, "--settings")
+    assert max(map(len, shown.splitlines())) <= 80 and "  train.lr = 3e-05\n      Peak learning rate" in shown

@@ -26,9 +26,7 @@ SHOWN = 12  # lines of warnings, and reasons
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = argparse.ArgumentParser(
-        prog="python tools/check_corpus.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    arguments = argparse.ArgumentParser(prog="python tools/check_corpus.py", description=__doc__, formatter_class=console.Help)
     arguments.add_argument("name", metavar="NAME", help=f"how to read ROOT: {listed(list(PARSERS), 40)}")
     arguments.add_argument("root", metavar="ROOT", type=Path, help="the corpus as published (csv, jsonl: the table)")
     given = arguments.parse_args(argv)
