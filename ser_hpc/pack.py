@@ -7,7 +7,8 @@
 
 A csv is any other corpus as a table: columns audio (path, relative to the
 table), emotion and speaker; optional session, gender, split, text_id, start_s,
-end_s. ROOT is then the file; jsonl takes the same names, one object a line.
+end_s; others are kept as fields. ROOT is then the file; jsonl takes the same
+names, one object a line.
 
 Any rate, channel count and format becomes 16 kHz mono FLAC. What is wrong with
 clips is found, shown, and named in OUT/pack_report.json; --on says what becomes
