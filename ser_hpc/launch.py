@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ser_hpc import console
-from ser_hpc.errors import UserError
+from ser_hpc.errors import UserError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,24 +58,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.settings:
         from ser_hpc.config.describe import lines
 
-        print("\n".join(lines()))
+        print("\n".join(lines(shutil.get_terminal_size().columns)))
         return 0
     settings = _settings(options)
-    from rich.console import Console
-
-    out = Console(stderr=options.prepare, highlight=False)
-    from ser_hpc.cluster import plan, show, site
+    out = console.screen(stderr=options.prepare)
+    from ser_hpc.cluster import plan, ready, show, site
 
     where, why = site.choose(settings.cluster.kind) if not options.prepare else ("local", "")
+    ready.check_root(settings)
     if plan.DEMO in settings.data.shards:
         from ser_hpc.cluster.demo import make_demo_shards
 
         make_demo_shards(plan.demo_folder(settings), out)
     experiment = plan.prepare(settings)
     if options.dry_run:
-        show.plan(experiment, where, _command(argv), out)
+        show.plan(experiment, where, _command(argv), ready.check(experiment), out)
         return 0
     if options.prepare:
+        ready.check(experiment)
         print(_prepare(experiment).path)
         return 0
     out.print(why)
@@ -83,15 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), policy: Policy = "refuse") -> int:
     """Start these trials of a planned run again, with its own settings, not on the nodes `exclude`."""
-    from rich.console import Console
-
     from ser_hpc.cluster import plan, site
 
     experiment = plan.reopen(run)
     settings = experiment.settings
     cluster = settings.cluster.model_copy(update={"exclude": (*settings.cluster.exclude, *exclude)})
     experiment = replace(experiment, settings=settings.model_copy(update={"cluster": cluster}))
-    out = Console(highlight=False)
+    out = console.screen()
     where, why = site.choose(cluster.kind)
     out.print(why)
     return _start(experiment, trials, where, policy, False, out)
@@ -118,16 +117,17 @@ def _prepare(experiment: Experiment) -> RunDir:
 
 def _start(experiment: Experiment, wanted: Sequence[Trial], where: str, policy: Policy, wait: bool, out: Console) -> int:
     """Start what is neither done nor on its way; one launcher of a run at a time decides that, and writes nothing before."""
-    from ser_hpc.cluster import code, jobs, plan, show
+    from ser_hpc.cluster import code, jobs, plan, ready, show
     from ser_hpc.files import locked
 
     run = experiment.run
+    notes = [] if all(run.trial(trial).is_done for trial in wanted) else ready.check(experiment)
     run.path.mkdir(parents=True, exist_ok=True)
     with locked(run.lock):
         held = jobs.active(run)
         unfinished = [trial for trial in wanted if not run.trial(trial).is_done]
         todo = [trial for trial in unfinished if trial not in held]
-        show.start(experiment, todo, held, out)
+        show.start(experiment, todo, held, notes, out)
         if todo:
             _refuse_run_of_before(experiment, policy)
             environment = code.environment(code.choose(run, policy, jobs.queued_codes(run, held)))
@@ -178,13 +178,15 @@ def _submit(
     others = sorted({job.array for job in held.values()})
     report = slurm.submit_report(run, [*others, submission.array], cluster, environment)
     jobs.record(run, replace(submission, report=report))
-    what = f"{len(todo)} trials" + (f" in {len(elements)} jobs" if together > 1 else "")
+    what = counted(len(todo), "trial") + (f" in {counted(len(elements), 'job')}" if together > 1 else "")
     out.print(f"Submitted {what} as job {submission.array}, and the report after it as job {report}.")
     out.print(f"Follow them: python -m ser_hpc.status {shlex.quote(str(run.path))} --watch", soft_wrap=True)
     out.print(f"Report at any time: python -m ser_hpc.report {shlex.quote(str(run.path))}", soft_wrap=True)
 
 
 def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mapping[str, str], out: Console) -> None:
+    from rich.text import Text
+
     from ser_hpc.cluster import site
     from ser_hpc.cluster.local import log_path, run_trials
     from ser_hpc.monitor.watch import watching
@@ -199,7 +201,10 @@ def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mappin
         raise
     for trial, exit_code in codes.items():
         if exit_code:
-            out.print(f"[red]{trial} ended with exit code {exit_code}[/red]; its log: {log_path(run, trial)}", soft_wrap=True)
+            words = Text.assemble((f"{trial} ended with exit code {exit_code}", "red"), f"; its log: {log_path(run, trial)}")
+            out.print(words, soft_wrap=True)
+    if left := len(todo) - len(codes):
+        out.print(f"{counted(left, 'trial')} not started: each would end in the same error. Mend it, then launch again.")
 
 
 def _report(run: RunDir, out: Console) -> int:
@@ -226,9 +231,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m ser_hpc.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m ser_hpc.launch", description=__doc__, formatter_class=console.Help)
     parser.add_argument("--config", metavar="FILE", help="settings file, or the name of one under configs/")
     for flag, (key, metavar, meaning) in SHORTCUTS.items():
         parser.add_argument(f"--{flag}", metavar=metavar, help=f"{meaning}  ({key})")

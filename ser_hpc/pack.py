@@ -7,7 +7,8 @@
 
 A csv is any other corpus as a table: columns audio (path, relative to the
 table), emotion and speaker; optional session, gender, split, text_id, start_s,
-end_s. ROOT is then the file; jsonl takes the same names, one object a line.
+end_s; others are kept as fields. ROOT is then the file; jsonl takes the same
+names, one object a line.
 
 Any rate, channel count and format becomes 16 kHz mono FLAC. What is wrong with
 clips is found, shown, and named in OUT/pack_report.json; --on says what becomes
@@ -49,13 +50,14 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ser_hpc import console
 from ser_hpc.corpora.catalogue import PARSERS, parser
 from ser_hpc.corpora.declared import COLUMNS as NAMED
 from ser_hpc.corpora.declared import Declared
 from ser_hpc.corpora.parse_result import ParseResult
-from ser_hpc.errors import UserError, listed
+from ser_hpc.errors import UserError, counted, listed
 from ser_hpc.shards import show
 from ser_hpc.shards.findings import LONGEST_S, Rules
 from ser_hpc.shards.index import DATASET
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     rules, part, declared = Rules.parse(options.on, options.longest), _part(options.part), _declared(options)
     sources, out = _sources(options.what)
-    screen = Console(highlight=False, soft_wrap=True)
+    screen = console.screen(soft_wrap=True)
     if options.partition is not None or options.cluster is not None:
         if _submitted(sources, out, options, screen):
             return 0
@@ -113,10 +115,10 @@ class Source:
         """Its clips; warnings are shown. Raises UserError where the parser does, or there is no such one."""
         parsed = parser(self.corpus)(self.root)
         for warning in parsed.warnings[: show.SHOWN]:
-            screen.print(f"warning: {warning}", markup=False)
+            screen.print(f"warning: {warning}")
         if len(parsed.warnings) > show.SHOWN:
-            screen.print(f"and {len(parsed.warnings) - show.SHOWN} more warnings")
-        screen.print(f"{self.corpus}: {len(parsed.utterances)} clips in {self.root}", markup=False)
+            screen.print(f"and {counted(len(parsed.warnings) - show.SHOWN, 'more warning')}")
+        screen.print(f"{self.corpus}: {counted(len(parsed.utterances), 'clip')} in {self.root}")
         return parsed
 
 
@@ -147,7 +149,7 @@ def _pack_one(
     if part != (0, 1):
         complete = (out / DATASET).exists()
         state = "all parts are packed" if complete else "others are still to be packed; the last one completes the dataset"
-        screen.print(f"part {options.part}: {state}", markup=False)
+        screen.print(f"part {options.part}: {state}")
     return report
 
 
@@ -173,11 +175,11 @@ def _pack_many(
             if (first := folders.setdefault(folder, source)) is not source:
                 raise UserError(f"{source.root} and {first.root} would both be packed into {folder}; give them other names")
             report = _pack_one(source, parsed, folder, options, rules, part, declared, screen)
-            row = f"{report.clips:,}", show.duration(report.seconds), str(folder)
+            row: tuple[str | Text, ...] = f"{report.clips:,}", show.duration(report.seconds), str(folder)
         except UserError as error:
             print(f"error: {source.corpus}: {error}", file=sys.stderr, flush=True)
             failed += 1
-            row = "", "", "[bold]not packed[/bold], see above"
+            row = "", "", Text.assemble(("not packed", "bold"), ", see above")
         table.add_row(f"{source.corpus} {source.root}", *row)
     screen.print(table, soft_wrap=False)
     if failed:
@@ -224,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
         "python -m ser_hpc.pack",
         usage="%(prog)s [options] CORPUS ROOT [CORPUS ROOT ...] OUT",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=console.Help,
     )
     known = listed(list(PARSERS), 40)
     options.add_argument("what", nargs="+", metavar="CORPUS ROOT ... OUT", help=f"corpora: {known}; ROOT as published")

@@ -44,9 +44,7 @@ def show(run: RunDir, result: CrossValidation, out: Console) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m ser_hpc.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser("python -m ser_hpc.report", description=__doc__, formatter_class=console.Help)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, as printed by the launcher")
     parser.add_argument("--json", action="store_true", help="print report.json instead of the table")
     arguments = parser.parse_args(argv)
@@ -55,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(to_json(result), indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        from rich.console import Console
-
-        show(run, result, Console(highlight=False))
+        show(run, result, console.screen())
     return 1 if result.missing else 0
 
 

@@ -37,9 +37,7 @@ _LOG_LINES = 40
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     run = RunDir(options.run)
-    from rich.console import Console
-
-    out = Console(highlight=False)
+    out = console.screen()
     if options.logs is not None:
         return _logs(run, options.logs)
     if options.cancel:
@@ -123,9 +121,7 @@ def _retry(run: RunDir, out: Console, policy: Policy) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m ser_hpc.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m ser_hpc.status", description=__doc__, formatter_class=console.Help)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, as printed by the launcher")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--watch", action="store_true", help="look again every few seconds")

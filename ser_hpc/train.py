@@ -29,7 +29,7 @@ from ser_hpc.engine import attempt as attempts
 from ser_hpc.engine.attempt import CANNOT_GO_ON, FAILED, LAST_WORD, STOPPED, SUPERSEDED
 from ser_hpc.engine.preemption import StopFlag, Stopped, Superseded, stop_time
 from ser_hpc.engine.rank import Rank, disbelieved, who_am_i
-from ser_hpc.errors import UserError, listed
+from ser_hpc.errors import SharedError, UserError, listed, of_every_trial
 from ser_hpc.files import DISK_IS_FULL
 from ser_hpc.results.run_dir import AttemptDir, RunDir, Trial, TrialDir
 
@@ -42,9 +42,7 @@ _STAGING_S = 1800.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m ser_hpc.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m ser_hpc.train", description=__doc__, formatter_class=console.Help)
     parser.add_argument("--run-dir", type=Path, required=True, help="the run directory that the launcher made")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--fold", type=int)
@@ -110,7 +108,9 @@ def train(run: RunDir, trial: Trial) -> int:
         except BaseException as error:
             how, code = _what_it_means(error, mine)
             for attempt in mine:
-                attempts.end(attempt, how, None if isinstance(error, Stopped) else f"{type(error).__name__}: {error}")
+                kind = "UserError" if isinstance(error, UserError) else type(error).__name__
+                shared = isinstance(error, SharedError) or _is_full_disk(error)
+                attempts.end(attempt, how, None if isinstance(error, Stopped) else f"{kind}: {error}", shared=shared)
             if code in (CANNOT_GO_ON, SUPERSEDED):
                 _last_word(code)
             if isinstance(error, UserError) and code == CANNOT_GO_ON:
@@ -140,12 +140,13 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
     from ser_hpc.engine.loop import train_trial
     from ser_hpc.engine.watchdog import Watchdog
 
-    experiment = reopen(run)
+    with of_every_trial():
+        experiment = reopen(run)
+        _check_node(experiment, run, rank)
     settings, fold = experiment.settings, experiment.folds.folds[place.trial.fold]
     limit = timedelta(minutes=settings.train.hang_minutes)
     meeting = timedelta(minutes=5, seconds=_STAGING_S if settings.cluster.node_local else 0)
     with stop.at_once(partial(_leave, place.trial, mine)):
-        _check_node(experiment, run, rank)
         staged = _staged(experiment, fold, rank)
         ranks = world.join(place.path, rank, limit + timedelta(minutes=2), meeting)
         (number,) = ranks.from_main(mine[0].number if mine else 0)
@@ -211,10 +212,14 @@ def _what_it_means(error: BaseException, mine: Sequence[AttemptDir]) -> tuple[st
         return "superseded", SUPERSEDED  # whatever else befell it: a newer attempt may have taken its files away
     if isinstance(error, Stopped):
         return "stopped", STOPPED
-    if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in DISK_IS_FULL):
+    if isinstance(error, UserError) or _is_full_disk(error):
         return "failed", CANNOT_GO_ON
     lost = any(word in str(error) for word in ("gloo", "NCCL", "Connection reset", "Connection closed"))
     return "lost" if lost else "failed", FAILED
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in DISK_IS_FULL
 
 
 if __name__ == "__main__":

@@ -10,36 +10,35 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import indent
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from ser_hpc import console
 from ser_hpc.config.load import configs_folder
 from ser_hpc.corpora import checklist, labels
 from ser_hpc.corpora.catalogue import FORMATS, PARSERS, parser
-from ser_hpc.corpora.parse_result import ParseResult
-from ser_hpc.errors import listed
+from ser_hpc.corpora.parse_result import ParseResult, reasons
+from ser_hpc.errors import counted, listed
 
 SHOWN = 12  # lines of warnings, and reasons
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = argparse.ArgumentParser(
-        prog="python tools/check_corpus.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    arguments = argparse.ArgumentParser(prog="python tools/check_corpus.py", description=__doc__, formatter_class=console.Help)
     arguments.add_argument("name", metavar="NAME", help=f"how to read ROOT: {listed(list(PARSERS), 40)}")
     arguments.add_argument("root", metavar="ROOT", type=Path, help="the corpus as published (csv, jsonl: the table)")
     given = arguments.parse_args(argv)
-    parse, screen = parser(given.name), Console(highlight=False, soft_wrap=True)
+    parse, screen = parser(given.name), console.screen(soft_wrap=True)
     label_sets = [labels.load(path) for path in sorted((configs_folder() / "labels").glob("*.yaml"))]
     kept = checklist.check(parse, given.root, label_sets, published=given.name not in FORMATS)
     if not kept[checklist.READS]:
         _show_copy(parse(given.root), given.root, screen)
     for rule, problems in kept.items():
-        screen.print(f"[red]FAIL[/red]  {rule}" if problems else f"[green]ok[/green]    {rule}")
+        screen.print(Text.assemble(("FAIL  ", "red") if problems else ("ok    ", "green"), rule))
         for problem in problems:
-            screen.print(f"        {escape(problem)}")
+            screen.print(f"        {problem}")
     broken = sum(bool(problems) for problems in kept.values())
     more = "; the others need a copy that the parser reads" if kept[checklist.READS] else ""
     screen.print(f"\n{broken} of {len(kept)} rules are broken{more}" if broken else f"\nall {len(kept)} rules are kept")
@@ -50,15 +49,15 @@ def _show_copy(result: ParseResult, root: Path, screen: Console) -> None:
     """What the parser finds in this copy: counts, warnings, and what it skips."""
     clips = result.utterances
     speakers, emotions = Counter(clip.speaker for clip in clips), Counter(clip.emotion for clip in clips)
-    screen.print(f"[bold]{clips[0].corpus}[/bold] in {escape(str(root))}")
-    screen.print(f"{len(clips):,} clips of {len(speakers):,} speakers; {_counts(emotions)}")
+    screen.print(Text.assemble((clips[0].corpus, "bold"), f" in {root}"))
+    screen.print(f"{counted(len(clips), 'clip')} of {counted(len(speakers), 'speaker')}; {_counts(emotions)}")
     for warning in result.warnings[:SHOWN]:
-        screen.print(f"warning: {escape(warning)}")
+        screen.print(f"warning: {warning}")
     if len(result.warnings) > SHOWN:
-        screen.print(f"and {len(result.warnings) - SHOWN} more warnings")
-    screen.print(f"{len(result.skipped):,} skipped" + (", for instance" if len(result.skipped) > SHOWN else ""))
-    for path, reason in result.skipped[:SHOWN]:
-        screen.print(f"  {escape(f'{path}: {reason}')}")
+        screen.print(f"and {counted(len(result.warnings) - SHOWN, 'more warning')}")
+    screen.print(f"{len(result.skipped):,} skipped")
+    for paragraph in reasons(result.skipped)[:SHOWN]:
+        screen.print(indent(paragraph, "  "))
     screen.print()
 
 

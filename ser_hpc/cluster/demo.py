@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ser_hpc.corpora import synthetic
+from ser_hpc.errors import counted
 from ser_hpc.files import locked
 from ser_hpc.shards.index import DATASET
 from ser_hpc.shards.write import pack
@@ -22,4 +23,4 @@ def make_demo_shards(shards: Path, out: Console) -> None:
         out.print("No data.shards given: making the built-in demo corpus (synthetic speech) ...")
         corpus = synthetic.make(shards.parent / "corpus")
         report = pack(corpus.utterances, shards, workers=len(os.sched_getaffinity(0)))
-        out.print(f"Packed {report.clips} clips, {report.seconds / 60:.1f} minutes, into {shards}", soft_wrap=True)
+        out.print(f"Packed {counted(report.clips, 'clip')}, {report.seconds / 60:.1f} minutes, into {shards}", soft_wrap=True)

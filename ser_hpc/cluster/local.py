@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from ser_hpc.cluster import ready
 from ser_hpc.cluster.site import Machine
 from ser_hpc.engine.attempt import CANNOT_GO_ON, LAST_WORD, SUPERSEDED
 from ser_hpc.engine.rank import OF_LAUNCHERS
@@ -83,7 +84,8 @@ def run_trials(
 ) -> dict[Trial, int]:
     """Run every trial, as many at a time as there are slots; returns their exit codes. `on_poll` sees each trial's last job.
 
-    What was killed, or failed in a way that another attempt may get over, is started again. `environment`: more variables.
+    What was killed, or failed in a way that another attempt may get over, is started again; after one failed for a reason that
+    all share, no other is started, and those have no exit code. `environment`: more variables.
     `alone`: no other launcher may run trials of this run on this machine; jobs that hold several trials each are many.
     Ctrl-C and its like: the ranks save and end, within a minute, and what is being waited for is said, each time.
 
@@ -106,6 +108,8 @@ def run_trials(
                         if job.exit_code not in FINAL:  # the trial itself refuses to fail at the same step for ever
                             waiting.insert(0, job.trial)
                             jobs.remove(job)
+                        elif job.exit_code == CANNOT_GO_ON and ready.fails_for_all(run.trial(job.trial)):
+                            waiting.clear()
                 on_poll(jobs)
         finally:
             _stop([job for job in jobs if job.exit_code is None], signals, say)

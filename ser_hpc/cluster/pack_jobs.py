@@ -20,7 +20,7 @@ from ser_hpc.cluster import batch, code, preflight, site, slurm
 from ser_hpc.cluster.slurm_queue import SlurmError, squeue
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.load import load
-from ser_hpc.errors import UserError
+from ser_hpc.errors import UserError, counted
 from ser_hpc.files import read_json, write_json
 from ser_hpc.results.run_dir import RunDir
 
@@ -66,9 +66,9 @@ def submit(
     environment = code.environment(code.Code(home.code / code.present()))
     script = _script(_executor(folder, out.resolve().name, cluster, environment), num_jobs)
     for note in preflight.check_packing(cluster, num_jobs, script):
-        screen.print(f"note: {note}", markup=False)
+        screen.print(f"note: {note}")
     if dry_run:
-        screen.print(f"{script}\n\nNothing was submitted: {num_jobs} jobs as above would be.", markup=False)
+        screen.print(f"{script}\n\nNothing was submitted: {counted(num_jobs, 'job')} as above would be.")
         return True
     parts = [PackPart("ser_hpc.pack", (*arguments, "--part", f"{number}/{num_jobs}")) for number in range(num_jobs)]
     environment = code.environment(code.snapshot(home))
@@ -79,10 +79,10 @@ def submit(
     array = str(jobs[0].job_id).split("_")[0]
     write_json(folder / "submitted.json", {"array": array, "jobs": num_jobs, "when": time.time()})
     screen.print(
-        f"Submitted {num_jobs} jobs as array {array}; the last one to end writes the dataset.json of what is complete.\n"
+        f"Submitted {counted(num_jobs, 'job')} as array {array}; the last one to end writes the dataset.json of what is "
+        "complete.\n"
         f"Follow them: squeue -j {array}; their logs: {folder}/logs/{array}_*_log.out\n"
         "Should one fail, mend what its log says and give the same command again: only what is missing is packed.",
-        markup=False,
     )
     return True
 
@@ -100,7 +100,7 @@ def _refuse_second(folder: Path, out: Path) -> None:
         ) from error
     if active:
         raise UserError(
-            f"array {array} packs into {out} already ({len(active)} of its jobs are queued or run); see squeue -j {array}"
+            f"array {array} packs into {out} already (queued or running: {counted(len(active), 'job')}); see squeue -j {array}"
         )
 
 

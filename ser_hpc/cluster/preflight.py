@@ -47,7 +47,9 @@ def check(
     problems += _rights(site, cluster, trial, num_jobs, config)
     most = int(config.get("MaxArraySize", num_jobs))
     if num_jobs > most:
-        problems.append(f"{num_jobs} jobs: an array holds {most} here (MaxArraySize); launch fewer seeds now, add seeds later")
+        problems.append(
+            f"{_counted(num_jobs, 'job')}: an array holds {most} here (MaxArraySize); launch fewer seeds now, add seeds later"
+        )
     problems += _disk(site, cluster, run_root, disk_bytes)
     for name, text in scripts:
         problems += _test(site, name, text)
@@ -171,7 +173,7 @@ def _lacking(job: _Job, kinds: Sequence[NodeKind], where: str) -> Iterator[str]:
     longest = [kind.max_minutes for kind in kinds if kind.max_minutes is not None]
     if len(longest) == len(kinds) and job.minutes > max(longest):
         rest = "what is stopped there goes on in its next job"
-        missing.append(f"cluster.time_min={job.minutes}: {where} allows {max(longest)} minutes; {rest}")
+        missing.append(f"cluster.time_min={job.minutes}: {where} allows {_counted(max(longest), 'minute')}; {rest}")
     yield from missing or _too_few(job, kinds, where)
 
 
@@ -194,7 +196,7 @@ def _too_few(job: _Job, kinds: Sequence[NodeKind], where: str) -> Iterator[str]:
     if job.nodes > count:
         yield f"cluster.nodes={job.nodes}: {where} has {count} such nodes"
     elif len(most) == len(fits) and job.nodes > max(most):
-        yield f"cluster.nodes={job.nodes}: {where} allows {max(most)} nodes a job"
+        yield f"cluster.nodes={job.nodes}: {where} allows {_counted(max(most), 'node')} a job"
 
 
 def _is_word(constraint: str | None) -> bool:
@@ -234,7 +236,7 @@ def _rights(site: _Site, cluster: ClusterSettings, job: _Job, num_jobs: int, con
 
 def _over(limits: Limits, where: str, job: _Job, num_jobs: int) -> Iterator[str]:
     if limits.max_minutes is not None and job.minutes > limits.max_minutes:
-        yield f"cluster.time_min={job.minutes}: {where} allows {limits.max_minutes} minutes"
+        yield f"cluster.time_min={job.minutes}: {where} allows {_counted(limits.max_minutes, 'minute')}"
     for name, count in job.counted.items():
         unit = "MB of memory" if name == "mem" else {"node": "nodes", "cpu": "CPU cores"}.get(name, f"GPUs ({name})")
         for most, whose in ((limits.per_job.get(name), "a job"), (limits.per_user.get(name), "a user")):
@@ -246,9 +248,14 @@ def _over(limits: Limits, where: str, job: _Job, num_jobs: int) -> Iterator[str]
             yield f"{asked}: {where} allows a job {most / 60:.1f}, so cluster.time_min={most // count} at most"
     if limits.max_submitted is not None and num_jobs + 1 > limits.max_submitted:
         yield (
-            f"{num_jobs} trials and their report are {num_jobs + 1} jobs: {where} allows a user {limits.max_submitted} "
-            "at a time; launch fewer seeds now and add seeds later, or see cluster.trials_per_gpu"
+            f"{_counted(num_jobs, 'trial')} and their report are {num_jobs + 1} jobs: {where} allows a user "
+            f"{limits.max_submitted} at a time; launch fewer seeds now and add seeds later, or see cluster.trials_per_gpu"
         )
+
+
+def _counted(number: int, what: str) -> str:
+    """As settings are written, without a comma in thousands."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _disk(site: _Site, cluster: ClusterSettings, run_root: Path, needed: float) -> Iterator[str]:

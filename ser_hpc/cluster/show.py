@@ -2,57 +2,56 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from ser_hpc.cluster import code, preflight, slurm
 from ser_hpc.cluster.estimate import estimate
 from ser_hpc.cluster.plan import DEMO, Experiment
 from ser_hpc.cluster.site import machine
 from ser_hpc.cluster.slurm_queue import JobState
-from ser_hpc.corpora.folds import Part
+from ser_hpc.corpora import fold_tables
+from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER
 from ser_hpc.data import augment
-from ser_hpc.errors import UserError, listed
+from ser_hpc.errors import UserError, counted, listed
 from ser_hpc.results.run_dir import Trial
 
 
-def plan(experiment: Experiment, where: str, command: str, out: Console) -> None:
-    """Everything that `--dry-run` shows."""
+def plan(experiment: Experiment, where: str, command: str, notes: Sequence[str], out: Console) -> None:
+    """Everything that `--dry-run` shows. `notes`: what the model's check had to say."""
     settings, run = experiment.settings, experiment.run
-    out.print(f"[bold]{run.path}[/bold]" + ("  (exists: only what is unfinished would run)" if run.plan.exists() else ""))
-    metadata = experiment.index.metadata
+    exists = "  (exists: only what is unfinished would run)" if run.plan.exists() else ""
+    out.print(Text.assemble((str(run.path), "bold"), exists), soft_wrap=True)
+    metadata, classes = experiment.index.metadata, experiment.label_set.classes
     used = experiment.targets >= 0
+    speakers = {*zip(metadata.corpus[used].tolist(), metadata.speaker[used].tolist(), strict=True)}
+    known = sum(speaker != UNKNOWN_SPEAKER for _, speaker in speakers)
     out.print(
-        f"{int(used.sum())} clips, {metadata.seconds[used].sum() / 3600:.2f} h, {len(set(metadata.speaker[used]))} speakers, "
-        f"{len(experiment.label_set.classes)} classes ({experiment.label_set.name}); {int((~used).sum())} clips have no class",
-        soft_wrap=True,
+        f"{counted(int(used.sum()), 'clip')}, {metadata.seconds[used].sum() / 3600:.2f} h, {counted(known, 'speaker')}, "
+        f"{len(classes)} classes ({experiment.label_set.name})"
     )
-    out.print(f"protocol {experiment.folds.protocol}:")
-    table = Table(show_edge=False, pad_edge=False)
-    for column in ("fold", "part", "who", "clips", *experiment.label_set.classes):
-        table.add_column(column, justify="left" if column in ("part", "who") else "right")
-    for fold in experiment.folds.folds:
-        for name in ("train", "dev", "test"):
-            _part_row(table, experiment, str(fold.index) if name == "train" else "", name, getattr(fold, name))
-        table.add_section()
-    out.print(table)
-    for note in experiment.folds.notes:
-        out.print(f"note: {note}", soft_wrap=True)
+    out.print(f"protocol {experiment.folds.protocol}, {counted(len(experiment.folds.folds), 'fold')}:")
+    for table in fold_tables.tables(experiment.folds, classes, experiment.targets):
+        out.print("", table, sep="\n")
+    for number, note in enumerate((*experiment.folds.notes, *notes)):
+        out.print("\n" * (number == 0) + f"note: {note}")
     for number, words in enumerate(augment.Augment(settings.data.augment).words(), start=1):
-        out.print(f"augmentation of training clips, {number}: {words}", soft_wrap=True, markup=False)
+        out.print(f"augmentation of training clips, {number}: {words}")
     _costs(experiment, where, out)
     todo = [trial for trial in experiment.trials if not run.trial(trial).is_done]
-    out.print(f"\n{len(todo)} of {len(experiment.trials)} trials to run, seeds {', '.join(map(str, settings.seeds))}; each:")
-    out.print(f"  python -m ser_hpc.train --run-dir {run.path} --fold K --seed S", soft_wrap=True)
+    seeds = f"seed{'s' * (len(settings.seeds) > 1)} {listed(settings.seeds, 12)}"
+    out.print(f"\n{len(todo)} of {counted(len(experiment.trials), 'trial')} to run, {seeds}; each:")
+    out.print(f"  python -m ser_hpc.train --run-dir {shlex.quote(str(run.path))} --fold K --seed S", soft_wrap=True)
     if where == "slurm":
         _jobs(experiment, -(-len(todo) // settings.cluster.trials_per_gpu), out)
     else:
         out.print(f"  here: {machine(settings.cluster).words()}")
-        out.print(f"then\n  python -m ser_hpc.report {run.path}", soft_wrap=True)
+        out.print(f"then\n  python -m ser_hpc.report {shlex.quote(str(run.path))}", soft_wrap=True)
     out.print(f"\nNothing was started. To start: {command.replace(' --dry-run', '')}", soft_wrap=True)
 
 
@@ -64,38 +63,35 @@ def _jobs(experiment: Experiment, num_jobs: int, out: Console) -> None:
     environment = code.environment(code.Code(run.code.resolve() / code.present()))
     scripts = slurm.scripts(run, num_jobs, cluster, environment)
     for name, text in scripts:
-        out.print(f"\n----- the batch script of the {name}", highlight=False)
-        out.print(text, markup=False, soft_wrap=True)
+        out.print(f"\n----- the batch script of the {name}")
+        out.print(text, soft_wrap=True)
     out.print("-----")
     try:
         notes = preflight.check(cluster, num_jobs, run.path, estimate(experiment, on_gpu=True).disk_peak, scripts)
-        out.print("The site would take these jobs." + "".join(f"\nnote: {note}" for note in notes), soft_wrap=True)
+        out.print("The site would take these jobs." + "".join(f"\nnote: {note}" for note in notes))
     except UserError as error:
-        out.print(f"[red]Launched like this, it would be refused:[/red] {error}", soft_wrap=True)
+        out.print(Text.assemble(("Launched like this, it would be refused: ", "red"), str(error)))
 
 
-def start(experiment: Experiment, todo: Sequence[Trial], held: Mapping[Trial, JobState], out: Console) -> None:
-    """The lines before anything starts. `held`: trials that are queued or running already."""
+def start(
+    experiment: Experiment, todo: Sequence[Trial], held: Mapping[Trial, JobState], notes: Sequence[str], out: Console
+) -> None:
+    """The lines before anything starts. `held`: trials that are queued or running already; `notes`: of the model's check."""
     run, trials = experiment.run, experiment.trials
     out.print(f"Run directory: {run.path}", soft_wrap=True)
-    for note in experiment.folds.notes:
-        out.print(f"note: {note}", soft_wrap=True)
+    for note in (*experiment.folds.notes, *notes):
+        out.print(f"note: {note}")
     if DEMO in experiment.settings.data.shards:
         out.print("This is the demo: synthetic speech. Its numbers say that everything works, and nothing about real speech.")
     done = sum(run.trial(trial).is_done for trial in trials)
     if done:
-        out.print(f"{done} of {len(trials)} trials are done already.")
+        out.print(f"{done} of {counted(len(trials), 'trial')} {'is' if done == 1 else 'are'} done already.")
     if held:
         jobs = listed(sorted({job.job for job in held.values()}), 12)
-        out.print(f"{len(held)} trials are queued or running already, and are left alone: {jobs}.", soft_wrap=True)
+        are, left = ("is", "is") if len(held) == 1 else ("are", "are")
+        out.print(f"{counted(len(held), 'trial')} {are} queued or running already, and {left} left alone: {jobs}.")
     if todo:
-        out.print(f"{len(todo)} trials to run.")
-
-
-def _part_row(table: Table, experiment: Experiment, fold: str, name: str, part: Part) -> None:
-    targets = experiment.targets[part.positions]
-    counts = [str(int((targets == i).sum())) for i in range(len(experiment.label_set.classes))]
-    table.add_row(fold, name, part.words, str(len(part.positions)), *counts)
+        out.print(f"{counted(len(todo), 'trial')} to run.")
 
 
 def _costs(experiment: Experiment, where: str, out: Console) -> None:
@@ -106,22 +102,20 @@ def _costs(experiment: Experiment, where: str, out: Console) -> None:
     out.print(
         f"\nestimated, roughly: {cost.parameters / 1e6:.1f} M parameters; disk {_bytes(cost.disk_peak)} while all train, "
         f"{_bytes(cost.disk_end)} at the end ({_bytes(free)} free); {_duration(cost.hours)} of one "
-        f"{'GPU' if on_gpu else 'core'} for all trials",
-        soft_wrap=True,
+        f"{'GPU' if on_gpu else 'core'} for all trials"
     )
     if free < cost.disk_peak:
-        out.print(
-            "[red]the disk may be too small for all trials at once[/red]: lower cluster.parallel, or choose another run.root"
-        )
+        small = "the disk may be too small for all trials at once"
+        out.print(Text.assemble((small, "red"), ": lower cluster.parallel, or choose another run.root"))
 
 
 def _existing(path: Path) -> Path:
     return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
 
 
-def _bytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+def _bytes(number: float) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
 def _duration(hours: float) -> str:
-    return f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(hours * 60))} minutes"
+    return f"{hours:.1f} hours" if hours >= 1 else counted(max(1, round(hours * 60)), "minute")

@@ -14,6 +14,10 @@ from ser_hpc.errors import UserError
 
 _CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
 _PING_S = 20
+_ASKED = (
+    "Slurm is asked for (cluster.kind=slurm, as cluster profiles say), but {}. Nothing was started. Log in to the cluster, "
+    "or use --cluster local to train on this machine."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +46,15 @@ def choose(kind: Literal["auto", "slurm", "local"]) -> tuple[Literal["slurm", "l
     """
     if kind == "local":
         return "local", "Trials run on this machine, as asked."
+    configured = _configured()
     if shutil.which("sbatch") is None:
-        if kind == "slurm":
-            raise UserError("cluster.kind is slurm, but there is no sbatch command here; use --cluster local to train here")
-        if _configured():
+        if configured:
             raise UserError(
                 "Slurm is configured here, but its commands are not in PATH (is there a module to load?). Nothing was started. "
                 "Or use --cluster local to train on this machine on purpose."
             )
+        if kind == "slurm":
+            raise UserError(_ASKED.format("its commands are not on this machine"))
         return "local", "There is no Slurm here: the trials run on this machine."
     try:
         ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=_PING_S, check=False)
@@ -58,11 +63,13 @@ def choose(kind: Literal["auto", "slurm", "local"]) -> tuple[Literal["slurm", "l
         said = f"scontrol ping: {error}"
     if " UP" in said:
         return "slurm", "Slurm answers: the trials are submitted to it."
-    if kind == "auto" and not _configured() and ("configuration" in said or not said):
+    if not configured and ("configuration" in said or not said):
+        if kind == "slurm":
+            raise UserError(_ASKED.format(f"its commands have no configuration on this machine ({said or 'no reply'})"))
         return "local", "Slurm's commands are here but not configured: the trials run on this machine."
     raise UserError(
-        f"Slurm is configured here, but its controller does not answer ({said or 'no reply'}). Nothing was started. "
-        "Try again later, or use --cluster local to train on this machine on purpose."
+        f"Slurm is {'configured ' * configured}here, but its controller does not answer ({said or 'no reply'}). Nothing was "
+        "started. Try again later, or use --cluster local to train on this machine on purpose."
     )
 
 

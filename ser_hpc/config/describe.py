@@ -11,28 +11,30 @@ from pydantic import BaseModel
 from ser_hpc.config.settings import AcrnnModel, EncoderModel, Settings
 
 
-def lines() -> Iterator[str]:
-    """A heading per section, and two lines per setting: `path = default`, and what it means."""
+def lines(width: int = 100) -> Iterator[str]:
+    """A heading per section; per setting a line, `path = default`, and what it means, broken at `width` columns."""
     for name, field in Settings.model_fields.items():
         if name == "model":
-            yield from _section("model", EncoderModel, "  (kind: encoder)")
-            yield from _section("model", AcrnnModel, "  (kind: acrnn)")
+            yield from _section("model", EncoderModel, "  (kind: encoder)", width)
+            yield from _section("model", AcrnnModel, "  (kind: acrnn)", width)
         elif isinstance(field.default, BaseModel):
-            yield from _section(name, type(field.default), "")
+            yield from _section(name, type(field.default), "", width)
         else:
-            yield from _setting(name, list(field.default), field.description)
+            yield from _setting(name, list(field.default), field.description, width)
 
 
-def _section(path: str, section: type[BaseModel], note: str) -> Iterator[str]:
+def _section(path: str, section: type[BaseModel], note: str, width: int) -> Iterator[str]:
     yield f"\n{path}{note}"
     for name, field in section.model_fields.items():
         if isinstance(field.default, BaseModel):
-            yield from _section(f"{path}.{name}", type(field.default), "")
+            yield from _section(f"{path}.{name}", type(field.default), "", width)
         else:
-            yield from _setting(f"{path}.{name}", field.default, field.description)
+            yield from _setting(f"{path}.{name}", field.default, field.description, width)
 
 
-def _setting(path: str, default: Any, meaning: str | None) -> Iterator[str]:
+def _setting(path: str, default: Any, meaning: str | None, width: int) -> Iterator[str]:
     yield f"  {path} = {'none' if default is None else default}"
     if meaning:
-        yield textwrap.indent(meaning, "      ")
+        below = " " * 6
+        text = " ".join(meaning.split())
+        yield textwrap.fill(text, width, initial_indent=below, subsequent_indent=below, break_on_hyphens=False)

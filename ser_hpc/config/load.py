@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -147,7 +147,7 @@ def _set(tree: dict[str, Any], override: str) -> str | None:
     try:
         value = yaml.load(text, _Yaml)
     except yaml.YAMLError:
-        return f"{override!r}: the value is not YAML"
+        return f"{override!r}: the value is not YAML; text with [ ] {{ }} : or # in it stands in quotes: {path}='\"...\"'"
     section: Any = tree
     for depth, key in enumerate(keys[:-1], start=1):
         section = section.setdefault(key, {})
@@ -162,10 +162,7 @@ def _in_words(detail: ErrorDetails, tree: dict[str, Any]) -> str:
     location = [str(part) for part in detail["loc"] if part not in ("encoder", "acrnn")]
     path = ".".join(location) or "settings"
     if detail["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1], tree)
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known: {', '.join(known)}"
-        return f"{path}: unknown key; {hint}"
+        return f"{path}: unknown key; {_hint(location[:-1], location[-1], tree)}"
     if detail["type"] == "union_tag_invalid":
         context = detail["ctx"]
         return f"{path}.kind: must be one of {context['expected_tags']}; given {context['tag']!r}"
@@ -174,17 +171,28 @@ def _in_words(detail: ErrorDetails, tree: dict[str, Any]) -> str:
     return f"{path}: {message}" if isinstance(given, dict | BaseModel) else f"{path}: {message}; given {given!r}"
 
 
-def _known_keys(path: Sequence[str], tree: dict[str, Any]) -> list[str]:
-    """Keys of the section at `path`; of a tagged section, those of the kind that the user's tree names."""
-    section: type[BaseModel] = Settings
-    for name in path:
-        tree = tree.get(name) or {}
-        options = _sections(section.model_fields[name].annotation) if name in section.model_fields else []
-        if not options:
-            return []
-        kinds = {option.model_fields["kind"].default: option for option in options if "kind" in option.model_fields}
-        section = kinds.get(tree.get("kind"), options[0])
-    return list(section.model_fields)
+def _hint(section: Sequence[str], key: str, tree: dict[str, Any]) -> str:
+    """The key that was meant: of this name elsewhere, or almost of it, here before elsewhere; else what this section knows."""
+    paths = list(_paths(Settings, tree))
+    here = {path[-1]: path for path in paths if path[:-1] == tuple(section)}
+    same = [path for path in paths if path[-1] == key]
+    near = difflib.get_close_matches(key, here, n=1, cutoff=0.7)
+    slip = difflib.get_close_matches(key, {path[-1] for path in paths}, n=1, cutoff=0.8)
+    meant = same or [here[name] for name in near] or [path for path in paths if path[-1] in slip]
+    if meant:
+        return f"did you mean {' or '.join('.'.join(path) for path in meant)}?"
+    return f"known: {', '.join(here)}"
+
+
+def _paths(section: type[BaseModel], tree: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key, section by section; of a tagged section those of the kind that the user's tree names."""
+    for name, field in section.model_fields.items():
+        yield (*above, name)
+        below = tree.get(name) if isinstance(tree, dict) else None
+        if options := _sections(field.annotation):
+            kinds = {option.model_fields["kind"].default: option for option in options if "kind" in option.model_fields}
+            kind = below.get("kind") if isinstance(below, dict) else None
+            yield from _paths(kinds.get(kind, options[0]), below, (*above, name))
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

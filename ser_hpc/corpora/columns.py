@@ -79,7 +79,7 @@ def annotation(fields: Mapping[str, str], others: Mapping[str, str]) -> dict[str
             known[field] = value
         elif text.strip():
             unknown[field] = text.strip()
-    extra = {_extra_name(column): text.strip() for column, text in others.items() if text.strip()}
+    extra = {extra_name(column): text.strip() for column, text in others.items() if text.strip()}
     return {"speaker": UNKNOWN_SPEAKER} | known | {"extra": extra | unknown}
 
 
@@ -119,7 +119,8 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _extra_name(column: str) -> str:
+def extra_name(column: str) -> str:
+    """A name in an utterance's `extra` for a column of any name."""
     name = plain(column)[:38].strip("_")
     return name if re.match("[a-z]", name) else f"x_{name}".rstrip("_")
 

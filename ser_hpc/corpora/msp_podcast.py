@@ -71,7 +71,7 @@ def _audio(root: Path) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
     first: dict[str, Path] = {}
     paths = sorted(recordings(root), key=lambda path: (len(path.parts), str(path)))
     copies = [path for path in paths if first.setdefault(path.stem.lower(), path) is not path]
-    return first, [(path, f"the same name as {first[path.stem.lower()]}, which is used") for path in copies]
+    return first, [(path, "the same name as another file, which is used") for path in copies]
 
 
 def _warnings(clips: Sequence[Utterance]) -> list[str]:

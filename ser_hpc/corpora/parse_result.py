@@ -7,6 +7,7 @@ A parser is a function `parse(root: Path) -> ParseResult`. Nothing is dropped in
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.errors import UserError, listed
+from ser_hpc.errors import UserError, counted, listed
 
 AUDIO = frozenset([".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".au", ".sph", ".wma"])
+
+COPY = "the same clip as another file, which is used"
+_EXAMPLES = 3
+_VARYING = re.compile(r"'[^']*'|\S*\d\S*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ def finish(
         line for field, known in counts.items() for line in count_warnings(field, (getattr(u, field) for u in once), known)
     ]
     told = [*counted, *([_doubled(copies)] if copies else [])]
-    again = [(clip.audio_path, f"the same clip as {kept.audio_path}, which is used") for clip, kept in copies]
+    again = [(clip.audio_path, COPY) for clip, _ in copies]
     return ParseResult(tuple(once), tuple(told), (*skipped, *again))
 
 
@@ -101,8 +106,30 @@ def _doubled(copies: Sequence[tuple[Utterance, Utterance]]) -> str:
 
     clip, kept = copies[0]
     other = sum(size(clip) != size(kept) for clip, kept in copies)
-    encoded = f"; {other} of them have another size (encoded again?)" if other else ""
-    return f"{len(copies)} clips occur again, as {clip.audio_path} of {kept.audio_path}: left out{encoded}"
+    encoded = f"; {counted(other, 'of them has', 'of them have')} another size (encoded again?)" if other else ""
+    again = counted(len(copies), "clip occurs again", "clips occur again")
+    return f"{again}, as {clip.audio_path} of {kept.audio_path}: left out{encoded}"
+
+
+def reasons(left_out: Iterable[tuple[Path, str]]) -> list[str]:
+    """A paragraph for each kind of reason, the most frequent first: how many files it holds for, and three of them.
+
+    Reasons are of one kind where they differ in numbers, names and what is quoted alone: `line 7: no recording x_07.wav`.
+    """
+    kinds: dict[str, list[tuple[Path, str]]] = defaultdict(list)
+    for path, reason in left_out:
+        kinds[_VARYING.sub("", reason)].append((path, reason))
+    told = []
+    for found in sorted(kinds.values(), key=len, reverse=True):
+        (path, reason), *others = found
+        if not others:
+            told.append(f"{path}: {reason}")
+            continue
+        alike = all(other == reason for _, other in others)
+        examples = [str(path) if alike else f"{path}: {why}" for path, why in found[:_EXAMPLES]]
+        more = [f"and {len(found) - _EXAMPLES:,} more"] * (len(found) > _EXAMPLES)
+        told.append("\n  ".join([f"{len(found):,} files:" + f" {reason}" * alike, *examples, *more]))
+    return told
 
 
 def existing_folder(root: Path, layout: str) -> Path:
@@ -138,7 +165,7 @@ def count_warnings(what: str, found: Iterable[str], known: Mapping[str, int]) ->
     counts = Counter(found)
     names = list(known) + sorted(set(counts) - set(known))
     return [
-        f"{what} {name}: {counts[name]} clips here, {known.get(name, 0)} in the published corpus"
+        f"{what} {name}: {counted(counts[name], 'clip')} here, {known.get(name, 0):,} in the published corpus"
         for name in names
         if counts[name] != known.get(name, 0)
     ]

@@ -5,8 +5,10 @@
 
 Columns  audio (absolute, or relative to the table), emotion, speaker; optional: session, gender (f, m, female, male),
          split (train, dev, test), text_id (clips that say the same words), start_s and end_s (a piece of a longer recording),
-         language (two letters), intensity, arousal, valence, dominance; and extra.NAME for anything else. An empty value means
-         "not annotated", and so do n/a, nan, none, null, unk, unknown and ?; clips of a speaker not known can only train.
+         language (two letters), intensity, arousal, valence, dominance. Any other column is kept as a field of the clip that a
+         label set may use, and told; one that is almost called like a column above is refused (extra.NAME keeps it all the
+         same). An empty value means "not annotated", and so do n/a, nan, none, null, unk, unknown and ?; clips of a speaker not
+         known can only train.
 Corpus   Named after the file: `My Corpus.csv` is my_corpus.
 Ids      The audio path from the table's folder on, without suffix, with "-" for what an id may not hold; a piece of a recording
          adds its times in milliseconds. Ids that would coincide end in a hash of path and times, whatever the order of rows.
@@ -23,13 +25,15 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ser_hpc.corpora.columns import extra_name
 from ser_hpc.corpora.names import is_unknown
 from ser_hpc.corpora.parse_result import ParseResult, finish
-from ser_hpc.corpora.utterance import EXTRA_NAME, LANGUAGE, UNKNOWN_SPEAKER, Utterance
-from ser_hpc.errors import UserError, listed
+from ser_hpc.corpora.utterance import LANGUAGE, UNKNOWN_SPEAKER, Utterance
+from ser_hpc.errors import UserError, counted, listed
 
 REQUIRED = ("audio", "emotion", "speaker")
 NUMBERS = ("start_s", "end_s", "arousal", "valence", "dominance")
@@ -71,12 +75,15 @@ def parse(root: Path) -> ParseResult:
     clips = {row.line: clip for row in rows if (clip := _utterance(root, row, problems))}
     problems += _repeated(clips)
     if problems:
-        head = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise UserError(f"{root}: {head}:\n" + "\n".join(f"  {text}" for text in problems[:SHOWN] + more))
+        raise UserError(
+            f"{root}: {counted(len(problems), 'mistake')}:\n" + "\n".join(f"  {text}" for text in problems[:SHOWN] + more)
+        )
     layout = f"rows below the columns {listed(REQUIRED)}"
+    kept = sorted({name for row in rows for name in row.values if name not in COLUMNS and not name.startswith(EXTRA)})
     unknown = sum(clip.speaker == UNKNOWN_SPEAKER for clip in clips.values())
-    told = [f"{unknown} of {len(clips)} clips are of speakers not known: they can only train"] if unknown else []
+    told = [f"columns that are kept as fields, for label sets to use: {listed(kept, 20)}"] if kept else []
+    told += [f"{unknown} of {counted(len(clips), 'clip')} are of speakers not known: they can only train"] if unknown else []
     return finish(root, layout, _with_unique_ids(root, list(clips.values()))).telling(told)
 
 
@@ -86,7 +93,7 @@ def _read_csv(path: Path, problems: list[str]) -> list[Row]:
         reader = csv.reader(file, strict=True)
         header = [name.strip() for name in next(reader, [])]
         problems += [f"line 1: column {name!r} occurs {count} times" for name, count in Counter(header).items() if count > 1]
-        problems += [text for name in header if (text := _unknown_column(name, 1))]
+        problems += _doubtful(dict.fromkeys(header, 1))
         missing = [name for name in REQUIRED if name not in header]
         if missing:
             problems.append(f"line 1: no column {listed(missing)}; columns are separated by commas, and here are {header}")
@@ -102,8 +109,8 @@ def _read_csv(path: Path, problems: list[str]) -> list[Row]:
 
 def _read_jsonl(path: Path, problems: list[str]) -> list[Row]:
     """The rows of a JSONL file; lines that are no objects of plain values are added to `problems`."""
-    rows = []
-    seen: set[str] = set()
+    rows: list[Row] = []
+    first: dict[str, int] = {}  # the line where a column occurs first
     for line, text in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not text.strip():
             continue
@@ -115,19 +122,39 @@ def _read_jsonl(path: Path, problems: list[str]) -> list[Row]:
         if not isinstance(value, dict) or not all(isinstance(v, str | int | float | None) for v in value.values()):
             problems.append(f"line {line}: must be an object whose values are texts, numbers or null")
             continue
-        problems += [problem for name in value if name not in seen and (problem := _unknown_column(name, line))]
-        seen.update(value)
+        for name in value:
+            first.setdefault(name, line)
         rows.append(Row(line, {name: str(v).strip() for name, v in value.items() if v is not None}))
+    problems += _doubtful(first)
     return rows
 
 
-def _unknown_column(name: str, line: int) -> str:
-    """What is wrong with a column's name; "" if it is known."""
-    if name in COLUMNS or (name.startswith(EXTRA) and EXTRA_NAME.fullmatch(name.removeprefix(EXTRA))):
-        return ""
-    near = difflib.get_close_matches(name.lower(), COLUMNS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else f"; known: {listed(COLUMNS, 20)}"
-    return f"line {line}: unknown column {name!r}{hint}"
+def _doubtful(lines: Mapping[str, int]) -> Iterator[str]:
+    """What is wrong with the names of columns, by the line of each: almost a known one's, or two that would be one field."""
+    fields: dict[str, str] = {}
+    for name, line in lines.items():
+        if name in COLUMNS:
+            continue
+        if not name.startswith(EXTRA) and (meant := _meant(name, lines)):
+            yield f"line {line}: unknown column {name!r}; did you mean {meant}? Or {EXTRA}{_field(name)}, a field of its own"
+        elif fields.setdefault(_field(name), name) != name:
+            yield f"line {line}: the columns {fields[_field(name)]!r} and {name!r} would both be the field {_field(name)}"
+
+
+def _meant(name: str, names: Iterable[str]) -> str | None:
+    """The known column that a name is a slip of: nearly, if the table has no such column; all but for a letter, if it has."""
+
+    def likeness(column: str) -> float:
+        same = name.lower() == column.removesuffix("_s")
+        return 1.0 if same else difflib.SequenceMatcher(None, name.lower(), column).ratio()
+
+    nearest = max(COLUMNS, key=likeness)
+    return nearest if likeness(nearest) >= (0.88 if nearest in names else 0.8) else None
+
+
+def _field(column: str) -> str:
+    """The name in `extra` of what a column without a meaning of its own holds."""
+    return extra_name(column.removeprefix(EXTRA)) if column else "unnamed"
 
 
 def _utterance(table: Path, row: Row, problems: list[str]) -> Utterance | None:
@@ -158,7 +185,7 @@ def _utterance(table: Path, row: Row, problems: list[str]) -> Utterance | None:
         split=split,
         intensity=row["intensity"],
         language=row["language"].lower(),
-        extra={name.removeprefix(EXTRA): value for name, value in row.values.items() if value and name.startswith(EXTRA)},
+        extra={_field(name): value for name, value in row.values.items() if value and name not in COLUMNS},
         arousal=number["arousal"],
         valence=number["valence"],
         dominance=number["dominance"],

@@ -44,14 +44,18 @@ def add(attempt: AttemptDir, **more: Any) -> None:
     write_json(attempt.attempt, read_json(attempt.attempt) | more)
 
 
-def end(attempt: AttemptDir, how: str, error: str | None = None) -> None:
-    """Write down how it ended. A fellow's death is a consequence: whoever knows the cause is given a moment to say it."""
+def end(attempt: AttemptDir, how: str, error: str | None = None, *, shared: bool = False) -> None:
+    """Write down how it ended. A fellow's death is a consequence: whoever knows the cause is given a moment to say it.
+
+    `shared`: every other trial of the run would end in that error too.
+    """
     if how == "lost":
         time.sleep(1.0)
         if attempt.end.exists():
             return
     with suppress(OSError):  # the disk may be full, which is then the error itself
-        write_json(attempt.end, {"how": how, "error": error, "host": socket.gethostname(), "when": time.time()})
+        told = {"how": how, "error": error, "shared": shared, "host": socket.gethostname(), "when": time.time()}
+        write_json(attempt.end, told)
 
 
 def refuse_crash_loop(trial: TrialDir, attempt: AttemptDir) -> None:

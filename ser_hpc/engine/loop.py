@@ -230,7 +230,7 @@ def _refuse_non_finite(values: Tensor, clips: np.ndarray, data: TrialData, state
     if bool(torch.isfinite(values).all()):
         return
     bad = clips[~torch.isfinite(values).cpu().numpy()]
-    when = f"step {state.step} (epoch {state.epoch})"
+    when = f"step {state.step} (epoch {state.epoch + 1})"
     names = listed([data.index.metadata.utterance_id[position] for position in bad])
     raise UserError(
         f"the {what} is not finite at {when}, on {len(bad)} of its {len(clips)} clips: {names}. "

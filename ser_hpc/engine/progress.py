@@ -17,6 +17,7 @@ from ser_hpc.files import read_json, rename_over
 from ser_hpc.results.run_dir import AttemptDir
 
 _EVERY_S = 1.0
+_WARM_UP = 3  # steps that tell nothing of how long the others take: compiled, allocated and read for the first time
 
 
 class Progress:
@@ -31,7 +32,8 @@ class Progress:
     ) -> None:
         self._attempt, self._active = attempt, active
         self._total_steps, self._epochs = total_steps, epochs
-        self._start_step, self._start = state.step, time.monotonic()
+        self._start_step = state.step
+        self._clock: tuple[int, float] | None = None  # a step, and when it was made: from there on time is taken
         self._written = 0.0
         self._began = float(read_json(attempt.attempt)["started"]) if active else time.time()
         self._what, self._state = "starting", state
@@ -60,6 +62,8 @@ class Progress:
         """After an optimizer step; `state.step` counts it already."""
         self._state = state
         self._last.setdefault("startup_s", round(time.time() - self._began, 1))
+        if self._clock is None and state.step - self._start_step >= _WARM_UP:
+            self._clock = state.step, time.monotonic()
         if self._active:
             norm = grad_norm if math.isfinite(grad_norm) else None
             line = {"step": state.step - 1, "epoch": state.epoch, "loss": loss, "lr": lr, "grad_norm": norm}
@@ -95,9 +99,10 @@ class Progress:
         self._what, self._state = what, state
         if not self._active:
             return
-        done = state.step - self._start_step
-        elapsed = time.monotonic() - self._start
-        left = elapsed / done * (self._total_steps - state.step) if done else None
+        left = None
+        if self._clock is not None and state.step > self._clock[0]:
+            a_step = (time.monotonic() - self._clock[1]) / (state.step - self._clock[0])
+            left = a_step * (self._total_steps - state.step)
         write_progress(
             self._attempt,
             state=what,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_hpc.config.settings import AcrnnModel, Model
+from ser_hpc.errors import of_every_trial
 from ser_hpc.models import acrnn, heads
 
 
@@ -81,6 +82,7 @@ class PooledStates:
         return samples, offsets.diff()
 
 
+@of_every_trial()
 def build(settings: Model, num_classes: int, seed: int, states: int | None = None) -> Classifier:
     """The classifier on the CPU, in float32: the same weights for the same seed; the global random state is left alone.
 

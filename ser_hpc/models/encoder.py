@@ -8,29 +8,25 @@ not exist.
 from __future__ import annotations
 
 import json
-import pickle
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, WhisperModel
+from transformers import AutoModel, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from ser_hpc.config.settings import EncoderModel
 from ser_hpc.errors import UserError, listed
+from ser_hpc.models import configuration
+from ser_hpc.models.configuration import in_words
 from ser_hpc.models.spec_augment import SpecAugment
 from ser_hpc.models.waveform import Waveform
 from ser_hpc.models.whisper import WhisperMel
-
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
 
 
 def load(settings: EncoderModel) -> tuple[Waveform | WhisperMel, nn.Module, int]:
@@ -39,8 +35,7 @@ def load(settings: EncoderModel) -> tuple[Waveform | WhisperMel, nn.Module, int]
     Random weights are drawn from torch's CPU generator. Raises UserError in words where the weights or the configuration are
     missing, damaged, unreachable or of another family.
     """
-    config = _pretrained_config(settings.weights) if settings.weights else _random_config(settings.config or {})
-    _check(config, settings.weights or "config")
+    config = configuration.read(settings)
     for name in config.to_dict():
         if name.endswith("layerdrop"):
             setattr(config, name, 0.0)
@@ -62,8 +57,6 @@ def _frozen(model: Any, settings: EncoderModel) -> list[nn.Module]:
     the first trained layer, so none is computed there."""
     whisper, count = isinstance(model, WhisperEncoder), settings.freeze_layers
     layers = model.layers if whisper else model.encoder.layers
-    if count > len(layers):
-        raise UserError(f"model.freeze_layers is {count}, but this encoder has {len(layers)} layers")
     stem = [model.conv1, model.conv2] if whisper else [model.feature_extractor]
     if not count:
         return stem if settings.freeze == "stem" else []
@@ -76,42 +69,14 @@ def _frozen(model: Any, settings: EncoderModel) -> list[nn.Module]:
 def _normalize(settings: EncoderModel) -> bool:
     if settings.normalize is not None or settings.weights is None:
         return settings.normalize is not False
-    with _in_words(settings.weights):
+    with in_words(settings.weights):
         path = cached_file(settings.weights, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
         told = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
     return bool(told.get("do_normalize", True))
 
 
-def _pretrained_config(weights: str) -> Any:
-    if not Path(weights).is_dir() and not HUB_NAME.fullmatch(weights):
-        raise UserError(f"model.weights: there is no folder {weights}; give one with config.json and model.safetensors")
-    with _in_words(weights):
-        return AutoConfig.from_pretrained(weights)
-
-
-def _random_config(given: dict[str, Any]) -> Any:
-    family = given["model_type"]
-    if family not in FAMILIES:
-        raise UserError(f"model.config.model_type is {family!r}; use {', '.join(FAMILIES)}")
-    default = AutoConfig.for_model(family)
-    unknown = sorted(set(given) - set(default.to_dict()) - set(default.attribute_map) - {"model_type"})
-    if unknown:
-        raise UserError(f"model.config: transformers' {family} configuration has no {listed(unknown)}")
-    with _in_words("model.config"):
-        return AutoConfig.for_model(**given)
-
-
-def _check(config: Any, source: str) -> None:
-    if config.model_type not in FAMILIES:
-        raise UserError(f"model.weights {source}: its model_type is {config.model_type!r}; use one of {', '.join(FAMILIES)}")
-    if getattr(config, "add_adapter", False):
-        raise UserError(f"{source}: encoders with a convolutional adapter (add_adapter) are not supported")
-    if getattr(config, "conv_pos_batch_norm", False):
-        raise UserError(f"{source}: conv_pos_batch_norm is not supported: a clip's score would depend on its batch")
-
-
 def _random(config: Any) -> nn.Module:
-    with _in_words("model.config"):
+    with in_words("model.config"):
         whisper = config.model_type == "whisper"
         model: nn.Module = WhisperEncoder(config) if whisper else AutoModel.from_config(config)  # type: ignore[no-untyped-call]
     return model
@@ -120,7 +85,7 @@ def _random(config: Any) -> nn.Module:
 def _pretrained(weights: str, config: Any) -> nn.Module:
     """Safetensors where there are any; else a pickle, read by torch's restricted loader alone."""
     family: Any = WhisperModel if config.model_type == "whisper" else AutoModel
-    with _in_words(weights), _quiet():
+    with in_words(weights), _quiet():
         model, info = family.from_pretrained(
             weights, config=config, dtype=torch.float32, weights_only=True, output_loading_info=True
         )
@@ -129,19 +94,6 @@ def _pretrained(weights: str, config: Any) -> nn.Module:
         raise UserError(f"model.weights {weights}: it lacks weights of the encoder: {listed(missing, 4)}")
     encoder: nn.Module = model.get_encoder() if config.model_type == "whisper" else model
     return encoder
-
-
-@contextmanager
-def _in_words(source: str) -> Iterator[None]:
-    """What transformers, the hub and the file formats raise for a wrong name, a damaged file or a bad value, as a UserError."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, pickle.UnpicklingError, SafetensorError) as error:
-        lines = str(error).strip().splitlines() or [""]
-        raise UserError(
-            f"{source}: the encoder cannot be loaded ({type(error).__name__}: {lines[0]}). model.weights takes a folder with "
-            "config.json and model.safetensors, or a name on the Hugging Face hub that is cached here or reachable"
-        ) from error
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ser_hpc.errors import counted
 from ser_hpc.monitor.standing import QUEUED, RUNNING, Standing
 from ser_hpc.results.run_dir import RunDir
-from ser_hpc.results.text import count
 
 _COLOURS = {"done": "green", "failed": "red", "lost": "red", "held": "yellow", "stopped": "yellow", "unknown": "yellow"}
 _COLOURS |= dict.fromkeys(RUNNING, "cyan") | dict.fromkeys(("waiting", "not started"), "dim")
@@ -41,8 +41,8 @@ def headline(standings: Sequence[Standing]) -> str:
         state = "running" if standing.state in RUNNING else standing.state
         counts[state] = counts.get(state, 0) + 1
     if counts["done"] == len(standings):
-        return f"{count(len(standings), 'trial')}, all done"
-    return f"{count(len(standings), 'trial')}: " + ", ".join(f"{number} {state}" for state, number in counts.items())
+        return f"{counted(len(standings), 'trial')}, all done"
+    return f"{counted(len(standings), 'trial')}: " + ", ".join(f"{number} {state}" for state, number in counts.items())
 
 
 def when(standings: Sequence[Standing], now: float) -> str:
@@ -144,8 +144,11 @@ def _table(standings: Sequence[Standing], *, with_steps: bool) -> Table:
 
 
 def _so_far(standing: Standing, counter: str) -> str:
+    """Steps that are made; of epochs the one under way, from 1, and of a trial that is done how many it took."""
     done, of = standing.progress.get(counter), standing.progress.get(f"{counter}s")
-    return "" if done is None or of is None else f"{done}/{of}"
+    if done is None or of is None:
+        return ""
+    return f"{min(done + 1, of) if counter == 'epoch' and standing.state != 'done' else done}/{of}"
 
 
 def _details(standings: Sequence[Standing]) -> list[RenderableType]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from ser_hpc.cluster.local import LocalJob
+from ser_hpc.monitor.tell import duration
 from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial
 
@@ -25,10 +26,10 @@ def watching(run: RunDir, trials: Sequence[Trial], console: Console) -> Iterator
         yield _Lines(run, console)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[words]}"),
+        TextColumn("{task.percentage:>3.0f}%", markup=False),
+        TextColumn("{task.fields[words]}", markup=False),
     )
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         tasks = {trial: progress.add_task(str(trial), total=1.0, words="waiting") for trial in trials}
@@ -46,20 +47,22 @@ class _Bars:
 
 
 class _Lines:
-    """For logs: a line when a trial starts, ends, and every quarter of a minute."""
+    """For logs: a line with the time when a trial starts, ends, and as it goes on, every quarter of a minute at most."""
 
     def __init__(self, run: RunDir, console: Console) -> None:
         self._run, self._console = run, console
-        self._said: dict[Trial, tuple[float, str]] = {}
+        self._said: dict[Trial, tuple[float, str, str]] = {}
 
     def __call__(self, jobs: Sequence[LocalJob]) -> None:
         for job in jobs:
             told = _read(self._run, job)
-            when, state = self._said.get(job.trial, (0.0, ""))
-            now = time.monotonic()
-            if told["state"] != state or (job.exit_code is None and now - when > _LINE_EVERY_S):
-                self._console.print(f"{job.trial}  {_part_done(told):4.0%}  {_words(told)}", highlight=False, soft_wrap=True)
-                self._said[job.trial] = (now, told["state"])
+            when, state, before = self._said.get(job.trial, (0.0, "", ""))
+            words, now = _words(told), time.monotonic()
+            going_on = job.exit_code is None and now - when > _LINE_EVERY_S and words != before
+            if told["state"] != state or going_on:
+                clock = time.strftime("%H:%M:%S")
+                self._console.print(f"{clock}  {job.trial}  {_part_done(told):4.0%}  {words}", soft_wrap=True)
+                self._said[job.trial] = (now, told["state"], words)
 
 
 def _read(run: RunDir, job: LocalJob) -> dict[str, Any]:
@@ -91,6 +94,5 @@ def _words(told: dict[str, Any]) -> str:
     if told.get("dev_uar") is not None:
         parts.append(f"dev UAR {told['dev_uar']:.3f} (best {told['best_dev_uar']:.3f})")
     if told["state"] == "training" and told.get("seconds_left") is not None:
-        minutes, seconds = divmod(round(told["seconds_left"]), 60)
-        parts.append(f"{minutes}:{seconds:02} left at most")
+        parts.append(f"about {duration(told['seconds_left'])} left")
     return "  ".join(parts)

@@ -19,7 +19,7 @@ class End:
     """`how`: done, stopped, superseded, failed, hung, lost (a fellow rank died), or killed (it runs, or left no word).
 
     `step`: the optimizer step that it was at, None if it did not come to training; `trained`: it made a step of its own;
-    `host`: where it was.
+    `host`: where it was; `shared`: every other trial of the run would end in the same error.
     """
 
     how: str
@@ -27,6 +27,7 @@ class End:
     error: str | None
     host: str | None
     trained: bool
+    shared: bool = False
 
     @property
     def is_refusal(self) -> bool:
@@ -42,7 +43,7 @@ def how_it_ended(attempt: AttemptDir) -> End:
         step, trained = int(progress["step"]), "startup_s" in progress
     with suppress(*_UNREADABLE):
         told = read_json(attempt.end)
-        return End(str(told["how"]), step, told["error"], told["host"], trained)
+        return End(str(told["how"]), step, told["error"], told["host"], trained, told.get("shared") is True)
     return End("killed", step, None, None, trained)
 
 

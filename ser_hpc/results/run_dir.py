@@ -220,7 +220,9 @@ class RunDir:
         except ValueError as error:
             raise UserError(f"{self.plan} is damaged ({error}); run the launch command again to plan anew") from error
         if not isinstance(plan, dict) or "trials" not in plan:
-            raise UserError(f"{self.plan} is damaged (it names no trials); run the launch command again to plan anew")
+            shards = isinstance(plan, dict) and "shards" in plan
+            what = "but packed shards: see python -m ser_hpc.inspect" if shards else f"its {self.plan.name} plans no trials"
+            raise UserError(f"{self.path} is not a run directory, {what}")
         return plan
 
     def trials(self) -> tuple[Trial, ...]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.errors import UserError, listed
+from ser_hpc.errors import UserError, counted, listed
 from ser_hpc.shards.audio import RATE
 
 Kind = Literal["undecodable", "too_short", "too_long", "silent", "clipped", "duplicate", "contradiction"]
@@ -131,7 +131,7 @@ class Rules:
         clips = len({found.key for found in bad})
         kinds = [kind for kind in KINDS if any(found.kind == kind for found in bad)]
         raise UserError(
-            f"{'1 clip' if clips == 1 else f'{clips} clips'} cannot be packed:\n"
+            f"{counted(clips, 'clip')} cannot be packed:\n"
             + "\n".join(f"  {line}" for line in lines)
             + "\nMend them, or leave them out (counted and named in the report): "
             + " ".join(f"--on {kind}=drop" for kind in kinds)

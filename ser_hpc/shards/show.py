@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import indent
 
 from rich.columns import Columns
 from rich.console import Console
@@ -12,6 +13,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from ser_hpc import console
+from ser_hpc.corpora.parse_result import reasons
+from ser_hpc.errors import counted
 from ser_hpc.shards.findings import KINDS, Policy
 from ser_hpc.shards.index import REPORT
 from ser_hpc.shards.report import Count, PackReport
@@ -19,6 +23,7 @@ from ser_hpc.shards.write import READING
 
 SHOWN = 24  # rows of a table, or lines of a list; the report has all
 EXAMPLES = 3
+PAGE = 120  # columns of tables that stand side by side, where nothing limits them
 _DONE: dict[Policy, str] = {"drop": "left out", "keep": "packed", "fail": "refused"}
 
 
@@ -27,11 +32,11 @@ class ProgressBars:
 
     def __init__(self) -> None:
         self._bars = Progress(
-            TextColumn("{task.description:24}"),
+            TextColumn("{task.description:24}", markup=False),
             BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} {task.fields[unit]}"),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f} {task.fields[unit]}", markup=False),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console.screen(stderr=True),
         )
         self._tasks: dict[str, TaskID] = {}
         self._told: dict[str, int] = {}
@@ -62,28 +67,26 @@ def result(report: PackReport, out: Path, took_s: float, screen: Console) -> Non
     """The report for people: tables of counts, then everything unusual, then the sums."""
     for corpus, columns in report.counts.items():
         tables = [_counts(f"{corpus}: {column}", counts) for column, counts in columns.items()]
-        screen.print(Columns(tables, padding=(0, 3)), soft_wrap=False)
-    some(f"{len(report.left_out)} files are no clips", [f"{path}: {why}" for path, why in report.left_out], screen)
+        screen.print(Columns(tables, padding=(0, 3)), soft_wrap=False, width=min(screen.width, PAGE))
+    if report.left_out:
+        _paragraphs(f"{counted(len(report.left_out), 'file')} left out", reasons(report.left_out), screen)
     if report.findings:
         screen.print(_findings(report), soft_wrap=False)
-        screen.print(f"All of them, by name: {out / REPORT}", markup=False)
+        screen.print(f"All of them, by name: {out / REPORT}")
     kept = f", {report.kept} of them from before" if report.kept else ""
     screen.print(
-        f"packed {report.clips:,} clips, {duration(report.seconds)} of sound, {report.bytes / 1e6:,.1f} MB "
-        f"in {report.shards} shards{kept}; took {took_s:.1f} s\nshards: {out}",
-        markup=False,
+        f"packed {counted(report.clips, 'clip')}, {duration(report.seconds)} of sound, {report.bytes / 1e6:,.1f} MB "
+        f"in {counted(report.shards, 'shard')}{kept}; took {took_s:.1f} s\nshards: {out}",
     )
 
 
-def some(title: str, lines: Sequence[str], screen: Console) -> None:
-    """A list of at most SHOWN lines, nothing if there are none."""
-    if not lines:
-        return
-    screen.print(f"{title}:", markup=False)
-    for line in lines[:SHOWN]:
-        screen.print(f"  {line}", markup=False)
-    if len(lines) > SHOWN:
-        screen.print(f"  and {len(lines) - SHOWN} more")
+def _paragraphs(title: str, told: Sequence[str], screen: Console) -> None:
+    """At most SHOWN of them, below the title."""
+    screen.print(f"{title}:")
+    for paragraph in told[:SHOWN]:
+        screen.print(indent(paragraph, "  "))
+    if len(told) > SHOWN:
+        screen.print(f"  and {counted(len(told) - SHOWN, 'more reason')}")
 
 
 def duration(seconds: float) -> str:

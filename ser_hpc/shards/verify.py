@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ser_hpc import console
-from ser_hpc.errors import UserError
+from ser_hpc.errors import UserError, counted
 from ser_hpc.shards import audio
 from ser_hpc.shards.index import (
     DATASET,
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{root}: every shard is as it was packed.")
         total += len(problems)
     if total:
-        print(f"{total} problems. To mend: {PACK_AGAIN}.")
+        print(f"{counted(total, 'problem')}. To mend: {PACK_AGAIN}.")
     return 1 if total else 0
 
 

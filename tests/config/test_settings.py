@@ -32,6 +32,26 @@ def test_every_mistake_at_once_with_the_nearest_known_key() -> None:
         assert expected in text
 
 
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("lr=1e-4", "did you mean train.lr?"),
+        ("epoch=3", "did you mean train.epochs?"),
+        ("train.dropout=0.1", "did you mean model.dropout or model.head.dropout?"),
+        ("model.head.projektion=8", "did you mean model.head.projection?"),
+        ("data.lables=x", "did you mean data.labels?"),
+        ("train.mixup=0.2", "known: epochs, patience, global_batch"),
+        ("nonsense=1", "known: run, data, folds, model, train, seeds, cluster"),
+        ("data.shards=[shards]/many", "stands in quotes"),
+    ],
+)
+def test_a_hint_names_what_was_meant_or_nothing(override: str, hint: str) -> None:
+    """The same name elsewhere counts, letters in common do not: `mixup` is no `warmup`."""
+    with pytest.raises(ConfigError) as caught:
+        load(None, [override])
+    assert hint in str(caught.value)
+
+
 def test_a_tagged_section_names_its_own_keys() -> None:
     with pytest.raises(ConfigError, match=r"did you mean model\.mels\?"):
         load(None, ["model.kind=acrnn", "model.mel=40"])

@@ -77,8 +77,8 @@ def test_warnings_say_which_label_is_used_how_far_listeners_agree_and_what_is_re
     assert "perceived_multimodal (the same for 20% of the clips) and perceived_voice (40%)" in told
     assert "2 clips are not in summaryTable.csv" in told
     assert "1040_ITH_SAD_X.wav is read as 1040_ITH_SAD_XX" in told
-    assert "emotion anger: 1 clips here, 1271 in the published corpus" in told
-    assert "level high: 1 clips here, 455 in the published corpus" in told
+    assert "emotion anger: 1 clip here, 1,271 in the published corpus" in told
+    assert "level high: 1 clip here, 455 in the published corpus" in told
 
 
 def test_copies_mp3s_and_foreign_names_are_skipped_with_their_reason_and_macos_notes_are_no_files(parsed: ParseResult) -> None:
@@ -93,7 +93,7 @@ def test_copies_mp3s_and_foreign_names_are_skipped_with_their_reason_and_macos_n
     assert "unknown sentence 'ABC'" in reasons["CREMA-D/1001_ABC_SAD_XX.wav"]
     assert "unknown actor '2001'" in reasons["CREMA-D/2001_IEO_SAD_XX.wav"]
     assert "the same clip as" in reasons["copy/1002_IEO_HAP_LO.flac"]
-    assert any("2 clips occur again" in text and "1 of them have another size" in text for text in parsed.warnings)
+    assert any("2 clips occur again" in text and "1 of them has another size" in text for text in parsed.warnings)
 
 
 def test_a_git_lfs_pointer_stays_a_clip_until_packing_says_what_it_is(parsed: ParseResult) -> None:

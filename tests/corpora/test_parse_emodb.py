@@ -41,7 +41,7 @@ def test_what_is_no_clip_is_skipped_with_its_reason_and_macos_notes_are_no_files
 def test_a_partial_copy_is_told_with_both_numbers(tmp_path: Path) -> None:
     make_files(tmp_path, "03a01Fa.wav")
     warnings = emodb.parse(tmp_path).warnings
-    assert "emotion happiness: 1 clips here, 71 in the published corpus" in warnings
+    assert "emotion happiness: 1 clip here, 71 in the published corpus" in warnings
     assert "speaker 16: 0 clips here, 71 in the published corpus" in warnings
 
 

@@ -72,8 +72,8 @@ def test_a_partial_copy_is_told_with_both_numbers_and_a_doubled_one_counts_once(
     result = esd.parse(tmp_path)
     assert [u.audio_path for u in result.utterances] == [used]
     assert [path for path, _ in result.skipped] == [copy]
-    assert "emotion angry: 1 clips here, 7000 in the published corpus" in result.warnings
-    assert "speaker 0020: 0 clips here, 1750 in the published corpus" in result.warnings
+    assert "emotion angry: 1 clip here, 7,000 in the published corpus" in result.warnings
+    assert "speaker 0020: 0 clips here, 1,750 in the published corpus" in result.warnings
 
 
 def test_known_counts_agree_with_each_other_and_with_the_label_set() -> None:

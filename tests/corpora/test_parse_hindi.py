@@ -38,7 +38,7 @@ def test_the_speaker_is_the_folder_above_the_session_or_unknown(tree: Path) -> N
     assert clips["surprise"].speaker == UNKNOWN_SPEAKER
     warnings = hindi.parse(tree).warnings
     assert "1 clips have no speaker's folder: they can only be trained on" in warnings and hindi.LOOSE in warnings
-    assert "corpus hindi: 4 clips here, 3200 in the published corpus" in warnings
+    assert "corpus hindi: 4 clips here, 3,200 in the published corpus" in warnings
 
 
 def test_a_clip_on_which_name_and_folder_disagree_is_left_out(tree: Path) -> None:

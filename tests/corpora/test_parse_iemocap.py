@@ -64,7 +64,7 @@ def test_scripts_share_a_text_id_over_sessions_and_improvised_clips_have_none(tr
 
 def test_a_partial_copy_is_told_with_both_numbers(tree: Path) -> None:
     warnings = iemocap.parse(tree).warnings
-    assert "session Ses01: 32 clips here, 1819 in the published corpus" in warnings
+    assert "session Ses01: 32 clips here, 1,819 in the published corpus" in warnings
     assert any(text.startswith("emotion sur: 0 clips here, 107") for text in warnings)
 
 

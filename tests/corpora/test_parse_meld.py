@@ -75,7 +75,7 @@ def test_known_voices_in_the_test_split_and_the_five_minute_clip_are_told(tree: 
     warnings = meld.parse(tree).warnings
     assert any(text.startswith("1 of 2 test speakers occur in training too") for text in warnings)
     assert any(text.startswith("test_dia38_utt4: it lasts 305 s") for text in warnings)
-    assert "split train: 1 clips here, 9988 in the published corpus" in warnings
+    assert "split train: 1 clip here, 9,988 in the published corpus" in warnings
 
 
 def test_videos_alone_are_refused_with_the_way_out(tmp_path: Path) -> None:

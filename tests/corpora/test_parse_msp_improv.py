@@ -61,7 +61,7 @@ def test_a_doubled_tree_counts_once_and_the_other_spelling_of_the_label_file_is_
     (tree / "Evalution.txt").rename(tree / "Evaluation.txt")
     result = msp_improv.parse(tree)
     assert len(result.utterances) == 2
-    assert "emotion neutral: 1 clips here, 3477 in the published corpus" in result.warnings
+    assert "emotion neutral: 1 clip here, 3,477 in the published corpus" in result.warnings
 
 
 def test_known_counts_agree_and_the_label_set_knows_every_emotion() -> None:

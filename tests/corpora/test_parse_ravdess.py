@@ -9,7 +9,7 @@ import pytest
 from trees import clip, macos_note
 
 from ser_hpc.corpora import labels, ravdess
-from ser_hpc.corpora.parse_result import ParseResult
+from ser_hpc.corpora.parse_result import COPY, ParseResult, reasons
 from ser_hpc.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
@@ -60,7 +60,7 @@ def test_of_the_doubled_tree_the_outer_copy_is_used_and_the_other_told(tree: Pat
     copies = [path for path, reason in parsed.skipped if "the same clip as" in reason]
     assert len(copies) == 3 and all(INNER in path.parts for path in copies)
     assert any("3 clips occur again" in text and "2 of them have another size" in text for text in parsed.warnings)
-    assert "emotion angry: 1 clips here, 192 in the published corpus" in parsed.warnings
+    assert "emotion angry: 1 clip here, 192 in the published corpus" in parsed.warnings
 
 
 def test_songs_videos_and_unknown_numbers_are_skipped_with_their_reason(parsed: ParseResult) -> None:
@@ -101,3 +101,17 @@ def test_songs_alone_are_refused_with_the_layout_expected(tmp_path: Path) -> Non
 
 def test_the_label_set_has_the_emotions_of_the_corpus() -> None:
     assert set(labels.load(CONFIGS / "ravdess_8.yaml").classes) == set(ravdess.EMOTIONS.values())
+
+
+def test_files_left_out_are_told_by_kind_with_three_of_them() -> None:
+    """Not 1,440 names of a doubled tree; what differs in numbers and names alone is of one kind, what is single stands out."""
+    copies = [(Path(f"copy/{number}.wav"), COPY) for number in range(1440)]
+    lines = [(Path("labels.csv"), f"line {number}: no recording x_{number}.wav") for number in range(5)]
+    told = reasons([(Path("odd.wav"), "the name is odd"), *lines, *copies])
+    assert told[0].splitlines() == [
+        f"1,440 files: {COPY}",
+        *(f"  copy/{number}.wav" for number in range(3)),
+        "  and 1,437 more",
+    ]
+    assert told[1].startswith("5 files:\n  labels.csv: line 0: no recording x_0.wav\n") and told[1].endswith("and 2 more")
+    assert told[2:] == ["odd.wav: the name is odd"]

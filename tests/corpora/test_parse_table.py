@@ -60,7 +60,7 @@ def test_every_mistake_of_a_file_is_told_at_once_with_its_line(tmp_path: Path) -
     text = "audio,emotion,speaker,gendr,gender,split,arousal,start_s,end_s\n"
     text += "a.wav,,bob,,x,val,high,,\nnone.wav,sad,bob,,,,inf,2,1\nb.wav,sad,bob\na.wav,sad,bob,,,,,,\na.wav,sad,eve,,,,,0,\n"
     assert mistakes(write(tmp_path, text)) == [
-        "line 1: unknown column 'gendr'; did you mean gender?",
+        "line 1: unknown column 'gendr'; did you mean gender? Or extra.gendr, a field of its own",
         "line 4: 3 values under 9 columns",
         "line 2: emotion is empty",
         "line 2: arousal is 'high', which is not a finite number",
@@ -71,6 +71,55 @@ def test_every_mistake_of_a_file_is_told_at_once_with_its_line(tmp_path: Path) -
         "line 3: a clip from 2.0 s to 1.0 s: must be 0 <= start_s < end_s",
         f"line 6: the same clip as line 5: {tmp_path / 'a.wav'}",
     ]
+
+
+@pytest.mark.parametrize("name", ["c.csv", "c.jsonl"])
+def test_columns_that_nobody_asked_for_are_kept_and_told(tmp_path: Path, name: str) -> None:
+    """People's tables have an index, comments, transcripts, a second name of the speaker."""
+    header = ["", "audio", "emotion", "speaker", "comment", "id", "Full Text", "speaker_id", "extra.age"]
+    rows = [dict(zip(header, ["0", "a.wav", "sad", "bob", "too, loud", "7", "", "B7", "30"], strict=True))]
+    rows.append(dict(zip(header, ["1", "b.wav", "joy", "eve", "", "8", "Hi", "E1", ""], strict=True)))
+    path = write(tmp_path, "", name)
+    with path.open("w", newline="") as file:
+        if name.endswith("csv"):
+            writer = csv.DictWriter(file, header)
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    parsed = table.parse(path)
+    assert [clip.extra for clip in parsed.utterances] == [
+        {"unnamed": "0", "comment": "too, loud", "id": "7", "speaker_id": "B7", "age": "30"},
+        {"unnamed": "1", "id": "8", "full_text": "Hi", "speaker_id": "E1"},
+    ]
+    (note,) = parsed.warnings
+    assert "kept as fields" in note and "comment, id, speaker_id" in note
+
+
+@pytest.mark.parametrize(
+    ("column", "meant"),
+    [
+        *(("gendr", "gender"), ("Gender", "gender"), ("session_id", "session"), ("start", "start_s"), ("end", "end_s")),
+        *(("speakers", "speaker"), ("Emotion", "emotion"), ("languge", "language"), ("valance", "valence")),
+        *((name, None) for name in ("comment", "id", "text", "transcript", "duration", "path", "emotion_raw", "level", "sr")),
+    ],
+)
+def test_only_a_slip_of_a_known_column_is_refused(tmp_path: Path, column: str, meant: str | None) -> None:
+    """And the way to keep it all the same is named, and works."""
+    text = f"audio,emotion,speaker,{column}\na.wav,sad,bob,x\n"
+    if meant is None:
+        assert table.parse(write(tmp_path, text)).utterances[0].extra == {column: "x"}
+    else:
+        (told,) = mistakes(write(tmp_path, text))
+        assert f"did you mean {meant}?" in told
+        way_out = told.split(" Or ")[1].split(",")[0]
+        kept = table.parse(write(tmp_path, text.replace(f",{column}", f",{way_out}")))
+        assert kept.utterances[0].extra == {column.lower(): "x"}
+
+
+def test_two_columns_of_one_field_are_refused(tmp_path: Path) -> None:
+    (told,) = mistakes(write(tmp_path, "audio,emotion,speaker,My note,my_note\na.wav,sad,bob,x,y\n"))
+    assert "'My note' and 'my_note' would both be the field my_note" in told
 
 
 def test_a_thousand_mistakes_are_not_a_thousand_lines(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_warnings_name_the_two_speakers_the_misspelt_name_the_copies_and_the_cou
     assert "two speakers only" in parsed.warnings[0]
     (mended,) = [text for text in parsed.warnings if "is read as" in text]
     assert mended.endswith("OA_bite_neutral.wav is read as OAF_bite_neutral")
-    assert any("4 clips occur again" in text and "1 of them have another size" in text for text in parsed.warnings)
+    assert any("4 clips occur again" in text and "1 of them has another size" in text for text in parsed.warnings)
     assert "emotion pleasant_surprise: 2 clips here, 400 in the published corpus" in parsed.warnings
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,9 +120,24 @@ def test_a_damaged_shard_fails_its_trials_by_name(base: Path, tmp_path: Path) ->
     assert all(index.metadata.utterance_id[0] in missing["reason"] for missing in report["missing"])
 
 
+def test_a_reason_that_all_trials_share_ends_one_of_them(base: Path, tmp_path: Path) -> None:
+    """Weights that are there, and cannot be read: the others are not started, which is said."""
+    (tmp_path / "config.json").write_text(json.dumps(wav2vec2()))
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    more = ("--folds", "3", "--seeds", "2", "cluster.parallel=1", "model.config=null", f"model.weights={tmp_path}")
+    result = launch(tmp_path / "runs", packed_tones(base), *more)
+    assert result.returncode == 1 and "5 trials not started" in result.stdout
+    run = the_run(tmp_path / "runs")
+    assert [path.parent.name for path in run.glob("seed_*/fold_*/attempt_*")] == ["fold_0"]
+    reasons = [missing["reason"] for missing in json.loads((run / "report.json").read_text())["missing"]]
+    assert "cannot be loaded" in reasons[0] and reasons[1:] == ["not started"] * 5
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (["model.config={model_type: wav2vec2, hiden_size: 8}"], ["hiden_size"]),
+        (["model.config={model_type: bert}", "train.global_batch=4000", "--dry-run"], ["bert", "take", "at most"]),
         (["train.lrr=1", "folds.protocol=loso"], ["2 mistakes", "did you mean train.lr?", "leave_one_session_out"]),
         (["--folds", "40"], ["40 folds", "8 are known"]),
         (["data.labels=nowhere"], ["nowhere", "emodb_7"]),
@@ -177,3 +193,32 @@ def test_slurm_commands_without_a_configuration_are_no_cluster(base: Path, tmp_p
     path = fake_slurm(tmp_path / "bin", "echo 'scontrol: fatal: Could not establish a configuration source' >&2; exit 1")
     result = launch(tmp_path / "runs", packed_tones(base), "--folds", "3", "--cluster", "auto", "--dry-run", PATH=path)
     assert result.returncode == 0 and "here: " in result.stdout
+
+
+@pytest.mark.parametrize("commands", [True, False])
+def test_a_profile_of_a_cluster_where_there_is_none(base: Path, tmp_path: Path, commands: bool) -> None:
+    """It is not said that Slurm is configured here."""
+    if Path("/etc/slurm/slurm.conf").exists():
+        pytest.skip("this machine has a configured Slurm")
+    (tmp_path / "none").mkdir()
+    fatal = "echo 'scontrol: fatal: Could not establish a configuration source' >&2; exit 1"
+    path = fake_slurm(tmp_path / "bin", fatal) if commands else str(tmp_path / "none")
+    result = launch(tmp_path / "runs", packed_tones(base), "--cluster", "pace_ice", "--dry-run", PATH=path)
+    assert result.returncode == 2 and "Slurm is asked for" in result.stderr and "is configured here" not in result.stderr
+    assert ("no configuration on this machine" if commands else "not on this machine") in result.stderr
+
+
+@pytest.mark.parametrize("place", ["file/runs", "closed/runs", "closed"])
+@pytest.mark.parametrize("demo", [True, False])
+def test_a_run_root_that_cannot_be_written(base: Path, tmp_path: Path, place: str, demo: bool) -> None:
+    """In words, before anything is made there; also where nothing but the demo is to be made."""
+    (tmp_path / "file").touch()
+    (tmp_path / "closed").mkdir(mode=0o555)
+    without_power = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    if without_power and not shutil.which("setpriv"):
+        pytest.skip("root can write everywhere, and there is no setpriv to keep it from that")
+    more = [f"run.root={tmp_path / place}"] if demo else command(tmp_path / place, packed_tones(base))[3:]
+    words = [*without_power, sys.executable, "-m", "ser_hpc.launch", *more]
+    for dry in ([], ["--dry-run"]):
+        result = subprocess.run([*words, *dry], capture_output=True, text=True, timeout=120, check=False)
+        assert result.returncode == 2 and "choose another run.root" in result.stderr and "Traceback" not in result.stderr

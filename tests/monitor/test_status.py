@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ser_hpc import launch, status
+from ser_hpc import launch, report, status
 from ser_hpc.cluster import jobs, slurm_queue
 from ser_hpc.cluster.jobs import Submission, record
 from ser_hpc.cluster.slurm_queue import SlurmError
@@ -194,6 +195,17 @@ def test_the_screen_keeps_to_its_width_and_is_plain_in_a_log(
     assert "11-15 waiting: for jobs of higher priority (Priority)" in words
 
 
+def test_epochs_are_counted_from_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The one under way; of a trial that is done, early or not, how many it took."""
+    made, here = MadeRun(tmp_path / "x", seeds=1), socket.gethostname()
+    made.attempt(1, began=9, job=False, node=here, pid=os.getpid(), step=10)
+    made.attempt(2, began=9, job=False, node=here, state="done", end="done", step=400)
+    made.attempt(3, began=9, job=False, node=here, state="done", end="done", step=1200)
+    assert status.main([str(made.run.path)]) == 0
+    shown = capsys.readouterr().out
+    assert [re.findall(r"\b\d+/60\b", line) for line in shown.splitlines() if "/60" in line] == [["1/60"], ["20/60"], ["60/60"]]
+
+
 def test_without_slurm_the_trials_own_files_are_believed(
     night: MadeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,8 +356,17 @@ def test_cancelling_says_what_it_did_and_what_it_left(
 
 
 def test_what_is_no_run_is_a_mistake(tmp_path: Path) -> None:
+    """Packed shards have a plan.json as well."""
     with pytest.raises(UserError, match="not a run directory"):
         status.main([str(tmp_path)])
+    for command in (status.main, report.main):
+        for plan, words in (
+            ({"version": 1, "shards": []}, "packed shards: see python -m ser_hpc.inspect"),
+            ([], "plans no trials"),
+        ):
+            write_json(tmp_path / "plan.json", plan)
+            with pytest.raises(UserError, match=words):
+                command([str(tmp_path)])
 
 
 def test_status_needs_no_torch() -> None:

@@ -11,10 +11,10 @@ from types import ModuleType
 
 import build_shards
 import check_corpus
-import inspect_shards
 import pytest
 from corpora.trees import clip, lfs_pointer, macos_note
 
+from ser_hpc import inspect as command
 from ser_hpc.corpora import catalogue, checklist, labels
 from ser_hpc.corpora.labels import LabelSet
 from ser_hpc.corpora.table import COLUMNS
@@ -90,9 +90,9 @@ def test_the_commands_of_the_page_run_and_say_what_the_page_promises(
         pack(tree, shards)
     pack(tree, shards, "--on", "undecodable=drop")
     chosen = ["--labels", str(tmp_path / "lunch_3.yaml")]
-    assert inspect_shards.main([str(shards), *chosen]) == 0
+    assert command.main([str(shards), *chosen]) == 0
     assert "undecodable" in capsys.readouterr().out
-    assert inspect_shards.main([str(shards), *chosen, "--folds", "speaker_groups"]) == 1
+    assert command.main([str(shards), *chosen, "--folds", "speaker_groups"]) == 1
     assert "These folds are not sound" in capsys.readouterr().out
 
 

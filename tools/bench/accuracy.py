@@ -50,7 +50,6 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from padded import build_padded
-from rich.console import Console
 from safetensors.torch import load_file
 from scipy.stats import t as student_t
 from transformers import AutoConfig, WhisperModel
@@ -173,7 +172,7 @@ def packed_corpus(name: str, options: argparse.Namespace) -> Path:
     """Its shards, made when first used."""
     shards: Path = options.runs / name / "shards"
     if name == "demo":
-        make_demo_shards(shards, Console())
+        make_demo_shards(shards, console.screen())
     elif not (shards / DATASET).exists():
         if options.emodb is None:
             raise UserError(f"{name}: give --emodb FOLDER, the corpus as it is downloaded, or --corpora demo")

@@ -32,7 +32,6 @@ import datasets
 import numpy as np
 import soundfile
 import webdataset
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -117,7 +116,7 @@ def show(report: dict[str, dict[str, object]], clips: int, audio: float) -> None
     table = Table("way", "audio-s/s", "of the limit: least, median, most", title=f"{clips} clips, {audio:,.0f} s")
     for name, row in report.items():
         table.add_row(name, f"{row['audio_s_per_s']:,}", str(row["ratio_to_limit"]))
-    Console().print(table)
+    console.screen().print(table)
 
 
 class open_tars:  # noqa: N801  (a context manager that reads as a function)

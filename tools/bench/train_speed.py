@@ -34,7 +34,6 @@ from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
 from rich.table import Table
 from speed import work as arithmetic
 from speed.task import CLOCKS, FAMILIES, SIZES, Clips, Task, configuration, draw_clips, draw_weights, quiet
@@ -204,7 +203,7 @@ def show(family: str, results: dict[str, dict[str, Any]]) -> None:
         share, memory = f"{median(result['of_peak'].values()):.1%}", f"{result['peak_gb']:.2f} GB"
         how = result["how"] + (f" ({result['lost']})" if "lost" in result else "")
         table.add_row(kind, f"{median(rates):,.1f}", versus, share, memory, f"{result['loss']:.4f}", how)
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    console.screen().print(table)
 
 
 def plain(value: Any) -> Any:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import inspect_shards
 import numpy as np
 import pytest
 import soundfile
@@ -17,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import tones
 
+from ser_hpc import inspect as command
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError
 from ser_hpc.shards import inspect
@@ -58,7 +58,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
 
     def call(*arguments: str | Path) -> dict[str, Any]:
         capsys.readouterr()
-        code = inspect_shards.main([*map(str, arguments), "--json"])
+        code = command.main([*map(str, arguments), "--json"])
         return {**json.loads(capsys.readouterr().out), "code": code}
 
     yield call
@@ -174,14 +174,14 @@ def test_sound_folds_are_shown_with_every_clip_tested_once(told: Any, shards: Pa
 def test_folds_that_cannot_be_are_refused_in_words(told: Any, others: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = told(others, "--folds", "speaker_groups")
     assert found["code"] == 1 and "speaker" in found["folds"]["refused"]
-    assert inspect_shards.main([str(others), "--folds", "speaker_groups"]) == 1
+    assert command.main([str(others), "--folds", "speaker_groups"]) == 1
     assert "These folds are not sound" in capsys.readouterr().out
 
 
 def test_a_prescribed_split_with_known_voices_is_sound_by_its_own_definition_only(
     others: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert inspect_shards.main([str(others), "--folds", "given_split"]) == 0
+    assert command.main([str(others), "--folds", "given_split"]) == 0
     out = capsys.readouterr().out
     assert "LEAK" in out and "sound only by the protocol's own definition" in out
 
@@ -191,7 +191,7 @@ def test_a_person_sees_the_same(
 ) -> None:
     """In 80 columns: tables, a bar a bin, what packing found; and without a pack report, that it is not known."""
     monkeypatch.setenv("COLUMNS", "80")
-    inspect_shards.main([str(shards), str(others)])
+    command.main([str(shards), str(others)])
     out = capsys.readouterr().out
     assert "53 clips" in out and "7 speakers" in out and "█" in out and "silent" in out and "left out" in out
     assert any(line.split() == ["angry", "6", "11", "17", "0.2"] for line in out.splitlines()), "hums, tones, clips, minutes"
