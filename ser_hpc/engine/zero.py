@@ -18,7 +18,7 @@ from ser_hpc.config.settings import TrainSettings
 from ser_hpc.engine.memory import REDUCE_BUCKET
 from ser_hpc.engine.optim import adamw
 from ser_hpc.engine.sharing import LOSS_SCALE_WINDOW, TrainTensors
-from ser_hpc.engine.world import World
+from ser_hpc.engine.world import World, need_group
 from ser_hpc.errors import UserError
 
 if not torch.cuda.is_available():
@@ -48,6 +48,8 @@ class Zero:
         self._stage = int(settings.strategy.removeprefix("zero"))
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
         self._buffers = [name for name in module.state_dict() if name not in set(self._names.values())]
+        need_group(world)
+        os.environ |= world.environment
         self._engine: Any = deepspeed.initialize(
             model=module, optimizer=adamw(module, settings), config=self._config(module, saved), dist_init_required=False
         )[0]
