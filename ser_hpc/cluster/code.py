@@ -21,7 +21,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,11 +30,11 @@ from ser_hpc.errors import UserError, listed
 from ser_hpc.files import read_json, write_json
 from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.versions import versions
 
 Policy = Literal["refuse", "saved", "mixed"]
 
 PACKAGE = Path(ser_hpc.__file__).resolve().parent
-_VERSIONS_OF = ("torch", "transformers", "deepspeed", "submitit", "numpy", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,16 +194,10 @@ def _write(folder: Path, sources: dict[str, bytes]) -> None:
             "version": ser_hpc.__version__,
             "commit": commit,
             "differs": bool(difference) if commit else None,
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in _VERSIONS_OF},
+            "versions": {"python": platform.python_version()} | versions(),
             "when": time.time(),
         },
     )
-
-
-def _version(package: str) -> str | None:
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return None
 
 
 def _git_state() -> tuple[str | None, bytes]:

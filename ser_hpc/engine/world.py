@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # public, but not in __all__
+from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]  # public, but not in __all__
 
 from ser_hpc.engine.rank import Rank, start_name
 from ser_hpc.errors import UserError
@@ -133,7 +133,7 @@ def need_group(world: World) -> None:
     """A process group even for one rank alone, as DeepSpeed wants it."""
     if not dist.is_initialized():
         assert world.size == 1, "several ranks have met already"
-        _open_group(world.device, store=dist.HashStore(), rank=0, world_size=1)
+        _open_group(world.device, store=HashStore(), rank=0, world_size=1)
 
 
 def _open_group(device: torch.device, **how: Any) -> None:
