@@ -12,6 +12,7 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]  # public
 from torch.nn.parallel import DistributedDataParallel
 
 from ser_hpc.config.settings import TrainSettings
+from ser_hpc.engine import gpu
 from ser_hpc.engine.optim import adamw
 from ser_hpc.engine.sharing import LOSS_SCALE_WINDOW, TrainTensors
 from ser_hpc.engine.world import World
@@ -100,8 +101,7 @@ class Replicated:
         self._optimizer.zero_grad(set_to_none=True)
         if self._parallel is not None:  # its backward pass was broken off: it cannot begin another one
             self._parallel = self._distributed(self._module)
-        if self._world.device.type == "cuda":
-            torch.cuda.empty_cache()
+        gpu.release(self._world.device)
 
     def step(self, lr: float) -> Tensor:
         for group in self._optimizer.param_groups:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]  # public, but not in __all__
 
+from ser_hpc.engine import gpu
 from ser_hpc.engine.rank import Rank, start_name
 from ser_hpc.errors import UserError
 from ser_hpc.files import read_json, write_json
@@ -111,7 +112,7 @@ def join(meeting_place: Path, rank: Rank, timeout: timedelta, meeting: timedelta
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", _own_gpu(rank, os.environ)) if cuda else torch.device("cpu")
     if cuda:
-        torch.cuda.set_device(device)
+        gpu.set_up(device)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // rank.local_size))
     words = None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_hpc.config.settings import TrainSettings
+from ser_hpc.engine import gpu
 from ser_hpc.engine.memory import REDUCE_BUCKET
 from ser_hpc.engine.optim import adamw
 from ser_hpc.engine.sharing import LOSS_SCALE_WINDOW, TrainTensors
@@ -127,8 +128,7 @@ class Zero:
     def close(self) -> None:
         self._engine.destroy()
         self._engine = None
-        if self._world.device.type == "cuda":
-            torch.cuda.empty_cache()
+        gpu.release(self._world.device)
 
     def _parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(self._names[id(parameter)], parameter) for parameter in self._engine.module.parameters()]

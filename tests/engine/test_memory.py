@@ -160,14 +160,15 @@ def test_ranks_take_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
         search(model, train, CLIPS, two, room(model, train, 100))
 
 
-def test_running_out_of_memory_lowers_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("cuFFT error: CUFFT_INTERNAL_ERROR")])
+def test_running_out_of_memory_lowers_the_budget(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
     """Where the model of memory promised too much; and at last it is refused in words."""
     model, train = encoder("wav2vec2, layer norm"), TrainSettings(global_batch=6, activation_checkpointing="never")
     forward, most = Classifier.forward, [4.0]
 
     def limited(self: Classifier, samples: Tensor, offsets: Tensor) -> dict[str, Tensor]:
         if len(samples) > most[0] * RATE:
-            raise torch.OutOfMemoryError
+            raise error
         return forward(self, samples, offsets)
 
     monkeypatch.setattr(Classifier, "forward", limited)
