@@ -20,6 +20,10 @@ from ser_hpc.models.packed import Packing
 
 PACKED = "ser_hpc_packed"
 
+# torch's first choice on H100 and newer. It plans anew for every shape, and no two of ours are alike (0.4 s and more were
+# measured elsewhere), and NaN has been reported of its backward pass in bf16.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 
 def attend(
     packing: Packing,

@@ -213,3 +213,8 @@ def test_padded_whisper_is_another_model() -> None:
         differences = [(real(*batch(w))["emotion"] - padded(*batch(w))["emotion"]).abs().max() for w in (short, full)]
     assert settings.whisper_pad_to_30s is False
     assert differences[0] > 1e-4 and differences[1] < 1e-12
+
+
+def test_attention_never_plans_for_a_shape() -> None:
+    """cuDNN's, torch's first choice on new GPUs, would: wherever a model of ours is, it is off."""
+    assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
