@@ -81,7 +81,7 @@ def _interface(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' shapes: (1, heads, T, width) each -> (1, T, heads, width)."""
-    query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+    query, key, value = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # x[0] costs a copy backwards
     return attend(packing, query, key, value, scaling, dropout)[None], None
 
 
@@ -103,10 +103,10 @@ class GatedAttention(WavLMAttention):
         """(1, T, D) -> (1, T, D). `position_bias` (heads, longest, longest) of the first layer serves all."""
         if position_bias is None:
             position_bias = self._position_bias(max(packing.lengths))
-        rows = self._per_head(hidden_states[0])
+        rows = self._per_head(hidden_states.squeeze(0))
         a, b = self.gru_rel_pos_linear(rows).view(*rows.shape[:2], 2, 4).sum(-1).sigmoid().split(1, dim=-1)
         gate = a * (b * self.gru_rel_pos_const[0, :, 0] - 1) + 2  # (T, heads, 1)
-        query, key, value = (self._per_head(part(hidden_states[0])) for part in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (self._per_head(part(hidden_states.squeeze(0))) for part in (self.q_proj, self.k_proj, self.v_proj))
         biases = gated(packing, gate.to(query.dtype), position_bias.to(query.dtype))
         dropout = self.dropout if self.training else 0.0
         attended = attend(packing, query, key, value, self.scaling, dropout, biases)
