@@ -17,6 +17,7 @@ from ser_hpc.cluster.slurm_queue import JobState
 from ser_hpc.corpora.folds import Part
 from ser_hpc.data import augment
 from ser_hpc.errors import UserError, listed
+from ser_hpc.results import precision
 from ser_hpc.results.run_dir import Trial
 
 
@@ -42,6 +43,7 @@ def plan(experiment: Experiment, where: str, command: str, out: Console) -> None
     out.print(table)
     for note in experiment.folds.notes:
         out.print(f"note: {note}", soft_wrap=True)
+    out.print(precision.told(run, settings.train.precision), soft_wrap=True)
     for number, words in enumerate(augment.Augment(settings.data.augment).words(), start=1):
         out.print(f"augmentation of training clips, {number}: {words}", soft_wrap=True, markup=False)
     _costs(experiment, where, out)
@@ -80,6 +82,7 @@ def start(experiment: Experiment, todo: Sequence[Trial], held: Mapping[Trial, Jo
     out.print(f"Run directory: {run.path}", soft_wrap=True)
     for note in experiment.folds.notes:
         out.print(f"note: {note}", soft_wrap=True)
+    out.print(precision.told(run, experiment.settings.train.precision), soft_wrap=True)
     if DEMO in experiment.settings.data.shards:
         out.print("This is the demo: synthetic speech. Its numbers say that everything works, and nothing about real speech.")
     done = sum(run.trial(trial).is_done for trial in trials)

@@ -17,14 +17,17 @@ from ser_hpc.engine.optim import adamw
 from ser_hpc.engine.sharing import LOSS_SCALE_WINDOW, TrainTensors
 from ser_hpc.engine.world import World
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {  # `auto` has become one of these (precision.py)
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def autocast(settings: TrainSettings, device: torch.device) -> AbstractContextManager[None]:
     """The forward pass's precision over fp32 weights."""
-    if settings.precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, DTYPES[settings.precision])
+    dtype = DTYPES[settings.precision]
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 class Buckets:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from torch import nn
 
 from ser_hpc.config.settings import TrainSettings
-from ser_hpc.engine.ddp import Replicated
+from ser_hpc.engine.ddp import DTYPES, Replicated
 from ser_hpc.engine.sharing import Strategy, TrainTensors
 from ser_hpc.engine.world import World
 from ser_hpc.errors import UserError
@@ -18,6 +18,7 @@ def build(module: nn.Module, settings: TrainSettings, world: World, saved: Train
 
     Raises UserError for ZeRO where DeepSpeed is not installed.
     """
+    assert settings.precision in DTYPES, "the precision is settled"
     module.to(world.device)
     if settings.strategy == "ddp":
         return Replicated(module, settings, world, saved)
