@@ -17,7 +17,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -133,6 +133,7 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
     if rank.is_main:
         mine.append(attempts.claim(place, rank))
         attempts.refuse_crash_loop(place, mine[0])
+    prepare_allocator(os.environ)
     from ser_hpc.cluster.plan import reopen
     from ser_hpc.engine import world  # torch takes seconds to import: after the mistakes that need none
     from ser_hpc.engine.feed import TrialData
@@ -159,6 +160,13 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
         if ranks.is_main:
             attempts.end(attempt, "done")
         ranks.leave()
+
+
+def prepare_allocator(environment: MutableMapping[str, str]) -> None:
+    """Before torch is imported: its GPU memory is to be one piece that grows, in which no other length of clips leaves holes.
+    What the user said of the allocator stands."""
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
+        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def _last_word(code: int) -> None:

@@ -230,6 +230,9 @@ class TrainSettings(Section):
     """Compile the encoder's layers with torch.compile: fewer and larger GPU kernels, for a minute or so at each start."""
     compile_minutes: PositiveFloat = 5.0
     """What is not compiled after so long stays as it is."""
+    deterministic: bool = False
+    """The same bits from the same start on the same kind of GPU, with slower kernels; refused where a layer has none. (On a CPU
+    it is so anyway.)"""
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
     """How ranks share the work: plain data parallelism, or DeepSpeed ZeRO with its stage."""
     checkpoint_minutes: PositiveFloat = 10.0

@@ -1,10 +1,16 @@
-"""What torch leaves open on a GPU: how much memory libraries keep for themselves, and what their lack of it looks like."""
+"""What torch leaves open on a GPU: how much memory libraries keep for themselves, and what their lack of it looks
+like; whether kernels may add up in any order."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+from ser_hpc.errors import UserError
 
 # cuFFT's plans (models/fourier.py), about half a megabyte each; torch would keep 4,096.
 PLANS = 128
@@ -32,3 +38,25 @@ def release(device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cuda.cufft_plan_cache.clear()  # the current device's, as `set_up` made it
         torch.cuda.empty_cache()
+
+
+def reproducible(wanted: bool) -> None:
+    """Before anything is computed: only kernels that give the same bits every time, or any."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it with its first product
+    torch.use_deterministic_algorithms(wanted)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing of ours reads it
+
+
+@contextmanager
+def kernels_in_words() -> Iterator[None]:
+    """A layer that has no such kernel, as a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        name, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise UserError(
+            f"train.deterministic=true, but torch has no deterministic {name} here, which this model needs: set it to false"
+        ) from error

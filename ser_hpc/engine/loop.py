@@ -19,7 +19,7 @@ from torch import Tensor
 from ser_hpc.config.settings import Settings
 from ser_hpc.data.batches import Source
 from ser_hpc.data.order import epoch_size, epoch_steps, mix, step_micro_batches, tighter
-from ser_hpc.engine import checkpoint, feed, outcome, precision, probe, states, strategy
+from ser_hpc.engine import checkpoint, feed, gpu, outcome, precision, probe, states, strategy
 from ser_hpc.engine.average import WeightAverage
 from ser_hpc.engine.checkpoint import TrainState
 from ser_hpc.engine.compiled import Regions
@@ -47,6 +47,7 @@ _PROBED = 64  # steps whose clips the data side is measured on
 _LOOK_S = 1.0  # how often the disk is asked whether a newer attempt has begun
 
 
+@gpu.kernels_in_words()
 def train_trial(
     trial: TrialDir, attempt: AttemptDir, settings: Settings, data: TrialData, world: World, stop: StopFlag, watchdog: Watchdog
 ) -> None:
@@ -56,6 +57,7 @@ def train_trial(
     loss is not finite, the disk is full, or a single clip takes more memory than there is.
     """
     settings = precision.settle(settings, RunDir(trial.path.parents[1]), world)
+    gpu.reproducible(settings.train.deterministic)
     train, seed, fold = settings.train, trial.trial.seed, data.fold
     began = time.monotonic()
     max_samples = feed.max_samples(settings)
