@@ -148,7 +148,7 @@ def test_forward_and_backward_never_wait_for_the_device(name: str, dtype: torch.
     """On a device without values reading one is an error (`.item()`, a boolean index). What is computed is a GPU's path."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which such a device lacks
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
-    monkeypatch.setattr(attention, "has_kernel", lambda _, dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(attention, "has_kernel", lambda _, dtype, width: dtype == torch.bfloat16)
     model = build(ENCODERS[name], 4, 0).to("meta", dtype).train()
     logits = model(*batch(clips(12_001, 300, 16_000, 15_000, 8_123, 40_000)))["emotion"]
     logits.sum().backward()
