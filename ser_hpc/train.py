@@ -17,7 +17,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -134,6 +134,7 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
         if (said := disbelieved(os.environ, rank)) is not None:
             print(said, flush=True)
         attempts.refuse_crash_loop(place, mine[0])
+    prepare_allocator(os.environ)
     from ser_hpc.cluster.plan import reopen
     from ser_hpc.engine import world  # torch takes seconds to import: after the mistakes that need none
     from ser_hpc.engine.feed import TrialData
@@ -170,6 +171,13 @@ def _leave(trial: Trial, mine: Sequence[AttemptDir], why: str) -> None:
         attempts.end(attempt, "stopped")
     print(f"{trial} stopped before training began, while ranks gathered ({why})", flush=True)
     os._exit(STOPPED)
+
+
+def prepare_allocator(environment: MutableMapping[str, str]) -> None:
+    """Before torch is imported: its GPU memory is to be one piece that grows, in which no other length of clips leaves holes.
+    What the user said of the allocator stands."""
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
+        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def _last_word(code: int) -> None:

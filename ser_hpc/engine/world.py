@@ -11,11 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # public, but not in __all__
 
+from ser_hpc.engine import gpu
 from ser_hpc.engine.meeting import meet
 from ser_hpc.engine.rank import Rank
 from ser_hpc.errors import UserError
@@ -40,6 +43,14 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """As DeepSpeed asks for it; where a name is missing it looks for mpi4py. It makes LOCAL_RANK its GPU: so that is the
+        device's index as this process sees it, which is 0 wherever each task sees its own GPU alone."""
+        local = self.local_rank if self.device.index is None else self.device.index
+        names = {"RANK": self.rank, "WORLD_SIZE": self.size, "LOCAL_RANK": local, "LOCAL_SIZE": self.local_size}
+        return {name: str(value) for name, value in names.items()}
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place; every rank gets it."""
@@ -95,19 +106,29 @@ def join(meeting_place: Path, rank: Rank, timeout: timedelta, meeting: timedelta
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", _own_gpu(rank, os.environ)) if cuda else torch.device("cpu")
     if cuda:
-        torch.cuda.set_device(device)
+        gpu.set_up(device)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // rank.local_size))
-    names = {"RANK": rank.number, "WORLD_SIZE": rank.size, "LOCAL_RANK": rank.local, "LOCAL_SIZE": rank.local_size}
-    os.environ |= {name: str(value) for name, value in names.items()}  # DeepSpeed looks for mpi4py where one is missing
     words = None
     if rank.size > 1:
         store, host = meet(meeting_place, rank, meeting)
         _speak_over(host)
-        backend = "nccl" if cuda else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank.number, world_size=rank.size, timeout=timeout)
+        _open_group(device, store=store, rank=rank.number, world_size=rank.size, timeout=timeout)
         words = dist.new_group(backend="gloo", timeout=timeout) if cuda else None
     return World(rank.number, rank.size, rank.local, rank.local_size, device, words)
+
+
+def need_group(world: World) -> None:
+    """A process group even for one rank alone, as DeepSpeed wants it."""
+    if not dist.is_initialized():
+        assert world.size == 1, "several ranks have met already"
+        _open_group(world.device, store=HashStore(), rank=0, world_size=1)
+
+
+def _open_group(device: torch.device, **how: Any) -> None:
+    """NCCL is told its GPU, rather than to guess it from the rank's number at the first exchange."""
+    cuda = device.type == "cuda"
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None, **how)
 
 
 def _own_gpu(rank: Rank, env: Mapping[str, str]) -> int:

@@ -5,6 +5,7 @@ RUN/                              runs/<name>-<8 hex of what changes the result>
   labels.yaml                     the label set: what class each annotation stands for, as it was when the run was made
   identity.json                   what the run's name is a hash of; the folds, and every seed that was ever planned
   plan.json                       classes, folds in words and counts, trials, notes; written before any trial starts
+  precision.json                  what all trials compute in, where the settings left it to the first of them (once)
   report.json  report.md          written by the report
   jobs/                           what was submitted (submitted.jsonl), the launcher's files, every rank's log
   code/<12 hex>/                  the code that its jobs run
@@ -176,6 +177,10 @@ class RunDir:
     @property
     def plan(self) -> Path:
         return self.path / "plan.json"
+
+    @property
+    def precision(self) -> Path:
+        return self.path / "precision.json"
 
     @property
     def report_json(self) -> Path:
