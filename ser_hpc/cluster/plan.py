@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 import ser_hpc
 from ser_hpc.config.load import dump, find, load
-from ser_hpc.config.settings import EncoderModel, Settings
+from ser_hpc.config.settings import AcrnnModel, EncoderModel, Settings
 from ser_hpc.corpora import labels
 from ser_hpc.corpora.folds import FoldPlan, Part, plan
 from ser_hpc.corpora.labels import DROPPED, LabelSet
@@ -80,8 +81,10 @@ def prepare(settings: Settings) -> Experiment:
         max_per_class=asked.max_per_class,
     )
     _check_lengths(settings, index)
+    targets = label_set.targets(index.metadata)
+    _check_groups(settings, index.metadata.seconds[targets != DROPPED])
     augment.check(settings.data.augment)
-    return Experiment(settings, index, label_set, label_set.targets(index.metadata), folds)
+    return Experiment(settings, index, label_set, targets, folds)
 
 
 def shard_folders(settings: Settings) -> list[Place]:
@@ -137,6 +140,20 @@ def _check_lengths(settings: Settings, index: ShardIndex) -> None:
         raise UserError(
             f"the longest clip lasts {longest:.1f} s and Whisper's window is {WHISPER_SECONDS:.0f} s: set "
             f"data.max_seconds={WHISPER_SECONDS:.0f} to cut longer clips to their first {WHISPER_SECONDS:.0f} s"
+        )
+
+
+def _check_groups(settings: Settings, seconds: np.ndarray) -> None:
+    """Clips that are normalised by each other go through the model together, whatever budget is given."""
+    model, train = settings.model, settings.train
+    if not isinstance(model, AcrnnModel) or model.norm != "batch" or train.budget_seconds is None:
+        return
+    clips, longest = min(model.norm_group, train.global_batch), min(float(seconds.max()), settings.data.max_seconds or math.inf)
+    if clips * longest > train.budget_seconds:
+        raise UserError(
+            f"model.norm=batch normalises {clips} clips by each other (model.norm_group), padded to the longest of them: up to "
+            f"{clips} x {longest:.1f} s, which train.budget_seconds={train.budget_seconds:g} would divide. Leave "
+            "train.budget_seconds out or raise it, cut clips with data.max_seconds, or take smaller groups"
         )
 
 

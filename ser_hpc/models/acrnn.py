@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ser_hpc.config.settings import AcrnnModel
 from ser_hpc.models import ragged
+from ser_hpc.models.batch_norm import RaggedBatchNorm
 
 RATE = 16_000
 WINDOW = 400  # samples: 25 ms
@@ -40,6 +41,7 @@ class MelDeltas:
 
     def __init__(self, settings: AcrnnModel) -> None:
         self.settings = settings
+        self.group = settings.norm_group if settings.norm == "batch" else None
         self.mel = torchaudio.transforms.MelSpectrogram(
             RATE, n_fft=512, win_length=WINDOW, hop_length=HOP, f_min=50.0, n_mels=settings.mels, center=False
         )
@@ -114,13 +116,14 @@ class Acrnn(nn.Module):
     def __init__(self, settings: AcrnnModel) -> None:
         super().__init__()
         widths = [3, settings.first_channels] + [settings.channels] * (settings.layers - 1)
-        convolutions = [nn.Conv2d(before, after, (5, 3), padding=(2, 1)) for before, after in pairwise(widths)]
+        batch = settings.norm == "batch"  # which cancels a bias: its gradient would be rounding, blown up by AdamW
+        convolutions = [nn.Conv2d(before, after, (5, 3), padding=(2, 1), bias=not batch) for before, after in pairwise(widths)]
         self.convolutions = nn.ModuleList(convolutions)
         for convolution in convolutions:  # so that six layers in a row neither blow a clip up nor wipe it out
             nn.init.kaiming_normal_(convolution.weight, a=SLOPE)
-            nn.init.constant_(convolution.get_parameter("bias"), 0)
-        norms = [ragged.RaggedBatchNorm(width) for width in widths[1:]] if settings.norm == "batch" else []
-        self.norms = nn.ModuleList(norms)
+            if convolution.bias is not None:
+                nn.init.zeros_(convolution.bias)
+        self.norms = nn.ModuleList([RaggedBatchNorm(width) for width in widths[1:]] if batch else [])
         self.linear = nn.Linear(widths[-1] * (settings.mels // POOL[1]), settings.linear)
         self.forwards = nn.LSTM(settings.linear, settings.cells, batch_first=True)
         self.backwards = nn.LSTM(settings.linear, settings.cells, batch_first=True)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ser_hpc.config.settings import AcrnnModel
 from ser_hpc.models.acrnn import Acrnn, MelDeltas, with_deltas
 from ser_hpc.models.classifier import build
-from ser_hpc.models.ragged import RaggedBatchNorm, frame_mask
+from ser_hpc.models.ragged import frame_mask
 
 
 def test_features_do_not_change_with_loudness() -> None:
@@ -40,17 +40,6 @@ def test_augmentation_is_drawn_in_training_only_and_from_torchs_generator(augmen
 
     assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
     assert torch.equal(model.eval()(*given)["emotion"], plain.eval()(*given)["emotion"])
-
-
-def test_batch_norm_knows_no_padding() -> None:
-    """A micro-batch's statistics are those of its real frames; nothing of the padding is learnt from or left behind."""
-    padded, exact = RaggedBatchNorm(4), nn.BatchNorm2d(4)
-    x, real = torch.randn(2, 4, 9, 5), frame_mask(torch.tensor([9, 6]), 9, torch.device("cpu"))
-    found = padded(x.masked_fill(~real[:, None, :, None], 1e6), real)
-    rows = torch.cat([x[0], x[1, :, :6]], dim=1)[None]
-    torch.testing.assert_close(torch.cat([found[0], found[1, :, :6]], dim=1)[None], exact(rows))
-    torch.testing.assert_close(padded.running_mean, exact.running_mean)
-    assert not found[1, :, 6:].any()
 
 
 def test_warping_keeps_its_bounds() -> None:
