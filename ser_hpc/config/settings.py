@@ -169,8 +169,8 @@ class AcrnnModel(Section):
     clip."""
     norm_group: Positive = 32
     """Clips of such a group, at most: a step, in its order, is divided into as few groups as that allows, as equal as can be.
-    A group is one micro-batch, padded to its longest clip: ranks, accumulation and budget never divide it. So it must fit on a
-    GPU, and ranks beyond a step's groups are idle."""
+    A group is one micro-batch: ranks, accumulation and budget never divide it. So it must fit on a GPU, and ranks beyond a
+    step's groups are idle."""
     dropout: Probability = 0.5
     """Dropout after attention."""
     time_warp: Probability = 0.0
@@ -203,8 +203,8 @@ class TrainSettings(Section):
     """Micro-batches per rank and step; none: as many as `budget_seconds` asks for. Not with `model.norm=batch`: its groups are
     its micro-batches."""
     budget_seconds: PositiveFloat | None = None
-    """Memory budget of a micro-batch: seconds of audio per GPU; encoders pad nothing, the acrnn pads to the longest clip. None:
-    found on a GPU, by what the model needs and what is free there, as much as a step can use; 80 on a CPU."""
+    """Memory budget of a micro-batch: seconds of audio per GPU; encoders pad nothing, the acrnn counts as padded to the longest
+    clip. None: found on a GPU, by what the model needs and what is free there, as much as a step can use; 80 on a CPU."""
     activation_checkpointing: Literal["auto", "always", "never"] = "auto"
     """Layers keep their inputs alone and are run again in the backward pass: a third more work, far less memory, the same
     gradients. `auto`: where the budget is found and the longest clip would not fit otherwise."""

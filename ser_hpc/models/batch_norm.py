@@ -16,32 +16,25 @@ from torch.nn import functional as F
 from ser_hpc.models.ragged import at_least_float32
 
 
-class RaggedBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over (B, C, T, F) whose statistics are of the clips' real frames only; zero in the padding.
+class FrameBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over all but the last dimension, the channels': of the clips' real frames, without padding.
 
     In training `found`, (2, C), are mean and unbiased variance of the last batch; only `RunningStatistics` takes them over.
     """
 
     found: Tensor
 
-    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """`real`: (B, T) bool, the frames that are no padding; None: all of them."""
-        if real is None:
-            return self._scaled(x)
-        frames = x.transpose(1, 2)
-        scaled = torch.zeros_like(frames)
-        scaled[real] = self._scaled(frames[real][..., None])[..., 0]
-        return scaled.transpose(1, 2)
-
-    def _scaled(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
         assert self.running_mean is not None and self.running_var is not None
         mean, variance = self.running_mean.clone(), self.running_var.clone()
-        batch = self.training and x.numel() > x.shape[1]  # one value a channel has no variance: scaled as in evaluation
+        rows = x.reshape(-1, self.num_features)
+        batch = self.training and len(rows) > 1  # one value has no variance: scaled as in evaluation
         # With momentum 1 what torch writes into the running statistics are the batch's own.
-        y = F.batch_norm(x, mean, variance, self.weight, self.bias, batch, 1.0, self.eps)
+        scaled = F.batch_norm(rows, mean, variance, self.weight, self.bias, batch, 1.0, self.eps)
         if self.training:
             self.found = torch.stack([mean, variance])
-        return y
+        return scaled.view(x.shape)
 
 
 class RunningStatistics:
@@ -52,7 +45,7 @@ class RunningStatistics:
     """
 
     def __init__(self, model: nn.Module, global_batch: int) -> None:
-        self._norms = [module for module in model.modules() if isinstance(module, RaggedBatchNorm)]
+        self._norms = [module for module in model.modules() if isinstance(module, FrameBatchNorm)]
         self._sizes = [norm.num_features for norm in self._norms]
         self._global_batch = global_batch
         self._sums = torch.empty(0)
