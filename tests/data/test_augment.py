@@ -11,6 +11,7 @@ import soundfile
 
 from ser_hpc.config.augment import PRESETS, Transform
 from ser_hpc.config.load import dump, load
+from ser_hpc.config.schema import identity
 from ser_hpc.data.augment import Augment, check, sounds_digest
 from ser_hpc.errors import ConfigError, UserError
 
