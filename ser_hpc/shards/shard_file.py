@@ -8,20 +8,17 @@ clip is left has an index and no tar.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,6 +26,7 @@ from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError
 from ser_hpc.files import aside
 from ser_hpc.shards import audio
+from ser_hpc.shards.encode import blocks, encoded
 from ser_hpc.shards.findings import Measured, Rules
 from ser_hpc.shards.index import SCHEMA, Shard, index_path, parse_index
 from ser_hpc.shards.members import BLOCK, tar_end, tar_header, tar_padding
@@ -38,8 +36,6 @@ from ser_hpc.shards.workers import check_stopped
 _RECORD = b"ser_hpc"  # the key of our record in the Parquet file's own metadata
 _BROKEN = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)
 _MEASURES = ["key", "num_samples", "clipped", "level_db", "sound", "doubtful", "out_of_range", "cancelled"]
-_IN_MEMORY = 1 << 24  # samples; the FLAC of longer clips is made on disk
-_AT_ONCE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +156,7 @@ def _write_tar(
             check_stopped()
             clip, payload = standing.measured.get(utterance.key), standing.payload(utterance.key)
             if clip is None or (payload is None and not unwanted(clip)):
-                clip, payload = _encoded(utterance, rules, unwanted, path.parent)
+                clip, payload = encoded(utterance, rules, unwanted, path.parent)
             if payload is None or unwanted(clip):
                 announced = clip.announced()
                 dropped.append(announced if rules.drops(announced) else clip)  # the same, heard or not
@@ -176,71 +172,22 @@ def _write_tar(
     return rows, dropped, digest.hexdigest()
 
 
-def _encoded(
-    utterance: Utterance, rules: Rules, unwanted: Callable[[Measured], bool], folder: Path
-) -> tuple[Measured, BinaryIO | None]:
-    """What there is to know of a clip, and its FLAC if it is wanted. One whose header tells that it is not is not decoded.
-
-    `folder`: for the FLAC of hours, which has no name there and needs no memory.
-    """
-    source = utterance.audio_path, utterance.start_s, utterance.end_s
-    try:
-        if rules.policies["too_long"] == "drop":  # hours of sound, perhaps
-            outline = audio.outline(*source)
-            announced = Measured(utterance.key, num_samples=outline.num_samples, doubtful=outline.doubtful)
-            if rules.drops(announced):
-                return announced, None
-        heard = audio.decode(*source)
-    except audio.BadClipError as error:
-        return Measured(utterance.key, reason=str(error)), None
-    measures = heard.clipped, audio.level_db(heard.samples), "", heard.doubtful, heard.out_of_range, heard.cancelled
-    clip = Measured(utterance.key, "", len(heard.samples), *measures)
-    if unwanted(clip):
-        return replace(clip, sound=audio.sound_hash(heard.samples)), None
-    payload = _flac(heard.samples, folder)
-    return replace(clip, sound=audio.flac_sound_hash(next(_blocks(payload)))), payload
-
-
-def _flac(samples: np.ndarray, folder: Path) -> BinaryIO:
-    """A clip's FLAC, in memory or, if it is long, on disk."""
-    if len(samples) <= _IN_MEMORY:
-        payload: BinaryIO = io.BytesIO()
-        audio.write_flac(samples, payload)
-        return payload
-    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-    try:
-        audio.write_flac(samples, file.fileno())
-        if audio.flac_sound_hash(os.pread(file.fileno(), 42, 0)) == audio.sound_hash(samples):  # the encoder writes it last
-            return file
-    except (RuntimeError, AssertionError):  # soundfile's, for what could not be written
-        pass
-    file.close()
-    raise OSError(errno.ENOSPC, "there was no room for an hour-long clip while it was encoded (is the disk full?)")
-
-
 def _members(utterance: Utterance, clip: Measured, payload: BinaryIO, at: int) -> tuple[dict[str, Any], Iterator[bytes]]:
     """A clip's row, and its two members, in parts, as they stand in a tar from byte `at` on."""
     described = describe(utterance)
     sound = {"rate_hz": audio.RATE, "num_samples": clip.num_samples, "sound": clip.sound}
     text = json.dumps(described | sound, allow_nan=False, ensure_ascii=False).encode()
     size, crc = payload.seek(0, os.SEEK_END), 0
-    for block in _blocks(payload):
+    for block in blocks(payload):
         crc = zlib.crc32(block, crc)
 
     def content() -> Iterator[bytes]:
         yield tar_header(f"{utterance.key}.flac", size)
-        yield from _blocks(payload)
+        yield from blocks(payload)
         yield tar_padding(size) + tar_header(f"{utterance.key}.json", len(text)) + text + tar_padding(len(text))
 
     place = {"offset": at + BLOCK, "size": size, "crc32": crc}  # behind the member's header
     return {name: getattr(clip, name) for name in _MEASURES} | place | described, content()
-
-
-def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    """All that a file holds."""
-    file.seek(0)
-    while block := file.read(_AT_ONCE):
-        yield block
 
 
 @dataclass(frozen=True, slots=True)

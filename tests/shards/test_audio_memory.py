@@ -12,7 +12,7 @@ import soundfile
 from odd_sounds import as_int16, speech, wav, with_sizes
 
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.shards import shard_file
+from ser_hpc.shards import encode
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ShardReader
 from ser_hpc.shards.verify import verify
@@ -66,7 +66,7 @@ def test_a_clip_too_long_for_memory_is_packed_as_any_other(tmp_path: Path, monke
     soundfile.write(path, sound, 16_000)
     clip = Utterance("mini", "clip", path, "ann", "joy")
     pack([clip], tmp_path / "in_memory", workers=1)
-    monkeypatch.setattr(shard_file, "_IN_MEMORY", 1000)
+    monkeypatch.setattr(encode, "_IN_MEMORY", 1000)
     pack([clip], tmp_path / "on_disk", workers=1)
     tars = [next((tmp_path / name).rglob("*.tar")).read_bytes() for name in ("in_memory", "on_disk")]
     assert tars[0] == tars[1]

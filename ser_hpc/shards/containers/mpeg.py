@@ -1,8 +1,8 @@
 """MPEG audio (MP3 and its kin): counted frame by frame, since no header has to say how long it is, and many say it wrong.
 
 Without a Xing frame libsndfile guesses the length from the size of the first frame and stops reading there; with one it
-believes it, also where files were joined behind it. So the frames are walked over (their headers, nothing is decoded), and where
-libsndfile would read another number of them, it gets a Xing frame that is right.
+believes it, also where files were joined behind it. So the frames are walked over (their headers, nothing is decoded), and
+where libsndfile would read another number of them, it gets a Xing frame that is right.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _LEAD = 1 << 16  # bytes between an ID3 tag and the first frame: padding that th
 class Frames:
     """The frames of a file: bytes `start` to `end`; `count` of `samples` each. A Xing frame is none of them, but `first` it is.
 
-    `told`: the number of frames in its Xing frame, None where there is none; `skipped`: bytes that belong to none; `lacking`: bytes
-    that its last frame lacks.
+    `told`: the number of frames in its Xing frame, None where there is none; `skipped`: bytes that belong to no frame;
+    `lacking`: bytes that its last frame lacks.
     """
 
     first: int

@@ -1,4 +1,4 @@
-"""Ogg: pages, each with a checksum and a number. libsndfile passes over damage, and reads only the first of joined recordings."""
+"""Ogg: pages, each with a checksum and a number. libsndfile passes over damage, and reads the first of joined files alone."""
 
 from __future__ import annotations
 
