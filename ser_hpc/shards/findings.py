@@ -5,6 +5,9 @@
     too_long        over `longest_s`                                                                  keep
     silent          nowhere louder than -60 dBFS for 100 ms in all (`audio.level_db`)                 drop
     clipped         more than 1 % of the source's samples at full scale or beyond                     keep
+    doubtful        its header is wrong, or contradicts itself or the file: what is there is read     keep
+    out_of_range    float samples far out of [-1, 1]: lone ones are limited, else all are scaled      keep
+    cancelled       channels that cancel each other in their mean: the loudest alone is taken         keep
     duplicate       the very 16 kHz samples of an earlier clip of the same speaker and emotion        drop: the first one stays
     contradiction   the very samples of a clip with another speaker or emotion                        keep: no fold parts them
 
@@ -24,7 +27,18 @@ from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError, counted, listed
 from ser_hpc.shards.audio import RATE
 
-Kind = Literal["undecodable", "too_short", "too_long", "silent", "clipped", "duplicate", "contradiction"]
+Kind = Literal[
+    "undecodable",
+    "too_short",
+    "too_long",
+    "silent",
+    "clipped",
+    "doubtful",
+    "out_of_range",
+    "cancelled",
+    "duplicate",
+    "contradiction",
+]
 Policy = Literal["drop", "keep", "fail"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -34,6 +48,9 @@ DEFAULTS: Mapping[Kind, Policy] = {
     "too_long": "keep",
     "silent": "drop",
     "clipped": "keep",
+    "doubtful": "keep",
+    "out_of_range": "keep",
+    "cancelled": "keep",
     "duplicate": "drop",
     "contradiction": "keep",
 }
@@ -49,7 +66,7 @@ class Measured:
     """What packing found out about a clip. `reason`: why it does not decode, else "".
 
     `num_samples` at 16 kHz; `clipped`: share of the source's samples at full scale or beyond; `level_db`: see `audio.level_db`;
-    `sound`: hash of its samples, "" if it was not decoded.
+    `sound`: hash of its samples, "" if it was not decoded. `doubtful`, `out_of_range`, `cancelled`: in words, see `audio.Clip`.
     """
 
     key: str
@@ -58,6 +75,13 @@ class Measured:
     clipped: float = 0.0
     level_db: float = 0.0
     sound: str = ""
+    doubtful: str = ""
+    out_of_range: str = ""
+    cancelled: str = ""
+
+    def announced(self) -> Measured:
+        """What was known of it before it was decoded."""
+        return Measured(self.key, self.reason, self.num_samples, doubtful=self.doubtful)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +137,12 @@ class Rules:
             yield "silent", f"{seconds:.2f} s, no louder than {clip.level_db:.1f} dBFS"
         if clip.clipped > CLIPPED_SHARE:
             yield "clipped", f"{clip.clipped:.1%} of its samples are at full scale"
+        if clip.doubtful:
+            yield "doubtful", clip.doubtful
+        if clip.out_of_range:
+            yield "out_of_range", clip.out_of_range
+        if clip.cancelled:
+            yield "cancelled", clip.cancelled
 
     def drops(self, clip: Measured) -> bool:
         """Whether a clip is left out whatever the others are."""
