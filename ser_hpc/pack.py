@@ -23,6 +23,8 @@ of it (drop: left out, keep: packed, fail: nothing is packed), by default:
     cancelled=keep      channels that cancel each other: the loudest is taken
     duplicate=drop      the same sound, speaker and emotion as an earlier clip
     contradiction=keep  the same sound under another speaker or emotion
+    overlap=fail        pieces of a recording that share sound, of two speakers
+
 Names of speakers, sessions and emotions that may be one (Anna, anna; 01, 1.0) are
 refused until it is said: --same-speaker Anna=anna reads the one as the other,
 --distinct-speaker 01=1 keeps them apart; --same-session, --same-emotion and so on
@@ -33,6 +35,7 @@ What headers tell fails before anything is written; everything bad is named at o
 Interrupted, killed or out of disk: the same command again continues. When files or
 annotations have changed, only shards that differ are made again; clips that have
 come are packed into new shards, and no other changes.
+
 Exit code 0: packed; 2: something was not packed, the message says why.
 
 A big corpus on a cluster: --partition cpu --jobs 20 submits an array of jobs that

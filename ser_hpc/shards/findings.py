@@ -10,9 +10,10 @@
     cancelled       channels that cancel each other in their mean: the loudest alone is taken         keep
     duplicate       the very 16 kHz samples of an earlier clip of the same speaker and emotion        drop: the first one stays
     contradiction   the very samples of a clip with another speaker or emotion                        keep: no fold parts them
+    overlap         a piece of a recording that shares sound with another speaker's piece, by times   fail
 
 On the right what is done unless the user says otherwise: `drop` leaves the clip out, `keep` packs it, `fail` packs nothing.
-A contradiction that is dropped takes all clips of that sound: nobody knows which is right.
+A contradiction that is dropped takes all clips of that sound, and an overlap all pieces: nobody knows which is right.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError, counted, listed
 from ser_hpc.shards.audio import RATE
+from ser_hpc.shards.overlaps import sharing
 
 Kind = Literal[
     "undecodable",
@@ -38,6 +42,7 @@ Kind = Literal[
     "cancelled",
     "duplicate",
     "contradiction",
+    "overlap",
 ]
 Policy = Literal["drop", "keep", "fail"]
 
@@ -53,6 +58,7 @@ DEFAULTS: Mapping[Kind, Policy] = {
     "cancelled": "keep",
     "duplicate": "drop",
     "contradiction": "keep",
+    "overlap": "fail",
 }
 SHORTEST_S = 0.1
 LONGEST_S = 60.0
@@ -183,6 +189,7 @@ def judge(clips: Sequence[tuple[Utterance, Measured]], rules: Rules) -> list[Fin
     for equal in sounds.values():
         if len(equal) > 1:
             findings += _compared(equal)
+    findings += _overlapping([(utterance, clip) for utterance, clip in clips if not rules.drops(clip)])
     return sorted(findings, key=lambda found: (KINDS.index(found.kind), found.key))
 
 
@@ -202,6 +209,27 @@ def _compared(equal: Sequence[Utterance]) -> Iterator[Finding]:
             ]
             detail = f"{utterance.emotion} by {utterance.speaker}, but sounds exactly as {listed(others)}"
             yield Finding("contradiction", utterance.key, utterance.audio_path, detail)
+
+
+def _overlapping(clips: Sequence[tuple[Utterance, Measured]]) -> Iterator[Finding]:
+    """The findings about pieces of one recording that overlap and are of different speakers; other clips cost nothing."""
+    cut = {utterance.audio_path for utterance, _ in clips if utterance.start_s is not None or utterance.end_s is not None}
+    pieces = [(utterance, clip) for utterance, clip in clips if utterance.audio_path in cut]
+    if not pieces:
+        return
+    start = np.array([utterance.start_s or 0.0 for utterance, _ in pieces])
+    length = np.array([clip.num_samples / RATE for _, clip in pieces])
+    groups: dict[int, list[Utterance]] = defaultdict(list)
+    recordings = np.array([hash(utterance.audio_path) for utterance, _ in pieces])
+    for (utterance, _), group in zip(pieces, sharing(recordings, start, start + length).tolist(), strict=True):
+        if group >= 0:
+            groups[group].append(utterance)
+    for group in groups.values():
+        if len({utterance.speaker for utterance in group}) > 1:
+            named = {utterance.key: f"{utterance.key} (by {utterance.speaker})" for utterance in group}
+            for utterance in group:
+                others = listed([name for key, name in named.items() if key != utterance.key], 4)
+                yield Finding("overlap", utterance.key, utterance.audio_path, f"by {utterance.speaker}, but overlaps {others}")
 
 
 def _label(utterance: Utterance) -> tuple[str, str, str]:
