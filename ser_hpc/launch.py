@@ -28,7 +28,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ser_hpc import console
-from ser_hpc.errors import counted
+from ser_hpc.errors import UserError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,8 +89,7 @@ def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), 
     experiment = plan.reopen(run)
     settings = experiment.settings
     cluster = settings.cluster.model_copy(update={"exclude": (*settings.cluster.exclude, *exclude)})
-    where_it_is = settings.run.model_copy(update={"root": run.path.resolve().parent})
-    experiment = replace(experiment, settings=settings.model_copy(update={"cluster": cluster, "run": where_it_is}))
+    experiment = replace(experiment, settings=settings.model_copy(update={"cluster": cluster}))
     out = console.screen()
     where, why = site.choose(cluster.kind)
     out.print(why)
@@ -107,6 +106,7 @@ def _prepare(experiment: Experiment) -> RunDir:
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     with locked(run.lock):  # its tasks may all arrive at once
         if array is None or array not in {told.array for told in jobs.submissions(run)}:
+            _refuse_run_of_before(experiment, "refuse")
             digest = code.choose(run, "refuse").digest
             plan.write(experiment)
             if array is not None:
@@ -129,6 +129,7 @@ def _start(experiment: Experiment, wanted: Sequence[Trial], where: str, policy: 
         todo = [trial for trial in unfinished if trial not in held]
         show.start(experiment, todo, held, notes, out)
         if todo:
+            _refuse_run_of_before(experiment, policy)
             environment = code.environment(code.choose(run, policy, jobs.queued_codes(run, held)))
             if where == "slurm":
                 _submit(experiment, todo, held, environment, out)
@@ -143,6 +144,15 @@ def _start(experiment: Experiment, wanted: Sequence[Trial], where: str, policy: 
 
         follow(run, out)
     return _report(run, out)
+
+
+def _refuse_run_of_before(experiment: Experiment, policy: Policy) -> None:
+    """Raises UserError: a version that wrote no identity planned the run, so only that version's own code can go on with it."""
+    if experiment.is_of_before and policy != "saved":
+        raise UserError(
+            f"{experiment.run.path} was planned by an earlier version of this package. It can be reported on at any time; to "
+            "go on with it, add --code saved: its jobs then run its own code. Or give another run.name, for a run of its own."
+        )
 
 
 def _submit(

@@ -20,6 +20,11 @@ of it (drop: left out, keep: packed, fail: nothing is packed), by default:
     clipped=keep        over 1 % of the samples at full scale
     duplicate=drop      the same sound, speaker and emotion as an earlier clip
     contradiction=keep  the same sound under another speaker or emotion
+Names of speakers, sessions and emotions that may be one (Anna, anna; 01, 1.0) are
+refused until it is said: --same-speaker Anna=anna reads the one as the other,
+--distinct-speaker 01=1 keeps them apart; --same-session, --same-emotion and so on
+alike. Instead of a pair a YAML file of pairs may be given.
+
 What headers tell fails before anything is written; everything bad is named at once.
 
 Interrupted, killed or out of disk: the same command again continues. When files or
@@ -49,6 +54,8 @@ from rich.text import Text
 
 from ser_hpc import console
 from ser_hpc.corpora.catalogue import PARSERS, parser
+from ser_hpc.corpora.declared import COLUMNS as NAMED
+from ser_hpc.corpora.declared import Declared
 from ser_hpc.corpora.parse_result import ParseResult
 from ser_hpc.errors import UserError, counted, listed
 from ser_hpc.shards import show
@@ -62,7 +69,7 @@ _ON_THE_CLUSTER = ("partition", "cluster", "account", "time", "jobs", "dry_run")
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    rules, part = Rules.parse(options.on, options.longest), _part(options.part)
+    rules, part, declared = Rules.parse(options.on, options.longest), _part(options.part), _declared(options)
     sources, out = _sources(options.what)
     screen = console.screen(soft_wrap=True)
     if options.partition is not None or options.cluster is not None:
@@ -73,21 +80,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--{given[0].replace('_', '-')} is for jobs on a cluster: give --partition (or --cluster) as well")
     if len(sources) == 1:
         (source,) = sources
-        _pack_one(source, source.parsed(screen), out, options, rules, part, screen)
+        _pack_one(source, source.parsed(screen), out, options, rules, part, declared, screen)
         return 0
-    return _pack_many(sources, out, options, rules, part, screen)
+    return _pack_many(sources, out, options, rules, part, declared, screen)
 
 
 def _submitted(sources: Sequence[Source], out: Path, options: argparse.Namespace, screen: Console) -> bool:
     """Whether jobs do it. What parsers refuse is told now; what stands in the recordings, by the jobs."""
     from ser_hpc.cluster import pack_jobs
 
+    declared = _declared(options)
     for source in sources:
-        source.parsed(screen)
+        declared.refuse_ambiguous(declared.read(source.parsed(screen).utterances))
     workers = pack_jobs.WORKERS if options.workers is None else options.workers
     chosen = {"profile": options.cluster, "partition": options.partition, "account": options.account, "time_min": options.time}
     what = [word for source in sources for word in (source.corpus, str(source.root.resolve()))]
     choices = [word for choice in options.on for word in ("--on", choice)] + ["--longest", f"{options.longest!r}"]
+    choices += [word for name, texts in _names(options).items() for text in texts for word in (f"--{name}", text)]
     arguments = [*what, str(out.resolve()), *choices, "--shard-mb", str(options.shard_mb), "--workers", str(workers)]
     cluster = pack_jobs.settings(chosen, workers)
     return pack_jobs.submit(
@@ -120,6 +129,7 @@ def _pack_one(
     options: argparse.Namespace,
     rules: Rules,
     part: tuple[int, int],
+    declared: Declared,
     screen: Console,
 ) -> PackReport:
     began = time.monotonic()
@@ -132,6 +142,7 @@ def _pack_one(
             shard_mb=options.shard_mb,
             left_out=parsed.skipped,
             part=part,
+            declared=declared,
             on_progress=progress,
         )
     show.result(report, out, time.monotonic() - began, screen)
@@ -143,7 +154,13 @@ def _pack_one(
 
 
 def _pack_many(
-    sources: Sequence[Source], out: Path, options: argparse.Namespace, rules: Rules, part: tuple[int, int], screen: Console
+    sources: Sequence[Source],
+    out: Path,
+    options: argparse.Namespace,
+    rules: Rules,
+    part: tuple[int, int],
+    declared: Declared,
+    screen: Console,
 ) -> int:
     """Each into a folder of its name; what fails is told and passed over. 2 if something did."""
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -157,7 +174,7 @@ def _pack_many(
             folder = out / parsed.utterances[0].corpus
             if (first := folders.setdefault(folder, source)) is not source:
                 raise UserError(f"{source.root} and {first.root} would both be packed into {folder}; give them other names")
-            report = _pack_one(source, parsed, folder, options, rules, part, screen)
+            report = _pack_one(source, parsed, folder, options, rules, part, declared, screen)
             row: tuple[str | Text, ...] = f"{report.clips:,}", show.duration(report.seconds), str(folder)
         except UserError as error:
             print(f"error: {source.corpus}: {error}", file=sys.stderr, flush=True)
@@ -176,6 +193,18 @@ def _sources(words: Sequence[str]) -> tuple[list[Source], Path]:
         raise UserError(f"give CORPUS ROOT, more such pairs if you like, and OUT: not {len(words)} words ({' '.join(words)})")
     sources = [Source(corpus, Path(root)) for corpus, root in zip(words[:-1:2], words[1::2], strict=True)]
     return sources, Path(words[-1])
+
+
+def _names(options: argparse.Namespace) -> dict[str, list[str]]:
+    """What was said of names, by option; a file by its absolute path, for jobs run elsewhere."""
+    said = {f"{what}-{column}": getattr(options, f"{what}_{column}") for what in ("same", "distinct") for column in NAMED}
+    return {name: [text if "=" in text else str(Path(text).resolve()) for text in texts] for name, texts in said.items()}
+
+
+def _declared(options: argparse.Namespace) -> Declared:
+    said = _names(options)
+    same, distinct = ({column: said[f"{what}-{column}"] for column in NAMED} for what in ("same", "distinct"))
+    return Declared.parse(same, distinct)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -202,6 +231,10 @@ def _parser() -> argparse.ArgumentParser:
     known = listed(list(PARSERS), 40)
     options.add_argument("what", nargs="+", metavar="CORPUS ROOT ... OUT", help=f"corpora: {known}; ROOT as published")
     options.add_argument("--on", action="append", default=[], metavar="KIND=POLICY", help="what becomes of a kind of finding")
+    for what, meaning in (("same", "two names are one: the first is read as the other"), ("distinct", "they are not one")):
+        for column in NAMED:
+            metavar = "NAME=OTHER" if what == "distinct" else "NAME=OTHER|FILE"
+            options.add_argument(f"--{what}-{column}", action="append", default=[], metavar=metavar, help=meaning)
     options.add_argument("--longest", type=float, metavar="S", default=LONGEST_S, help="seconds (default: %(default)g)")
     options.add_argument("--workers", type=int, metavar="N", help="processes (default: the cores here; 8 in a job)")
     options.add_argument(

@@ -16,6 +16,7 @@ from ser_hpc import console
 from ser_hpc.cluster.code import mixture
 from ser_hpc.errors import UserError
 from ser_hpc.files import write_json, write_text
+from ser_hpc.results.conditions import differences
 from ser_hpc.results.cross_validation import CrossValidation, cross_validate
 from ser_hpc.results.render import to_json, to_markdown, to_terminal
 from ser_hpc.results.run_dir import RunDir
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def write_report(run: RunDir) -> CrossValidation:
     """Score the run as it stands and write its report. Raises UserError if its predictions are not what was planned."""
     mixed = mixture(run)
-    result = cross_validate(run, notes=[mixed] if mixed else [])
+    result = cross_validate(run, notes=[*([mixed] if mixed else []), *differences(run)])
     try:
         write_json(run.report_json, to_json(result))
         write_text(run.report_md, to_markdown(result))

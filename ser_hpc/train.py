@@ -86,12 +86,12 @@ def _side_by_side(run: RunDir, trials: Sequence[Trial]) -> int:
     """Several small trials in one job: its one task starts their ranks, as the launcher does on a machine without Slurm."""
     from ser_hpc.cluster.local import run_trials
     from ser_hpc.cluster.site import machine
-    from ser_hpc.config.load import load
+    from ser_hpc.config.load import load_run
 
     if not trials:
         return 0
     os.environ.pop(FINAL, None)  # one trial's last word is not the job's
-    shared = machine(load(run.settings, []).cluster, together=len(trials))
+    shared = machine(load_run(run.settings).cluster, together=len(trials))
     try:
         codes = run_trials(run, trials, shared, lambda jobs: None, alone=False)
     except KeyboardInterrupt:

@@ -14,9 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ser_hpc"
 # Each room may import from itself and from those before it.
-ROOMS = ("ground", "corpora", "results", "config", "shards", "data", "models", "engine", "cluster", "monitor", "entry")
+ROOMS = ("ground", "config", "corpora", "results", "shards", "data", "models", "engine", "cluster", "monitor", "entry")
 GROUND = {"errors", "files", "console", "processes"}
-WITHOUT_TORCH = ("ground", "corpora", "results", "config", "shards", "cluster", "monitor")
+WITHOUT_TORCH = ("ground", "config", "corpora", "results", "shards", "cluster", "monitor")
 
 
 def room(module: str) -> str:

@@ -5,7 +5,8 @@ RUN/code/<12 hex of its .py files>/   made aside and renamed: whole or not there
   origin.json                         commit, whether it differed from that, versions of what it ran with, when
   difference.patch                    `git apply` onto that commit gives this code; only where it differed
 
-Every attempt of a trial names the code that ran it. Another code than now stands here is refused, unless asked for.
+Every attempt of a trial names the code that ran it. Another code than now stands here is refused, unless asked for; but not
+where only such files differ as can change no result, which the terminal's words are in.
 """
 
 from __future__ import annotations
@@ -29,12 +30,18 @@ import ser_hpc
 from ser_hpc.config.load import configs_folder
 from ser_hpc.errors import UserError, listed
 from ser_hpc.files import read_json, write_json
-from ser_hpc.results.endings import how_it_ended
+from ser_hpc.results.endings import trained
 from ser_hpc.results.run_dir import RunDir, Trial
 
 Policy = Literal["refuse", "saved", "mixed"]
 
 PACKAGE = Path(ser_hpc.__file__).resolve().parent
+# What of the package can change no result: how trials are started and shown, packing, what a report says. But for planning.
+_NO_SAY = (
+    *("monitor/", "cluster/", "pack.py", "launch.py", "status.py", "report.py", "console.py", "shards/show.py"),
+    *("shards/inspect.py", "results/render.py", "results/text.py", "results/cross_validation.py"),
+)
+_PLANNING = ("cluster/plan.py", "cluster/describe.py")
 _VERSIONS_OF = ("torch", "transformers", "deepspeed", "submitit", "numpy", "safetensors")
 
 
@@ -102,16 +109,11 @@ def used(run: RunDir) -> dict[str, list[Trial]]:
     """
     trials: dict[str, set[Trial]] = defaultdict(set)
     started: dict[str, float] = {}
-    for trial in run.trials() if run.plan.exists() else ():
-        for attempt in run.trial(trial).attempts:
-            end = how_it_ended(attempt)
-            if end.how != "killed" and not end.step:
-                continue
-            with suppress(OSError, ValueError, KeyError, TypeError):  # killed before it had written who it is
-                about = read_json(attempt.attempt)
-                if about["code"] is not None:
-                    trials[about["code"]].add(trial)
-                    started[about["code"]] = max(float(about["started"]), started.get(about["code"], 0.0))
+    for trial, about in trained(run):
+        with suppress(KeyError, TypeError, ValueError):
+            if (digest := about["code"]) is not None:
+                started[digest] = max(float(about["started"]), started.get(digest, 0.0))
+                trials[digest].add(trial)
     return {digest: sorted(trials[digest]) for digest in sorted(started, key=lambda digest: -started[digest])}
 
 
@@ -123,10 +125,11 @@ def choose(run: RunDir, policy: Policy, queued: Mapping[str, Sequence[Trial]] | 
     Raises UserError if trials were run by other code than is here and nobody said what to do (`refuse`), or if the saved code
     is not there any more.
     """
-    before, here = used(run), present()
+    before = used(run)
     for digest, trials in (queued or {}).items():
         before[digest] = sorted({*before.get(digest, []), *trials})
-    if policy == "mixed" or set(before) <= {here}:
+    others = {digest: by for digest, by in before.items() if _what_matters(run, digest) != _what_matters(run, present())}
+    if policy == "mixed" or not others:
         return snapshot(run)
     latest = next(iter(before))
     if policy == "saved":
@@ -134,9 +137,9 @@ def choose(run: RunDir, policy: Policy, queued: Mapping[str, Sequence[Trial]] | 
         if not code.path.is_dir():
             raise UserError(f"the run's own code is not in {code.path} any more; --code mixed goes on with what is here")
         return _unedited(code)
-    others = [f"  {digest}: {listed(by)}{_changed_since(run, digest)}" for digest, by in before.items() if digest != here]
+    each = [f"  {digest}: {listed(by)}{_changed_since(run, digest)}" for digest, by in others.items()]
     raise UserError(
-        f"trials of {run.path} were run by other code than is here now:\n" + "\n".join(others) + "\n"
+        f"trials of {run.path} were run by other code than is here now:\n" + "\n".join(each) + "\n"
         "Say which code shall run the rest:\n"
         f"  --code saved   the run's own ({latest})\n"
         "  --code mixed   the code that is here, on purpose; the report will name the trials of each\n"
@@ -146,11 +149,26 @@ def choose(run: RunDir, policy: Policy, queued: Mapping[str, Sequence[Trial]] | 
 
 def mixture(run: RunDir) -> str | None:
     """A sentence for the report if the trials were run by more than one code, else None."""
-    trials = used(run)
-    if len(trials) < 2:
+    alike: dict[str, dict[str, list[Trial]]] = defaultdict(dict)
+    for digest, trials in used(run).items():
+        alike[_what_matters(run, digest)][digest] = trials
+    if len(alike) < 2:
         return None
-    each = "; ".join(f"{digest}{_came_from(run, digest)} ran {listed(by, 20)}" for digest, by in trials.items())
-    return f"The trials were run by {len(trials)} versions of the code, so they may differ for that reason: {each}."
+    versions = {next(iter(each)): sorted({trial for trials in each.values() for trial in trials}) for each in alike.values()}
+    words = "; ".join(f"{digest}{_came_from(run, digest)} ran {listed(by, 20)}" for digest, by in versions.items())
+    return f"The trials were run by {len(versions)} versions of the code, so they may differ for that reason: {words}."
+
+
+def _what_matters(run: RunDir, digest: str) -> str:
+    """A digest of those files of a code that can change a result; where the code is not kept, that of all of them."""
+    package = PACKAGE if digest == present() else _code(run, digest).package
+    if not package.is_dir():
+        return digest
+    return _digest({name: content for name, content in _sources(package).items() if _has_a_say(name)})
+
+
+def _has_a_say(name: str) -> bool:
+    return name in _PLANNING or not name.startswith(_NO_SAY)
 
 
 def _code(run: RunDir, digest: str) -> Code:
@@ -245,7 +263,8 @@ def _changed_since(run: RunDir, digest: str) -> str:
     if not package.is_dir():
         return " (its code is not kept)"
     then, now = _sources(package), _sources(PACKAGE)
-    names = [f"{PACKAGE.name}/{name}" for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+    changed = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+    names = [f"{PACKAGE.name}/{name}" for name in changed if _has_a_say(name)]
     return f"; since then other: {listed(names)}"
 
 

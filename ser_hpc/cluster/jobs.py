@@ -145,8 +145,8 @@ def _owners(run: RunDir) -> dict[str, tuple[Trial, ...]]:
         for submission in submissions(run)
         for number, trials in enumerate(submission.elements)
     }
-    planned = run.trials() if run.plan.exists() else ()
-    todo = [place for trial in planned if not (place := run.trial(trial)).is_done]
+    known = {*run.begun(), *(trial for trials in owners.values() for trial in trials)}  # a damaged plan must not hide a job
+    todo = [place for trial in sorted(known) if not (place := run.trial(trial)).is_done]
     for place in todo:
         for attempt in place.attempts:
             with suppress(OSError, ValueError, KeyError, TypeError):

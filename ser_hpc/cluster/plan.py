@@ -1,30 +1,36 @@
 """From settings to a run that can start: shards, labels, folds and trials, all checked before anything is written.
 
-The launcher plans and writes `plan.json`; every job plans again, from the run's own settings, and must come to the same folds.
+The launcher plans and writes the run directory; every job plans again, from the run's own settings and label set, and must come
+to the same experiment and the same folds.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-import ser_hpc
-from ser_hpc.config.load import dump, find, load
+from ser_hpc.cluster.describe import plan_json
+from ser_hpc.config.load import dump, find, load_run
+from ser_hpc.config.schema import SCHEMA
 from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.corpora import labels
-from ser_hpc.corpora.folds import FoldPlan, Part, plan
-from ser_hpc.corpora.labels import DROPPED, LabelSet
+from ser_hpc.corpora.folds import FoldPlan, plan
+from ser_hpc.corpora.labels import LabelSet
 from ser_hpc.data import augment
-from ser_hpc.errors import UserError
-from ser_hpc.files import write_json, write_text
+from ser_hpc.errors import UserError, listed
+from ser_hpc.files import write_text
+from ser_hpc.results import identity
+from ser_hpc.results.checks import fold_digest, read_plan
+from ser_hpc.results.identity import Identity
 from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.results.sealed import write_sealed
 from ser_hpc.shards.index import ShardIndex
+from ser_hpc.shards.report import packing_notes
 from ser_hpc.shards.storage import Place, place
 
 DEMO = "demo"
@@ -33,13 +39,20 @@ WHISPER_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """Settings with all that they stand for. `targets`: class index of every clip of the index, -1 where it has none."""
+    """Settings with all that they stand for. `targets`: class index of every clip of the index, -1 where it has none.
+
+    `run` is runs/<name>-<8 hex of `identity`>: a hash of what changes the result, so nothing stale is ever taken for it; or
+    such a directory that an earlier version of this package made of the same, under its own hash.
+    """
 
     settings: Settings
     index: ShardIndex
     label_set: LabelSet
     targets: np.ndarray
     folds: FoldPlan
+    identity: Identity
+    run: RunDir
+    notes: tuple[str, ...] = ()
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -47,24 +60,18 @@ class Experiment:
         return tuple(Trial(seed, fold.index) for seed in self.settings.seeds for fold in self.folds.folds)
 
     @property
-    def run(self) -> RunDir:
-        """runs/<name>-<8 hex>: the hex is a hash of what changes the result, so nothing stale is ever taken for it."""
-        what = {
-            "settings": self.settings.identity(),
-            **self.label_set.identity(),
-            "shards": self.index.fingerprint,
-        }
-        if sounds := augment.sounds_digest(self.settings.data.augment):
-            what["sounds"] = sounds
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-        return RunDir(self.settings.run.root / f"{self.settings.run.name}-{digest[:8]}")
+    def is_of_before(self) -> bool:
+        """Planned by a version that wrote no identity: reported on, but only its own code goes on with it."""
+        return self.run.plan.exists() and not self.run.identity.exists()
 
 
-def prepare(settings: Settings) -> Experiment:
-    """Load and check everything that the settings name; writes nothing. Raises UserError."""
+def prepare(settings: Settings, label_set: LabelSet | None = None) -> Experiment:
+    """Load and check everything that the settings name; writes nothing. Raises UserError.
+
+    `label_set`: a run's own, instead of the one that `data.labels` names now.
+    """
     index = ShardIndex.load(*shard_folders(settings))
-    name = settings.data.labels
-    label_set = labels.as_annotated(index.metadata) if name == "as_annotated" else labels.load(find(name, "labels"))
+    label_set = label_set or _label_set(settings, index)
     if len(label_set.classes) < 2:
         raise UserError(
             f"the clips have {len(label_set.classes)} class ({', '.join(label_set.classes)}); two are needed at least"
@@ -78,10 +85,27 @@ def prepare(settings: Settings) -> Experiment:
         train_corpora=asked.train_corpora,
         test_corpora=asked.test_corpora,
         max_per_class=asked.max_per_class,
+        same_speakers=asked.same_speakers,
+        distinct=index.distinct,
     )
     _check_lengths(settings, index)
     augment.check(settings.data.augment)
-    return Experiment(settings, index, label_set, label_set.targets(index.metadata), folds)
+    who, run = _run(settings, label_set, index.fingerprint)
+    notes = tuple(note for root in index.roots for note in packing_notes(root))
+    return Experiment(settings, index, label_set, label_set.targets(index.metadata), folds, who, run, notes)
+
+
+def _label_set(settings: Settings, index: ShardIndex) -> LabelSet:
+    name = settings.data.labels
+    return labels.as_annotated(index.metadata) if name == "as_annotated" else labels.load(find(name, "labels"))
+
+
+def _run(settings: Settings, label_set: LabelSet, fingerprint: str) -> tuple[Identity, RunDir]:
+    """The run directory of these settings that is there, under this schema or an earlier one; else the one to be made."""
+    sounds = augment.sounds_digest(settings.data.augment) or None
+    found = (identity.of(settings, label_set, fingerprint, sounds, schema) for schema in range(SCHEMA, 0, -1))
+    runs = [(who, RunDir(settings.run.root / f"{settings.run.name}-{who.digest[:8]}")) for who in found if who]
+    return next(((who, run) for who, run in runs if run.plan.exists()), runs[0])
 
 
 def shard_folders(settings: Settings) -> list[Place]:
@@ -101,31 +125,64 @@ def demo_folder(settings: Settings) -> Path:
 def write(experiment: Experiment) -> RunDir:
     """Write the run directory, the plan last; trials of an earlier plan of the same run (other seeds) stay in it.
 
-    The caller holds the run's lock, or is alone.
+    The caller holds the run's lock, or is alone. Raises UserError where the directory is another experiment's.
     """
-    run = experiment.run
+    run, wanted = experiment.run, experiment.settings.seeds
     run.path.mkdir(parents=True, exist_ok=True)
-    seeds = set(experiment.settings.seeds)
-    if run.plan.exists():
-        seeds |= set(run.read_plan()["seeds"])
+    if experiment.is_of_before:
+        if others := set(wanted) - set(run.read_plan()["seeds"]):
+            raise UserError(f"{run.path} was planned by an earlier version: it takes no more seeds ({listed(sorted(others))})")
+        return run
+    seeds = sorted({*wanted, *_seeds_before(experiment)})
     # Jobs run elsewhere: the shards' place must not depend on the folder that the command was started in.
     data = experiment.settings.data.model_copy(update={"shards": tuple(str(root.resolve()) for root in experiment.index.roots)})
-    settings = experiment.settings.model_copy(update={"seeds": tuple(sorted(seeds)), "data": data})
+    settings = experiment.settings.model_copy(update={"seeds": tuple(seeds), "data": data})
     write_text(run.settings, dump(settings))
-    write_json(run.plan, _describe(experiment, sorted(seeds)))
+    write_text(run.labels, labels.dump(experiment.label_set))
+    e = experiment
+    demo = DEMO in e.settings.data.shards or _was_demo(run)
+    described = plan_json(e.settings, e.index, e.label_set, e.targets, e.folds, seeds, e.notes, demo=demo)
+    identity.write(run, e.identity, [fold_digest(fold) for fold in described["folds"]], seeds)
+    write_sealed(run.plan, described)
     return run
 
 
+def _seeds_before(experiment: Experiment) -> Iterable[int]:
+    """Every seed that was planned before, as far as that can still be read."""
+    run = experiment.run
+    recorded = None
+    with suppress(UserError):
+        recorded = identity.read(run)
+    if recorded and recorded.identity.digest != experiment.identity.digest:
+        raise UserError(f"{run.path} is another experiment's directory; move it away, or give another run.name")
+    if recorded:
+        return recorded.seeds
+    return [int(path.name.removeprefix("seed_")) for path in run.path.glob("seed_[0-9]*")]
+
+
+def _was_demo(run: RunDir) -> bool:
+    """A plan made again from the run's own settings knows the shards' folder alone."""
+    with suppress(UserError):
+        return run.plan.exists() and run.read_plan().get("demo") is True
+    return False
+
+
 def reopen(run: RunDir) -> Experiment:
-    """What a job does: plan again from the run's settings. Raises UserError if that no longer gives the launcher's folds."""
-    written = run.read_plan()
-    experiment = prepare(load(run.settings, []))
+    """What a job does: plan again from the run's settings and labels. Raises UserError if that is not the launcher's plan."""
+    recorded = identity.read(run)
+    if recorded is None:
+        experiment = prepare(load_run(run.settings))
+        written = run.read_plan()
+    else:
+        identity.check(run, recorded)
+        written = read_plan(run)
+        experiment = prepare(load_run(run.settings), labels.load(run.labels))
     if experiment.folds.digest != written["folds_digest"] or experiment.index.fingerprint != written["fingerprint"]:
         raise UserError(
             f"{run.path} was planned from other shards or by another version of this package: its folds differ from those "
             "planned now. Launch again; a new run directory will be made."
         )
-    return experiment
+    return replace(experiment, run=run, identity=recorded.identity if recorded else experiment.identity)
 
 
 def _check_lengths(settings: Settings, index: ShardIndex) -> None:
@@ -138,42 +195,3 @@ def _check_lengths(settings: Settings, index: ShardIndex) -> None:
             f"the longest clip lasts {longest:.1f} s and Whisper's window is {WHISPER_SECONDS:.0f} s: set "
             f"data.max_seconds={WHISPER_SECONDS:.0f} to cut longer clips to their first {WHISPER_SECONDS:.0f} s"
         )
-
-
-def _describe(experiment: Experiment, seeds: list[int]) -> dict[str, Any]:
-    """plan.json: everything in words and counts that a report, a status page or a person needs."""
-    metadata, folds = experiment.index.metadata, experiment.folds
-    dropped = Counter(experiment.label_set.annotations(metadata)[experiment.targets == DROPPED].tolist())
-    return {
-        "format": 1,
-        "name": experiment.settings.run.name,
-        "version": ser_hpc.__version__,
-        "demo": DEMO in experiment.settings.data.shards,
-        "classes": list(experiment.label_set.classes),
-        "label_set": experiment.label_set.name,
-        "corpora": sorted(set(metadata.corpus.tolist())),
-        "num_clips": int((experiment.targets != DROPPED).sum()),
-        "dropped": dict(sorted(dropped.items())),
-        "protocol": folds.protocol,
-        "notes": list(folds.notes),
-        "seeds": seeds,
-        "folds": [
-            {"fold": fold.index} | {name: _side(experiment, getattr(fold, name)) for name in ("train", "dev", "test")}
-            for fold in folds.folds
-        ],
-        "trials": [asdict(Trial(seed, fold.index)) for seed in seeds for fold in folds.folds],
-        "folds_digest": folds.digest,
-        "fingerprint": experiment.index.fingerprint,
-    }
-
-
-def _side(experiment: Experiment, part: Part) -> dict[str, Any]:
-    counts = np.bincount(experiment.targets[part.positions], minlength=len(experiment.label_set.classes))
-    return {
-        "words": part.words,
-        "speakers": list(part.speakers),
-        "sessions": list(part.sessions),
-        "num": len(part.positions),
-        "seconds": round(float(experiment.index.metadata.seconds[part.positions].sum()), 1),
-        "classes": dict(zip(experiment.label_set.classes, counts.tolist(), strict=True)),
-    }

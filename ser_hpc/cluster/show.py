@@ -38,7 +38,7 @@ def plan(experiment: Experiment, where: str, command: str, notes: Sequence[str],
     out.print(f"protocol {experiment.folds.protocol}, {counted(len(experiment.folds.folds), 'fold')}:")
     for table in fold_tables.tables(experiment.folds, classes, experiment.targets):
         out.print("", table, sep="\n")
-    for number, note in enumerate((*experiment.folds.notes, *notes)):
+    for number, note in enumerate((*experiment.folds.notes, *experiment.notes, *notes)):
         out.print("\n" * (number == 0) + f"note: {note}")
     for number, words in enumerate(augment.Augment(settings.data.augment).words(), start=1):
         out.print(f"augmentation of training clips, {number}: {words}")
@@ -79,7 +79,7 @@ def start(
     """The lines before anything starts. `held`: trials that are queued or running already; `notes`: of the model's check."""
     run, trials = experiment.run, experiment.trials
     out.print(f"Run directory: {run.path}", soft_wrap=True)
-    for note in (*experiment.folds.notes, *notes):
+    for note in (*experiment.folds.notes, *experiment.notes, *notes):
         out.print(f"note: {note}")
     if DEMO in experiment.settings.data.shards:
         out.print("This is the demo: synthetic speech. Its numbers say that everything works, and nothing about real speech.")

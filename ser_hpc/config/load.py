@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from ser_hpc.config import schema as schemas
 from ser_hpc.config.settings import Settings
 from ser_hpc.errors import ConfigError, UserError
 
@@ -33,12 +34,20 @@ class _Yaml(yaml.SafeLoader):
 _Yaml.add_constructor("tag:yaml.org,2002:int", _Yaml.integer)
 
 
-def load(file: Path | None, overrides: Sequence[str]) -> Settings:
-    """Merge and check. `overrides` are `key.path=value`, the value read as YAML. Raises ConfigError with every mistake."""
+def load(file: Path | None, overrides: Sequence[str], schema: int | None = None) -> Settings:
+    """Merge and check. `overrides` are `key.path=value`, the value read as YAML. Raises ConfigError with every mistake.
+
+    `schema`: that of a file which does not say its own; none: today's.
+    """
     tree = _read(file) if file else {}
+    written = tree.pop("schema", schema or schemas.SCHEMA)
+    if not isinstance(written, int) or not 1 <= written <= schemas.SCHEMA:
+        known = f"this version knows 1 to {schemas.SCHEMA}"
+        raise UserError(f"{file} is of schema {written!r}, and {known}: use the version that wrote it")
     if any(override.startswith("cluster.profile=") for override in overrides) and isinstance(tree.get("cluster"), dict):
         tree["cluster"].pop("kind", None)  # the file's belongs to the file's profile
     problems = [problem for override in overrides if (problem := _set(tree, override))]
+    schemas.migrate(tree, written)
     profile = _profile(tree, problems)
     merged = _merge({"cluster": profile}, tree) if profile else tree
     try:
@@ -52,12 +61,17 @@ def load(file: Path | None, overrides: Sequence[str]) -> Settings:
     return settings
 
 
+def load_run(file: Path) -> Settings:
+    """The settings that a run was made with, by this version or an earlier one; the first one wrote no schema."""
+    return load(file, [], schema=1)
+
+
 def dump(settings: Settings) -> str:
     """The resolved settings as YAML that `load` takes back.
 
     What a profile said is written out and its name left out: jobs need no profile, which may change, or be a file elsewhere.
     """
-    tree = settings.model_dump(mode="json", exclude={"cluster": {"profile"}})
+    tree = {"schema": schemas.SCHEMA} | settings.model_dump(mode="json", exclude={"cluster": {"profile"}})
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 

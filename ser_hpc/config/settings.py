@@ -1,7 +1,7 @@
 """Every setting of an experiment: typed, frozen, each with its meaning below it; unknown keys are refused.
 
 The defaults fine-tune wav2vec2-base on one corpus. `model`, and whatever can be chosen by name, is a small tagged class
-(`kind: ...`) with one builder in its own room. `identity` says what of it changes the result: that names the run directory.
+(`kind: ...`) with one builder in its own room. What of it changes the result, and so names a run: `config.schema`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from ser_hpc.config.augment import Chain, without_paths
+from ser_hpc.config.augment import Chain
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.section import Fraction, Positive, PositiveFloat, Probability, Section, Words
 
@@ -89,6 +89,18 @@ class FoldSettings(Section):
     """For `cross_corpus`: the names of those that train and choose; none: all others."""
     max_per_class: Positive | None = None
     """At most so many clips of each class train in a fold, always the same ones; dev and test parts stay whole."""
+    same_speakers: dict[str, str | None] = Field(default={})
+    """Speakers who are one person under two names, within a corpus or in two: `{savee/DC: esd/0011}`; `{savee/DC: null}`: this
+    one is nobody else, however much another name is like it."""
+
+    @model_validator(mode="after")
+    def _people(self) -> Self:
+        names = [*self.same_speakers, *(name for name in self.same_speakers.values() if name is not None)]
+        if wrong := [name for name in names if not all(name.partition("/")[::2])]:
+            raise ValueError(f"folds.same_speakers: {wrong[0]!r} is no speaker; write CORPUS/NAME")
+        if chained := [name for name, other in self.same_speakers.items() if other in self.same_speakers]:
+            raise ValueError(f"folds.same_speakers: {self.same_speakers[chained[0]]!r} is somebody else too: name one person")
+        return self
 
 
 class HeadSettings(Section):
@@ -266,15 +278,3 @@ class Settings(Section):
         if not isinstance(model, EncoderModel) or model.freeze != "encoder":
             return False
         return model.head.kind == "mean_pool" and not model.head.dropout and not self.data.augment
-
-    def identity(self) -> dict[str, Any]:
-        """What changes the result, and nothing else: no paths, cluster, ranks, strategy, memory budget or list of seeds."""
-        how = {"strategy", "compile", "compile_minutes", "budget_seconds", "accumulation", "activation_checkpointing"}
-        how |= {"checkpoint_minutes", "hang_minutes"}
-        tree = self.model_dump(
-            mode="json",
-            include={"data": {"max_seconds", "balance", "augment"}, "folds": True, "model": True, "train": True},
-            exclude={"train": how},
-        )
-        tree["data"]["augment"] = without_paths(tree["data"]["augment"])
-        return tree

@@ -34,8 +34,8 @@ class Speakers:
         known = clips.known
         code = clips.speaker.codes[known]
         num_speakers, num_classes = len(clips.speaker.names), len(clips.classes)
-        corpus = np.zeros(num_speakers, dtype=np.int64)
-        corpus[code] = clips.corpus.codes[known]
+        corpus = np.full(num_speakers, len(clips.corpus.names), dtype=np.int64)
+        np.minimum.at(corpus, code, clips.corpus.codes[known])  # of someone who speaks in several: the first
         classes = np.bincount(code * num_classes + clips.target[known], minlength=num_speakers * num_classes)
         genders = np.zeros((num_speakers, len(clips.gender.names)), dtype=np.int64)
         annotated = known & (clips.gender.codes >= 0)

@@ -1,69 +1,28 @@
 """What a protocol divides: the clips that have a class, sorted by name, with speakers, sessions and corpora as numbers.
 
-Names become numbers once, in Arrow, so that dividing and checking a million clips is arithmetic on arrays of integers.
+Names become numbers once (`column`), so that dividing and checking a million clips is arithmetic on arrays of integers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ser_hpc.corpora.column import Column
 from ser_hpc.corpora.labels import DROPPED, LabelSet
-from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Metadata, Texts
+from ser_hpc.corpora.names import is_unknown
+from ser_hpc.corpora.people import Distinct, doubtful, in_words, merged, refuse_doubtful_speakers
+from ser_hpc.corpora.utterance import Metadata, Texts
 from ser_hpc.errors import UserError, listed
 
 NOWHERE, TRAIN, DEV, TEST = -1, 0, 1, 2
 SIDES = ("training", "dev", "test")
-_AT_ONCE = 1 << 20
 _SLASH = pa.scalar("/", pa.large_string())
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """Names as numbers: row i has `names[codes[i]]`, or none where its code is -1. `codes`: int32 (num_clips,)."""
-
-    names: tuple[str, ...]
-    codes: np.ndarray
-
-    @classmethod
-    def of(cls, values: pa.Array) -> Column:
-        """Names are sorted. Empty values have no code."""
-        encoded = values.dictionary_encode()
-        order = pc.sort_indices(encoded.dictionary).to_numpy()
-        names = encoded.dictionary.take(order).to_pylist()
-        empty = int(names[:1] == [""])
-        code = np.empty(len(order), dtype=np.int32)
-        code[order] = np.arange(len(names)) - empty
-        return cls(tuple(names[empty:]), code[encoded.indices.to_numpy()])
-
-    @classmethod
-    def of_repeated(cls, values: pa.Array) -> Column:
-        """The same, but a value that stands once has no code either: a table of ten million different ones takes gigabytes."""
-        parts = (values[start : start + _AT_ONCE].to_pylist() for start in range(0, len(values), _AT_ONCE))
-        hashes = np.concatenate([np.fromiter(map(hash, part), np.int64, len(part)) for part in parts])
-        ordered = np.sort(hashes)
-        rows = np.flatnonzero(np.isin(hashes, ordered[1:][ordered[1:] == ordered[:-1]]))
-        some = cls.of(values.take(pa.array(rows)))
-        counts = np.bincount(some.codes[some.codes >= 0], minlength=len(some.names))
-        code = np.where(counts > 1, np.cumsum(counts > 1) - 1, -1).astype(np.int32)  # hashes may meet by chance
-        codes = np.full(len(values), -1, dtype=np.int32)
-        codes[rows] = np.where(some.codes >= 0, code[some.codes], -1) if len(rows) else -1
-        return cls(tuple(name for name, count in zip(some.names, counts, strict=True) if count > 1), codes)
-
-    def within(self, rows: np.ndarray) -> tuple[str, ...]:
-        """The names that occur in `rows` (a mask or positions), sorted."""
-        present = np.zeros(len(self.names) + 1, dtype=bool)
-        present[self.codes[rows]] = True  # rows without a name: the last place
-        return tuple(self.names[code] for code in np.flatnonzero(present[:-1]))
-
-    def is_name(self, name: str) -> np.ndarray:
-        """Mask of the rows that have this name."""
-        mask: np.ndarray = self.codes == (self.names.index(name) if name in self.names else len(self.names))
-        return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +31,7 @@ class Clips:
 
     Speakers, sessions and texts are unique only with their corpus; where there are several corpora their names say which.
     A clip of an unknown speaker has no speaker. All arrays have shape (num_clips,).
+    `doubtful_sessions`: those that may be one, in words; "" if there are none.
     """
 
     classes: tuple[str, ...]
@@ -83,12 +43,20 @@ class Clips:
     session: Column
     text: Column
     sound: Column  # those that stand more than once
+    overlap: np.ndarray  # int32: pieces of one recording that share sound have one number, -1 with no other
     gender: Column
     split: Column
+    doubtful_sessions: str
 
     @classmethod
-    def of(cls, metadata: Metadata, label_set: LabelSet) -> Clips:
-        """Raises UserError where two rows are the same clip or none has a class."""
+    def of(
+        cls,
+        metadata: Metadata,
+        label_set: LabelSet,
+        same_speakers: Mapping[str, str | None] = MappingProxyType({}),
+        distinct: Distinct = frozenset(),
+    ) -> Clips:
+        """Raises UserError where two rows are the same clip, none has a class, or two names may be one speaker (`people`)."""
         targets = label_set.targets(metadata)
         used = np.flatnonzero(targets != DROPPED)
         if not len(used):
@@ -112,20 +80,23 @@ class Clips:
             apart = pc.if_else(pc.equal(names, ""), names, _with_corpus(corpus, names)) if len(corpora.names) > 1 else names
             return Column.of(apart)
 
-        speaker = column("speaker")
-        unknown = pc.equal(pc.utf8_lower(speaker), UNKNOWN_SPEAKER)
+        speaker = merged(of_corpus(_known(column("speaker"))), corpora.names, same_speakers)
+        refuse_doubtful_speakers(speaker, corpora.names, distinct, same_speakers)
+        session = of_corpus(column("session"))
         return cls(
             classes=label_set.classes,
             positions=positions,
             target=targets[positions],
             key=key,
             corpus=corpora,
-            speaker=of_corpus(pc.if_else(unknown, "", speaker)),
-            session=of_corpus(column("session")),
+            speaker=speaker,
+            session=session,
             text=of_corpus(column("text_id")),
             sound=Column.of_repeated(_text(metadata.sound[positions])),
             gender=Column.of(column("gender")),
             split=Column.of(column("split")),
+            overlap=np.full(len(positions), -1, np.int32) if metadata.overlap is None else metadata.overlap[positions],
+            doubtful_sessions=in_words(doubtful("session", session, corpora.names, distinct)),
         )
 
     def __len__(self) -> int:
@@ -152,6 +123,13 @@ class Asked:
     count: int | None
     train_corpora: Sequence[str] = ()
     test_corpora: Sequence[str] = ()
+
+
+def _known(speakers: pa.Array) -> pa.Array:
+    """ "" for every word that says that nobody knows."""
+    encoded = speakers.dictionary_encode()
+    names = ["" if is_unknown(name) else name for name in encoded.dictionary.to_pylist()]
+    return pa.array(names, pa.large_string()).take(encoded.indices)
 
 
 def _text(values: np.ndarray | Texts) -> pa.Array:

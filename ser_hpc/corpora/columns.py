@@ -111,11 +111,6 @@ def corpus_name(text: str) -> str:
     return name
 
 
-def _speaker(text: str) -> str:
-    text = text.strip()
-    return UNKNOWN_SPEAKER if text.lower() in ("", "unknown", "nan", "none") else text
-
-
 def _number(text: str) -> float | None:
     try:
         value = float(text or "nan")
@@ -132,7 +127,6 @@ def extra_name(column: str) -> str:
 
 _MEANING: dict[str, Callable[[str], Any]] = {
     "emotion": lambda text: text.strip().lower(),
-    "speaker": _speaker,
     "gender": lambda text: GENDERS.get(text.strip().lower(), ""),
     "split": split_of,
     "language": language_of,

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
 from ser_hpc.corpora.clips import DEV, NOWHERE, TEST, TRAIN, Asked, Clips, Draft
 from ser_hpc.corpora.labels import LabelSet
 from ser_hpc.corpora.leaks import inspect
+from ser_hpc.corpora.people import Distinct, shared_names
 from ser_hpc.corpora.protocols import PROTOCOLS, divide
 from ser_hpc.corpora.utterance import Metadata
 from ser_hpc.errors import listed
@@ -66,20 +68,24 @@ def plan(
     train_corpora: Sequence[str] = (),
     test_corpora: Sequence[str] = (),
     max_per_class: int | None = None,
+    same_speakers: Mapping[str, str | None] = MappingProxyType({}),
+    distinct: Distinct = frozenset(),
 ) -> FoldPlan:
     """The folds of a protocol over the clips that the label set gives a class; independent of the metadata's order.
 
     `count`: how many folds were asked for; None: as many as the protocol makes of this corpus (5 groups of speakers).
     `train_corpora`, `test_corpora`: for cross_corpus. `max_per_class`: at most so many clips of a class train in a fold.
+    `same_speakers`, `distinct`: which names are one person, and which are not (`people`).
     Raises UserError where the corpus does not allow the protocol or the count, and for every leak (`leaks.inspect`).
     """
-    clips = Clips.of(metadata, label_set)
+    clips = Clips.of(metadata, label_set, same_speakers, distinct)
     drafts, notes = divide(clips, protocol, Asked(count, train_corpora, test_corpora))
     sides = [draft.side for draft in drafts]
     if max_per_class is not None:
         notes = [*notes, _cap(clips, sides, max_per_class)]
     folds = tuple(Fold(k, *(_part(clips, draft, side) for side in (TRAIN, DEV, TEST))) for k, draft in enumerate(drafts))
-    notes = [*notes, *_left_out(clips, metadata, label_set, sides), *inspect(clips, sides, protocol)]
+    notes += [*_left_out(clips, metadata, label_set, sides), *shared_names(clips.speaker, clips.corpus.names, same_speakers)]
+    notes += inspect(clips, sides, protocol)
     return FoldPlan(protocol, folds, tuple(notes), _digest(metadata, folds))
 
 

@@ -13,14 +13,15 @@ dropped in silence. `column` may name any text that the clips carry, the corpus'
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import yaml
 
+from ser_hpc.corpora.names import ambiguous, is_unknown
 from ser_hpc.corpora.utterance import Metadata
 from ser_hpc.errors import UserError, listed
 
@@ -86,13 +87,34 @@ class LabelSet:
 
 def _encoded(words: np.ndarray) -> tuple[list[str], np.ndarray]:
     """The different words, and each row's place among them."""
+    import pyarrow as pa  # takes a tenth of a second: reports do without
+
     encoded = pa.array(words, pa.large_string()).dictionary_encode()
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
 
 def as_annotated(metadata: Metadata) -> LabelSet:
-    """Every emotion that occurs is a class of its own, in alphabetical order."""
-    return LabelSet("as_annotated", tuple(sorted(set(metadata.emotion.tolist()))), {})
+    """Every emotion that occurs is a class of its own, in alphabetical order; words that say that nobody knows are none.
+
+    Raises UserError where two emotions differ in their spelling alone.
+    """
+    words = sorted(set(metadata.emotion.tolist()))
+    classes = tuple(word for word in words if not is_unknown(word))
+    if alike := ambiguous(classes):
+        raise UserError(
+            f"emotions that may be one: {listed([' = '.join(map(repr, same)) for same in alike])}. "
+            "Give a label set (data.labels=FILE) that says which class each stands for, or pack the corpus again with "
+            f"--same-emotion {shlex.quote(f'{alike[0][0]}={alike[0][1]}')}"
+        )
+    return LabelSet("as_annotated", classes, {word: None for word in words if is_unknown(word)})
+
+
+def dump(label_set: LabelSet) -> str:
+    """The set as a file that `load` reads as the same one."""
+    mapping: dict[str, Any] = {**label_set.mapping, **label_set.by_corpus}
+    columns = {"column": list(label_set.columns)} if label_set.columns != ("emotion",) else {}
+    tree = {"name": label_set.name, "classes": list(label_set.classes), "map": mapping, **columns}
+    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
 def load(path: Path) -> LabelSet:

@@ -1,9 +1,9 @@
 """What must not stand on two sides of a fold, and what a reader of its scores must be told.
 
-A fold is checked as an array of sides, one a clip. Refused: a speaker or an identical sound on two sides, a class that the
-training part lacks. Told: texts shared by training and test, classes that a dev or test part lacks, identical sound under two
-labels. A protocol that breaks a rule by its own definition (an official split, SUPERB's dev part) is run only by name, and
-what it breaks is counted and told instead.
+A fold is checked as an array of sides, one a clip. Refused: a speaker, an identical sound or a stretch of one recording on two
+sides, a class that the training part lacks. Told: texts shared by training and test, classes that a dev or test part lacks,
+identical sound under two labels, classes that few speakers or one gender alone say. A protocol that breaks a rule by its own
+definition (an official split, SUPERB's dev part) is run only by name, and what it breaks is counted and told instead.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 
 from ser_hpc.corpora.clips import DEV, NOWHERE, SIDES, TEST, TRAIN, Clips
 from ser_hpc.errors import UserError, listed
+
+_FEW = 3  # speakers of a class
 
 Pair = tuple[int, int]
 PAIRS: tuple[Pair, ...] = ((TRAIN, DEV), (TRAIN, TEST), (DEV, TEST))
@@ -43,8 +45,10 @@ def inspect(clips: Clips, folds: Sequence[np.ndarray], protocol: str) -> list[st
     return [
         *_speakers(clips, folds, protocol),
         *_sounds(clips, folds, protocol),
+        *_overlaps(clips, folds, protocol),
         *_classes(clips, folds),
         *_texts(clips, folds),
+        *_shortcuts(clips),
     ]
 
 
@@ -117,6 +121,53 @@ def _sounds(clips: Clips, folds: Sequence[np.ndarray], protocol: str) -> list[st
     twice = np.unique(codes[label[codes] != target])
     if len(twice):
         notes.append(f"{len(twice)} sounds occur under more than one label: {_same(clips, twice)}.")
+    return notes
+
+
+def _overlaps(clips: Clips, folds: Sequence[np.ndarray], protocol: str) -> list[str]:
+    """Pieces of one recording that share sound, as `_sounds` has it for whole clips."""
+    notes, refused = [], []
+    for crossing in _crossings(clips.overlap, folds, PAIRS):
+        one, other = (SIDES[side] for side in crossing.pair)
+        pieces = listed(
+            [" + ".join(clips.key.take(np.flatnonzero(clips.overlap == group)).to_pylist()) for group in crossing.codes]
+        )
+        what = f"pieces of {len(crossing.codes)} recordings overlap and stand in both {one} and {other}: {pieces}"
+        if crossing.pair in _SHARED_SOUNDS.get(protocol, ()):
+            notes.append(f"LEAK by the protocol's own definition: {what}.")
+        else:
+            refused.append(f"fold {crossing.fold}: {what}")
+    if refused:
+        raise UserError(
+            "the same stretch of a recording on two sides:\n  "
+            + "\n  ".join(refused)
+            + "\nLeave one of the pieces out, or cut them "
+            "so that they do not overlap, and pack the corpus again."
+        )
+    groups = clips.overlap[(clips.overlap >= 0) & clips.known]
+    speakers = clips.speaker.codes[(clips.overlap >= 0) & clips.known]
+    pairs = np.unique(np.stack([groups, speakers], axis=1), axis=0)[:, 0]
+    if several := int((np.bincount(pairs) > 1).sum()) if len(pairs) else 0:
+        notes.append(f"Pieces of {several} recordings overlap and are of different speakers: whom does one hear there?")
+    return notes
+
+
+def _shortcuts(clips: Clips) -> list[str]:
+    """Classes that a model may tell by who speaks: said by one gender, or by few speakers, where others are not."""
+    num_classes, num_speakers = len(clips.classes), len(clips.speaker.names)
+    said = np.zeros((num_classes, num_speakers), dtype=bool)
+    said[clips.target[clips.known], clips.speaker.codes[clips.known]] = True
+    speakers = said.sum(axis=1)
+    few = [f"{clips.classes[i]} by {speakers[i]}" for i in np.flatnonzero(speakers < _FEW)] if num_speakers >= 2 * _FEW else []
+    notes = [f"Classes spoken by few of the {num_speakers} known speakers: {listed(few)}."] if few else []
+    annotated = clips.gender.codes >= 0
+    genders = np.zeros((num_classes, len(clips.gender.names)), dtype=bool)
+    genders[clips.target[annotated], clips.gender.codes[annotated]] = True
+    told = np.bincount(clips.target[annotated], minlength=num_classes) == np.bincount(clips.target, minlength=num_classes)
+    alone = np.flatnonzero(told & (genders.sum(axis=1) == 1))
+    if len(clips.gender.names) > 1 and len(alone):
+        each = listed([f"{clips.classes[i]} by {clips.gender.names[int(genders[i].argmax())]} ones" for i in alone])
+        notes.append(f"Classes spoken by speakers of one gender alone, so that the voice's pitch tells them: {each}.")
     return notes
 
 

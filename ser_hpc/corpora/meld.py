@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ser_hpc.corpora import csv_file
 from ser_hpc.corpora.parse_result import ParseResult, existing_folder, finish, recordings
-from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Utterance
+from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError, listed
 
 LAYOUT = "train_sent_emo.csv, dev_sent_emo.csv and test_sent_emo.csv, and clips such as train_splits/dia0_utt0.wav"
@@ -122,7 +122,7 @@ def _clips(
 
 
 def _utterance(path: Path, turn: Turn, emotion: str, row: dict[str, str]) -> Utterance:
-    speaker = row["Speaker"] or UNKNOWN_SPEAKER
+    speaker = row["Speaker"]
     extra = {"dialogue": f"{turn[0]}_dia{turn[1]}", "season": row["Season"], "episode": row["Episode"]}
     return Utterance(
         corpus="meld",

@@ -102,7 +102,7 @@ def _utterance(row: Mapping[str, str], stem: str, path: Path | None) -> Utteranc
         corpus="msp_podcast",
         utterance_id=stem,
         audio_path=path,
-        speaker=UNKNOWN_SPEAKER if speaker.lower() in ("", UNKNOWN_SPEAKER) else speaker,
+        speaker=speaker,
         emotion=EMOTIONS[emotion],
         gender=GENDERS[gender],
         split=SPLITS[split],

@@ -103,7 +103,12 @@ def _joined(words: Sequence[str]) -> str:
 
 
 def need_sessions(clips: Clips, protocol: str) -> None:
-    """Raises UserError where a clip of a known speaker has no session."""
+    """Raises UserError where a clip of a known speaker has no session, or two names may be one session."""
+    if clips.doubtful_sessions:
+        raise UserError(
+            f"{protocol} needs sessions, but these may be one each: {clips.doubtful_sessions}. Pack the corpus again with "
+            "--same-session NAME=OTHER, or --distinct-session NAME=OTHER if they are not"
+        )
     without = int((clips.known & (clips.session.codes < 0)).sum())
     if without:
         raise UserError(

@@ -7,7 +7,8 @@ Columns  audio (absolute, or relative to the table), emotion, speaker; optional:
          split (train, dev, test), text_id (clips that say the same words), start_s and end_s (a piece of a longer recording),
          language (two letters), intensity, arousal, valence, dominance. Any other column is kept as a field of the clip that a
          label set may use, and told; one that is almost called like a column above is refused (extra.NAME keeps it all the
-         same). An empty value means "not annotated".
+         same). An empty value means "not annotated", and so do n/a, nan, none, null, unk, unknown and ?; clips of a speaker not
+         known can only train.
 Corpus   Named after the file: `My Corpus.csv` is my_corpus.
 Ids      The audio path from the table's folder on, without suffix, with "-" for what an id may not hold; a piece of a recording
          adds its times in milliseconds. Ids that would coincide end in a hash of path and times, whatever the order of rows.
@@ -29,6 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ser_hpc.corpora.columns import extra_name
+from ser_hpc.corpora.names import is_unknown
 from ser_hpc.corpora.parse_result import ParseResult, finish
 from ser_hpc.corpora.utterance import LANGUAGE, UNKNOWN_SPEAKER, Utterance
 from ser_hpc.errors import UserError, counted, listed
@@ -45,13 +47,17 @@ LONGEST_ID = 80
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: its number in the file, and its values by column, stripped; a column that it lacks reads as ""."""
+    """One line of the table: its number in the file, and its values by column, stripped.
+
+    A column that it lacks reads as "", and so does a word that says that nobody knows; but an emotion is any word.
+    """
 
     line: int
     values: dict[str, str]
 
     def __getitem__(self, column: str) -> str:
-        return self.values.get(column, "")
+        value = self.values.get(column, "")
+        return "" if column not in ("audio", "emotion") and is_unknown(value) else value
 
 
 def parse(root: Path) -> ParseResult:
@@ -75,8 +81,10 @@ def parse(root: Path) -> ParseResult:
         )
     layout = f"rows below the columns {listed(REQUIRED)}"
     kept = sorted({name for row in rows for name in row.values if name not in COLUMNS and not name.startswith(EXTRA)})
-    note = [f"columns that are kept as fields, for label sets to use: {listed(kept, 20)}"] if kept else []
-    return finish(root, layout, _with_unique_ids(root, list(clips.values()))).telling(note)
+    unknown = sum(clip.speaker == UNKNOWN_SPEAKER for clip in clips.values())
+    told = [f"columns that are kept as fields, for label sets to use: {listed(kept, 20)}"] if kept else []
+    told += [f"{unknown} of {counted(len(clips), 'clip')} are of speakers not known: they can only train"] if unknown else []
+    return finish(root, layout, _with_unique_ids(root, list(clips.values()))).telling(told)
 
 
 def _read_csv(path: Path, problems: list[str]) -> list[Row]:
@@ -151,7 +159,7 @@ def _field(column: str) -> str:
 
 def _utterance(table: Path, row: Row, problems: list[str]) -> Utterance | None:
     """The clip of a row, or None with its mistakes added to `problems`."""
-    mistakes = [f"{name} is empty" for name in REQUIRED if not row[name]]
+    mistakes = [f"{name} is empty" for name in ("audio", "emotion") if not row[name]]
     audio = table.parent / row["audio"]
     if row["audio"] and not audio.is_file():
         mistakes.append(f"no audio file {audio}")
@@ -169,7 +177,7 @@ def _utterance(table: Path, row: Row, problems: list[str]) -> Utterance | None:
         corpus=_corpus_name(table),
         utterance_id=_plain_id(table, audio, number["start_s"], end),
         audio_path=audio,
-        speaker=UNKNOWN_SPEAKER if row["speaker"].lower() == UNKNOWN_SPEAKER else row["speaker"],
+        speaker=row["speaker"],
         emotion=row["emotion"],
         session=row["session"],
         gender=gender,

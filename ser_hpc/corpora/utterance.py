@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ser_hpc.corpora.names import as_name, is_unknown
 from ser_hpc.errors import UserError, listed
 
 # A WebDataset key ends at the first dot, and a slash makes a folder: neither may stand in an id.
@@ -23,6 +24,7 @@ _NAME = re.compile(r"[a-z0-9_]{1,24}")
 LANGUAGE = re.compile(r"[a-z]{2,3}")
 EXTRA_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 UNKNOWN_SPEAKER = "unknown"
+_NAMES = ("speaker", "emotion", "session", "text_id", "intensity")
 COLUMNS = ("corpus", "speaker", "emotion", "session", "gender", "text_id", "split", "intensity", "language")
 
 
@@ -32,7 +34,8 @@ class Utterance:
 
     `extra`: whatever else the corpus says of the clip, by name (age, perceived labels, transcript): a label set may use it.
     `start_s` / `end_s` cut the clip out of a longer recording (seconds; None = from the beginning / to the end).
-    Empty strings and None mean "not annotated".
+    Empty strings and None mean "not annotated"; names are held in NFC, and a speaker whom nobody knows, in any of the words for
+    that (`names.UNKNOWN`), is UNKNOWN_SPEAKER.
     """
 
     corpus: str
@@ -54,12 +57,20 @@ class Utterance:
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        for name in _NAMES:
+            if (text := getattr(self, name)) and (read := as_name(text)) != text:
+                object.__setattr__(self, name, read)
+        if is_unknown(self.speaker):
+            object.__setattr__(self, "speaker", UNKNOWN_SPEAKER)
+        for name in ("session", "text_id"):
+            if getattr(self, name) and is_unknown(getattr(self, name)):
+                object.__setattr__(self, name, "")
         if not _NAME.fullmatch(self.corpus):
             raise UserError(f"corpus name {self.corpus!r}: use 1 to 24 of a-z, 0-9 and _")
         if not _ID.fullmatch(self.utterance_id):
             raise UserError(f"{self.audio_path}: utterance id {self.utterance_id!r}: use 1 to 80 of A-Z, a-z, 0-9, _ and -")
-        if not self.speaker or not self.emotion:
-            raise UserError(f"{self.audio_path}: speaker ({self.speaker!r}) and emotion ({self.emotion!r}) must not be empty")
+        if not self.emotion:
+            raise UserError(f"{self.audio_path}: emotion must not be empty")
         if self.gender not in ("", "female", "male"):
             raise UserError(f"{self.audio_path}: gender is {self.gender!r}; use female, male or nothing")
         if self.language and not LANGUAGE.fullmatch(self.language):
@@ -115,6 +126,7 @@ class Metadata:
 
     Words are numpy object arrays of str ("" = not annotated), ids and sounds `Texts`; `seconds` is float64, `sound` the hash of
     the decoded 16 kHz samples (equal hash = identical sound), `extra` a JSON object of text. All have shape (num_clips,).
+    `overlap`, where clips are pieces of longer recordings: equal numbers share sound, by their times; -1: with no other.
     """
 
     corpus: np.ndarray
@@ -130,6 +142,7 @@ class Metadata:
     extra: np.ndarray
     sound: Texts
     seconds: np.ndarray
+    overlap: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -147,4 +160,6 @@ class Metadata:
 
     def take(self, positions: np.ndarray) -> Metadata:
         """The rows at `positions` (int array or boolean mask), in that order."""
-        return Metadata(**{field.name: getattr(self, field.name)[positions] for field in fields(self)})
+        columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        taken: dict[str, Any] = {name: None if column is None else column[positions] for name, column in columns.items()}
+        return Metadata(**taken)

@@ -20,6 +20,7 @@ from ser_hpc.config.settings import Settings
 from ser_hpc.data.batches import Source
 from ser_hpc.data.order import epoch_size, epoch_steps, mix, step_micro_batches, tighter
 from ser_hpc.engine import checkpoint, feed, outcome, probe, states, strategy
+from ser_hpc.engine.attempt import add as describe
 from ser_hpc.engine.average import WeightAverage
 from ser_hpc.engine.checkpoint import TrainState
 from ser_hpc.engine.compiled import Regions
@@ -81,6 +82,8 @@ def train_trial(
         model = make(width)
     samples = model.front.costs(np.minimum(data.index.num_samples, max_samples or data.index.num_samples))
     budget = probe.find(model, settings, samples[fold.train.positions], world, state.budget)
+    if world.is_main:
+        describe(attempt, strategy=train.strategy, budget_s=round(budget.samples / RATE, 3))
     state, how = replace(state, budget=budget), budget.cut(world.size, train.accumulation, model.front.padded)
     if saved.tensors is not None:
         base.load(model, saved.tensors.model)
@@ -171,6 +174,7 @@ def train_trial(
                     budget = budget.below(how.budget_samples)
                     if world.is_main:
                         limit = how.budget_samples / RATE
+                        describe(attempt, budget_s=round(limit, 3))
                         print(f"memory ran out at step {number}: made again, {limit:.0f} s of audio at a time", flush=True)
                     break
                 lr = learning_rate(number, total_steps, train)

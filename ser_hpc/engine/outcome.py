@@ -13,10 +13,11 @@ from ser_hpc.engine.checkpoint import TrainState
 from ser_hpc.engine.feed import TrialData
 from ser_hpc.engine.preemption import Superseded
 from ser_hpc.files import write_json_once
-from ser_hpc.results import predictions
+from ser_hpc.results import identity, predictions
 from ser_hpc.results.metrics import confusion_matrix, uar
 from ser_hpc.results.predictions import Prediction
 from ser_hpc.results.run_dir import AttemptDir, TrialDir
+from ser_hpc.results.sealed import sealed
 
 
 def score(logits: np.ndarray, targets: np.ndarray, num_classes: int) -> tuple[float, float]:
@@ -47,9 +48,14 @@ def complete(
     trial: TrialDir, attempt: AttemptDir, state: TrainState, found: list[Prediction], how: Mapping[str, int | str]
 ) -> None:
     """Write the predictions, then the marker, and drop what is only for going on. Raises Superseded if a marker is there."""
-    predictions.write(attempt.predictions, found)
+    sha256 = predictions.write(attempt.predictions, found)
+    recorded = identity.read(trial.run)
     marker = {
+        "run": recorded.identity.digest if recorded else None,
+        "seed": trial.trial.seed,
+        "fold": trial.trial.fold,
         "attempt": attempt.number,
+        "predictions_sha256": sha256,
         "weights": attempt.best(state.best_epoch).relative_to(trial.path).as_posix(),
         "best_epoch": state.best_epoch,
         "best_dev_uar": state.best_uar,
@@ -58,6 +64,6 @@ def complete(
         "seconds": round(state.seconds, 1),
         **how,
     }
-    if not write_json_once(trial.done, marker):
+    if not write_json_once(trial.done, sealed(marker)):
         raise Superseded(f"{trial.trial} was completed by another attempt; attempt {attempt.number} ends")
     checkpoint.clear(trial, attempt, state.best_epoch)

@@ -1,56 +1,113 @@
-"""Predictions held against the plan. What a report counts must be exactly what was planned, so each of these is refused:
-a clip predicted twice (a filler, a rank's overlap), a clip missing or from elsewhere, a clip tested in two folds, dev and test
-taken for each other, a class that nobody planned. Every message names the file and the culprit.
+"""A run held against its plan. What a report counts must be exactly what was planned, so each of these is refused:
+
+    the run             settings, labels or plan changed after they were written; a fold or seed that is not there any more
+    a trial's marker    changed, or of another run, seed or fold: copied in from elsewhere
+    its predictions     changed; a clip twice (a filler, a rank's overlap), missing or from elsewhere, tested in two folds;
+                        another speaker or true class than planned; a class that nobody planned, or not the most probable one
+
+Every message names the file and the culprit. None of it stops a forger who computes the checksums anew. A run that an earlier
+version planned (format 1) has no checksums: it is reported on, its report says so, and its clips are counted and compared.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER
+from ser_hpc.corpora.names import is_unknown
 from ser_hpc.errors import UserError, listed
 from ser_hpc.files import read_json
-from ser_hpc.results.predictions import Prediction, read
+from ser_hpc.results import identity
+from ser_hpc.results.predictions import Prediction, clip_hashes, digest, read
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
+from ser_hpc.results.sealed import unsealed
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
+OF_BEFORE = (
+    "This run was planned by an earlier version of this package: nothing binds its predictions to its plan, so that clips, "
+    "truths or speakers exchanged, and folds copied from other runs, could not be found; only their numbers were compared."
+)
 PARTS = ("dev", "test")
+_NEEDED = ("name", "demo", "classes", "label_set", "corpora", "dropped", "protocol", "notes", "seeds", "folds", "trials")
 _AGAIN = "remove that trial's folder and run the launch command again"
+_ROUNDING = 1e-3  # of a sum of probabilities of six digits each
 
 
 def read_plan(run: RunDir) -> dict[str, Any]:
-    """The plan, if it asks for every fold with every seed: else a mean over its trials would be one over some."""
+    """The plan, if it is the one that was written, and asks for every fold with every seed: else a mean over its trials would
+    be one over some. Raises UserError."""
     plan = run.read_plan()
-    if plan.get("format") != PLAN_FORMAT:
-        raise UserError(f"{run.plan} has format {plan.get('format')!r}; this version reads format {PLAN_FORMAT}")
+    if plan.get("format") not in (1, PLAN_FORMAT):
+        raise UserError(f"{run.plan} has format {plan.get('format')!r}; this version reads the formats 1 and {PLAN_FORMAT}")
+    if plan["format"] > 1 or run.identity.exists():
+        plan = _as_planned(run, plan)
+    if lacking := [name for name in _NEEDED if name not in plan]:
+        raise UserError(f"{run.plan} is damaged: it lacks {listed(lacking)}; launch the run again: that plans anew")
     every = {Trial(seed, fold["fold"]) for seed in plan["seeds"] for fold in plan["folds"]}
-    if not every or len(plan["trials"]) != len(every) or set(run.trials()) != every:
+    if not every or len(plan["trials"]) != len(every) or {Trial(**trial) for trial in plan["trials"]} != every:
         raise UserError(f"{run.plan} is damaged: its trials are not each of its folds once with each of its seeds")
     return plan
 
 
-def read_done(folder: TrialDir) -> dict[str, Any]:
-    """The marker of a finished trial."""
+def _as_planned(run: RunDir, plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan without its checksum, held against the run's identity, and that against settings and labels."""
+    again = "launch the run again with the command that made it: it plans anew, and keeps what is trained"
+    try:
+        plan = unsealed(plan)
+    except ValueError as error:
+        raise UserError(f"{run.plan}: {error}; {again}") from error
+    if (recorded := identity.read(run)) is None:
+        raise UserError(f"{run.identity} is missing: nothing says which experiment this run is; {again}")
+    identity.check(run, recorded)
+    folds = [fold_digest(fold) for fold in plan["folds"]]
+    if lost := sorted(set(recorded.seeds) ^ set(plan["seeds"])):
+        raise UserError(f"{run.plan} and {run.identity} do not name the same seeds (seed {listed(lost)}); {again}")
+    if folds != list(recorded.folds):
+        numbers = [
+            k for k in range(max(len(folds), len(recorded.folds))) if folds[k : k + 1] != list(recorded.folds[k : k + 1])
+        ]
+        raise UserError(f"{run.plan} and {run.identity} do not name the same folds (fold {listed(numbers)}); {again}")
+    if plan["fingerprint"] != recorded.identity.what["shards"]:
+        raise UserError(f"{run.plan} is the plan of other shards than {run.identity} names; {again}")
+    return plan | {"run": recorded.identity.digest}
+
+
+def fold_digest(fold: dict[str, Any]) -> str:
+    """Of all clips of a fold with their speakers and true classes, part by part, as plan.json has it."""
+    return hashlib.sha256("".join(fold[part]["digest"] for part in ("train", "dev", "test")).encode()).hexdigest()
+
+
+def read_done(folder: TrialDir, plan: dict[str, Any]) -> dict[str, Any]:
+    """The marker of a finished trial, if it is this one's. Raises UserError."""
     try:
         done = dict(read_json(folder.done))
+        if plan["format"] > 1:
+            done = unsealed(done)
+            of = (done["run"], done["seed"], done["fold"])
+            if of != (plan["run"], folder.trial.seed, folder.trial.fold):
+                whose = f"seed {of[1]} fold {of[2]}" + ("" if of[0] == plan["run"] else f" of another run ({of[0][:8]})")
+                raise UserError(f"{folder.done} is the marker of {whose}: the folder was copied or renamed; {_AGAIN}")
         done["best_epoch"] = int(done["best_epoch"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder.done} is damaged ({error!r}); {_AGAIN}") from error
     return done
 
 
-def read_parts(folder: TrialDir, plan: dict[str, Any]) -> dict[str, tuple[Prediction, ...]]:
-    """A finished trial's predictions of its "dev" and "test" parts, each clip of the plan exactly once."""
+def read_parts(folder: TrialDir, plan: dict[str, Any], sha256: str | None) -> dict[str, tuple[Prediction, ...]]:
+    """A finished trial's predictions of its "dev" and "test" parts, each clip of the plan exactly once.
+
+    `sha256`: of the file, as the trial's marker says. Raises UserError.
+    """
     if not folder.current.predictions.exists():
         raise UserError(f"{folder.path} is marked as done but has no {folder.current.predictions.name}; {_AGAIN}")
-    predictions = read(folder.current.predictions)
+    predictions = read(folder.current.predictions, sha256)
     _refuse_strangers(folder, predictions, plan["classes"])
     fold = next(fold for fold in plan["folds"] if fold["fold"] == folder.trial.fold)
     parts = {part: tuple(p for p in predictions if p.part == part) for part in PARTS}
     for part, found in parts.items():
-        if problems := _differences(found, fold[part]):
+        if problems := _differences(found, fold[part], plan.get("same_speakers", {})):
             what = f"{folder.current.predictions}: the {part} part is not the planned one"
             raise UserError(f"{what}; it holds {listed(problems)}; {_AGAIN}")
     return parts
@@ -82,7 +139,7 @@ def clip_name(prediction: Prediction) -> str:
 
 def is_known(prediction: Prediction) -> bool:
     """Whether anyone knows who speaks."""
-    return prediction.speaker.lower() != UNKNOWN_SPEAKER
+    return not is_unknown(prediction.speaker)
 
 
 def _refuse_strangers(folder: TrialDir, predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
@@ -99,13 +156,27 @@ def _refuse_strangers(folder: TrialDir, predictions: Sequence[Prediction], class
             if given not in allowed:
                 problem = f"{what} of {clip_name(p)} is {given!r}, not one of {listed(allowed, 30)}"
                 raise UserError(f"{folder.current.predictions}: the {problem}; {_AGAIN}")
+        if problem := _improbable(p, classes):
+            raise UserError(f"{folder.current.predictions}: {clip_name(p)}: {problem}; {_AGAIN}")
 
 
-def _differences(found: Sequence[Prediction], part: dict[str, Any]) -> list[str]:
+def _improbable(prediction: Prediction, classes: Sequence[str]) -> str:
+    """What is wrong with the probabilities; "" where each class has one and the predicted class none that is higher."""
+    given = prediction.probabilities
+    if set(given) != set(classes):
+        return f"its probabilities are of {listed(sorted(given)) or 'no class'}, not of {listed(classes, 30)}"
+    if not all(isinstance(p, int | float) and 0 <= p <= 1 for p in given.values()) or abs(sum(given.values()) - 1) > _ROUNDING:
+        return f"its probabilities are none: {listed([f'{name} {p}' for name, p in given.items()])}"
+    if given[prediction.predicted] < max(given.values()):
+        return f"predicted is {prediction.predicted}, but {max(given, key=given.__getitem__)} is more probable"
+    return ""
+
+
+def _differences(found: Sequence[Prediction], part: dict[str, Any], same: Mapping[str, str | None]) -> list[str]:
     """How predictions differ from the plan's part: clips, clips per class, speakers (a plan names the known ones)."""
     counts, planned = Counter(p.truth for p in found), set(part["speakers"])
-    speakers = {_planned_name(p, planned) for p in found if is_known(p)}
-    return [
+    speakers = {_planned_name(p, planned, same) for p in found if is_known(p)}
+    problems = [
         *([f"{len(found)} clips instead of {part['num']}"] if len(found) != part["num"] else []),
         *(
             f"{counts[name]} of class {name} instead of {part['classes'].get(name, 0)}"
@@ -115,9 +186,23 @@ def _differences(found: Sequence[Prediction], part: dict[str, Any]) -> list[str]
         *(f"speaker {name}, who does not belong to it" for name in sorted(speakers - planned)),
         *(f"nothing of speaker {name}" for name in sorted(planned - speakers)),
     ]
+    if not problems and "digest" in part and _digest(found) != part["digest"]:
+        return ["as many clips of each class as planned, but not the same ones, or with other speakers or true classes"]
+    return problems
 
 
-def _planned_name(prediction: Prediction, planned: set[str]) -> str:
+def _digest(found: Sequence[Prediction]) -> str:
+    columns = ([getattr(p, name) for p in found] for name in ("corpus", "utterance_id", "speaker", "truth"))
+    return digest(clip_hashes(*columns))
+
+
+def _planned_name(prediction: Prediction, planned: set[str], same: Mapping[str, str | None]) -> str:
     """A plan over several corpora says `corpus/speaker`, one over a single corpus `speaker`."""
+    qualified = person(prediction, same)
+    return qualified if qualified in planned else qualified.removeprefix(f"{prediction.corpus}/")
+
+
+def person(prediction: Prediction, same: Mapping[str, str | None]) -> str:
+    """Who speaks, as `corpus/speaker`; under one name where the run says that two are one person (folds.same_speakers)."""
     qualified = f"{prediction.corpus}/{prediction.speaker}"
-    return qualified if qualified in planned else prediction.speaker
+    return same.get(qualified) or qualified

@@ -24,7 +24,10 @@ from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
 
 @dataclass(frozen=True, slots=True)
 class TrialScores:
-    """One finished trial. Scores are of the test part, but for `dev_uar`; nan where undefined. `confusion` is (C, C)."""
+    """One finished trial. Scores are of the test part, but for `dev_uar`; nan where undefined. `confusion` is (C, C).
+
+    `chosen_dev_uar`: what training saw when it chose the epoch.
+    """
 
     trial: Trial
     uar: float
@@ -32,6 +35,7 @@ class TrialScores:
     macro_f1: float
     kappa: float
     dev_uar: float
+    chosen_dev_uar: float | None
     best_epoch: int
     num_test: int
     absent_classes: tuple[str, ...]
@@ -102,7 +106,7 @@ def cross_validate(run: RunDir, notes: Sequence[str] = ()) -> CrossValidation:
     `notes`: what else its reader must know.
     """
     plan = checks.read_plan(run)
-    planned = [run.trial(trial) for trial in run.trials()]
+    planned = [run.trial(Trial(**trial)) for trial in plan["trials"]]
     done = [folder for folder in planned if folder.is_done]
     trials = tuple(_score(folder, plan) for folder in done)
     checks.refuse_overlaps({t.trial: t.test for t in trials})
@@ -117,7 +121,13 @@ def cross_validate(run: RunDir, notes: Sequence[str] = ()) -> CrossValidation:
         finished=finished,
         interval=Interval(None, "trials are missing") if missing else _interval(trials, plan),
         seeds=tuple(_seed_scores(folds) for folds in complete if len(folds) == len(plan["folds"])),
-        notes=tuple(plan["notes"]) + tuple(notes) + tuple(_dev_differences(done, trials)) + tuple(_damaged_clips(done)),
+        notes=(
+            *([checks.OF_BEFORE] if plan["format"] == 1 else []),
+            *plan["notes"],
+            *notes,
+            *_dev_differences(trials),
+            *_damaged_clips(done),
+        ),
     )
 
 
@@ -133,7 +143,8 @@ def _reason(folder: TrialDir) -> str:
 
 def _score(folder: TrialDir, plan: dict[str, Any]) -> TrialScores:
     """Read, check and score one finished trial."""
-    parts = checks.read_parts(folder, plan)
+    done = checks.read_done(folder, plan)
+    parts = checks.read_parts(folder, plan, done.get("predictions_sha256"))
     confusion = _confusion(parts["test"], plan["classes"])
     truths = {p.truth for p in parts["test"]}
     return TrialScores(
@@ -143,7 +154,8 @@ def _score(folder: TrialDir, plan: dict[str, Any]) -> TrialScores:
         macro_f1=float(metrics.macro_f1(confusion)),
         kappa=float(metrics.cohen_kappa(confusion)),
         dev_uar=float(metrics.uar(_confusion(parts["dev"], plan["classes"]))),
-        best_epoch=checks.read_done(folder)["best_epoch"],
+        chosen_dev_uar=done.get("best_dev_uar"),
+        best_epoch=done["best_epoch"],
         num_test=len(parts["test"]),
         absent_classes=tuple(name for name in plan["classes"] if name not in truths),
         confusion=confusion,
@@ -188,27 +200,25 @@ def _interval(trials: Sequence[TrialScores], plan: dict[str, Any]) -> Interval:
     """Of the pooled UAR. A speaker is told apart by corpus and name; clips of unknown speakers have no unit to be drawn by."""
     if not all(checks.is_known(p) for t in trials for p in t.test):
         return Interval(None, "some test clips are of unknown speakers")
-    by_speaker: dict[int, dict[tuple[str, str], list[Prediction]]] = {seed: {} for seed in plan["seeds"]}
+    same = plan.get("same_speakers", {})
+    by_speaker: dict[int, dict[str, list[Prediction]]] = {seed: {} for seed in plan["seeds"]}
     for t in trials:
         for p in t.test:
-            by_speaker[t.trial.seed].setdefault((p.corpus, p.speaker), []).append(p)
+            by_speaker[t.trial.seed].setdefault(checks.person(p, same), []).append(p)
     speakers = sorted(by_speaker[plan["seeds"][0]])
     return metrics.speaker_interval(
         np.array([[_confusion(clips[speaker], plan["classes"]) for speaker in speakers] for clips in by_speaker.values()])
     )
 
 
-def _dev_differences(done: Sequence[TrialDir], trials: Sequence[TrialScores]) -> list[str]:
+def _dev_differences(trials: Sequence[TrialScores]) -> list[str]:
     """The chosen epoch's dev UAR as training saw it, against the saved predictions: they differ if other weights predicted."""
-    notes = []
-    for folder, scores in zip(done, trials, strict=True):
-        seen = checks.read_done(folder).get("best_dev_uar")
-        if seen is not None and abs(seen - scores.dev_uar) > 0.01:
-            notes.append(
-                f"{folder.trial}: dev UAR is {scores.dev_uar:.3f} from the saved predictions but was {seen:.3f} when its epoch "
-                "was chosen; were they made by other weights?"
-            )
-    return notes
+    return [
+        f"{t.trial}: dev UAR is {t.dev_uar:.3f} from the saved predictions but was {t.chosen_dev_uar:.3f} when its epoch "
+        "was chosen; were they made by other weights?"
+        for t in trials
+        if t.chosen_dev_uar is not None and abs(t.chosen_dev_uar - t.dev_uar) > 0.01
+    ]
 
 
 def _damaged_clips(done: Sequence[TrialDir]) -> list[str]:

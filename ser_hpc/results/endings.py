@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from ser_hpc.files import read_json
-from ser_hpc.results.run_dir import AttemptDir
+from ser_hpc.results.run_dir import AttemptDir, RunDir, Trial
 
 NOT_AGAIN = "it is not tried again"
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
@@ -43,3 +45,16 @@ def how_it_ended(attempt: AttemptDir) -> End:
         told = read_json(attempt.end)
         return End(str(told["how"]), step, told["error"], told["host"], trained, told.get("shared") is True)
     return End("killed", step, None, None, trained)
+
+
+def trained(run: RunDir) -> Iterator[tuple[Trial, dict[str, Any]]]:
+    """What each attempt that a trial's result may rest on says of itself (attempt.json).
+
+    One that ended before its first step left nothing in the run; one that was killed before it had said who it is is left out.
+    """
+    for trial in run.begun():
+        for attempt in run.trial(trial).attempts:
+            end = how_it_ended(attempt)
+            if end.how == "killed" or end.step:
+                with suppress(*_UNREADABLE):
+                    yield trial, dict(read_json(attempt.attempt))

@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ser_hpc.errors import UserError
 from ser_hpc.files import write_text
@@ -28,15 +31,21 @@ class Prediction:
     probabilities: dict[str, float]
 
 
-def write(path: Path, predictions: Iterable[Prediction]) -> None:
-    write_text(path, "".join(json.dumps(asdict(p), ensure_ascii=False, allow_nan=False) + "\n" for p in predictions))
+def write(path: Path, predictions: Iterable[Prediction]) -> str:
+    """Returns the file's SHA-256, for the trial's marker."""
+    text = "".join(json.dumps(asdict(p), ensure_ascii=False, allow_nan=False) + "\n" for p in predictions)
+    write_text(path, text)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read(path: Path) -> list[Prediction]:
-    """Raises UserError naming file and line where a line is not a prediction."""
+def read(path: Path, sha256: str | None = None) -> list[Prediction]:
+    """Raises UserError where the file has another SHA-256, or, naming the line, where a line is not a prediction."""
     predictions = []
+    content = path.read_bytes()
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{path} was changed after its trial had written it: it is not the file that the trial's marker names")
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        lines = content.decode().removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -45,3 +54,14 @@ def read(path: Path) -> list[Prediction]:
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}:{number} is not a prediction: {error}") from error
     return predictions
+
+
+def clip_hashes(*columns: Iterable[str]) -> np.ndarray:
+    """A hash of what is said of each clip, uint64 (num_clips,): corpus, id, speaker, true class."""
+    hashes = (hashlib.blake2b("\0".join(words).encode(), digest_size=8).digest() for words in zip(*columns, strict=True))
+    return np.frombuffer(b"".join(hashes), dtype="<u8")
+
+
+def digest(hashes: np.ndarray) -> str:
+    """Of a part's clips in any order: SHA-256 of their sorted hashes, in hex."""
+    return hashlib.sha256(np.sort(hashes).astype("<u8").tobytes()).hexdigest()

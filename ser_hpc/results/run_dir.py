@@ -2,6 +2,8 @@
 
 RUN/                              runs/<name>-<8 hex of what changes the result>
   settings.yaml                   the resolved settings
+  labels.yaml                     the label set: what class each annotation stands for, as it was when the run was made
+  identity.json                   what the run's name is a hash of; the folds, and every seed that was ever planned
   plan.json                       classes, folds in words and counts, trials, notes; written before any trial starts
   report.json  report.md          written by the report
   jobs/                           what was submitted (submitted.jsonl), the launcher's files, every rank's log
@@ -16,7 +18,8 @@ RUN/                              runs/<name>-<8 hex of what changes the result>
       steps.jsonl  epochs.jsonl   loss per optimizer step; loss and dev UAR per epoch
       checkpoints/                step_00000120: model, optimizer, state (two are kept while training); best_0004: weights
       predictions.jsonl           dev and test clips, once each
-    done.json                     the marker, written last, once: the trial is complete, by the attempt that it names
+    done.json                     the marker, written last, once: the trial is complete, by the attempt that it names, of
+                                  this run, seed and fold, with these very predictions
 
 Attempts are how an older start that wakes up (a lost node's ranks) can never write over a newer one: a number is taken by
 making its folder, which only one can, and no file of a trial but the marker is ever shared.
@@ -24,6 +27,7 @@ making its folder, which only one can, and no file of a trial but the marker is 
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +100,13 @@ class TrialDir:
     trial: Trial
 
     @property
+    def run(self) -> RunDir:
+        return RunDir(self.path.parents[1])
+
+    @property
     def states(self) -> Path:
         """Of the run: what trials compute once for all of them."""
-        return self.path.parents[1] / "states"
+        return self.run.path / "states"
 
     @property
     def done(self) -> Path:
@@ -158,6 +166,14 @@ class RunDir:
         return self.path / "settings.yaml"
 
     @property
+    def labels(self) -> Path:
+        return self.path / "labels.yaml"
+
+    @property
+    def identity(self) -> Path:
+        return self.path / "identity.json"
+
+    @property
     def plan(self) -> Path:
         return self.path / "plan.json"
 
@@ -188,6 +204,13 @@ class RunDir:
     def trial(self, trial: Trial) -> TrialDir:
         return TrialDir(self.path / f"seed_{trial.seed}" / f"fold_{trial.fold}", trial)
 
+    def begun(self) -> list[Trial]:
+        """The trials that have a folder, whatever a plan says."""
+        found = (
+            re.fullmatch(r"seed_(\d+)/fold_(\d+)", path.relative_to(self.path).as_posix()) for path in self.path.glob("*/*")
+        )
+        return sorted(Trial(int(names[1]), int(names[2])) for names in found if names)
+
     def read_plan(self) -> dict[str, Any]:
         """The plan as written by the launcher. Raises UserError if this is no run directory."""
         try:
@@ -197,9 +220,9 @@ class RunDir:
         except ValueError as error:
             raise UserError(f"{self.plan} is damaged ({error}); run the launch command again to plan anew") from error
         if not isinstance(plan, dict) or "trials" not in plan:
-            shards = isinstance(plan, dict) and "shards" in plan
-            what = "but packed shards: see python -m ser_hpc.inspect" if shards else f"its {self.plan.name} plans no trials"
-            raise UserError(f"{self.path} is not a run directory, {what}")
+            if isinstance(plan, dict) and "shards" in plan:
+                raise UserError(f"{self.path} is not a run directory, but packed shards: see python -m ser_hpc.inspect")
+            raise UserError(f"{self.plan} is damaged (it names no trials); run the launch command again to plan anew")
         return plan
 
     def trials(self) -> tuple[Trial, ...]:

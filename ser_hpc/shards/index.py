@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from ser_hpc.corpora.utterance import COLUMNS, Metadata, Texts
 from ser_hpc.errors import UserError, listed
 from ser_hpc.shards.audio import RATE
+from ser_hpc.shards.overlaps import pieces, sharing
 from ser_hpc.shards.plan import LAYOUT_VERSION
 from ser_hpc.shards.storage import Place, size
 
@@ -74,7 +75,8 @@ class ShardIndex:
 
     `roots`: the datasets' folders; `shards[i]` lies in `roots[dataset[i]]`. `shard` int32: row's place in `shards`; `offset`,
     `size` int64: the FLAC payload's bytes in that tar; `num_samples` int64 at 16 kHz; `crc32` uint32 of the payload.
-    `fingerprints` (one a dataset) and `fingerprint` (of all) change with any byte of any shard.
+    `fingerprints` (one a dataset) and `fingerprint` (of all) change with any byte of any shard. `distinct`: (corpus, column,
+    name) of names that are nobody else's, however alike, as packing was told.
     """
 
     roots: tuple[Place, ...]
@@ -87,6 +89,7 @@ class ShardIndex:
     size: np.ndarray
     num_samples: np.ndarray
     crc32: np.ndarray
+    distinct: frozenset[tuple[str, str, str]] = frozenset()
 
     @classmethod
     def load(cls, *roots: Place) -> ShardIndex:
@@ -103,21 +106,22 @@ class ShardIndex:
         places, packed = [ordered[number] for number, _ in shards], [shard for _, shard in shards]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(check_tar_size, places, packed))
-            pieces = _Pieces()
+            table = _Pieces()
             for start in range(0, len(packed), _AHEAD):
                 part = slice(start, start + _AHEAD)
                 contents = pool.map(_read_index, places[part], packed[part])
                 for rows in map(_rows, places[part], packed[part], contents):
-                    pieces.add(rows)
-        numbers = {name: pieces.numbers(name) for name in ("offset", "size", "num_samples", "crc32")}
+                    table.add(rows)
+        numbers = {name: table.numbers(name) for name in ("offset", "size", "num_samples", "crc32")}
         return cls(
             tuple(ordered),
             fingerprints,
-            pieces.metadata(numbers["num_samples"]),
+            table.metadata(numbers["num_samples"]),
             tuple(packed),
             tuple(number for number, _ in shards),
             np.repeat(np.arange(len(shards), dtype=np.int32), [shard.clips for shard in packed]),
             **numbers,
+            distinct=frozenset(tuple(each) for root in ordered for each in found[root].get("distinct", [])),
         )
 
     @property
@@ -132,8 +136,8 @@ class ShardIndex:
         return f"{self.metadata.corpus[position]}-{self.metadata.utterance_id[position]}"
 
 
-def describe_dataset(shards: Sequence[Shard]) -> dict[str, Any]:
-    """The content of dataset.json: no time, no path of this machine."""
+def describe_dataset(shards: Sequence[Shard], distinct: Iterable[tuple[str, str, str]] = ()) -> dict[str, Any]:
+    """The content of dataset.json: no time, no path of this machine. `distinct`: see ShardIndex."""
     contents = "".join(f"{shard.path} {shard.sha256}\n" for shard in shards)
     return {
         "format": "ser_hpc shards",
@@ -145,6 +149,7 @@ def describe_dataset(shards: Sequence[Shard]) -> dict[str, Any]:
         "seconds": round(sum(shard.seconds for shard in shards), 3),
         "bytes": sum(shard.bytes for shard in shards),
         "fingerprint": hashlib.sha256(f"{LAYOUT_VERSION}\n{contents}".encode()).hexdigest(),
+        **({"distinct": sorted(map(list, distinct))} if distinct else {}),
         "shards": [asdict(shard) for shard in shards],
     }
 
@@ -257,6 +262,7 @@ class _Pieces:
 
     def __init__(self) -> None:
         self._arrays: dict[str, list[pa.Array]] = defaultdict(list)
+        self._recordings: list[tuple[int, tuple[np.ndarray, ...] | None]] = []
 
     def add(self, rows: pa.Table) -> None:
         for name in ("offset", "size", "num_samples", "crc32"):
@@ -265,6 +271,7 @@ class _Pieces:
             self._arrays[name] += rows.column(name).cast(pa.large_string()).chunks
         for name in _SHARED:
             self._arrays[name] += rows.column(name).dictionary_encode().chunks
+        self._recordings.append((len(rows), pieces(rows)))
 
     def numbers(self, name: str) -> np.ndarray:
         return np.concatenate(self._arrays.pop(name))
@@ -272,7 +279,17 @@ class _Pieces:
     def metadata(self, num_samples: np.ndarray) -> Metadata:
         columns: dict[str, Any] = {name: self._words(name) for name in _SHARED}
         columns |= {name: Texts(pa.concat_arrays(self._arrays.pop(name))) for name in _TEXTS}
-        return Metadata(**columns, seconds=num_samples / RATE)
+        return Metadata(**columns, seconds=num_samples / RATE, overlap=self._overlap())
+
+    def _overlap(self) -> np.ndarray | None:
+        """`sharing` over all shards: pieces of one recording may lie in several."""
+        if not (some := [found for _, found in self._recordings if found is not None]):
+            return None
+        groups = sharing(*(np.concatenate(columns) for columns in zip(*some, strict=True)))
+        of_piece = np.concatenate([np.full(clips, found is not None) for clips, found in self._recordings])
+        overlap = np.full(len(of_piece), -1, dtype=np.int32)
+        overlap[of_piece] = groups
+        return overlap
 
     def _words(self, name: str) -> np.ndarray:
         encoded = pa.concat_arrays(pa.chunked_array(self._arrays.pop(name)).unify_dictionaries().chunks)

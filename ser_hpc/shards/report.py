@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ser_hpc.corpora.utterance import Utterance
+from ser_hpc.errors import listed
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.findings import KINDS, Finding, Kind, Rules
-from ser_hpc.shards.index import Shard
+from ser_hpc.shards.index import REPORT, Shard
 from ser_hpc.shards.shard_file import Written
+from ser_hpc.shards.storage import Place
 
 COUNTED = ("emotion", "speaker", "session", "gender", "split")
 
@@ -68,6 +71,29 @@ class PackReport:
                 for corpus, columns in self.counts.items()
             },
         }
+
+
+def packing_notes(root: Place) -> list[str]:
+    """What packing found of a dataset's clips and a reader of its scores must know, each a sentence; without a report: none."""
+    try:
+        report = json.loads((root / REPORT).read_bytes())
+        corpora = listed(sorted(report["counts"]))
+        found = {kind: report["findings"][kind] for kind in report["findings"] if report["findings"][kind]["clips"]}
+        left_out = {kind: len(one["clips"]) for kind, one in found.items() if one["policy"] == "drop"}
+        kept = {kind: one["clips"] for kind, one in found.items() if one["policy"] == "keep"}
+        notes = []
+        if left_out:
+            each = listed([f"{kind} {number}" for kind, number in left_out.items()])
+            notes.append(f"{corpora}: packing left out {sum(left_out.values())} clips ({each}; all in {REPORT}).")
+        notes += [
+            f"{corpora}: {len(clips)} clips are {kind}, and kept: {listed([clip['key'] for clip in clips], 4)} (see {REPORT})."
+            for kind, clips in kept.items()
+        ]
+        return notes
+    except FileNotFoundError:
+        return []
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        return [f"{root / REPORT} cannot be read ({error!r}): what packing found in the clips is not known."]
 
 
 def make(

@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from ser_hpc.corpora.declared import Declared
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError
 from ser_hpc.files import write_json
@@ -47,21 +48,28 @@ def pack(
     shard_mb: int = 64,
     left_out: Sequence[tuple[Path, str]] = (),
     part: tuple[int, int] = (0, 1),
+    declared: Declared | None = None,
     on_progress: Callable[..., None] | None = None,
 ) -> PackReport:
     """Pack clips into `out`, or finish what an earlier run began there; returns the dataset's report, or else this part's.
 
     `rules`: what becomes of silent clips, copies and the like; none: the defaults. `left_out`: (path, reason) of files that the
     parser passed over, for the report. `part` (k, n): every n-th shard of the plan, from the k-th on; `out` is a dataset once
-    all n parts were packed. `on_progress(stage, done, total)`: stage READING counts clips; the others count seconds of sound.
-    Raises UserError naming every clip whose finding is to `fail`, where keys repeat, the disk is too small or full, another
-    packer works in `out`, or `out` holds something else.
+    all n parts were packed. `declared`: which names are one, and which are not. `on_progress(stage, done, total)`: stage
+    READING counts clips; the others count seconds of sound.
+    Raises UserError naming every clip whose finding is to `fail`, where keys repeat or names may be one speaker, session or
+    emotion, the disk is too small or full, another packer works in `out`, or `out` holds something else.
     """
     number, count = part
     assert 0 <= number < count
+    declared = declared or Declared()
+    utterances = declared.read(utterances)
     check_keys(utterances)
+    declared.refuse_ambiguous(utterances)
+    distinct = declared.of_corpora({utterance.corpus for utterance in utterances})
     with Workers(workers) as pool:
-        packing = _Packing(out, rules or Rules(), pool, tuple(left_out), on_progress or (lambda stage, done, total: None))
+        tell = on_progress or (lambda stage, done, total: None)
+        packing = _Packing(out, rules or Rules(), pool, tuple(left_out), distinct, tell)
         lengths = packing.read_headers(utterances)
         with locked(out, shared=count > 1):
             planned = plan(utterances, lengths, shard_mb, plan_file.read(out))
@@ -80,9 +88,16 @@ class _Packing:
     """One call of `pack`: what its steps share."""
 
     def __init__(
-        self, out: Path, rules: Rules, pool: Workers, left_out: tuple[tuple[Path, str], ...], progress: Progress
+        self,
+        out: Path,
+        rules: Rules,
+        pool: Workers,
+        left_out: tuple[tuple[Path, str], ...],
+        distinct: frozenset[tuple[str, str, str]],
+        progress: Progress,
     ) -> None:
-        self.out, self.rules, self.pool, self.left_out, self.progress = out, rules, pool, left_out, progress
+        self.out, self.rules, self.pool, self.left_out = out, rules, pool, left_out
+        self.distinct, self.progress = distinct, progress
 
     def read_headers(self, utterances: Sequence[Utterance]) -> list[float]:
         """Seconds of each clip, 0 where no header can be read. Raises UserError for what is to fail, or if nothing is left."""
@@ -149,7 +164,8 @@ class _Packing:
         summary = report.make(written, findings, self.rules, self.left_out, kept_whole)
         with disk_errors_in_words(self.out):
             write_json(self.out / REPORT, summary.as_json())
-            write_json(self.out / DATASET, describe_dataset([result.shard for result in written if result.shard is not None]))
+            shards = [result.shard for result in written if result.shard is not None]
+            write_json(self.out / DATASET, describe_dataset(shards, self.distinct))
         return summary
 
     def _judge(self, written: Sequence[Written]) -> list[Finding]:

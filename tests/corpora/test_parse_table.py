@@ -58,7 +58,7 @@ def test_jsonl_and_csv_of_the_same_rows_are_the_same_clips(tmp_path: Path) -> No
 
 def test_every_mistake_of_a_file_is_told_at_once_with_its_line(tmp_path: Path) -> None:
     text = "audio,emotion,speaker,gendr,gender,split,arousal,start_s,end_s\n"
-    text += "a.wav,,bob,,x,val,high,,\nnone.wav,sad,bob,,,,nan,2,1\nb.wav,sad,bob\na.wav,sad,bob,,,,,,\na.wav,sad,eve,,,,,0,\n"
+    text += "a.wav,,bob,,x,val,high,,\nnone.wav,sad,bob,,,,inf,2,1\nb.wav,sad,bob\na.wav,sad,bob,,,,,,\na.wav,sad,eve,,,,,0,\n"
     assert mistakes(write(tmp_path, text)) == [
         "line 1: unknown column 'gendr'; did you mean gender? Or extra.gendr, a field of its own",
         "line 4: 3 values under 9 columns",
@@ -67,7 +67,7 @@ def test_every_mistake_of_a_file_is_told_at_once_with_its_line(tmp_path: Path) -
         "line 2: gender is 'x'; use f, female, m, male, or leave it empty",
         "line 2: split is 'val'; use train, dev, test, or leave it empty",
         f"line 3: no audio file {tmp_path / 'none.wav'}",
-        "line 3: arousal is 'nan', which is not a finite number",
+        "line 3: arousal is 'inf', which is not a finite number",
         "line 3: a clip from 2.0 s to 1.0 s: must be 0 <= start_s < end_s",
         f"line 6: the same clip as line 5: {tmp_path / 'a.wav'}",
     ]

@@ -9,11 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made import replan, rewrite
 
-from ser_hpc.files import write_json
-from ser_hpc.results import predictions
-from ser_hpc.results.predictions import Prediction
+from ser_hpc.config.load import dump, load
+from ser_hpc.corpora import labels
+from ser_hpc.corpora.labels import LabelSet
+from ser_hpc.files import write_text
+from ser_hpc.results import identity
+from ser_hpc.results.predictions import Prediction, clip_hashes, digest
 from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.results.sealed import write_sealed
 
 Clip = tuple[str, str, str]  # utterance id, speaker, class
 
@@ -57,6 +62,7 @@ def make_run(tmp_path: Path) -> Callable[..., RunDir]:
                 "num": len(clips),
                 "seconds": seconds,
                 "classes": counts,
+                "digest": digest(clip_hashes(["emodb"] * len(clips), *zip(*clips, strict=True))),
             }
 
         folds = []
@@ -64,8 +70,14 @@ def make_run(tmp_path: Path) -> Callable[..., RunDir]:
             dev = (fold + 1) % num_folds
             train = [other for other in range(num_folds) if other not in (fold, dev)]
             folds.append({"fold": fold, "train": part(train), "dev": part([dev]), "test": part([fold])})
+        lines = [f"run.name={name}", f"seeds={list(seeds)}", "train.epochs=30"]
+        label_set = LabelSet("emodb_7", tuple(classes), {})
+        who = identity.of(load(None, lines), label_set, "f" * 64)
+        assert who is not None
+        write_text(run.settings, dump(load(None, lines)))
+        write_text(run.labels, labels.dump(label_set))
         plan = {
-            "format": 1,
+            "format": 2,
             "name": name,
             "demo": False,
             "classes": list(classes),
@@ -78,8 +90,9 @@ def make_run(tmp_path: Path) -> Callable[..., RunDir]:
             "seeds": list(seeds),
             "folds": folds,
             "trials": [{"seed": seed, "fold": fold} for seed in seeds for fold in range(num_folds)],
+            "fingerprint": "f" * 64,
         }
-        write_json(run.plan, plan | plan_keys)
+        replan(run, plan | plan_keys, who)
         rng = np.random.default_rng(7)
         for seed in seeds:
             for fold in range(num_folds):
@@ -90,11 +103,11 @@ def make_run(tmp_path: Path) -> Callable[..., RunDir]:
                         guess = truth if rng.random() < accuracy else str(rng.choice(classes))
                         odds = {name: float(name == guess) for name in classes}
                         made.append(Prediction("emodb", utterance_id, speaker, which, truth, guess, odds))
-                predictions.write(folder.current.predictions, made)
-                write_json(
-                    folder.done,
-                    {"attempt": 1, "best_epoch": 10 + fold, "epochs": 30, "steps": 900, "seconds": 61.5, "ranks": 2},
-                )
+                marker = {"attempt": 1, "best_epoch": 10 + fold, "epochs": 30, "steps": 900, "seconds": 61.5, "ranks": 2}
+                folder.current.predictions.parent.mkdir(parents=True)
+                whose = {"run": who.digest, "seed": seed, "fold": fold}
+                write_sealed(folder.done, marker | whose)
+                rewrite(run, folder.trial, lambda _, made=made: made)
         return run
 
     return make

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from made import as_of_before, guessed, redigest, remark, replan, rewrite
 from sklearn.metrics import cohen_kappa_score, recall_score
 
 from ser_hpc.errors import UserError
-from ser_hpc.files import read_json, write_json
 from ser_hpc.results import predictions
 from ser_hpc.results.cross_validation import cross_validate
 from ser_hpc.results.predictions import Prediction
@@ -24,11 +24,6 @@ Change = Callable[[list[Prediction]], list[Prediction]]
 def reference_uar(found: list[Prediction]) -> float:
     truth = [p.truth for p in found]
     return float(recall_score(truth, [p.predicted for p in found], labels=sorted(set(truth)), average="macro"))
-
-
-def rewrite(run: RunDir, trial: Trial, change: Change) -> None:
-    path = run.trial(trial).current.predictions
-    predictions.write(path, change(predictions.read(path)))
 
 
 def test_scores_are_those_of_the_saved_predictions(make_run: MakeRun) -> None:
@@ -65,11 +60,17 @@ def test_a_class_absent_from_a_test_part_is_left_out_of_its_uar_and_said(make_ru
 def test_the_mean_is_over_trials_and_not_over_batches_or_clips(make_run: MakeRun) -> None:
     """A small fold that is all wrong counts as much as a large one in the mean, and by its clips when pooled."""
     run = make_run(num_folds=3, accuracy=1.0, absent={"00": "sad"})
-    rewrite(run, Trial(0, 0), lambda found: [replace(p, predicted="sad" if p.truth != "sad" else "angry") for p in found])
+    rewrite(run, Trial(0, 0), lambda found: [guessed(p, "sad" if p.truth != "sad" else "angry") for p in found])
     result = cross_validate(run)
     assert result.scores is not None
     assert result.scores.uar.mean == pytest.approx(2 / 3)
     assert result.scores.wa.pooled == pytest.approx(96 / (96 + 42))
+
+
+def clips_of_all(speakers: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(id, speaker, class) of the clips that `make_run` gives these speakers."""
+    classes = ("angry", "happy", "neutral", "sad")
+    return [(f"{speaker}_{name}_{i}", speaker, name) for speaker in speakers for name in classes for i in range(6)]
 
 
 def repeat_first(found: list[Prediction]) -> list[Prediction]:
@@ -115,15 +116,15 @@ def test_a_clip_in_the_test_parts_of_two_folds_is_refused(make_run: MakeRun) -> 
     plan = run.read_plan()
     for part in ("test", "dev"):
         plan["folds"][1][part] = plan["folds"][0][part]
-    write_json(run.plan, plan)
-    run.trial(Trial(0, 1)).current.predictions.write_bytes(run.trial(Trial(0, 0)).current.predictions.read_bytes())
+    replan(run, plan)
+    rewrite(run, Trial(0, 1), lambda _: predictions.read(run.trial(Trial(0, 0)).current.predictions))
     with pytest.raises(UserError, match="emodb-00_angry_0 is tested in seed 0 fold 0 and again in seed 0 fold 1"):
         cross_validate(run)
 
 
 def test_seeds_that_tested_different_clips_are_refused(make_run: MakeRun) -> None:
-    """The counts agree, the clips do not: one of the two is from other shards."""
-    run = make_run(num_folds=3, seeds=(0, 1))
+    """The counts agree, the clips do not: one of the two is from other shards. Of a run of before nothing else tells."""
+    run = as_of_before(make_run(num_folds=3, seeds=(0, 1)))
     rewrite(run, Trial(1, 2), lambda found: [*found[:-1], replace(found[-1], utterance_id="other")])
     with pytest.raises(UserError, match=r"seed 0 fold 2 and seed 1 fold 2 tested different clips.*emodb-05_sad_5, emodb-other"):
         cross_validate(run)
@@ -185,7 +186,7 @@ def test_predictions_of_an_unfinished_trial_do_not_count(make_run: MakeRun) -> N
 def test_one_trial_has_no_standard_deviation_and_few_speakers_no_interval(make_run: MakeRun) -> None:
     run = make_run(num_folds=3, speakers_per_fold=1)
     plan = run.read_plan()
-    write_json(run.plan, plan | {"folds": plan["folds"][:1], "trials": plan["trials"][:1]})
+    replan(run, plan | {"folds": plan["folds"][:1], "trials": plan["trials"][:1]})
     result = cross_validate(run)
     assert result.scores is not None and np.isnan(result.scores.uar.std)
     assert result.interval.bounds is None and "1 test speaker" in str(result.interval.reason)
@@ -199,8 +200,10 @@ def test_speakers_are_told_apart_by_corpus_too(make_run: MakeRun) -> None:
     renamed = {speaker: f"{int(speaker) // 2:02d}" for speaker in corpus_of}
     for fold in plan["folds"]:
         for part in ("train", "dev", "test"):
+            spoken = clips_of_all(fold[part]["speakers"])
             fold[part]["speakers"] = sorted(f"{corpus_of[s]}/{renamed[s]}" for s in fold[part]["speakers"])
-    write_json(run.plan, plan)
+            redigest(fold[part], [(corpus_of[s], clip, renamed[s], name) for clip, s, name in spoken])
+    replan(run, plan)
     for fold in range(3):
         rewrite(
             run,
@@ -214,9 +217,11 @@ def test_unknown_test_speakers_give_no_interval(make_run: MakeRun) -> None:
     """They may be one person or many; a plan does not name them."""
     run = make_run(num_folds=3)
     plan = run.read_plan()
-    plan["folds"][0]["test"]["speakers"] = ["00"]
-    plan["folds"][2]["dev"]["speakers"] = ["00"]
-    write_json(run.plan, plan)
+    clips = [("emodb", clip, "Unknown" if s == "01" else s, name) for clip, s, name in clips_of_all(["00", "01"])]
+    for part in (plan["folds"][0]["test"], plan["folds"][2]["dev"]):
+        part["speakers"] = ["00"]
+        redigest(part, clips)
+    replan(run, plan)
     for fold in (0, 2):
         rewrite(run, Trial(0, fold), lambda f: [replace(p, speaker="Unknown" if p.speaker == "01" else p.speaker) for p in f])
     result = cross_validate(run)
@@ -228,8 +233,7 @@ def test_a_dev_uar_that_does_not_fit_the_chosen_epoch_is_noted(make_run: MakeRun
     run = make_run(num_folds=3)
     seen = {t.trial.fold: t.dev_uar for t in cross_validate(run).trials}
     for fold, dev_uar in seen.items():
-        done = run.trial(Trial(0, fold)).done
-        write_json(done, read_json(done) | {"best_dev_uar": dev_uar + (0.05 if fold == 1 else 0)})
+        remark(run.trial(Trial(0, fold)), best_dev_uar=dev_uar + (0.05 if fold == 1 else 0))
     notes = [note for note in cross_validate(run).notes if "other weights" in note]
     assert len(notes) == 1 and notes[0].startswith("seed 0 fold 1")
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from made import redigest, replan, rewrite
 from rich.console import Console
 
 from ser_hpc.files import write_json
-from ser_hpc.results import predictions, text
+from ser_hpc.results import text
 from ser_hpc.results.cross_validation import CrossValidation, cross_validate
 from ser_hpc.results.render import DEMO, to_json, to_markdown, to_terminal
 from ser_hpc.results.run_dir import RunDir, Trial
@@ -82,10 +83,11 @@ def test_undefined_numbers_are_null(make_run: MakeRun) -> None:
     """One fold, one test speaker, one class, all of it right: no deviation, kappa or interval; two classes without recall."""
     run = make_run(num_folds=3, speakers_per_fold=1, classes=("angry", "sad", "calm"), accuracy=1.0, absent={"00": "sad"})
     plan = run.read_plan()
-    fold, path = plan["folds"][0], run.trial(Trial(0, 0)).current.predictions
-    predictions.write(path, [p for p in predictions.read(path) if p.part == "dev" or p.truth == "angry"])
+    fold = plan["folds"][0]
+    rewrite(run, Trial(0, 0), lambda found: [p for p in found if p.part == "dev" or p.truth == "angry"])
     fold["test"] |= {"num": 6, "classes": {"angry": 6}}
-    write_json(run.plan, plan | {"folds": [fold], "trials": plan["trials"][:1]})
+    redigest(fold["test"], [("emodb", f"00_angry_{i}", "00", "angry") for i in range(6)])
+    replan(run, plan | {"folds": [fold], "trials": plan["trials"][:1]})
     report = to_json(cross_validate(run))
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["uar"] == {

@@ -59,11 +59,11 @@ def test_what_cannot_be_reported_is_2_and_writes_nothing(
     run = make_run()
     path = run.trial(Trial(0, 0)).current.predictions
     path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
-    other = make_run(name="other", format=2)
+    other = make_run(name="other", format=3)
     for folder, message in (
         (tmp_path, "is not a run directory"),
-        (other.path, "has format 2"),
-        (run.path, "predicted more than once"),
+        (other.path, "has format 3"),
+        (run.path, "was changed after its trial had written it"),
     ):
         with pytest.raises(SystemExit) as exited:
             console.run(lambda folder=folder: main([str(folder)]))

@@ -1,0 +1,135 @@
+"""What an experiment is, apart from where and how it runs: the settings that change its result, in a form that outlives them.
+
+A run is named by a hash of this identity. What stands at its default is left out, so a new setting gives no run another name.
+A default that changes raises SCHEMA and goes into DEFAULTS_BEFORE; a setting that gets another name goes into RENAMED. A run
+keeps the schema that it was made under: its settings are read with that schema's defaults, and its identity stays the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ser_hpc.config.augment import without_paths
+from ser_hpc.config.section import Section
+
+SCHEMA = 2
+# By the last schema in which it was so; a section of several kinds is written with its kind: model[acrnn].norm.
+DEFAULTS_BEFORE: dict[int, dict[str, Any]] = {}
+RENAMED: dict[int, dict[str, str | None]] = {}  # the old path to the new one; None: the setting is gone
+
+# Where and how an experiment runs: settings, or whole sections. Whatever does not stand here is part of the identity.
+_NO_PART = {
+    *("run", "cluster", "seeds", "data.shards", "data.labels", "data.max_damaged", "data.workers", "data.read_ahead_mb"),
+    *("data.keep_gb", "train.strategy", "train.compile", "train.compile_minutes", "train.budget_seconds", "train.accumulation"),
+    *("train.activation_checkpointing", "train.checkpoint_minutes", "train.hang_minutes"),
+}
+# Schema 1 wrote every setting into the identity, its defaults too: these.
+_IN_SCHEMA_1 = {
+    "": "data folds model train",
+    "data": "max_seconds balance augment",
+    "folds": "protocol count test_corpora train_corpora max_per_class",
+    "model[encoder]": "kind weights config dropout freeze freeze_layers whisper_pad_to_30s normalize spec_augment head",
+    "model[encoder].spec_augment": "time_prob time_frames feature_prob feature_width",
+    "model[encoder].head[mean_pool]": "kind projection dropout",
+    "model[acrnn]": "kind first_channels channels layers linear cells hidden mels norm dropout time_warp mel_warp filter_db "
+    "time_mask_s mel_mask",
+    "train": "epochs patience global_batch lr warmup decay weight_decay betas eps clip_norm average class_weights precision",
+}
+
+
+def identity(settings: Section, schema: int = SCHEMA) -> dict[str, Any] | None:
+    """What changes the result, as `schema` writes it: strict JSON. None: nothing of that schema can have been this."""
+    if schema == 1:
+        return _in_full(settings, "")
+    return _changed(settings, "", {path: value for each in _since(DEFAULTS_BEFORE, schema) for path, value in each.items()})
+
+
+def migrate(tree: dict[str, Any], schema: int) -> None:
+    """Bring settings that were written under `schema` to today's names, in place, and fill in its own defaults."""
+    for renamed in reversed([*_since(RENAMED, 1)]):
+        for old, new in renamed.items():
+            section, name = _find(tree, old)
+            if section is not None and name in section:
+                value = section.pop(name)
+                if new is not None:
+                    _put(tree, new, value)
+    for defaults in reversed([*_since(DEFAULTS_BEFORE, schema)]):  # of two the older is what held then
+        for path, value in defaults.items():
+            _put(tree, path, value)
+
+
+def _since(changes: Mapping[int, Any], schema: int) -> Iterator[Any]:
+    """The changes from `schema` on, the latest first."""
+    return (changes[number] for number in range(SCHEMA - 1, schema - 1, -1) if number in changes)
+
+
+def _inside(section: Section, path: str) -> Iterator[tuple[str, str, Any]]:
+    """Name, path and value of each field that has a part in the identity."""
+    for name in type(section).model_fields:
+        value, inner = getattr(section, name), f"{path}.{name}".removeprefix(".")
+        if inner not in _NO_PART:
+            kind = getattr(value, "kind", None) if isinstance(value, Section) else None
+            yield name, f"{inner}[{kind}]" if kind else inner, value
+
+
+def _changed(section: Section, path: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs from the defaults, section by section; of another kind than the default one its kind as well."""
+    found: dict[str, Any] = {}
+    for name, inner, value in _inside(section, path):
+        default = type(section).model_fields[name].default
+        if isinstance(value, Section):
+            differs = _changed(value, inner, defaults)
+            if type(value) is not type(default):
+                differs["kind"] = getattr(value, "kind", None)
+            if differs:
+                found[name] = differs
+        elif name != "kind" and (plain := _plain(section, name)) != defaults.get(inner, _plain_default(section, name)):
+            found[name] = plain
+    return found
+
+
+def _in_full(section: Section, path: str) -> dict[str, Any] | None:
+    """The same as schema 1 wrote it."""
+    known = _IN_SCHEMA_1.get(path, "").split()
+    found: dict[str, Any] = {}
+    for name, inner, value in _inside(section, path):
+        if name not in known:
+            if _plain(section, name) != _plain_default(section, name):
+                return None  # says what could not be said then
+        elif isinstance(value, Section):
+            found[name] = _in_full(value, inner)
+            if found[name] is None:
+                return None
+        else:
+            found[name] = _plain(section, name)
+    return found
+
+
+def _plain(section: Section, name: str) -> Any:
+    """A field as strict JSON, without the places of files."""
+    value = section.model_dump(mode="json", include={name})[name]
+    return without_paths(value) if name == "augment" else value
+
+
+def _plain_default(section: Section, name: str) -> Any:
+    return _plain(type(section).model_construct(), name)
+
+
+def _find(tree: dict[str, Any], path: str, make: bool = False) -> tuple[dict[str, Any] | None, str]:
+    """The section of the tree that a path leads into, and the last name; None where there is none, or one of another kind."""
+    *sections, last = path.split(".")
+    at: Any = tree
+    for step in sections:
+        name, _, kind = step.removesuffix("]").partition("[")
+        at = at.setdefault(name, {}) if make else at.get(name)
+        if not isinstance(at, dict) or (kind and at.get("kind", kind) != kind):
+            return None, last
+    return at, last
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Unless something stands there."""
+    section, name = _find(tree, path, make=True)
+    if section is not None:
+        section.setdefault(name, value)

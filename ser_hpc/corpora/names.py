@@ -1,0 +1,42 @@
+"""Names of speakers, sessions and emotions: what is one name spelt twice, and what says that nobody knows.
+
+    as_name("Zoë\\u0308")    NFC, as every name is read: composed and decomposed letters are the same letters
+    is_unknown(" N/A ")     the words for "not known", the same for every reader
+    ambiguous(names)        names that may be one: `Anna`, `anna `, `ANNA`; `01`, `1`, `001`, `1.0`
+
+Which of them are one nobody can tell but who knows the corpus, so packing and planning refuse them until it is said.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+
+UNKNOWN = frozenset(["", "?", "unknown", "unk", "n/a", "none", "nan", "null"])
+_LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
+_AS_FLOAT = re.compile(r"(?<=\d)\.0+$")
+
+
+def as_name(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def is_unknown(text: str) -> bool:
+    return _bare(text) in UNKNOWN
+
+
+def ambiguous(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """The different names that are equal but for compatible forms (NFKC), case, white space, invisible characters, zeros before
+    a number and `.0` after it: each group sorted, and the groups too."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        groups[_AS_FLOAT.sub("", _LEADING_ZEROS.sub("", _bare(name)))].add(name)
+    return sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
+
+
+def _bare(name: str) -> str:
+    """Without case, white space and whatever has no width."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return "".join(letter for letter in folded if not letter.isspace() and unicodedata.category(letter) not in ("Cf", "Cc"))

@@ -1,0 +1,43 @@
+"""Under what the trials of a run were trained, and where that was not the same for all: they may differ for that reason."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from ser_hpc.errors import listed
+from ser_hpc.results.endings import trained
+from ser_hpc.results.run_dir import RunDir, Trial
+
+# Those of the packages in attempt.json whose arithmetic is in a result.
+_PACKAGES = ("torch", "torchaudio", "transformers", "deepspeed", "numpy")
+
+
+def differences(run: RunDir) -> list[str]:
+    """A sentence for everything that differed between the attempts which trials were trained in; none: nothing did."""
+    said: dict[str, dict[str, set[Trial]]] = defaultdict(lambda: defaultdict(set))
+    for trial, about in trained(run):
+        for what, read in _READ.items():
+            if (value := read(about)) is not None:
+                said[what][str(value)].add(trial)
+    return [
+        f"The trials were trained {what} ("
+        + "; ".join(f"{value}: {listed(sorted(trials), 12)}" for value, trials in sorted(values.items()))
+        + "), so they may differ for that reason."
+        for what, values in said.items()
+        if len(values) > 1
+    ]
+
+
+def _version(package: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda about: (about.get("versions") or {}).get(package)
+
+
+_READ: dict[str, Callable[[dict[str, Any]], Any]] = {
+    **{f"under different versions of {package}": _version(package) for package in _PACKAGES},
+    "on different devices": lambda about: about.get("device"),
+    "on different numbers of ranks": lambda about: about.get("ranks"),
+    "with different strategies": lambda about: about.get("strategy"),
+    "with different memory budgets, in seconds of audio": lambda about: about.get("budget_s"),
+}

@@ -1,0 +1,96 @@
+"""Which experiment a run is: RUN/identity.json says what its name is a hash of.
+
+    of(settings, label_set, shards)     the settings that change the result, the label set, the fingerprint of the shards
+    write(run, identity, folds, seeds)  beside it, outside of the hash: a digest of each fold, and all seeds planned so far
+
+Folds and seeds stand here and in plan.json, so that neither can lose one unnoticed; more seeds may come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ser_hpc.config import schema as schemas
+from ser_hpc.config.load import load_run
+from ser_hpc.config.section import Section
+from ser_hpc.corpora import labels
+from ser_hpc.corpora.labels import LabelSet
+from ser_hpc.errors import ConfigError, UserError, listed
+from ser_hpc.results.run_dir import RunDir
+from ser_hpc.results.sealed import read_sealed, write_sealed
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """`what`: strict JSON, as `schema` writes it."""
+
+    schema: int
+    what: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hex; the run's name ends in its first eight digits."""
+        return hashlib.sha256(json.dumps(self.what, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What identity.json says. `folds`: their digests; `seeds`: all that were ever planned."""
+
+    identity: Identity
+    folds: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+def of(
+    settings: Section, label_set: LabelSet, shards: str, sounds: str | None = None, schema: int = schemas.SCHEMA
+) -> Identity | None:
+    """`sounds`: digest of the recordings that augmentation mixes in. None: nothing of that schema can have been this."""
+    if (changed := schemas.identity(settings, schema)) is None:
+        return None
+    numbered = {"schema": schema} if schema > 1 else {}  # the first one had no number
+    more = {"sounds": sounds} if sounds else {}
+    what = {**numbered, "settings": changed, **label_set.identity(), "shards": shards, **more}
+    return Identity(schema, json.loads(json.dumps(what)))
+
+
+def write(run: RunDir, identity: Identity, folds: Sequence[str], seeds: Iterable[int]) -> None:
+    content = {"schema": identity.schema, "what": identity.what, "digest": identity.digest}
+    write_sealed(run.identity, content | {"folds": list(folds), "seeds": sorted(seeds)})
+
+
+def read(run: RunDir) -> Recorded | None:
+    """None for a run of before there were identities. Raises UserError where the file is damaged or was changed."""
+    if not run.identity.exists():
+        return None
+    try:
+        content = read_sealed(run.identity)
+        identity = Identity(content["schema"], content["what"])
+        if identity.digest != content["digest"]:
+            raise ValueError("its digest is another one")
+        return Recorded(identity, tuple(content["folds"]), tuple(content["seeds"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.identity} is damaged ({error}); nothing says any more which experiment this run is") from error
+
+
+def check(run: RunDir, recorded: Recorded) -> None:
+    """Hold the run's settings.yaml and labels.yaml against its identity. Raises UserError naming what was changed."""
+    what, schema = recorded.identity.what, recorded.identity.schema
+    try:
+        settings, label_set = load_run(run.settings), labels.load(run.labels)
+    except ConfigError as error:
+        raise UserError(f"{run.settings} was changed after the run was made: {error}") from error
+    now = of(settings, label_set, what["shards"], what.get("sounds"), schema)
+    if now is None or now.what != what:
+        changed = (
+            ["settings"] if now is None else sorted(name for name in now.what | what if now.what.get(name) != what.get(name))
+        )
+        file = run.settings if "settings" in changed else run.labels
+        raise UserError(
+            f"{file} was changed after the run was made: its {listed(changed)} are others than those that the run's name "
+            "stands for. Put it back, or launch with the new ones: that makes a run of its own"
+        )

@@ -1,0 +1,61 @@
+"""Changes to a run's files with everything that binds them made to fit: as if launcher or trial had written them so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ser_hpc.files import write_json
+from ser_hpc.results import identity, predictions
+from ser_hpc.results.checks import fold_digest
+from ser_hpc.results.predictions import Prediction, clip_hashes, digest
+from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
+from ser_hpc.results.sealed import read_sealed, write_sealed
+
+
+def rewrite(run: RunDir, trial: Trial, change: Callable[[list[Prediction]], list[Prediction]]) -> None:
+    """Other predictions, and a marker that names them: as if the trial itself had written these."""
+    folder = run.trial(trial)
+    path = folder.current.predictions
+    sha256 = predictions.write(path, change(predictions.read(path) if path.exists() else []))
+    if (run.identity).exists():
+        remark(folder, predictions_sha256=sha256)
+
+
+def remark(folder: TrialDir, **more: Any) -> None:
+    """A marker that says something else, as if the trial itself had written it."""
+    write_sealed(folder.done, read_sealed(folder.done) | more)
+
+
+def replan(run: RunDir, plan: dict[str, Any], who: identity.Identity | None = None) -> None:
+    """Another plan, and an identity that fits: as if the launcher itself had planned it."""
+    who = who or identity.read(run).identity
+    plan = {name: value for name, value in plan.items() if name != "sha256"}
+    identity.write(run, who, [fold_digest(fold) for fold in plan["folds"]], plan["seeds"])
+    write_sealed(run.plan, plan)
+
+
+def guessed(prediction: Prediction, name: str) -> Prediction:
+    """The same clip, for which `name` was predicted."""
+    return replace(prediction, predicted=name, probabilities={each: float(each == name) for each in prediction.probabilities})
+
+
+def redigest(part: dict[str, Any], clips: list[tuple[str, str, str, str]]) -> None:
+    """`clips`: corpus, id, speaker and true class of each clip that the part of a plan shall hold."""
+    part["digest"] = digest(clip_hashes(*zip(*clips, strict=True)))
+
+
+def as_of_before(run: RunDir) -> RunDir:
+    """The run as the version before planned and trained it: without checksums and digests."""
+    plan = read_sealed(run.plan) | {"format": 1}
+    for fold in plan["folds"]:
+        for part in ("train", "dev", "test"):
+            del fold[part]["digest"]
+    write_json(run.plan, plan)
+    run.identity.unlink()
+    run.labels.unlink()
+    for done in run.path.glob("seed_*/fold_*/done.json"):
+        new = ("run", "seed", "fold", "predictions_sha256")
+        write_json(done, {name: value for name, value in read_sealed(done).items() if name not in new})
+    return run

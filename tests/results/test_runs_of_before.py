@@ -1,0 +1,116 @@
+"""Runs of the version before this one: reported on as they were, and continued by their own code or refused in words.
+
+`runs_of_before` holds two that commit 4860d78 made, without weights: one whole, one with a single trial done.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made import as_of_before
+from small import packed_tones, planned, wav2vec2
+
+from ser_hpc import status
+from ser_hpc.cluster import code, jobs, plan
+from ser_hpc.config.load import load, load_run
+from ser_hpc.errors import UserError
+from ser_hpc.files import read_json, write_json
+from ser_hpc.launch import main
+from ser_hpc.report import write_report
+from ser_hpc.results import identity
+from ser_hpc.results.checks import OF_BEFORE
+from ser_hpc.results.run_dir import RunDir, Trial
+
+KEPT = Path(__file__).parent / "runs_of_before"
+TINY = wav2vec2(hidden_size=8, num_attention_heads=1, intermediate_size=8, conv_dim=[8, 8, 8], num_conv_pos_embeddings=4)
+FIELDS = (
+    "uar",
+    "wa",
+    "macro_f1",
+    "kappa",
+    "confusion",
+    "recall",
+    "seeds",
+    "folds",
+    "missing",
+    "partial",
+    "num_test",
+    "classes",
+)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in KEPT.iterdir()))
+def test_they_are_reported_with_the_numbers_of_then(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDir(Path(shutil.copytree(KEPT / name, tmp_path / name)))
+    before: dict[str, Any] = read_json(run.report_json)
+    result = write_report(run)
+    after = read_json(run.report_json)
+    assert {field: after[field] for field in FIELDS} == {field: before[field] for field in FIELDS}
+    assert OF_BEFORE in result.notes
+    assert load_run(run.settings).train.precision == "fp32", "read with what was said then"
+    assert status.main([str(run.path)]) in (0, 1)
+    assert f"{len(run.trials())} trials" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("before")
+
+
+def lines(base: Path, root: Path, *more: str) -> list[str]:
+    return [
+        *(f"run.root={root}", f"data.shards={packed_tones(base, 3, 2)}", "model.weights=null", f"model.config={TINY}"),
+        *("train.epochs=1", "train.global_batch=16", "folds.protocol=speaker_groups", "folds.count=3", "train.precision=fp32"),
+        *more,
+    ]
+
+
+def of_before(base: Path, root: Path) -> RunDir:
+    """A run as the version before had planned it, under the name that it gave; its code is kept, and one trial began."""
+    made = plan.write(plan.prepare(load(None, lines(base, root))))
+    experiment = plan.prepare(load(None, lines(base, root)))
+    who = identity.of(experiment.settings, experiment.label_set, experiment.index.fingerprint, schema=1)
+    assert who is not None and who.digest != experiment.identity.digest
+    as_of_before(made)
+    run = RunDir(made.path.rename(root / f"ser-{who.digest[:8]}"))
+    attempt = run.trial(Trial(0, 0)).claim()
+    write_json(attempt.attempt, {"code": code.snapshot(run).digest, "started": 1.0})
+    write_json(attempt.progress, {"step": 1})
+    return run
+
+
+def test_the_same_command_finds_the_run_and_refuses_it_in_words(base: Path, tmp_path: Path) -> None:
+    """Nothing is written into it, and no second run is begun beside it."""
+    run = of_before(base, tmp_path / "runs")
+    before = {path: path.read_bytes() for path in (run.plan, run.settings)}
+    for arguments, words in (
+        ([], "was planned by an earlier version of this package.*add --code saved"),
+        (["--seeds", "2", "--code", "saved"], r"it takes no more seeds \(1\)"),
+    ):
+        with pytest.raises(UserError, match=words):
+            main(["--cluster", "local", *arguments, *lines(base, run.path.parent)])
+    assert {path: path.read_bytes() for path in before} == before and not run.identity.exists()
+    assert [path.name for path in run.path.parent.iterdir()] == [run.path.name]
+
+
+def test_its_own_code_goes_on_with_it(base: Path, tmp_path: Path) -> None:
+    run = of_before(base, tmp_path / "runs")
+    assert main(["--cluster", "local", "--gpus-per-node", "1", "--code", "saved", *lines(base, run.path.parent)]) == 0
+    assert all(run.trial(trial).is_done for trial in run.trials())
+    assert not run.identity.exists() and read_json(run.plan)["format"] == 1
+
+
+def test_a_run_of_now_keeps_its_directory_when_its_plan_is_damaged(base: Path, tmp_path: Path) -> None:
+    """The advice to launch again is true: the plan is made anew, with every seed that was ever planned."""
+    run = planned(tmp_path, packed_tones(base, 3, 2), "seeds=[0, 3]", "folds.protocol=speaker_groups", encoder=TINY)
+    content = run.plan.read_text()
+    for damage in (content.replace('"num": ', '"num": 1', 1), content[:50]):
+        run.plan.write_text(damage)
+        with pytest.raises(UserError, match="plan"):
+            plan.reopen(run)
+        assert code.used(run) == {} and jobs.active(run) == {}, "what a launcher asks first needs no plan"
+        again = planned(tmp_path, packed_tones(base, 3, 2), "seeds=[0]", "folds.protocol=speaker_groups", encoder=TINY)
+        assert again == run and run.plan.read_text() == content
