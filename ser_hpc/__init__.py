@@ -15,4 +15,14 @@ Rooms, each importing only from rooms above it: (errors, files, console) corpora
 engine, cluster, monitor, and the entry points pack, launch, train, status, report.
 """
 
+import getpass
+import os
+
 __version__ = "0.1.0"
+
+# Within a container a user id may have no name. torch and others ask for one, some of them when they are imported: here, where
+# every command, worker and job comes past first, it gets one.
+try:
+    getpass.getuser()
+except (KeyError, OSError):
+    os.environ["USER"] = f"uid{os.getuid()}"

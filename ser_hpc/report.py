@@ -17,6 +17,7 @@ from ser_hpc import console
 from ser_hpc.cluster.code import mixture
 from ser_hpc.errors import UserError
 from ser_hpc.files import write_json, write_text
+from ser_hpc.results import precision
 from ser_hpc.results.conditions import differences
 from ser_hpc.results.cross_validation import CrossValidation, cross_validate
 from ser_hpc.results.render import to_json, to_markdown, to_terminal
@@ -45,7 +46,8 @@ def show_report(run: RunDir, out: Console) -> CrossValidation:
 
 def _scored(run: RunDir) -> CrossValidation:
     mixed = mixture(run)
-    return cross_validate(run, notes=[*([mixed] if mixed else []), *differences(run)])
+    settled = [precision.told(run, precision.AUTO)] if run.precision.exists() else []
+    return cross_validate(run, notes=[*settled, *([mixed] if mixed else []), *differences(run)])
 
 
 def _write(run: RunDir, result: CrossValidation) -> str | None:

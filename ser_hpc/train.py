@@ -17,17 +17,18 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ser_hpc import console
 from ser_hpc.engine import attempt as attempts
-from ser_hpc.engine.attempt import CANNOT_GO_ON, FAILED, STOPPED, SUPERSEDED
+from ser_hpc.engine.attempt import CANNOT_GO_ON, FAILED, LAST_WORD, STOPPED, SUPERSEDED
 from ser_hpc.engine.preemption import StopFlag, Stopped, Superseded, stop_time
-from ser_hpc.engine.rank import Rank, who_am_i
+from ser_hpc.engine.rank import Rank, disbelieved, who_am_i
 from ser_hpc.errors import SharedError, UserError, listed, of_every_trial
 from ser_hpc.files import DISK_IS_FULL
 from ser_hpc.results.run_dir import AttemptDir, RunDir, Trial, TrialDir
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from ser_hpc.shards.storage import Place
 
 _STAGING_S = 1800.0
-FINAL = "SER_HPC_FINAL"  # names the file for the last word to the batch script
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +90,6 @@ def _side_by_side(run: RunDir, trials: Sequence[Trial]) -> int:
 
     if not trials:
         return 0
-    os.environ.pop(FINAL, None)  # one trial's last word is not the job's
     shared = machine(load_run(run.settings).cluster, together=len(trials))
     try:
         codes = run_trials(run, trials, shared, lambda jobs: None, alone=False)
@@ -132,7 +131,10 @@ def train(run: RunDir, trial: Trial) -> int:
 def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], stop: StopFlag) -> None:
     if rank.is_main:
         mine.append(attempts.claim(place, rank))
+        if (said := disbelieved(os.environ, rank)) is not None:
+            print(said, flush=True)
         attempts.refuse_crash_loop(place, mine[0])
+    prepare_allocator(os.environ)
     from ser_hpc.cluster.plan import reopen
     from ser_hpc.engine import world  # torch takes seconds to import: after the mistakes that need none
     from ser_hpc.engine.feed import TrialData
@@ -143,11 +145,12 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
         experiment = reopen(run)
         _check_node(experiment, run, rank)
     settings, fold = experiment.settings, experiment.folds.folds[place.trial.fold]
-    staged = _staged(experiment, fold, rank)
     limit = timedelta(minutes=settings.train.hang_minutes)
     meeting = timedelta(minutes=5, seconds=_STAGING_S if settings.cluster.node_local else 0)
-    ranks = world.join(place.path, rank, limit + timedelta(minutes=2), meeting)
-    (number,) = ranks.from_main(mine[0].number if mine else 0)
+    with stop.at_once(partial(_leave, place.trial, mine)):
+        staged = _staged(experiment, fold, rank)
+        ranks = world.join(place.path, rank, limit + timedelta(minutes=2), meeting)
+        (number,) = ranks.from_main(mine[0].number if mine else 0)
     attempt = place.attempt(number)
     mine[:] = [attempt]
     if ranks.is_main:
@@ -162,11 +165,26 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
         ranks.leave()
 
 
+def _leave(trial: Trial, mine: Sequence[AttemptDir], why: str) -> None:
+    """Nothing is trained yet: whatever this rank waits for, it leaves."""
+    for attempt in mine:
+        attempts.end(attempt, "stopped")
+    print(f"{trial} stopped before training began, while ranks gathered ({why})", flush=True)
+    os._exit(STOPPED)
+
+
+def prepare_allocator(environment: MutableMapping[str, str]) -> None:
+    """Before torch is imported: its GPU memory is to be one piece that grows, in which no other length of clips leaves holes.
+    What the user said of the allocator stands."""
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
+        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
 def _last_word(code: int) -> None:
     """For the batch script: with several ranks, srun tells it of the signal that ended the others instead."""
-    if FINAL in os.environ:
+    if LAST_WORD in os.environ:
         with suppress(OSError):
-            Path(os.environ[FINAL]).write_text(str(code), encoding="utf-8")
+            Path(os.environ[LAST_WORD]).write_text(str(code), encoding="utf-8")
 
 
 def _check_node(experiment: Experiment, run: RunDir, rank: Rank) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 # The ranks are sent a signal some time before the end; at half of that they stop even if it never came.
 _TEXT = """\
+unset SER_HPC_START SER_HPC_LAUNCH TORCHELASTIC_RUN_ID  # marks of launchers, if the job was submitted from under one
 ser_id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 ser_end=${SLURM_JOB_END_TIME:-}
 if [ -z "$ser_end" ]; then

@@ -22,7 +22,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +31,7 @@ from ser_hpc.errors import UserError, listed
 from ser_hpc.files import read_json, write_json
 from ser_hpc.results.endings import trained
 from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.versions import versions
 
 Policy = Literal["refuse", "saved", "mixed"]
 
@@ -42,7 +42,6 @@ _NO_SAY = (
     *("shards/inspect.py", "results/render.py", "results/text.py", "results/cross_validation.py"),
 )
 _PLANNING = ("cluster/plan.py", "cluster/describe.py")
-_VERSIONS_OF = ("torch", "transformers", "deepspeed", "submitit", "numpy", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,16 +212,10 @@ def _write(folder: Path, sources: dict[str, bytes]) -> None:
             "version": ser_hpc.__version__,
             "commit": commit,
             "differs": bool(difference) if commit else None,
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in _VERSIONS_OF},
+            "versions": {"python": platform.python_version()} | versions(),
             "when": time.time(),
         },
     )
-
-
-def _version(package: str) -> str | None:
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return None
 
 
 def _git_state() -> tuple[str | None, bytes]:

@@ -1,7 +1,8 @@
 """Trials on this machine, without Slurm: a queue with slots, honest exit codes, and nothing left running.
 
 Each rank is a process in a session of its own, so that a Ctrl-C in the terminal reaches the launcher alone, which asks the
-ranks to stop (they save, and the same command goes on later) and ends what does not.
+ranks to stop (they save, and the same command goes on later) and ends what does not. Signals are only counted, and looked at
+between two looks at the ranks: no order to stop, be it the third, can come between a rank's start and the list it is kept in.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from ser_hpc.cluster import ready
 from ser_hpc.cluster.site import Machine
-from ser_hpc.engine.attempt import CANNOT_GO_ON, SUPERSEDED
-from ser_hpc.errors import UserError
+from ser_hpc.engine.attempt import CANNOT_GO_ON, LAST_WORD, SUPERSEDED
+from ser_hpc.engine.rank import OF_LAUNCHERS
+from ser_hpc.errors import UserError, listed
 from ser_hpc.files import locked
 from ser_hpc.results.run_dir import RunDir, Trial
 
 FINAL = (0, CANNOT_GO_ON, SUPERSEDED)  # exit codes after which a trial is not started again
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # HUP: its terminal is closed
 _POLL_S = 0.2
 _GRACE_S = 60.0
 
@@ -41,13 +43,13 @@ class LocalJob:
     log: IO[bytes]
     started: float
     exit_code: int | None = None
-    asked: bool = field(default=False)
+    asked: bool = False
 
     def poll(self) -> int | None:
         codes = [process.poll() for process in self.processes]
         failed = next((code for code in codes if code not in (None, 0)), None)
-        if failed is not None and any(code is None for code in codes):
-            self.end(grace_s=0 if not self.asked else _GRACE_S)  # its fellows would wait for it in a collective
+        if failed is not None and not self.asked:
+            self.kill()  # its fellows would wait for it in a collective
             codes = [process.poll() for process in self.processes]
         if all(code is not None for code in codes):
             self.exit_code = CANNOT_GO_ON if CANNOT_GO_ON in codes else failed or 0
@@ -59,14 +61,15 @@ class LocalJob:
         for process in self.processes:
             _signal(process, signal.SIGTERM)
 
-    def end(self, grace_s: float) -> None:
-        """Wait, then kill whatever is left, its own children too."""
-        deadline = time.monotonic() + grace_s
-        while any(process.poll() is None for process in self.processes) and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
+    def kill(self) -> None:
+        """Whatever is left of it, its ranks' own children too."""
         for process in self.processes:
             _signal(process, signal.SIGKILL)
             process.wait()
+
+
+def _say(words: str) -> None:
+    print(words, flush=True)
 
 
 def run_trials(
@@ -77,24 +80,28 @@ def run_trials(
     environment: Mapping[str, str] | None = None,
     *,
     alone: bool = True,
+    say: Callable[[str], None] = _say,
 ) -> dict[Trial, int]:
     """Run every trial, as many at a time as there are slots; returns their exit codes. `on_poll` sees each trial's last job.
 
     What was killed, or failed in a way that another attempt may get over, is started again; after one failed for a reason that
     all share, no other is started, and those have no exit code. `environment`: more variables.
     `alone`: no other launcher may run trials of this run on this machine; jobs that hold several trials each are many.
+    Ctrl-C and its like: the ranks save and end, within a minute, and what is being waited for is said, each time.
 
     Raises UserError if another launcher runs trials of this run, KeyboardInterrupt after everything is ended.
     """
     waiting, free = list(trials), list(range(machine.slots))
     jobs: list[LocalJob] = []
     more = {"SER_HPC_LAUNCH": uuid.uuid4().hex, **(environment or {})}
-    with _only_launcher(run) if alone else nullcontext(), _terminate_as_interrupt():
+    with _only_launcher(run) if alone else nullcontext(), _counted_signals() as signals:
         try:
             while waiting or any(job.exit_code is None for job in jobs):
                 while waiting and free:
                     jobs.append(_start(run, waiting.pop(0), free.pop(0), machine, more))
                 time.sleep(_POLL_S)
+                if signals:
+                    raise KeyboardInterrupt
                 for job in [job for job in jobs if job.exit_code is None]:
                     if job.poll() is not None:
                         free.append(job.slot)
@@ -104,16 +111,29 @@ def run_trials(
                         elif job.exit_code == CANNOT_GO_ON and ready.fails_for_all(run.trial(job.trial)):
                             waiting.clear()
                 on_poll(jobs)
-        except BaseException:
-            for number in _STOP_SIGNALS:  # the second one, a moment later, must not cut short the saving
-                signal.signal(number, signal.SIG_IGN)
-            running = [job for job in jobs if job.exit_code is None]
-            for job in running:
-                job.ask_to_stop()
-            for job in running:
-                job.end(_GRACE_S)
-            raise
+        finally:
+            _stop([job for job in jobs if job.exit_code is None], signals, say)
     return {job.trial: job.exit_code or 0 for job in jobs}
+
+
+def _stop(running: list[LocalJob], signals: Sequence[int], say: Callable[[str], None]) -> None:
+    """Ask these to save and end, wait, and kill what is left; says what it waits for, and again at each further signal."""
+    for job in running:
+        job.ask_to_stop()
+    deadline, heard = time.monotonic() + _GRACE_S, 0
+    words = "Stopping: asked to save and end"
+    try:
+        while running and (left := deadline - time.monotonic()) > 0:
+            if heard < max(1, len(signals)):
+                heard = max(1, len(signals))
+                with suppress(OSError):  # nobody listens any more
+                    say(f"{words}: {listed([job.trial for job in running])}; what is not done in {left:.0f} s is killed.")
+                words = "Ranks are still saving"
+            time.sleep(_POLL_S)
+            running = [job for job in running if job.poll() is None]
+    finally:
+        for job in running:
+            job.kill()
 
 
 def log_path(run: RunDir, trial: Trial) -> Path:
@@ -124,7 +144,8 @@ def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, more: Mapping
     run.jobs.mkdir(parents=True, exist_ok=True)
     log = log_path(run, trial).open("ab")
     command = [sys.executable, "-m", "ser_hpc.train", "--run-dir", str(run.path), "--fold", str(trial.fold)]
-    environment = {**os.environ, **more} | {
+    inherited = {name: value for name, value in os.environ.items() if name not in (*OF_LAUNCHERS, LAST_WORD)}
+    environment = {**inherited, **more} | {
         "WORLD_SIZE": str(machine.ranks),
         "LOCAL_WORLD_SIZE": str(machine.ranks),
         "SER_HPC_START": uuid.uuid4().hex,
@@ -136,18 +157,22 @@ def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, more: Mapping
     if machine.gpus:
         first = slot % (len(machine.gpus) // machine.ranks) * machine.ranks
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(machine.gpus[first : first + machine.ranks])
-    processes = [
-        subprocess.Popen(
-            [*command, "--seed", str(trial.seed)],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        for rank in range(machine.ranks)
-    ]
-    return LocalJob(trial, slot, processes, log, time.time())
+    job = LocalJob(trial, slot, [], log, time.time())
+    try:
+        for rank in range(machine.ranks):
+            process = subprocess.Popen(
+                [*command, "--seed", str(trial.seed)],
+                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            job.processes.append(process)
+    except BaseException:
+        job.kill()
+        raise
+    return job
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
@@ -158,23 +183,25 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 @contextmanager
 def _only_launcher(run: RunDir) -> Iterator[None]:
-    try:
-        with locked(run.path / ".launcher", wait=False):
-            yield
-    except BlockingIOError:
-        raise UserError(f"another launcher is running trials of {run.path} on this machine; wait for it or stop it") from None
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(run.path / ".launcher", wait=False))
+        except BlockingIOError:
+            raise UserError(
+                f"another launcher is running trials of {run.path} on this machine; wait for it or stop it"
+            ) from None
+        yield
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """An order to stop, to the launcher or to a job that holds several trials, ends its trials as Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in _STOP_SIGNALS}
+def _counted_signals() -> Iterator[Sequence[int]]:
+    """The orders to stop that have come, to the launcher or to a job that holds several trials: one list, which grows."""
+    came: list[int] = []
+    # What is ignored stays so: a shell has it that way for what it starts in the background.
+    numbers = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,7 +7,8 @@ So the site is asked what it has and what this user may do (queries.py), and las
 
 from __future__ import annotations
 
-import getpass
+import os
+import pwd
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -207,7 +208,11 @@ def _rights(site: _Site, cluster: ClusterSettings, job: _Job, num_jobs: int, con
     """Accounts and QOS, where the site enforces them."""
     if config.get("AccountingStorageEnforce", "associations") in ("none", "(null)", ""):
         return
-    user = getpass.getuser()
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name  # not what USER says
+    except KeyError:
+        site.notes.append(f"accounts and QOS: not checked (the user id {os.getuid()} has no name here)")
+        return
     mine = site.query(queries.associations_of(user), queries.associations, "accounts and QOS")
     if mine is None:
         return
@@ -265,7 +270,7 @@ def _disk(site: _Site, cluster: ClusterSettings, run_root: Path, needed: float) 
     if place is None:
         return
     # Without the command there is no quota to ask for; it also ends with 1 where a quota is exceeded.
-    said = site.ask(queries.quota_of(getpass.getuser(), place), "")
+    said = site.ask(queries.quota_of(os.getuid(), place), "")
     try:
         quota = queries.quota_left(said.out, place)
     except ValueError:

@@ -189,8 +189,8 @@ def file_system(text: str) -> FileSystem:
     return FileSystem(int(free), source, kind, mount)
 
 
-def quota_of(user: str, place: FileSystem) -> tuple[str, ...]:
-    return ("lfs", "quota", "-q", "-u", user, place.mount) if place.kind == "lustre" else ("quota", "-w", "-p")
+def quota_of(uid: int, place: FileSystem) -> tuple[str, ...]:
+    return ("lfs", "quota", "-q", "-u", str(uid), place.mount) if place.kind == "lustre" else ("quota", "-w", "-p")
 
 
 def quota_left(text: str, place: FileSystem) -> int | None:

@@ -19,6 +19,7 @@ from ser_hpc.corpora import fold_tables
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER
 from ser_hpc.data import augment
 from ser_hpc.errors import UserError, counted, listed
+from ser_hpc.results import precision
 from ser_hpc.results.run_dir import Trial
 
 
@@ -40,6 +41,7 @@ def plan(experiment: Experiment, where: str, command: str, notes: Sequence[str],
         out.print("", table, sep="\n")
     for number, note in enumerate((*experiment.folds.notes, *experiment.notes, *notes)):
         out.print("\n" * (number == 0) + f"note: {note}")
+    out.print(precision.told(run, settings.train.precision))
     for number, words in enumerate(augment.Augment(settings.data.augment).words(), start=1):
         out.print(f"augmentation of training clips, {number}: {words}")
     _costs(experiment, where, out)
@@ -81,6 +83,7 @@ def start(
     out.print(f"Run directory: {run.path}", soft_wrap=True)
     for note in (*experiment.folds.notes, *experiment.notes, *notes):
         out.print(f"note: {note}")
+    out.print(precision.told(run, experiment.settings.train.precision))
     if DEMO in experiment.settings.data.shards:
         out.print("This is the demo: synthetic speech. Its numbers say that everything works, and nothing about real speech.")
     done = sum(run.trial(trial).is_done for trial in trials)

@@ -34,7 +34,10 @@ def expanded(folder: str) -> Path:
     path = os.path.expandvars(folder)
     if "$" in path:
         raise UserError(f"{folder} is no folder on {socket.gethostname()}: a variable in it is not set there")
-    return Path(path).expanduser()
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{folder} is no folder on {socket.gethostname()}: {error}; give the folder's full path") from error
 
 
 def _minutes(value: Any) -> Any:

@@ -15,7 +15,7 @@ from ser_hpc.config.section import Section
 
 SCHEMA = 2
 # By the last schema in which it was so; a section of several kinds is written with its kind: model[acrnn].norm.
-DEFAULTS_BEFORE: dict[int, dict[str, Any]] = {}
+DEFAULTS_BEFORE: dict[int, dict[str, Any]] = {1: {"train.precision": "fp32"}}
 RENAMED: dict[int, dict[str, str | None]] = {}  # the old path to the new one; None: the setting is gone
 
 # Where and how an experiment runs: settings, or whole sections. Whatever does not stand here is part of the identity.

@@ -234,12 +234,17 @@ class TrainSettings(Section):
     over about the last 100 steps. Not under zero3."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: a clip weighs as much as its class is rare in the training part."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What the layers compute in; the weights that AdamW updates, its averages and the loss stay fp32. fp16 scales the loss."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """What the layers compute in; the weights that AdamW updates, its averages and the loss stay fp32. fp16 scales the loss.
+    `auto`: bf16 on GPUs that have it (compute capability 8.0 and newer), and TF32 for what is left of fp32 there; else fp32. A
+    run's first trial fixes it for all of them."""
     compile: bool = False
     """Compile the encoder's layers with torch.compile: fewer and larger GPU kernels, for a minute or so at each start."""
     compile_minutes: PositiveFloat = 5.0
     """What is not compiled after so long stays as it is."""
+    deterministic: bool = False
+    """The same bits from the same start on the same kind of GPU, with slower kernels; refused where a layer has none. (On a CPU
+    it is so anyway.)"""
     strategy: Literal["ddp", "zero1", "zero2", "zero3"] = "ddp"
     """How ranks share the work: plain data parallelism, or DeepSpeed ZeRO with its stage."""
     checkpoint_minutes: PositiveFloat = 10.0

@@ -11,7 +11,6 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib import metadata
 from itertools import takewhile
 from typing import Any
 
@@ -20,10 +19,11 @@ from ser_hpc.errors import UserError
 from ser_hpc.files import read_json, write_json
 from ser_hpc.results.endings import NOT_AGAIN, End, how_it_ended
 from ser_hpc.results.run_dir import AttemptDir, TrialDir
+from ser_hpc.versions import versions
 
 # ser_hpc.train's exit codes, by which launchers go. 75 is EX_TEMPFAIL; 2 is also a UserError's (ser_hpc.console).
 FAILED, CANNOT_GO_ON, SUPERSEDED, STOPPED = 1, 2, 3, 75
-PACKAGES = ("torch", "torchaudio", "transformers", "deepspeed", "submitit", "numpy", "safetensors")
+LAST_WORD = "SER_HPC_FINAL"  # names the file for a trial's last word to the batch script
 _FAILURES = ("failed", "hung", "lost", "killed")
 
 
@@ -101,5 +101,5 @@ def _description(attempt: AttemptDir, rank: Rank, env: Mapping[str, str]) -> dic
         "code": env.get("SER_HPC_CODE"),
         "log": env.get("SER_HPC_LOG"),
         "started": time.time(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
     }

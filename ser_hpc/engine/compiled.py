@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 import time
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,18 +27,15 @@ from ser_hpc.errors import UserError
 class Regions:
     """Compiled when they first run, if `settings.compile`, in the first `compile_minutes`; what is not by then stays as it is.
 
-    Raises UserError where there is no compiler.
+    Raises UserError where nothing can be compiled.
     """
 
     def __init__(self, encoder: nn.Module, settings: TrainSettings) -> None:
         self._end = time.monotonic() + 60 * settings.compile_minutes if settings.compile else float("inf")
         if not settings.compile:
             return
-        compiler = os.environ.get("CXX", "g++")
-        if shutil.which(compiler) is None and shutil.which("clang++") is None:
-            raise UserError(
-                f"train.compile needs a C++ compiler on the compute node ({compiler}; or set CXX); or set it to false"
-            )
+        if (lacking := missing()) is not None:
+            raise UserError(f"train.compile needs {lacking} on the compute node; or set it to false")
         for layer in _without_attention(encoder):
             layer.compile(dynamic=True)
 
@@ -45,6 +44,16 @@ class Regions:
         if time.monotonic() > self._end:
             self._end = float("inf")
             torch.compiler.set_stance("eager_on_recompile")
+
+
+def missing() -> str | None:
+    """What it lacks here: torch writes C++ that includes Python's own headers."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None and shutil.which("clang++") is None:
+        return f"a C++ compiler ({compiler}; or set CXX)"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python's headers (in Debian's python3-dev)"
+    return None
 
 
 def _without_attention(encoder: Any) -> list[nn.Module]:

@@ -12,18 +12,22 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]  # public
 from torch.nn.parallel import DistributedDataParallel
 
 from ser_hpc.config.settings import TrainSettings
+from ser_hpc.engine import gpu
 from ser_hpc.engine.optim import adamw
 from ser_hpc.engine.sharing import LOSS_SCALE_WINDOW, TrainTensors
 from ser_hpc.engine.world import World
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {  # `auto` has become one of these (precision.py)
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def autocast(settings: TrainSettings, device: torch.device) -> AbstractContextManager[None]:
     """The forward pass's precision over fp32 weights."""
-    if settings.precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, DTYPES[settings.precision])
+    dtype = DTYPES[settings.precision]
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 class Buckets:
@@ -69,9 +73,14 @@ class Replicated:
             self._restore(saved)
 
     def _distributed(self, module: nn.Module) -> DistributedDataParallel:
-        device = self._world.device
-        ids = [device.index] if device.type == "cuda" else None
-        parallel = DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+        """Without `device_ids`, for which DDP would move every input to the GPU: the offsets belong on the CPU.
+
+        Gradients that are there already become views of DDP's buckets; others would live beside them until the step's last
+        micro-batch.
+        """
+        for parameter in module.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        parallel = DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
         self._buckets = Buckets()
         # As a lambda: DDP looks at annotations and refuses those that are still words (PEP 563).
         parallel.register_comm_hook(self._buckets, lambda buckets, bucket: buckets.reduce(bucket))
@@ -98,10 +107,10 @@ class Replicated:
 
     def forget(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        if self._parallel is not None:  # its backward pass was broken off: it cannot begin another one
+        alone, self._parallel = self._parallel is None, None
+        gpu.release(self._world.device)
+        if not alone:  # DDP's backward pass was broken off: it cannot begin another one
             self._parallel = self._distributed(self._module)
-        if self._world.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def step(self, lr: float) -> Tensor:
         for group in self._optimizer.param_groups:
@@ -111,7 +120,7 @@ class Replicated:
         norm = nn.utils.clip_grad_norm_([p for p in self._module.parameters() if p.grad is not None], limit)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=self._parallel is None)
         self._buckets.end_step()
         return norm
 

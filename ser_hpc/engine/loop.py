@@ -19,7 +19,7 @@ from torch import Tensor
 from ser_hpc.config.settings import Settings
 from ser_hpc.data.batches import Source
 from ser_hpc.data.order import epoch_size, epoch_steps, mix, step_micro_batches, tighter
-from ser_hpc.engine import checkpoint, feed, outcome, probe, states, strategy
+from ser_hpc.engine import checkpoint, feed, gpu, outcome, precision, probe, states, strategy
 from ser_hpc.engine.attempt import add as describe
 from ser_hpc.engine.average import WeightAverage
 from ser_hpc.engine.checkpoint import TrainState
@@ -41,13 +41,14 @@ from ser_hpc.engine.world import World
 from ser_hpc.errors import UserError, listed
 from ser_hpc.models.classifier import build
 from ser_hpc.results.predictions import Prediction
-from ser_hpc.results.run_dir import AttemptDir, TrialDir
+from ser_hpc.results.run_dir import AttemptDir, RunDir, TrialDir
 from ser_hpc.shards.audio import RATE
 
 _PROBED = 64  # steps whose clips the data side is measured on
 _LOOK_S = 1.0  # how often the disk is asked whether a newer attempt has begun
 
 
+@gpu.kernels_in_words()
 def train_trial(
     trial: TrialDir, attempt: AttemptDir, settings: Settings, data: TrialData, world: World, stop: StopFlag, watchdog: Watchdog
 ) -> None:
@@ -56,6 +57,8 @@ def train_trial(
     Raises Stopped when asked to stop (all is saved), Superseded when a newer attempt of the trial is there, UserError when the
     loss is not finite, the disk is full, or a single clip takes more memory than there is.
     """
+    settings = precision.settle(settings, RunDir(trial.path.parents[1]), world)
+    gpu.reproducible(settings.train.deterministic)
     train, seed, fold = settings.train, trial.trial.seed, data.fold
     began = time.monotonic()
     max_samples = feed.max_samples(settings)
@@ -221,7 +224,8 @@ def train_trial(
                 found += outcome.predicted(part, positions, score(model, positions), data)
         if world.is_main:
             state = replace(state, seconds=seconds_before + time.monotonic() - began)
-            outcome.complete(trial, attempt, state, found, {"ranks": world.size, "strategy": train.strategy})
+            how_trained = {"ranks": world.size, "strategy": train.strategy, "precision": train.precision}
+            outcome.complete(trial, attempt, state, found, how_trained)
         progress.tell("done", state)
 
 

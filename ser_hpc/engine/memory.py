@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ser_hpc.config.settings import TrainSettings
+from ser_hpc.engine.ddp import DTYPES
 
 REDUCE_BUCKET = 500_000_000  # elements, at most, of DeepSpeed's buffer for reducing gradients; it always has its full size
 
@@ -25,7 +26,7 @@ def standing_bytes(module: nn.Module, train: TrainSettings, ranks: int) -> float
     """
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     every = sum(parameter.numel() for parameter in module.parameters())
-    weight = 4 if train.precision == "fp32" else 2
+    weight = DTYPES[train.precision].itemsize
     average = 4 * trained if train.average else 0
     if train.strategy == "ddp":
         return average + 4 * every + (4 + 8) * trained

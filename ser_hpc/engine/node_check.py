@@ -22,7 +22,7 @@ _SMI_S = 20
 _QUERY = ("index", "name", "driver_version", "ecc.errors.uncorrected.volatile.total")
 # The first driver series of each CUDA release; every minor release of it runs on these.
 _FIRST_DRIVER = {11: 450, 12: 525, 13: 580}
-_BF16_SINCE = (8, 0)
+BF16_SINCE = (8, 0)  # and TF32
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def _unable(precision: str) -> list[str]:
                 f"{name} has compute capability {capability[0]}.{capability[1]}, for which this PyTorch {torch.__version__} "
                 f"has no code: {other}, or install PyTorch for an older CUDA (README, Versions)"
             )
-        elif precision == "bf16" and capability < _BF16_SINCE:
+        elif precision == "bf16" and capability < BF16_SINCE:
             problems.append(f"{name} has no bf16: {other}, or train.precision=fp16 or fp32")
     return list(dict.fromkeys(problems))
 

@@ -10,7 +10,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Self
@@ -47,6 +48,7 @@ class StopFlag:
     def __init__(self, stop_time: float | None = None) -> None:
         self._stop_time = stop_time
         self._signal: signal.Signals | None = None
+        self._leave: Callable[[str], None] | None = None
         self._process = os.getpid()
         self._handlers: dict[signal.Signals, object] = {}
         self._mask: set[int] = set()
@@ -77,6 +79,22 @@ class StopFlag:
     def _set(self, number: int, _: FrameType | None) -> None:
         if os.getpid() == self._process:  # a forked worker inherits the handler, not the duty
             self._signal = signal.Signals(number)
+            if self._leave is not None:
+                self._leave(self._signal.name)
+
+    @contextmanager
+    def at_once(self, leave: Callable[[str], None]) -> Iterator[None]:
+        """Within it nothing can be saved yet, and much is waited for: being asked to stop calls `leave`, from whatever thread.
+
+        `leave` is given the reason, and ends the process: what waits in a library can be ended in no other way.
+        """
+        self._leave = leave
+        try:
+            if self._signal is not None:
+                leave(self._signal.name)
+            yield
+        finally:
+            self._leave = None
 
     def reason(self, save_s: float = 0.0) -> str | None:
         """Why to stop now, if at all. `save_s`: how long the last save took; it must fit in before the end, with room."""

@@ -18,6 +18,7 @@ import torch
 
 from ser_hpc.config.settings import Settings, TrainSettings
 from ser_hpc.data.order import Cut, cut
+from ser_hpc.engine import gpu
 from ser_hpc.engine.budget import Budget, Place
 from ser_hpc.engine.ddp import DTYPES, autocast
 from ser_hpc.engine.memory import Activations, Wanted, standing_bytes
@@ -80,8 +81,7 @@ def search(model: Classifier, train: TrainSettings, samples: np.ndarray, world: 
         budget = _largest(model, train, worst, world, room)
     except UserError as error:
         problem = error
-    if world.device.type == "cuda":
-        torch.cuda.empty_cache()  # what the copy had is for all libraries again
+    gpu.release(world.device)  # what the copy had is for all libraries again
     failed, again = world.any(problem is not None, budget.again)
     if failed:
         raise problem or UserError("another rank's GPU has too little memory for the longest clip: see that rank's log")
@@ -179,11 +179,13 @@ class Probe:
             try:
                 # The first pass makes the gradients, which are then there before and after the others.
                 _, once, twice = (self.peak([longest] * count, shapes_only=shapes_only) for count in (1, few, 2 * few))
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not gpu.ran_out(error):
+                    raise
                 longest //= 2
             else:
                 return Activations(max(0.0, 2 * once - twice), max(1.0, twice - once) / (few * seconds))
-            self._clear()
+            gpu.release(self._device)
         return None
 
     def peak(self, lengths: Sequence[int], *, shapes_only: bool = False) -> int:
@@ -194,9 +196,10 @@ class Probe:
         """Whether clips of so many samples take at most `room` bytes beside weights and gradients."""
         try:
             return self.peak(lengths) <= room
-        except torch.OutOfMemoryError:
-            pass
-        self._clear()  # here, where the error no longer holds what it ran out of
+        except RuntimeError as error:
+            if not gpu.ran_out(error):
+                raise
+        gpu.release(self._device)  # here, where the error no longer holds what it ran out of
         return False
 
     def _pass(self, lengths: Sequence[int]) -> None:
@@ -206,7 +209,3 @@ class Probe:
             with autocast(self._train, self._device) if self._cast else nullcontext():
                 outputs = self._model(samples, torch.tensor([0, *accumulate(lengths)]))
             outputs["emotion"].sum().backward()
-
-    def _clear(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()

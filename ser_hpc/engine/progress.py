@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from ser_hpc.engine.checkpoint import TrainState
 from ser_hpc.engine.pace import Pace
-from ser_hpc.files import read_json
+from ser_hpc.files import read_json, rename_over
 from ser_hpc.results.run_dir import AttemptDir
 
 _EVERY_S = 1.0
@@ -131,7 +131,7 @@ def write_progress(attempt: AttemptDir, **fields: Any) -> None:
     """Replace progress.json. Not synced to disk: a heartbeat may be lost, and syncing once a second would slow training."""
     temporary = attempt.progress.with_name(f".{attempt.progress.name}.tmp")
     temporary.write_text(json.dumps(fields | {"updated": time.time()}), encoding="utf-8")
-    temporary.replace(attempt.progress)
+    rename_over(temporary, attempt.progress)
 
 
 def continued(path: Path, before: Path | None, counter: str, until: int) -> TextIOWrapper:

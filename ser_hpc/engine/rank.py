@@ -1,6 +1,8 @@
 """Which rank of how many this process is; known before torch is imported.
 
-Ranks are started by torchrun (RANK, WORLD_SIZE ...), by srun (SLURM_PROCID ...), by our local launcher, or alone.
+Ranks are started by our local launcher or by torchrun (RANK, WORLD_SIZE ...), by srun (SLURM_PROCID ...), or alone. Variables
+are inherited, from shells, containers (enroot sets some of these) and jobs that start jobs: so RANK and its like, MASTER_ADDR
+too, are believed only beside the mark of a launcher that sets them all.
 """
 
 from __future__ import annotations
@@ -9,6 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ser_hpc.errors import UserError
+
+_OURS, _TORCHRUN = "SER_HPC_START", "TORCHELASTIC_RUN_ID"  # their marks
+# What a launcher sets for its ranks, or its ranks for their own: ours clears them all before it sets its own.
+OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", _TORCHRUN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +30,14 @@ class Rank:
     def is_main(self) -> bool:
         return self.number == 0
 
+    @property
+    def on_one_node(self) -> bool:
+        return self.local_size == self.size
+
 
 def who_am_i(env: Mapping[str, str]) -> Rank:
     """Raises UserError where Slurm was asked for several tasks and this one was not started by srun: it would train alone."""
-    if "RANK" in env and "WORLD_SIZE" in env:
+    if (_OURS in env or _TORCHRUN in env) and "RANK" in env and "WORLD_SIZE" in env:
         size = int(env["WORLD_SIZE"])
         return Rank(int(env["RANK"]), size, int(env.get("LOCAL_RANK", 0)), int(env.get("LOCAL_WORLD_SIZE", size)))
     if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
@@ -35,7 +45,7 @@ def who_am_i(env: Mapping[str, str]) -> Rank:
         size = int(env["SLURM_STEP_NUM_TASKS"])
         local_size = -(-size // int(env["SLURM_STEP_NUM_NODES"]))
         return Rank(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), local_size)
-    if int(env.get("SLURM_NTASKS", 1)) > 1:
+    if "SLURM_JOB_ID" in env and int(env.get("SLURM_NTASKS", 1)) > 1:
         raise UserError(
             f"this job has {env['SLURM_NTASKS']} tasks, but this process was started without srun and would train alone: "
             "start it as `srun python -m ser_hpc.train ...`, or ask for one task"
@@ -43,10 +53,26 @@ def who_am_i(env: Mapping[str, str]) -> Rank:
     return Rank(0, 1, 0, 1)
 
 
+def is_torchruns(env: Mapping[str, str]) -> bool:
+    """Whether torchrun started this rank, and keeps a store for its ranks to meet at."""
+    return _TORCHRUN in env and _OURS not in env
+
+
+def disbelieved(env: Mapping[str, str], rank: Rank) -> str | None:
+    """A sentence where something speaks of several ranks, but none of the launchers has said so."""
+    told = env.get("WORLD_SIZE", "1")
+    if rank.size > 1 or told == "1":
+        return None
+    return (
+        f"this process trains alone: WORLD_SIZE={told} is set here, but neither by torchrun nor by srun, so it is taken for a "
+        "leftover; several ranks are started with one of these"
+    )
+
+
 def start_name(env: Mapping[str, str]) -> str:
     """A name that the ranks of one start share, and no other start has."""
-    if "SER_HPC_START" in env:
-        return env["SER_HPC_START"]
+    if _OURS in env:
+        return env[_OURS]
     return "-".join(env.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID"))
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from ser_hpc.config.settings import Settings, TrainSettings
 from ser_hpc.data.batches import Batch, BatchSource, batch_of
 from ser_hpc.data.order import Cut, MicroBatch, epoch_order, evaluation_order, mix
+from ser_hpc.engine import gpu
 from ser_hpc.engine.ddp import autocast
 from ser_hpc.engine.feed import TrialData, max_samples
 from ser_hpc.engine.frozen import FrozenBase
@@ -137,7 +138,7 @@ def source(
                     _read(path, means)
             watchdog.beat()
     model.cpu()
-    torch.cuda.empty_cache()  # small trials may share the GPU
+    gpu.release(world.device)  # small trials may share the GPU
 
     # A rank that has them all waits here until the others do: for one block at most.
     (stopping,) = world.any(reason is not None)

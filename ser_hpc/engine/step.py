@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ser_hpc.data.batches import Batch
 from ser_hpc.data.order import mix
+from ser_hpc.engine import gpu
 from ser_hpc.engine.losses import clip_losses
 from ser_hpc.engine.sharing import Strategy
 from ser_hpc.models.ragged import moved
@@ -29,7 +30,9 @@ def gradients(
     """
     try:
         return _gradients(ranks, batches, clips, weight, seed, device)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not gpu.ran_out(error):
+            raise
         print(str(error).partition("\n")[0], file=sys.stderr, flush=True)
     ranks.make_up()
     return None

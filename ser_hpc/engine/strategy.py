@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from torch import nn
 
 from ser_hpc.config.settings import TrainSettings
-from ser_hpc.engine.ddp import Replicated
+from ser_hpc.engine.ddp import DTYPES, Replicated
 from ser_hpc.engine.sharing import Strategy, TrainTensors
 from ser_hpc.engine.world import World
-from ser_hpc.errors import of_every_trial
+from ser_hpc.errors import UserError, of_every_trial
 
 
 @of_every_trial()
 def build(module: nn.Module, settings: TrainSettings, world: World, saved: TrainTensors | None) -> Strategy:
-    """Take over `module` (on the CPU, with its saved weights if there are some), going on from `saved` if it is given."""
+    """Take over `module` (on the CPU, with its saved weights if there are some), going on from `saved` if it is given.
+
+    Raises UserError for ZeRO where DeepSpeed is not installed.
+    """
+    assert settings.precision in DTYPES, "the precision is settled"
     module.to(world.device)
     if settings.strategy == "ddp":
         return Replicated(module, settings, world, saved)
+    if find_spec("deepspeed") is None:
+        raise UserError(f"train.strategy={settings.strategy} needs DeepSpeed, which is not installed: install it, or use ddp")
     from ser_hpc.engine.zero import Zero  # deepspeed takes seconds to import
 
     return Zero(module, settings, world, saved)

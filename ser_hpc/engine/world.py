@@ -1,9 +1,4 @@
-"""The ranks of one trial: who am I, where are the others, and the few collectives that training needs.
-
-Under srun and the local launcher rank 0 opens a store on a free port, keeps it open, and writes its address into the trial's
-folder, where the others find it: no port is ever guessed or free again before it is used, so trials that share a node cannot
-collide, whatever range the port is from. (torchrun brings its own MASTER_ADDR.)
-"""
+"""The ranks of one trial: who am I, where are the others, and the few collectives that training needs."""
 
 from __future__ import annotations
 
@@ -11,21 +6,22 @@ import fcntl
 import os
 import socket
 import struct
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # public, but not in __all__
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # public, but not in __all__
 
-from ser_hpc.engine.rank import Rank, start_name
+from ser_hpc.engine import gpu
+from ser_hpc.engine.meeting import meet
+from ser_hpc.engine.rank import Rank
 from ser_hpc.errors import UserError
-from ser_hpc.files import read_json, write_json
 
 _SIOCGIFADDR = 0x8915
 
@@ -47,6 +43,14 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """As DeepSpeed asks for it; where a name is missing it looks for mpi4py. It makes LOCAL_RANK its GPU: so that is the
+        device's index as this process sees it, which is 0 wherever each task sees its own GPU alone."""
+        local = self.local_rank if self.device.index is None else self.device.index
+        names = {"RANK": self.rank, "WORLD_SIZE": self.size, "LOCAL_RANK": local, "LOCAL_SIZE": self.local_size}
+        return {name: str(value) for name, value in names.items()}
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place; every rank gets it."""
@@ -102,24 +106,29 @@ def join(meeting_place: Path, rank: Rank, timeout: timedelta, meeting: timedelta
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", _own_gpu(rank, os.environ)) if cuda else torch.device("cpu")
     if cuda:
-        torch.cuda.set_device(device)
+        gpu.set_up(device)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // rank.local_size))
-    names = {"RANK": rank.number, "WORLD_SIZE": rank.size, "LOCAL_RANK": rank.local, "LOCAL_SIZE": rank.local_size}
-    os.environ |= {name: str(value) for name, value in names.items()}  # DeepSpeed looks for mpi4py where one is missing
     words = None
-    if rank.size > 1 or "MASTER_ADDR" in os.environ:
-        backend = "nccl" if cuda else "gloo"
-        if "MASTER_ADDR" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
-        else:
-            address_file = meeting_place / f".ranks-{start_name(os.environ)}.json"
-            store = _meet(address_file, rank, meeting)
-            dist.init_process_group(backend, store=store, rank=rank.number, world_size=rank.size, timeout=timeout)
-            if rank.is_main:
-                address_file.unlink(missing_ok=True)
+    if rank.size > 1:
+        store, host = meet(meeting_place, rank, meeting)
+        _speak_over(host)
+        _open_group(device, store=store, rank=rank.number, world_size=rank.size, timeout=timeout)
         words = dist.new_group(backend="gloo", timeout=timeout) if cuda else None
     return World(rank.number, rank.size, rank.local, rank.local_size, device, words)
+
+
+def need_group(world: World) -> None:
+    """A process group even for one rank alone, as DeepSpeed wants it."""
+    if not dist.is_initialized():
+        assert world.size == 1, "several ranks have met already"
+        _open_group(world.device, store=HashStore(), rank=0, world_size=1)
+
+
+def _open_group(device: torch.device, **how: Any) -> None:
+    """NCCL is told its GPU, rather than to guess it from the rank's number at the first exchange."""
+    cuda = device.type == "cuda"
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None, **how)
 
 
 def _own_gpu(rank: Rank, env: Mapping[str, str]) -> int:
@@ -136,33 +145,6 @@ def _own_gpu(rank: Rank, env: Mapping[str, str]) -> int:
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-
-
-def _meet(address_file: Path, rank: Rank, patience: timedelta) -> Store:
-    """Rank 0 opens the store and writes where it is; the others read that. Returns when all are there.
-
-    Raises UserError if somebody does not come.
-    """
-    if rank.is_main:
-        host = socket.gethostname() if "SLURM_STEP_ID" in os.environ else "localhost"
-        store = TCPStore(host, 0, rank.size, is_master=True, timeout=patience, wait_for_workers=False)
-        write_json(address_file, {"host": host, "port": store.port})
-    else:
-        deadline = time.monotonic() + patience.total_seconds()
-        while not address_file.exists():
-            if time.monotonic() > deadline:
-                raise UserError(f"rank {rank.number} of {rank.size} waited {patience} for rank 0 at {address_file}")
-            time.sleep(0.05)
-        address = read_json(address_file)
-        host = address["host"]
-        store = TCPStore(host, address["port"], rank.size, is_master=False, timeout=patience)
-    _speak_over(host)
-    store.set(f"here/{rank.number}", "")
-    try:
-        store.wait([f"here/{other}" for other in range(rank.size)], patience)
-    except RuntimeError as error:
-        raise UserError(f"rank {rank.number} of {rank.size} waited {patience} for the others: did every task start?") from error
-    return store
 
 
 def _speak_over(host: str) -> None:

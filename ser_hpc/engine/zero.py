@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ser_hpc.config.settings import TrainSettings
+from ser_hpc.engine import gpu
 from ser_hpc.engine.memory import REDUCE_BUCKET
 from ser_hpc.engine.optim import adamw
 from ser_hpc.engine.sharing import LOSS_SCALE_WINDOW, TrainTensors
-from ser_hpc.engine.world import World
+from ser_hpc.engine.world import World, need_group
 from ser_hpc.errors import UserError
 
 if not torch.cuda.is_available():
@@ -34,6 +35,8 @@ from deepspeed.utils import (
 )
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+# On a CPU it would have a compiler make an operation for inference alone, for a minute, or fail for want of one.
+deepspeed.ops.__compatible_ops__ = {}
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -48,6 +51,8 @@ class Zero:
         self._stage = int(settings.strategy.removeprefix("zero"))
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
         self._buffers = [name for name in module.state_dict() if name not in set(self._names.values())]
+        need_group(world)
+        os.environ |= world.environment
         self._engine: Any = deepspeed.initialize(
             model=module, optimizer=adamw(module, settings), config=self._config(module, saved), dist_init_required=False
         )[0]
@@ -125,8 +130,7 @@ class Zero:
     def close(self) -> None:
         self._engine.destroy()
         self._engine = None
-        if self._world.device.type == "cuda":
-            torch.cuda.empty_cache()
+        gpu.release(self._world.device)
 
     def _parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(self._names[id(parameter)], parameter) for parameter in self._engine.module.parameters()]

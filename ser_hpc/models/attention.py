@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from ser_hpc.models.packed import Packing
 
 PACKED = "ser_hpc_packed"
+
+# torch's first choice on H100 and newer. It plans anew for every shape, and no two of ours are alike (0.4 s and more were
+# measured elsewhere), and NaN has been reported of its backward pass in bf16.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def attend(
@@ -32,13 +35,16 @@ def attend(
 ) -> Tensor:
     """(T, heads, width) each -> (T, heads, width). `biases`: for each of the packing's groups, added to the scaled products.
 
-    On a GPU, in half precision, without dropout and biases (the kernel knows neither) one variable-length call serves all
-    clips; else one call each group.
+    On a GPU, in half precision, without biases (which the kernel does not know) one variable-length call serves all clips; else
+    one call each group.
     """
-    if biases is None and not dropout and has_kernel(query.device, query.dtype):
-        longest = max(packing.lengths)
-        out = varlen_attn(query, key, value, packing.ends, packing.ends, longest, longest, scale=scale)
-        assert isinstance(out, Tensor)
+    if biases is None and has_kernel(query.device, query.dtype, query.shape[-1]):
+        ends, longest = packing.ends, max(packing.lengths)
+        # What torch.nn.attention.varlen calls, but that it leaves no choice of dropout. (Not causal, no mask to look at.)
+        told = torch.ops.aten._flash_attention_forward(
+            query, key, value, ends, ends, longest, longest, dropout, False, False, scale=scale
+        )
+        out: Tensor = told[0]
         return out
     masks: list[Tensor | None] = [group.mask for group in packing.groups] if biases is None else [*biases]
     outs = []
@@ -58,8 +64,11 @@ def gated(packing: Packing, gate: Tensor, bias: Tensor) -> list[Tensor]:
 
 
 @cache
-def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+def has_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether heads of this width have FlashAttention-2 (Dao 2023, arXiv 2307.08691) there."""
     if device.type != "cuda" or torch.version.cuda is None or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if width % 8 or width > 256:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
@@ -77,7 +86,7 @@ def _interface(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' shapes: (1, heads, T, width) each -> (1, T, heads, width)."""
-    query, key, value = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+    query, key, value = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # x[0] costs a copy backwards
     return attend(packing, query, key, value, scaling, dropout)[None], None
 
 
@@ -99,10 +108,10 @@ class GatedAttention(WavLMAttention):
         """(1, T, D) -> (1, T, D). `position_bias` (heads, longest, longest) of the first layer serves all."""
         if position_bias is None:
             position_bias = self._position_bias(max(packing.lengths))
-        rows = self._per_head(hidden_states[0])
+        rows = self._per_head(hidden_states.squeeze(0))
         a, b = self.gru_rel_pos_linear(rows).view(*rows.shape[:2], 2, 4).sum(-1).sigmoid().split(1, dim=-1)
         gate = a * (b * self.gru_rel_pos_const[0, :, 0] - 1) + 2  # (T, heads, 1)
-        query, key, value = (self._per_head(part(hidden_states[0])) for part in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (self._per_head(part(hidden_states.squeeze(0))) for part in (self.q_proj, self.k_proj, self.v_proj))
         biases = gated(packing, gate.to(query.dtype), position_bias.to(query.dtype))
         dropout = self.dropout if self.training else 0.0
         attended = attend(packing, query, key, value, self.scaling, dropout, biases)

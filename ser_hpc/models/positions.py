@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ser_hpc.models import ragged
+from ser_hpc.models import fourier, ragged
 
 
 class FourierConv(nn.Conv1d):
@@ -39,7 +39,7 @@ class FourierConv(nn.Conv1d):
         """(1, C, T) -> (1, C', T + 2 * padding - taps + 1)."""
         pad, dtype = int(self.padding[0]), ragged.at_least_float32(x.dtype)
         frames = x.shape[-1] + 2 * pad - self.taps + 1
-        stretches = -(-frames // self.hop)
+        stretches = fourier.rows(-(-frames // self.hop), x.device)
         with torch.autocast(x.device.type, enabled=False):
             row = F.pad(x[0].to(dtype), (pad, stretches * self.hop + self.taps - 1 - pad - x.shape[-1]))
             given = torch.fft.rfft(row.unfold(1, self.size, self.hop)).unflatten(0, (self.groups, -1))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import WhisperFeatureExtractor
 
-from ser_hpc.models import norm, ragged
+from ser_hpc.models import fourier, norm, ragged
 from ser_hpc.models.attention import PACKED
 from ser_hpc.models.packed import Packing, gathered, spread
 from ser_hpc.models.spec_augment import SpecAugment
@@ -82,7 +82,9 @@ class WhisperMel:
         device, half, counts = frames.device, self.window // 2, [2 * length for length in frames.lengths]
         rooms = Packing(tuple(count + GAP for count in counts), device)
         wave = spread(samples, lengths, [room * self.hop for room in rooms.lengths])
-        wave = F.pad(wave.to(dtype) if wave.is_floating_point() else wave.to(dtype) / 32768, (half, half))
+        rows = fourier.rows(rooms.total, device)
+        spare = (rows - rooms.total) * self.hop
+        wave = F.pad(wave.to(dtype) if wave.is_floating_point() else wave.to(dtype) / 32768, (half, half + spare))
         starts, near = rooms.ends[:-1, None].long() * self.hop + half, torch.arange(1, half + 1, device=device)
         wave[starts - near] = wave[starts + near]
         full = [i for i, length in enumerate(frames.lengths) if length == self.most]
@@ -92,7 +94,7 @@ class WhisperMel:
 
         self.filters = self.filters.to(device, dtype)
         windows = wave.unfold(0, self.window, self.hop) * torch.hann_window(self.window, device=device, dtype=dtype)
-        power = torch.fft.rfft(windows[: rooms.total]).abs().square()
+        power = torch.fft.rfft(windows[:rows])[: rooms.total].abs().square()
         mel = (power @ self.filters).clamp(min=1e-10).log10()
         # The loudest band sets the floor: the extractor looks for it in two more windows, which the clip's end still reaches.
         seen = ragged.moved(torch.tensor([min(count + 2, 2 * self.most) for count in counts]), device)

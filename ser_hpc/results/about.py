@@ -21,9 +21,10 @@ from ser_hpc.results.run_dir import RunDir, TrialDir
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 
-def about(run: RunDir, done: Sequence[TrialDir]) -> dict[str, str]:
+def about(run: RunDir, plan: Mapping[str, Any], done: Sequence[TrialDir]) -> dict[str, str]:
     """Words by topic. `done`: the finished trials."""
-    told: dict[str, str] = {}
+    classes = counted(len(plan["classes"]), "class", "classes")
+    told = {"data": f"{', '.join(plan['corpora'])}; label set {plan['label_set']}, {classes}"}
     markers = [read_json(folder.done) for folder in done]
     with suppress(UserError, OSError):
         settings = load_run(run.settings)

@@ -137,7 +137,7 @@ def cross_validate(run: RunDir, notes: Sequence[str] = ()) -> CrossValidation:
             *_damaged_clips(done),
         ),
         warnings=tuple(warnings(done, {t.trial: t.confusion for t in trials}, plan["classes"], interval)),
-        about=about(run, done),
+        about=about(run, plan, done),
     )
 
 

@@ -5,6 +5,7 @@ RUN/                              runs/<name>-<8 hex of what changes the result>
   labels.yaml                     the label set: what class each annotation stands for, as it was when the run was made
   identity.json                   what the run's name is a hash of; the folds, and every seed that was ever planned
   plan.json                       classes, folds in words and counts, trials, notes; written before any trial starts
+  precision.json                  what all trials compute in, where the settings left it to the first of them (once)
   report.json  report.md          written by the report
   jobs/                           what was submitted (submitted.jsonl), the launcher's files, every rank's log
   code/<12 hex>/                  the code that its jobs run
@@ -178,6 +179,10 @@ class RunDir:
         return self.path / "plan.json"
 
     @property
+    def precision(self) -> Path:
+        return self.path / "precision.json"
+
+    @property
     def report_json(self) -> Path:
         return self.path / "report.json"
 
@@ -220,9 +225,9 @@ class RunDir:
         except ValueError as error:
             raise UserError(f"{self.plan} is damaged ({error}); run the launch command again to plan anew") from error
         if not isinstance(plan, dict) or "trials" not in plan:
-            if isinstance(plan, dict) and "shards" in plan:
-                raise UserError(f"{self.path} is not a run directory, but packed shards: see python -m ser_hpc.inspect")
-            raise UserError(f"{self.plan} is damaged (it names no trials); run the launch command again to plan anew")
+            shards = isinstance(plan, dict) and "shards" in plan
+            what = "but packed shards: see python -m ser_hpc.inspect" if shards else f"its {self.plan.name} plans no trials"
+            raise UserError(f"{self.path} is not a run directory, {what}")
         return plan
 
     def trials(self) -> tuple[Trial, ...]:

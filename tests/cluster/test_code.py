@@ -61,6 +61,9 @@ def python(folder: Path, environment: dict[str, str], *arguments: str) -> subpro
     )
 
 
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not here (in Debian's package git)")
+
+
 def git(folder: Path, *arguments: str) -> None:
     identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
     subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
@@ -122,6 +125,7 @@ def test_an_edited_snapshot_is_refused(checkout: Path, run: RunDir) -> None:
         code.snapshot(run)
 
 
+@needs_git
 def test_commit_and_patch_give_the_snapshot_back(checkout: Path, run: RunDir, tmp_path: Path) -> None:
     """Whatever was edited, deleted, added and staged; the user's own git settings do not matter."""
     git(checkout, "init", "-q")
@@ -147,6 +151,7 @@ def test_commit_and_patch_give_the_snapshot_back(checkout: Path, run: RunDir, tm
     assert sources(tmp_path / "again" / "ser_hpc") == sources(copy.package)
 
 
+@needs_git
 def test_a_package_that_only_lies_inside_a_checkout_has_no_commit(checkout: Path, run: RunDir) -> None:
     """A virtual environment inside some project: that project's commit says nothing about the package."""
     git(checkout, "init", "-q")

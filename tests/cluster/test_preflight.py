@@ -5,6 +5,8 @@ Answers are those of a Slurm 22.05.8 with accounting, recorded; those of df, quo
 
 from __future__ import annotations
 
+import os
+import pwd
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -151,6 +153,20 @@ def test_what_cannot_be_asked_is_noted_and_never_refused() -> None:
     assert "not understood" in preflight(Site(sinfo=Reply(0, "PARTITION AVAIL\n")))[0]
 
 
+def test_a_user_id_without_a_name_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container. Nor is USER believed, which may be anybody's."""
+
+    def nobody(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert preflight(Site())[0] == f"accounts and QOS: not checked (the user id {os.getuid()} has no name here)"
+    monkeypatch.setenv("USER", "root")
+    assert "has no name here" in preflight(Site())[0]
+
+
 def test_jobs_that_wait_for_a_partition_are_told_of() -> None:
     assert any("partition big is not up" in note for note in preflight(Site(), "partition=big"))
     assert "no partition here is the default" in refused(site=Site(sinfo=Reply(0, SINFO.replace("gpu*", "gpu"))))[0]
@@ -160,6 +176,11 @@ def test_files_outside_scratch_are_told_of(tmp_path: Path) -> None:
     assert any(f"run.root={tmp_path}/runs" in note for note in preflight(Site(), f"scratch={tmp_path}"))
     assert not any("large files" in note for note in preflight(Site(), "scratch=/"))
     assert any("not set" in note for note in preflight(Site(), "scratch=$NOWHERE_AT_ALL/x"))
+
+
+def test_a_user_without_a_home_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    assert any("home directory" in note for note in preflight(Site(), "scratch=~nobody_at_all/x"))
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,21 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from small import packed_tones, planned, run_here
+from torch import nn
 
+from ser_hpc.cluster import code
+from ser_hpc.config.settings import TrainSettings
 from ser_hpc.engine import attempt as attempts
+from ser_hpc.engine import strategy
 from ser_hpc.engine.attempt import SUPERSEDED
 from ser_hpc.engine.rank import Rank
+from ser_hpc.engine.world import World
 from ser_hpc.errors import UserError
 from ser_hpc.files import read_json, write_json
 from ser_hpc.results.endings import how_it_ended
@@ -115,6 +122,28 @@ def test_a_killed_rank_is_started_again_here(base: Path) -> None:
     assert len(ours.attempts) == 2 and len(theirs.attempts) == 1
     assert ours.current.steps.read_bytes() == theirs.current.steps.read_bytes()
     assert ours.current.predictions.read_bytes() == theirs.current.predictions.read_bytes()
+
+
+def test_a_package_that_is_not_installed_has_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DDP on one machine needs neither DeepSpeed nor submitit: an attempt and a snapshot are described all the same."""
+    version = metadata.version
+
+    def installed(name: str) -> str:
+        if name in ("deepspeed", "submitit"):
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", installed)
+    attempt = attempts.claim(TrialDir(tmp_path / "seed_0" / "fold_0", TRIAL), Rank(0, 1, 0, 1))
+    origin = read_json(code.snapshot(RunDir(tmp_path)).path / "origin.json")
+    for versions in (read_json(attempt.attempt)["versions"], origin["versions"]):
+        assert versions["deepspeed"] is versions["submitit"] is None and versions["torch"] == version("torch")
+
+
+def test_zero_without_deepspeed_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strategy, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"train\.strategy=zero2 needs DeepSpeed.*use ddp"):
+        strategy.build(nn.Linear(2, 2), TrainSettings(strategy="zero2"), World(0, 1, 0, 1, torch.device("cpu")), None)
 
 
 def test_the_same_failure_twice_is_not_tried_a_third_time(base: Path) -> None:

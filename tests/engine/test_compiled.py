@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+import sysconfig
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from small import wav2vec2
 from torch import Tensor
 
 from ser_hpc.config.settings import EncoderModel, TrainSettings
-from ser_hpc.engine.compiled import Regions
+from ser_hpc.engine.compiled import Regions, missing
 from ser_hpc.errors import UserError
 from ser_hpc.models.classifier import Classifier, build
 
@@ -22,6 +23,7 @@ WHISPER = {
     "model_type": "whisper", "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64,
     "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
 }  # fmt: skip
+needs_a_compiler = pytest.mark.skipif(missing() is not None, reason=f"torch.compile needs {missing()}")
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def result(model: Classifier, *seconds: float) -> list[Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@needs_a_compiler
 @pytest.mark.parametrize("config", [wav2vec2(), WAVLM, WHISPER], ids=["wav2vec2", "wavlm", "whisper"])
 def test_compiled_layers_compute_the_same(config: dict[str, Any], compiler: None) -> None:
     """And compile once, however many layers and clips there are: WavLM's first layer differs from the others."""
@@ -64,7 +66,7 @@ def test_compiled_layers_compute_the_same(config: dict[str, Any], compiler: None
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@needs_a_compiler
 def test_nothing_is_compiled_when_the_time_is_over(compiler: None) -> None:
     model = classifier(wav2vec2())
     expected = result(model, 0.5)
@@ -75,7 +77,14 @@ def test_nothing_is_compiled_when_the_time_is_over(compiler: None) -> None:
         assert torch.equal(found, right)
 
 
-def test_no_compiler_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
+def test_no_compiler_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor, beside one, Python's headers, which a bare Debian has not got: not the compiler's hundred lines."""
+    encoder = classifier(wav2vec2()).encoder
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler.*g\+\+"):
-        Regions(classifier(wav2vec2()).encoder, TrainSettings(compile=True))
+        Regions(encoder, TrainSettings(compile=True))
+    (tmp_path / "g++").touch(mode=0o755)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(UserError, match=r"needs Python's headers.*python3-dev"):
+        Regions(encoder, TrainSettings(compile=True))

@@ -29,6 +29,8 @@ def run_out(place):
     global now
     if now == place:
         now = None
+        if place == "forward":
+            raise RuntimeError("cuFFT error: CUFFT_INTERNAL_ERROR, for a test")
         raise torch.OutOfMemoryError("CUDA out of memory, for a test")
 def gradients(*given, real=loop.gradients):
     global now
@@ -60,7 +62,7 @@ def test_the_step_is_made_again_with_the_same_clips(base: Path, ranks: int) -> N
     short = planned(base / f"short-{ranks}", packed_tones(base), *SMALL)
     assert run_here(enough, TRIAL, ranks=ranks) == {TRIAL: 0}
     outputs = ended(short, ranks)
-    assert outputs[-1].count("CUDA out of memory, for a test") == 2
+    assert outputs[-1].count(", for a test") == 2
     assert outputs[0].count("made again") == 2
     assert np.abs(curve(short) - curve(enough)).max() < 1e-5
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from ser_hpc.engine.preemption import STOP_SIGNALS, StopFlag, stop_time
-from ser_hpc.engine.rank import Rank, start_name, submission, who_am_i
+from ser_hpc.engine.rank import Rank, disbelieved, is_torchruns, start_name, submission, who_am_i
 from ser_hpc.errors import UserError
 
 STEP = {
@@ -20,12 +20,39 @@ STEP = {
     "SLURM_STEP_NUM_TASKS": "4",
     "SLURM_STEP_NUM_NODES": "2",
 }
+OF_TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 
 
 def test_ranks_of_srun_torchrun_and_alone() -> None:
     assert who_am_i(STEP | {"SLURM_NTASKS": "4"}) == Rank(3, 4, 1, 2)
-    assert who_am_i({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}) == Rank(5, 8, 1, 4)
+    assert who_am_i(OF_TORCHRUN | {"TORCHELASTIC_RUN_ID": "none"}) == Rank(5, 8, 1, 4)
+    assert who_am_i(OF_TORCHRUN | {"SER_HPC_START": "7f"}) == Rank(5, 8, 1, 4)
     assert who_am_i({}) == Rank(0, 1, 0, 1)
+
+
+def test_leftovers_are_believed_by_nobody() -> None:
+    """Of another job, a shell or a container: srun's own word counts, and who is alone stays alone, and is told so."""
+    assert who_am_i(STEP | OF_TORCHRUN) == who_am_i(STEP)
+    alone = who_am_i(OF_TORCHRUN)
+    assert alone == Rank(0, 1, 0, 1)
+    assert "WORLD_SIZE=8" in str(disbelieved(OF_TORCHRUN, alone)) and disbelieved({"WORLD_SIZE": "1"}, alone) is None
+    assert disbelieved(STEP | OF_TORCHRUN, who_am_i(STEP)) is None
+    assert who_am_i({"SLURM_NTASKS": "4"}) == alone  # srun's option as a variable: no job is here
+
+
+def test_a_launcher_within_a_slurm_step_is_believed() -> None:
+    """torchrun, one a node, and ours, for trials side by side, start ranks of their own; ours even from under torchrun."""
+    step = STEP | OF_TORCHRUN | {"MASTER_ADDR": "n1"}
+    assert who_am_i(step | {"TORCHELASTIC_RUN_ID": "none"}) == Rank(5, 8, 1, 4)
+    assert is_torchruns(step | {"TORCHELASTIC_RUN_ID": "none"}) and not is_torchruns(step)
+    assert not is_torchruns(step | {"TORCHELASTIC_RUN_ID": "none", "SER_HPC_START": "7f"})
+
+
+def test_the_ranks_of_a_node_under_enroot() -> None:
+    """Its hook (and pyxis with it) sets RANK, WORLD_SIZE and LOCAL_RANK, but not how many ranks a node has: four of eight."""
+    srun = STEP | {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8"}
+    hook = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
+    assert who_am_i(srun | hook) == Rank(5, 8, 1, 4)
 
 
 def test_a_task_without_srun_is_refused() -> None:

@@ -52,7 +52,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> dict[str, RunDir]:
-    """One epoch of each variant, on two ranks."""
+    """One epoch of each variant, on two ranks, where there is no compiler."""
     base = tmp_path_factory.mktemp("variants")
     shards, one = packed_tones(base), "train.epochs=1"
     made = {name: planned(base / name, shards, one, encoder=config) for name, config in ENCODERS.items()}
@@ -68,7 +68,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> dict[str, R
         "bf16-zero2": (one, "train.lr=1e-4", "train.precision=bf16", "train.strategy=zero2"),
     }
     made |= {name: planned_variant(base / name, shards, more) for name, more in variants.items()}
-    train_on_ranks(list(made.values()), ranks=2)
+    with pytest.MonkeyPatch.context() as bare:
+        bare.setenv("TORCH_EXTENSIONS_DIR", str(base / "extensions"))  # nothing that was compiled before
+        bare.setenv("PATH", "/nowhere")
+        bare.setenv("CXX", "/nowhere/c++")
+        train_on_ranks(list(made.values()), ranks=2)
     return made
 
 

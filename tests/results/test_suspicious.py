@@ -86,7 +86,9 @@ def test_what_was_trained_on_what_and_how_long(make_run: MakeRun) -> None:
     for fold in range(3):
         device = {"device": "NVIDIA H100", "ranks": 2, "code": "c0de", "versions": {"torch": "2.11.0"}}
         write_json(run.trial(Trial(0, fold)).current.attempt, device)
-    told = about(run, [run.trial(Trial(0, fold)) for fold in range(3)])
+    plan = {"classes": ["a", "b"], "corpora": ["emodb"], "label_set": "two"}
+    told = about(run, plan, [run.trial(Trial(0, fold)) for fold in range(3)])
+    assert told["data"] == "emodb; label set two, 2 classes"
     assert told["model"] == "facebook/hubert-base-ls960, fine-tuned; its lowest 6 layers frozen"
     assert "train.lr=0.0001" in told["settings that differ from the defaults"]
     assert "model.weights=facebook/hubert-base-ls960" in told["settings that differ from the defaults"]
@@ -98,7 +100,7 @@ def test_what_was_trained_on_what_and_how_long(make_run: MakeRun) -> None:
 
 def test_it_stands_in_the_report(make_run: MakeRun) -> None:
     cv = cross_validate(make_run())
-    assert "## What was trained\n\n- model: facebook/wav2vec2-base, fine-tuned\n" in to_markdown(cv)
+    assert re.search("## What was trained\n\n- data: emodb; .*\n- model: facebook/wav2vec2-base, fine-tuned\n", to_markdown(cv))
     assert to_json(cv)["about"]["model"] == "facebook/wav2vec2-base, fine-tuned"
 
 

@@ -1,0 +1,19 @@
+"""With what a run was made: the versions of the packages on which its numbers depend, for each attempt and each snapshot."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from importlib import metadata
+
+PACKAGES = ("torch", "torchaudio", "transformers", "deepspeed", "submitit", "numpy", "safetensors")
+
+
+def versions() -> dict[str, str | None]:
+    """By package; None for one that is not installed: ZeRO and Slurm may not be wanted there."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    return None
