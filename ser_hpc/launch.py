@@ -208,10 +208,9 @@ def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mappin
 
 
 def _report(run: RunDir, out: Console) -> int:
-    from ser_hpc.report import show, write_report
+    from ser_hpc.report import show_report
 
-    result = write_report(run)
-    show(run, result, out)
+    result = show_report(run, out)
     return 1 if result.missing else 0
 
 

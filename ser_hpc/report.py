@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,21 +29,35 @@ if TYPE_CHECKING:
 
 def write_report(run: RunDir) -> CrossValidation:
     """Score the run as it stands and write its report. Raises UserError if its predictions are not what was planned."""
-    mixed = mixture(run)
-    settled = [precision.told(run, precision.AUTO)] if run.precision.exists() else []
-    result = cross_validate(run, notes=[*settled, *([mixed] if mixed else []), *differences(run)])
-    try:
-        write_json(run.report_json, to_json(result))
-        write_text(run.report_md, to_markdown(result))
-    except OSError as error:
-        raise UserError(f"the report cannot be written into {run.path}: {error.strerror}") from error
+    result = _scored(run)
+    if unwritten := _write(run, result):
+        raise UserError(unwritten)
     return result
 
 
-def show(run: RunDir, result: CrossValidation, out: Console) -> None:
-    """The short table, and where the whole report is."""
+def show_report(run: RunDir, out: Console) -> CrossValidation:
+    """The same, with a short table on the screen; where nothing can be written, the table all the same, and that is said."""
+    result = _scored(run)
+    unwritten = _write(run, result)
     out.print(to_terminal(result))
-    out.print(f"\nreport: {run.report_md}", soft_wrap=True)
+    out.print(f"\n{unwritten or f'report: {run.report_md}'}", soft_wrap=True)
+    return result
+
+
+def _scored(run: RunDir) -> CrossValidation:
+    mixed = mixture(run)
+    settled = [precision.told(run, precision.AUTO)] if run.precision.exists() else []
+    return cross_validate(run, notes=[*settled, *([mixed] if mixed else []), *differences(run)])
+
+
+def _write(run: RunDir, result: CrossValidation) -> str | None:
+    """Why nothing was written, if so."""
+    try:
+        write_json(run.report_json, to_json(result))
+        write_text(run.report_md, to_markdown(result))
+    except OSError as error:  # another's run, or a copy that is kept: its scores can be read all the same
+        return f"nothing was written: the report cannot be written into {run.path}: {error.strerror}"
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,11 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print report.json instead of the table")
     arguments = parser.parse_args(argv)
     run = RunDir(arguments.run)
-    result = write_report(run)
     if arguments.json:
+        result = _scored(run)
         print(json.dumps(to_json(result), indent=1, ensure_ascii=False, allow_nan=False))
+        if unwritten := _write(run, result):
+            print(unwritten, file=sys.stderr)
     else:
-        show(run, result, console.screen())
+        result = show_report(run, console.screen())
     return 1 if result.missing else 0
 
 

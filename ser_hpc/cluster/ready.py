@@ -55,7 +55,12 @@ def _root(root: Path) -> list[str]:
 
 
 def _steps(experiment: Experiment) -> list[str]:
-    """A step that takes more clips than there are would be a smaller one, with another meaning of the learning rate."""
+    """A step that takes more clips than there are would be a smaller one, with another meaning of the learning rate.
+
+    A run that an earlier version has begun like that goes on.
+    """
+    if experiment.run.plan.exists():
+        return []
     asked = experiment.settings.train.global_batch
     smallest = min(experiment.folds.folds, key=lambda fold: len(fold.train.positions))
     clips = len(smallest.train.positions)

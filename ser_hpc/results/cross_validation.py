@@ -10,16 +10,18 @@ While trials are missing the run has no scores, only those of its `finished` tri
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ser_hpc.results import checks, metrics
+from ser_hpc.results.about import about
 from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.metrics import Interval
 from ser_hpc.results.predictions import Prediction
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
+from ser_hpc.results.suspicious import warnings
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,10 @@ class SeedScores:
 
 @dataclass(frozen=True, slots=True)
 class CrossValidation:
-    """All that a report says. `scores` is None while a trial is missing; `finished` is None if no trial is finished."""
+    """All that a report says. `scores` is None while a trial is missing; `finished` is None if no trial is finished.
+
+    `warnings`: why this may be no result; `about`: what was trained, by topic.
+    """
 
     plan: dict[str, Any]
     trials: tuple[TrialScores, ...]
@@ -94,6 +99,8 @@ class CrossValidation:
     interval: Interval
     seeds: tuple[SeedScores, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    about: dict[str, str] = field(default_factory=dict)
 
     @property
     def classes(self) -> list[str]:
@@ -112,6 +119,7 @@ def cross_validate(run: RunDir, notes: Sequence[str] = ()) -> CrossValidation:
     checks.refuse_overlaps({t.trial: t.test for t in trials})
     missing = tuple(Missing(folder.trial, _reason(folder)) for folder in planned if folder not in done)
     finished = _together(trials) if trials else None
+    interval = Interval(None, "trials are missing") if missing else _interval(trials, plan)
     complete = [[t for t in trials if t.trial.seed == seed] for seed in plan["seeds"]]
     return CrossValidation(
         plan=plan,
@@ -119,7 +127,7 @@ def cross_validate(run: RunDir, notes: Sequence[str] = ()) -> CrossValidation:
         missing=missing,
         scores=None if missing else finished,
         finished=finished,
-        interval=Interval(None, "trials are missing") if missing else _interval(trials, plan),
+        interval=interval,
         seeds=tuple(_seed_scores(folds) for folds in complete if len(folds) == len(plan["folds"])),
         notes=(
             *([checks.OF_BEFORE] if plan["format"] == 1 else []),
@@ -128,6 +136,8 @@ def cross_validate(run: RunDir, notes: Sequence[str] = ()) -> CrossValidation:
             *_dev_differences(trials),
             *_damaged_clips(done),
         ),
+        warnings=tuple(warnings(done, {t.trial: t.confusion for t in trials}, plan["classes"], interval)),
+        about=about(run, plan, done),
     )
 
 

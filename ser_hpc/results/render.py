@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ser_hpc.errors import counted
 from ser_hpc.results import text
 from ser_hpc.results.cross_validation import CrossValidation, Scores, Spread, TrialScores
 
@@ -56,15 +57,21 @@ def to_json(cv: CrossValidation) -> dict[str, Any]:
         "partial": {"num_trials": len(cv.trials), **_together(cv, cv.finished)} if cv.missing and cv.finished else None,
         "dropped": cv.plan["dropped"],
         "notes": notes(cv),
+        "warnings": list(cv.warnings),
+        "about": cv.about,
     }
 
 
 def to_markdown(cv: CrossValidation) -> str:
     """The content of `report.md`; its tables are aligned for those who read it as plain text."""
     paragraphs = [f"# {cv.plan['name']}"]
+    if cv.warnings:
+        paragraphs += [text.bullets(f"**Warning: {warning}**" for warning in cv.warnings)]
     if cv.missing:
         paragraphs += [f"**{_incomplete(cv)}**", text.bullets(f"{m.trial}: {m.reason}" for m in cv.missing)]
     paragraphs += [headline(cv)]
+    if cv.about:
+        paragraphs += ["## What was trained", text.bullets(f"{topic}: {words}" for topic, words in cv.about.items())]
     if cv.finished:
         over = f" (the {len(cv.trials)} finished trials only)" if cv.missing else ""
         paragraphs += ["## Trials", _trial_table(cv), *_absent_classes(cv)]
@@ -86,8 +93,8 @@ def to_terminal(cv: CrossValidation) -> RenderableType:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("fold", justify="right")
-    table.add_column("tested on", max_width=20, no_wrap=True, overflow="ellipsis")
+    table.add_column("fold", justify="right", no_wrap=True)
+    table.add_column("tested on", max_width=20)  # alone gets narrower where the screen is; its words are cut, not broken
     for name in ("clips", *_SCORES.values(), "dev UAR"):
         table.add_column(name, justify="right", no_wrap=True)
     for fold in cv.plan["folds"]:
@@ -96,7 +103,9 @@ def to_terminal(cv: CrossValidation) -> RenderableType:
         if any(m.trial.fold == fold["fold"] for m in cv.missing):
             scores = ["missing", "", "", "", ""]
         cells = (str(fold["fold"]), fold["test"]["words"], str(fold["test"]["num"]), *scores)
-        table.add_row(*(Text(cell, style="red" if cell == "missing" else "") for cell in cells))
+        table.add_row(
+            *(Text(cell, style="red" if cell == "missing" else "", no_wrap=True, overflow="ellipsis") for cell in cells)
+        )
     if cv.scores:
         table.add_section()
         for field in ("mean", "std", "pooled"):
@@ -105,7 +114,7 @@ def to_terminal(cv: CrossValidation) -> RenderableType:
             table.add_row("", Text(label), "", *values, style="" if field == "mean" else "dim")
     seeds = len(cv.plan["seeds"])
     title = Text.assemble((cv.plan["name"], "bold"), (f"  each fold: mean of {seeds} seeds" if seeds > 1 else "", "dim"))
-    lines: list[RenderableType] = [title, table]
+    lines: list[RenderableType] = [*(Text(f"Warning: {each}", style="bold red") for each in cv.warnings), title, table]
     if cv.missing:
         lines += [Text(_incomplete(cv), style="bold red")]
         lines += [Text(f"  {m.trial}: {shorten(m.reason, 240)}", style="red") for m in cv.missing]
@@ -125,7 +134,7 @@ def headline(cv: CrossValidation) -> str:
             "This is not the score of the run, and is not comparable with one."
         )
     seeds, folds = len(cv.plan["seeds"]), len(cv.plan["folds"])
-    over = f"{text.count(folds, 'fold')} and {text.count(seeds, 'seed')}"
+    over = f"{counted(folds, 'fold')} and {counted(seeds, 'seed')}"
     low_high = cv.interval.bounds
     interval = (
         f"95% interval {low_high[0]:.3f} to {low_high[1]:.3f} by resampling {cv.interval.num_speakers} speakers"
@@ -153,14 +162,14 @@ _READING = (
     "as one set, averaged over seeds.",
     "The interval is of the pooled UAR: it tells how the score would vary with other test speakers (2,000 resamples of whole "
     "speakers), not with other training data.",
-    "Each trial's epoch is the one with the best dev UAR; its test part has no say in it.",
+    "Each trial's epoch, counted from 1, is the one with the best dev UAR; its test part has no say in it.",
 )
 
 
 def _trial_table(cv: CrossValidation) -> str:
     def row(t: TrialScores) -> list[str]:
         scores = [text.score(getattr(t, score)) for score in (*_SCORES, "dev_uar")]
-        return [str(t.trial.seed), str(t.trial.fold), *scores, str(t.best_epoch), str(t.num_test)]
+        return [str(t.trial.seed), str(t.trial.fold), *scores, str(t.best_epoch + 1), str(t.num_test)]
 
     rows = {t.trial: row(t) for t in cv.trials}
     rows |= {m.trial: [str(m.trial.seed), str(m.trial.fold), "missing", *[""] * 6] for m in cv.missing}
@@ -182,7 +191,7 @@ def _absent_classes(cv: CrossValidation) -> list[str]:
 
 
 def _class_table(cv: CrossValidation, scores: Scores) -> str:
-    """Recall of each class and what it is mistaken for most often. Counts are predictions: each clip once a seed."""
+    """Recall of each class and what it is mistaken for most often. Clips count once a seed."""
     rows = []
     for i, name in enumerate(cv.classes):
         wrong = scores.confusion[i].copy()
@@ -190,7 +199,9 @@ def _class_table(cv: CrossValidation, scores: Scores) -> str:
         total, most = int(scores.confusion[i].sum()), int(wrong.argmax())
         taken = f"{cv.classes[most]} ({wrong[most] / total:.0%})" if wrong[most] else ""
         rows.append([name, text.score(scores.recall[i]), str(total), taken])
-    return text.table(["class", "recall", "predictions", "most often taken for"], rows, left=(0, 3))
+    seeds = len({t.trial.seed for t in cv.trials})
+    clips = "clips" if seeds == 1 else f"clips, {seeds} seeds"
+    return text.table(["class", "recall", clips, "most often taken for"], rows, left=(0, 3))
 
 
 def _confusion_tables(cv: CrossValidation, scores: Scores) -> tuple[str, str, str, str]:
@@ -246,7 +257,7 @@ def _incomplete(cv: CrossValidation) -> str:
 
 
 def _trials(number: int, kind: str = "") -> str:
-    return text.count(number, f"{kind} trial".strip())
+    return counted(number, f"{kind} trial".strip())
 
 
 def _number(value: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ser_hpc import console
+from ser_hpc import console, report
 from ser_hpc.errors import UserError
 from ser_hpc.files import read_json
 from ser_hpc.report import main, write_report
@@ -86,3 +87,21 @@ def test_it_starts_without_torch_and_other_heavy_libraries() -> None:
     code = f"import sys, ser_hpc.report; print([name for name in {heavy!r} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_run_that_is_only_read_is_reported_all_the_same(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another's run, a copy on a read-only disk: the table is there, and that nothing was written."""
+
+    def refuse(path: Path, *_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    run = make_run()
+    monkeypatch.setattr(report, "write_json", refuse)
+    assert main([str(run.path)]) == 0
+    shown = capsys.readouterr().out
+    assert "macro-F1" in shown and "nothing was written" in shown and "Read-only" in shown and "report:" not in shown
+    assert main([str(run.path), "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["missing"] == [] and "nothing was written" in told.err

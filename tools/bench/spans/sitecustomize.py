@@ -26,7 +26,7 @@ PARTS = {
     "ser_hpc.cluster.demo": {"make_demo_shards": "demo's speech"},
     "ser_hpc.cluster.plan": {"prepare": "plan", "reopen": "plan"},
     "ser_hpc.cluster.local": {"run_trials": "trials"},
-    "ser_hpc.report": {"write_report": "report"},
+    "ser_hpc.report": {"show_report": "report"},
     "ser_hpc.engine.node_check": {"check": "node's check"},
     "ser_hpc.engine.world": {"join": "joining", "World.leave": "leaving"},
     "ser_hpc.models.classifier": {"build": "model"},

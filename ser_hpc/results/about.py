@@ -1,0 +1,101 @@
+"""What was trained, with what and how long, in words: from the run's settings, what its attempts say of themselves, its code.
+
+What an earlier version did not write down is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from ser_hpc.config import schema
+from ser_hpc.config.load import load_run
+from ser_hpc.config.settings import EncoderModel, Settings
+from ser_hpc.errors import UserError, counted
+from ser_hpc.files import read_json
+from ser_hpc.results.endings import trained
+from ser_hpc.results.run_dir import RunDir, TrialDir
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+
+
+def about(run: RunDir, plan: Mapping[str, Any], done: Sequence[TrialDir]) -> dict[str, str]:
+    """Words by topic. `done`: the finished trials."""
+    classes = counted(len(plan["classes"]), "class", "classes")
+    told = {"data": f"{', '.join(plan['corpora'])}; label set {plan['label_set']}, {classes}"}
+    markers = [read_json(folder.done) for folder in done]
+    with suppress(UserError, OSError):
+        settings = load_run(run.settings)
+        told["model"] = _model(settings)
+        told["settings that differ from the defaults"] = ", ".join(_changed(settings)) or "none"
+    attempts = [what for trial, what in trained(run) if trial in {folder.trial for folder in done}]
+    told["code"] = _each(_origin(run, what.get("code")) for what in attempts)
+    told["versions"] = _each(", ".join(f"{name} {number}" for name, number in _versions(run, what)) for what in attempts)
+    told["hardware"] = _each(_hardware(what, markers) for what in attempts)
+    told["time"] = _time([float(marker["seconds"]) for marker in markers if "seconds" in marker])
+    return {topic: words for topic, words in told.items() if words}
+
+
+def _model(settings: Settings) -> str:
+    model = settings.model
+    if not isinstance(model, EncoderModel):
+        return f"{model.kind}, from random weights"
+    what = f"{model.weights}, fine-tuned" if model.weights else f"{(model.config or {}).get('model_type')}, from random weights"
+    frozen = {"encoder": "; the encoder frozen", "stem": "; its convolutional stem frozen"}.get(model.freeze, "")
+    return what + frozen + (f"; its lowest {counted(model.freeze_layers, 'layer')} frozen" if model.freeze_layers else "")
+
+
+def _changed(settings: Settings) -> Iterator[str]:
+    """`train.epochs=60`: what changes the result and is not at its default."""
+
+    def flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            path = f"{above}{name}"
+            if isinstance(value, dict) and path != "model.config":
+                yield from flat(value, f"{path}.")
+            else:
+                yield path, value
+
+    for path, value in flat(schema.identity(settings) or {}):
+        yield f"{path}={json.dumps(value) if isinstance(value, dict | list | bool) or value is None else value}"
+
+
+def _origin(run: RunDir, digest: str | None) -> str:
+    """Commit or version of a code that is kept in the run."""
+    if not digest:
+        return ""
+    with suppress(*_UNREADABLE):
+        origin = read_json(run.code / str(digest) / "origin.json")
+        commit = f"commit {origin['commit'][:12]}" if origin.get("commit") else "of no commit"
+        changed = ", with changes (difference.patch)" if origin.get("differs") else ""
+        return f"version {origin['version']}, {commit}{changed}; kept in code/{digest}"
+    return f"code/{digest}"
+
+
+def _versions(run: RunDir, what: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    with suppress(*_UNREADABLE):
+        yield "python", read_json(run.code / str(what["code"]) / "origin.json")["versions"]["python"]
+    yield from (what.get("versions") or {}).items()
+
+
+def _hardware(what: Mapping[str, Any], markers: Sequence[Mapping[str, Any]]) -> str:
+    device, ranks = what.get("device"), what.get("ranks")
+    strategies = sorted({str(marker["strategy"]) for marker in markers if "strategy" in marker})
+    words = [str(device)] if device else []
+    words += [f"{counted(int(ranks), 'rank')} a trial"] if ranks else []
+    return ", ".join([*words, *strategies])
+
+
+def _time(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return ""
+    low, high = min(seconds) / 60, max(seconds) / 60
+    each = f"{high:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
+    return f"{sum(seconds) / 3600:.2f} h for {counted(len(seconds), 'trial')}, {each} minutes each"
+
+
+def _each(values: Iterator[str]) -> str:
+    """What the attempts say, each word of it once: where they differ, the report's notes name the trials."""
+    return " or ".join(sorted({value for value in values if value}))
