@@ -104,6 +104,7 @@ def allocated(work: Callable[[], None]) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=[*MODELS, SCALED_DOWN], help="default: all, on a GPU those of true size")
+    parser.add_argument("--weights", type=Path, help="a folder with weights by the model's name, which it takes long to draw")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["bf16", "fp32"])
     parser.add_argument(
         "--strategies", nargs="+", choices=("ddp", "zero1", "zero2", "zero3"), default=["ddp"], help="of 1 rank"
@@ -135,7 +136,10 @@ def row(name: str, chosen: str, precision: str, again: bool, options: argparse.N
     real = name != SCALED_DOWN
     seconds = options.seconds if real else options.small_seconds
     train = TrainSettings(precision=precision, strategy=chosen)
-    model = build(EncoderModel(weights=None, config=MODELS.get(name, SMALL), dropout=0.0), 4, seed=0)
+    given = (
+        {"weights": str(options.weights / name)} if options.weights else {"weights": None, "config": MODELS.get(name, SMALL)}
+    )
+    model = build(EncoderModel.model_validate(given | {"dropout": 0.0}), 4, seed=0)
     found = stated(model, train, again, argparse.Namespace(**vars(options) | {"seconds": seconds}))
     if (options.device.type == "cuda" or not real) and chosen == "ddp":
         found["measured"] = measured(model, train, again, seconds, options)

@@ -128,10 +128,11 @@ def speed(
     told = ["--family", family, "--contender", contender, "--drawn", str(given.drawn), "--device", sizes.device]
     told += ["--update", str(sizes.whisper_update if whisper else sizes.update), "--round", str(sizes.round_s)]
     told += ["--repeats", str(sizes.repeats), "--peak-tflops", f"{given.peak_tflops:.3f}", *more]
-    if sizes.tiny and "--precision" not in more:
+    if contender == "ours":
+        auto = () if "--precision" in more else ("precision=auto",)
+        told = with_settings(told, (*auto, *given.train))
+    elif sizes.tiny:
         told += ["--precision", "fp32"]
-    if contender == "ours" and given.train:
-        told = with_settings(told, given.train)
     needs = needs or {"ours": OURS, "E": SPEECHBRAIN}.get(contender, TRAINER)
     whole = ":".join(filter(None, (contender, family, name)))
     return Part(whole, "gpu.speed", (*told, "--seconds", "{seconds}", "--out", "{out}"), limit_s * sizes.times_s, 12, needs)
@@ -142,12 +143,13 @@ def with_settings(told: list[str], train: Sequence[str]) -> list[str]:
     if "--train" in told:
         at = told.index("--train") + 1
         return [*told[:at], *train, *told[at:]]
-    return [*told, "--train", *train]
+    return [*told, "--train", *train] if train else told
 
 
 def memory(given: Given) -> Part:
     """Measured against stated."""
     sizes = given.sizes
-    some = ("--models", "scaled down") if sizes.tiny else ("--models", "wav2vec2-large", "whisper-large-v3")
+    true = ("--models", "wav2vec2-large", "whisper-large-v3", "--weights", str(given.drawn / "weights"))
+    some = ("--models", "scaled down") if sizes.tiny else true
     how = ("--precisions", "fp32", "--small-seconds", "10") if sizes.tiny else ("--precisions", "bf16")
     return Part("memory", "memory", (*some, *how, "--out", "{out}"), 60 * sizes.times_s, 20, OURS)

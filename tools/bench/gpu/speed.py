@@ -103,7 +103,7 @@ def task_of(options: argparse.Namespace) -> Task:
         precision=options.precision,
         update=options.update,
         frozen_stem=False,
-        threads=len(os.sched_getaffinity(0)),
+        threads=1 if options.device == "cpu" else len(os.sched_getaffinity(0)),  # a rehearsal shares its machine
         clock="wall",
         train={key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in options.train)},
     )

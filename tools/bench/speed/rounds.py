@@ -11,6 +11,8 @@ from speed.task import Clips, Task, quiet
 
 from ser_hpc.shards.audio import RATE
 
+AS_THEY_COME = ("A", "B", "D")
+
 
 class Rounds:
     """`contender`, `clips`."""
@@ -23,7 +25,13 @@ class Rounds:
         self.contender = made(kind, task, self.clips)
 
     def ready(self) -> dict[str, Any]:
-        return {"how": self.contender.how, "loss": self.loss()}
+        return {"how": self.how, "loss": self.loss()}
+
+    @property
+    def how(self) -> str:
+        """Its settings; cuDNN's attention is a matter of GPUs."""
+        without = self.device == "cuda" and not torch.backends.cuda.cudnn_sdp_enabled()
+        return self.contender.how + ", no cuDNN attention" * without
 
     def loss(self) -> float:
         """Of the shortest clip alone; that of the weights as they were, until something was trained."""
@@ -40,13 +48,15 @@ class Rounds:
         seconds = self.contender.train(warm_up, positions)
         most = None if self.contender.most_s is None else round(self.contender.most_s * RATE)
         samples = self.clips.index.num_samples[positions].clip(max=most).tolist()
-        told = {"seconds": seconds, "samples": samples, "peak_gb": _peak_gb(self.device), "how": self.contender.how}
+        told = {"seconds": seconds, "samples": samples, "peak_gb": _peak_gb(self.device), "how": self.how}
         if not number:
             _forget_peak(self.device)
         return told
 
 
 def made(kind: str, task: Task, clips: Clips) -> Any:
+    """cuDNN's attention, which plans anew for every shape, is off in ours; the peers that are tuned do not have it either."""
+    torch.backends.cuda.enable_cudnn_sdp(kind in AS_THEY_COME)
     if kind in ("ours", "alone"):
         from speed import contenders
 

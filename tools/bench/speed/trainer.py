@@ -4,8 +4,8 @@ A  as its audio-classification example sets it up: batches of 8, fp32, features 
    longer clips, taken at random
 B  the same with batches of 32, bf16 and 8 workers (GPU only)
 C  tuned: grouped by length, whole clips, bf16 on a GPU, 12 workers there (none on a CPU: they would take the cores that train),
-   fused AdamW, no search for unused parameters, no check for NaN at each step, TF32 for what bf16 leaves, attention without
-   cuDNN's kernels on a GPU (which plan anew for every shape, as in ours), and the best batch size of those tried
+   fused AdamW, TF32 for what bf16 leaves, no search for unused parameters, no check for NaN at each step, and the best batch
+   size of those tried
 C-compiled  the same under torch.compile, with lengths that vary and one batch size, 32: compiling takes minutes
 
 Clips come from memory, as int16: nothing is opened or decoded. Padding is their extractor's: batches to their longest clip,
@@ -133,8 +133,6 @@ class OfTrainer:
         half, workers = arguments.bf16, arguments.dataloader_num_workers
         self.how = f"batches of {batch}, {'bf16' if half else 'fp32'}, {workers} workers" + ", by length" * self.grouped
         self.how += ", compiled" * arguments.torch_compile
-        if self.task.device == "cuda" and not torch.backends.cuda.cudnn_sdp_enabled():
-            self.how += ", no cuDNN attention"
 
     def loss(self, position: int) -> float:
         self.model.eval()
@@ -202,7 +200,6 @@ def compiled(task: Task, clips: Clips) -> OfTrainer:
 
 def _best(task: Task) -> dict[str, Any]:
     cuda = task.device == "cuda"
-    torch.backends.cuda.enable_cudnn_sdp(False)
     return {
         "bf16": task.precision == "bf16",
         "tf32": True if cuda else None,
