@@ -11,7 +11,7 @@ that gpu_material.py makes. The clock starts with this process. gpu/parts.py say
 
 checks, resume, finetune   side by side: exactness, layer by layer; going on bit by bit; real speech and weights to a UAR
 ours, C                    each family, one contender at a time, alone on the machine, with a profile of ours
-ours with                  dropout, compiled, under ZeRO 1 to 3 on one rank, in fp32
+ours with                  dropout, deterministic kernels, compiled, under ZeRO 1 to 3 on one rank, in fp32
 memory, ranks              measured against stated; two ranks over NCCL, where there are two GPUs
 C with dropout, A, E, C compiled
 """
@@ -44,6 +44,7 @@ END_S = 6.0  # to end what runs, and to clear up
 ENV = {
     "HF_HUB_OFFLINE": "1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether there is a GPU spoils no fork
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # as training sets it before torch is imported; for all contenders
     "PYTHONUNBUFFERED": "1",
 }
 

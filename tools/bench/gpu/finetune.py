@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--trials", type=int, default=6, help="the first so many folds")
+    parser.add_argument("--cut", type=float, help="longer clips are cut to so many seconds")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--seconds", type=float, default=86_400.0, help="a fold that would take longer is not begun")
     parser.add_argument("--out", type=Path, required=True)
@@ -52,7 +53,7 @@ def settings(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     training = {"epochs": options.epochs, "lr": 1e-4, "warmup": 0.2, "global_batch": 32, "precision": options.precision}
     return {
         "run": {"name": "whisper-emodb", "root": folder},
-        "data": {"shards": [str(options.shards)], "labels": "emodb_7"},
+        "data": {"shards": [str(options.shards)], "labels": "emodb_7", "max_seconds": options.cut},
         "folds": {"protocol": "leave_one_speaker_out"},
         "model": {"weights": str(options.model)},
         "train": training | {"budget_seconds": 120},

@@ -17,6 +17,7 @@ TRAINER, SPEECHBRAIN, ZERO = (*OURS, "accelerate"), (*OURS, "speechbrain"), (*OU
 # Ours with other settings, on the first family: what each costs, or gains.
 VARIANTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "dropout": (("--dropout", "0.1"), OURS),
+    "deterministic": (("--train", "deterministic=true"), OURS),
     "compile": (("--train", "compile=true"), OURS),
     "zero1": (("--train", "strategy=zero1"), ZERO),
     "zero2": (("--train", "strategy=zero2"), ZERO),
@@ -46,7 +47,7 @@ class Sizes:
 
 
 GPU = Sizes("cuda", "real", 1024, 4.5, 64, 32, 2.0, 3, 1.0)
-CPU = Sizes("cpu", "tiny", 16, 1.5, 8, 8, 0.5, 1, 2.0)
+CPU = Sizes("cpu", "tiny", 16, 1.5, 8, 8, 0.5, 1, 1.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def groups(given: Given) -> Iterator[tuple[Part, ...]]:
     """Parts of a group run side by side, which harms no timing: there is none in them. Groups run one after another."""
     yield tuple(checks(given))
     for family in GOALS:
-        yield (speed(given, "ours", family, "--profile", limit_s=40),)
+        yield (speed(given, "ours", family, "--profile", limit_s=45),)
     for family in GOALS:
         yield (speed(given, "C", family, limit_s=50),)
     for name, (how, needs) in VARIANTS.items():
@@ -113,9 +114,10 @@ def checks(given: Given) -> Iterator[Part]:
         return
     encoders = ("--size", sizes.encoders, *(("--model", str(given.model)) if given.model and not sizes.tiny else ()))
     told = ("--shards", str(given.shards), "--precision", "fp32" if sizes.tiny else "bf16")
-    yield Part("resume", "gpu.resume", (*told, *encoders, "--out", "{out}"), 90 * sizes.times_s, 20, OURS)
+    for name, more in (("resume", ()), ("resume:deterministic", ("--train", "deterministic=true"))):
+        yield Part(name, "gpu.resume", (*told, *encoders, *more, "--out", "{out}"), 90 * sizes.times_s, 20, OURS)
     if given.model is not None:
-        short = ("--epochs", "1", "--trials", "1") if sizes.tiny else ()
+        short = ("--epochs", "1", "--trials", "1", "--cut", "0.25") if sizes.tiny else ()
         limits = ("--seconds", "{seconds}", "--out", "{out}")
         model = ("--model", str(given.model))
         yield Part("finetune", "gpu.finetune", (*told, *model, *short, *limits), 100 * sizes.times_s, 20, OURS)
@@ -135,7 +137,7 @@ def speed(
         told += ["--precision", "fp32"]
     needs = needs or {"ours": OURS, "E": SPEECHBRAIN}.get(contender, TRAINER)
     whole = ":".join(filter(None, (contender, family, name)))
-    return Part(whole, "gpu.speed", (*told, "--seconds", "{seconds}", "--out", "{out}"), limit_s * sizes.times_s, 12, needs)
+    return Part(whole, "gpu.speed", (*told, "--seconds", "{seconds}", "--out", "{out}"), limit_s * sizes.times_s, 20, needs)
 
 
 def with_settings(told: list[str], train: Sequence[str]) -> list[str]:

@@ -12,7 +12,6 @@ import gc
 import os
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from ser_hpc.shards.audio import RATE
 
 _PATIENCE_S = 60.0  # for what is drawn in the background
 _FIRST, _PROFILED = 2, 3  # updates of the round that warms up, and of the one that is looked into
+_PROFILE_S = 6.0
 _FREE, _FREE_S = 0.9, 10.0
 
 
@@ -62,7 +62,7 @@ def main() -> int:
         told["of_peak"][number] = work / said["seconds"] / peak
         keep(peak_gb=said["peak_gb"], how=said["how"], round_s=said["seconds"])
         print(f"round {number}: {told['rates'][number]:.1f} audio-s/s, {told['of_peak'][number]:.1%} of the peak", flush=True)
-    if options.profile and options.seconds - (time.monotonic() - began) > 4 * median([said["seconds"], 1.0]):
+    if options.profile and options.seconds - (time.monotonic() - began) > _PROFILE_S:
         gc.collect()
         warm_up, positions = rounds.drawn(0, min(_PROFILED, whole))
         keep(profile=profiled(lambda: rounds.contender.train(warm_up, positions), options.device))

@@ -124,6 +124,7 @@ def as_a_trial(settings: Settings, world: World) -> Settings:
     """What a trial sets in torch before it begins, and the settings with a precision by name."""
     if world.device.type == "cuda":
         gpu.set_up(world.device)
+    gpu.reproducible(settings.train.deterministic)
     with tempfile.TemporaryDirectory() as folder:
         return precision.settle(settings, RunDir(Path(folder)), world)
 
