@@ -18,11 +18,11 @@ TRAINER, SPEECHBRAIN, ZERO = (*OURS, "accelerate"), (*OURS, "speechbrain"), (*OU
 VARIANTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "dropout": (("--dropout", "0.1"), OURS),
     "deterministic": (("--train", "deterministic=true"), OURS),
-    "compile": (("--train", "compile=true"), OURS),
     "zero1": (("--train", "strategy=zero1"), ZERO),
     "zero2": (("--train", "strategy=zero2"), ZERO),
     "zero3": (("--train", "strategy=zero3"), ZERO),
     "fp32": (("--precision", "fp32"), OURS),
+    "compile": (("--train", "compile=true"), OURS),
 }
 MACHINE = Part("machine", "gpu.machine", ("--out", "{out}"), 60, 5)
 
