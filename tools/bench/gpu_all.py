@@ -84,7 +84,7 @@ def measured(options: argparse.Namespace, clock: Clock, scratch: Path) -> int:
             print(f"torch could not tell what machine this is: see {options.out / 'gpu.log'}")
             return 1
         drawn, there = scratch / "drawn", shards if shards.exists() else None
-        given = parts.Given(machine["gpus"], machine["peak_tflops"], drawn, there, model, options.train)
+        given = parts.Given(machine["gpus"], machine.get("peak_tflops"), drawn, there, model, options.train)
         call.start(parts.prepare(given))
         for group in parts.groups(given):
             call.run(wanted(group, options.parts))

@@ -43,7 +43,7 @@ def main() -> int:
         write_json(options.out, told)
 
     task = task_of(options)
-    peak = options.peak_tflops * 1e12
+    peak = 1e12 * options.peak_tflops if options.peak_tflops else arithmetic.measured_peak(torch.device(options.device))
     rounds = Rounds(options.contender, task)
     config, whole = task.config, len(rounds.clips) // task.update
     keep(**rounds.ready(), ready_s=round(time.monotonic() - began, 1))
@@ -85,7 +85,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--dropout", type=float, default=0.0, help="everywhere in the encoder")
     parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="settings of ours")
-    parser.add_argument("--peak-tflops", type=float, required=True, help="of a matrix product on this machine")
+    parser.add_argument("--peak-tflops", type=float, help="of a matrix product on this machine")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--out", type=Path, required=True)
