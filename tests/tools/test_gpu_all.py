@@ -20,6 +20,7 @@ from gpu.kept import done_before
 from gpu.material import unpack_wheels
 from gpu.parts import GOALS, MACHINE, Given, groups, prepare
 from gpu.summary import summarised
+from gpu.told import write_told
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -209,3 +210,8 @@ assert "deepspeed" not in sys.modules and not asked, asked
     paths = os.pathsep.join([str(BENCH), str(BENCH.parents[1])])
     env = os.environ | {"PYTHONPATH": paths, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     subprocess.run([sys.executable, "-c", code], env=env, check=True)
+
+
+def test_what_is_not_finite_becomes_a_word(tmp_path: Path) -> None:
+    write_told(tmp_path / "a.json", {"loss": float("nan"), "rates": [1.0, float("inf")], "no": False})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"loss": "nan", "rates": [1.0, "inf"], "no": False}

@@ -9,8 +9,9 @@ OUT/gpu.log    what the parts print
 Nothing is installed or fetched: beside torch, torchaudio, transformers, accelerate and what they bring, all is in the folder
 that gpu_material.py makes. The clock starts with this process. gpu/parts.py says what is measured, and in which order:
 
-checks, resume, finetune   side by side: exactness, layer by layer; going on bit by bit; real speech and weights to a UAR
+checks                     exactness, layer by layer, and what else no CPU can tell
 ours, C                    each family, one contender at a time, alone on the machine, with a profile of ours
+resume, finetune           side by side: going on bit by bit; real speech and real weights to a UAR
 ours with                  dropout, deterministic kernels, compiled, under ZeRO 1 to 3 on one rank, in fp32
 memory, ranks              measured against stated; two ranks over NCCL, where there are two GPUs
 C with dropout, A, E, C compiled

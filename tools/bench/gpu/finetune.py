@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gpu.told import write_told
 from gpu.trials import planned
 from ser_hpc import console
-from ser_hpc.files import read_json, write_json
+from ser_hpc.files import read_json
 from ser_hpc.results.cross_validation import cross_validate
 from ser_hpc.results.run_dir import RunDir, TrialDir
 from ser_hpc.train import train
@@ -41,7 +42,7 @@ def main() -> int:
             seconds = time.monotonic() - before
             told["trials"].append(trained(run.trial(trial)) | {"exit_code": code, "seconds": round(seconds, 2)})
             told["scores"] = scores(run)
-            write_json(options.out, told)
+            write_told(options.out, told)
             print(told["trials"][-1], told["scores"], flush=True)
             if time.monotonic() - began + seconds > options.seconds:
                 break

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from speed.work import measured_peak
 
+from gpu.told import write_told
 from ser_hpc import console
-from ser_hpc.files import write_json
 
 PACKAGES = ("torch", "torchaudio", "transformers", "accelerate", "deepspeed", "speechbrain", "numpy", "pydantic")
 _COPIED = 2**30  # floats
@@ -28,15 +28,15 @@ def main() -> int:
     device = torch.device("cuda" if gpus else "cpu")
     told: dict[str, Any] = {"gpus": gpus, "architecture": platform.machine(), "cores": os.cpu_count()}
     told |= {"python": platform.python_version(), "packages": {name: versioned(name) for name in PACKAGES}}
-    write_json(out, told)
+    write_told(out, told)
     if gpus:
         about = torch.cuda.get_device_properties(0)
         told |= {"gpu": about.name, "memory_gb": about.total_memory / 1e9, "multiprocessors": about.multi_processor_count}
         told |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "nccl": torch.cuda.nccl.version()}
-        write_json(out, told)
+        write_told(out, told)
         told |= {"copy_bytes_a_second": copied(device)}
     told["peak_tflops"] = measured_peak(device) / 1e12
-    write_json(out, told)
+    write_told(out, told)
     print(told)
     return 0
 

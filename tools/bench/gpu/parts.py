@@ -86,11 +86,12 @@ def prepare(given: Given) -> Part:
 
 def groups(given: Given) -> Iterator[tuple[Part, ...]]:
     """Parts of a group run side by side, which harms no timing: there is none in them. Groups run one after another."""
-    yield tuple(checks(given))
+    yield (checks(given),)
     for family in GOALS:
         yield (speed(given, "ours", family, "--profile", limit_s=45),)
     for family in GOALS:
         yield (speed(given, "C", family, limit_s=50),)
+    yield tuple(trials(given))
     for name, (how, needs) in VARIANTS.items():
         yield (speed(given, "ours", FIRST, *how, name=name, needs=needs, limit_s=60 if name == "compile" else 35),)
     yield (memory(given),)
@@ -105,11 +106,16 @@ def groups(given: Given) -> Iterator[tuple[Part, ...]]:
     yield (speed(given, "C-compiled", FIRST, limit_s=120),)
 
 
-def checks(given: Given) -> Iterator[Part]:
-    """Is it right? On what travelled where something did."""
+def checks(given: Given) -> Part:
+    """Is it right? Alone: it looks at the GPU's memory, too."""
     sizes = given.sizes
     size = ("--size", sizes.encoders) if sizes.tiny else ()
-    yield Part("checks", "gpu_checks", (*size, "--out", "{out}"), 100 * sizes.times_s, 20, OURS)
+    return Part("checks", "gpu_checks", (*size, "--out", "{out}"), 100 * sizes.times_s, 20, OURS)
+
+
+def trials(given: Given) -> Iterator[Part]:
+    """Whole trials on what travelled, where something did."""
+    sizes = given.sizes
     if given.shards is None:
         return
     encoders = ("--size", sizes.encoders, *(("--model", str(given.model)) if given.model and not sizes.tiny else ()))

@@ -17,10 +17,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from gpu.told import write_told
 from gpu.trials import planned, stopped
 from ser_hpc import console
 from ser_hpc.engine.attempt import STOPPED
-from ser_hpc.files import write_json
 from ser_hpc.results.run_dir import Trial, TrialDir
 from ser_hpc.train import train
 
@@ -51,7 +51,7 @@ def main() -> int:
     told: dict[str, Any] = {}
     for name, encoder in encoders.items():
         told[name] = compared(encoder, options)
-        write_json(options.out, told)
+        write_told(options.out, told)
         print(name, told[name], flush=True)
     return 0
 

@@ -23,8 +23,8 @@ from speed.turns import KINDS
 
 from gpu.prepare import wait_for, with_dropout
 from gpu.profiled import profiled
+from gpu.told import write_told
 from ser_hpc import console
-from ser_hpc.files import write_json
 from ser_hpc.shards.audio import RATE
 
 _PATIENCE_S = 60.0  # for what is drawn in the background
@@ -40,7 +40,7 @@ def main() -> int:
 
     def keep(**more: Any) -> None:
         told.update(more)
-        write_json(options.out, told)
+        write_told(options.out, told)
 
     task = task_of(options)
     peak = 1e12 * options.peak_tflops if options.peak_tflops else arithmetic.measured_peak(torch.device(options.device))
