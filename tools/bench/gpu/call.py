@@ -41,6 +41,7 @@ class Part:
     limit_s: float
     least_s: float = 15.0
     needs: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
 
 
 class Running:
@@ -51,7 +52,7 @@ class Running:
         words = {"{out}": str(out), "{seconds}": f"{limit_s - 2:.0f}"}
         arguments = [words.get(word, word) for word in part.arguments]
         self._started = time.monotonic()
-        self._process = context.Process(target=serve, args=(part.module, arguments, str(log)), name=part.name)
+        self._process = context.Process(target=serve, args=(part.module, arguments, dict(part.env), str(log)), name=part.name)
         self._process.start()
 
     @property
@@ -152,7 +153,7 @@ def found(package: str) -> bool:
     return False
 
 
-def serve(module: str, arguments: list[str], log: str) -> None:
+def serve(module: str, arguments: list[str], env: dict[str, str], log: str) -> None:
     """In a part's process: a session of its own, which ends with the call; its words go to the log."""
     os.setsid()
     threading.Thread(target=_end_with_call, daemon=True).start()
@@ -163,6 +164,7 @@ def serve(module: str, arguments: list[str], log: str) -> None:
     print(f"\n== python -m {module} {' '.join(arguments)}", flush=True)
     if "torch" in sys.modules and sys.modules["torch"].cuda._is_in_bad_fork():
         os._exit(BAD_FORK)
+    os.environ |= env
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -43,10 +43,10 @@ def main() -> int:
         write_told(options.out, told)
 
     task = task_of(options)
-    peak = 1e12 * options.peak_tflops if options.peak_tflops else arithmetic.measured_peak(torch.device(options.device))
     rounds = Rounds(options.contender, task)
     config, whole = task.config, len(rounds.clips) // task.update
     keep(**rounds.ready(), ready_s=round(time.monotonic() - began, 1))
+    peak = 1e12 * options.peak_tflops if options.peak_tflops else arithmetic.measured_peak(torch.device(options.device))
     first = min(_FIRST, whole)
     said = rounds.train(0, first)
     room = options.round / said["seconds"] * first
