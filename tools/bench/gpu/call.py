@@ -83,25 +83,22 @@ class Running:
 
 
 class Call:
-    """`scratch`: the parts' files, and `log`, what they print; `done`: names of parts that need not be run again; `preload`: a
-    module that their common parent imports."""
+    """`scratch`: the parts' files, and `log`, what they print; `preload`: a module that their common parent imports."""
 
-    def __init__(
-        self, kept: Kept, clock: Clock, scratch: Path, log: Path, done: set[str], env: Mapping[str, str], preload: str
-    ) -> None:
-        self._kept, self._clock, self._scratch, self._log, self._done = kept, clock, scratch, log, done
+    def __init__(self, kept: Kept, clock: Clock, scratch: Path, log: Path, env: Mapping[str, str], preload: str) -> None:
+        self._kept, self._clock, self._scratch, self._log = kept, clock, scratch, log
         self._running: list[Running] = []
         os.environ |= env
         self._context: Any = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([preload])
 
     def start(self, part: Part) -> bool:
-        """False where it is left out, for a reason that is kept."""
+        """False where an earlier call has it, or where it is left out, for a reason that is kept."""
         missing = [package for package in part.needs if not found(package)]
         share = self._clock.share(part.limit_s, part.least_s)
-        if part.name in self._done:
-            reason = "done in an earlier call"
-        elif missing:
+        if self._kept.has(part.name):
+            return False
+        if missing:
             reason = f"left out: {', '.join(missing)} not installed"
         elif share is None:
             reason = "left out: no time left"

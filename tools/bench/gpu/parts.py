@@ -112,7 +112,7 @@ def checks(given: Given) -> Part:
     size = ("--size", sizes.encoders) if sizes.tiny else ()
     # What is deterministic is checked last, and torch looks at this with its first product.
     env = (("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),)
-    return Part("checks", "gpu_checks", (*size, "--out", "{out}"), 100 * sizes.times_s, 20, OURS, env)
+    return Part("checks", "gpu_checks", (*size, "--out", "{out}"), 120 * sizes.times_s, 20, OURS, env)
 
 
 def trials(given: Given) -> Iterator[Part]:
