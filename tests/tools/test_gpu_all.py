@@ -16,7 +16,7 @@ from zipfile import ZipFile
 import pytest
 from gpu.call import BAD_FORK
 from gpu.clock import Clock
-from gpu.kept import done_before
+from gpu.kept import Kept
 from gpu.material import unpack_wheels
 from gpu.parts import GOALS, MACHINE, Given, groups, prepare
 from gpu.summary import summarised
@@ -36,7 +36,7 @@ from gpu.kept import Kept
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     kept = Kept(folder / "gpu.json", {}, lambda parts: sorted(parts))
-    call = Call(kept, Clock(float(sys.argv[3])), folder, folder / "gpu.log", {"before"}, {}, "json")
+    call = Call(kept, Clock(float(sys.argv[3])), folder, folder / "gpu.log", {}, "json")
     try:
         for group in json.loads(sys.argv[2]):
             call.run([Part(**part) for part in group])
@@ -134,16 +134,30 @@ def test_what_takes_too_long_is_ended_with_its_children_and_kept(tmp_path: Path)
 
 def test_what_cannot_run_is_named(tmp_path: Path) -> None:
     lacking = part("lacking", "rounds", "1", needs=["numpy", "no_such_package"])
-    late, before = part("late", "rounds", "1", least_s=61), part("before", "rounds", "1")
-    assert started(tmp_path, [[lacking, late, before], [part("failing", "no_such_module")]]).wait(60) == 0
+    late = part("late", "rounds", "1", least_s=61)
+    assert started(tmp_path, [[lacking, late], [part("failing", "no_such_module")]]).wait(60) == 0
     assert {name: found["how"] for name, found in told(tmp_path).items()} == {
         "lacking": "left out: no_such_package not installed",
         "late": "left out: no time left",
-        "before": "done in an earlier call",
         "failing": "failed with code 1",
     }
     assert "no_such_module" in (tmp_path / "gpu.log").read_text()
-    assert done_before(tmp_path / "gpu.json") == set() == done_before(None)
+
+
+def test_a_second_call_takes_over_what_is_done_on_the_same_gpu(tmp_path: Path) -> None:
+    def kept(name: str, gpu: str) -> Kept:
+        found = Kept(tmp_path / name, {}, lambda parts: None)
+        found.part("machine", how="done", result={"gpu": gpu})
+        return found
+
+    first = kept("first.json", "H100")
+    for name, how in (("a", "done"), ("b", "failed with code 1"), ("c", "left out: no time left"), ("prepare", "done")):
+        first.part(name, how=how, result={"of": name})
+    second, other = kept("second.json", "H100"), kept("other.json", "H200")
+    assert second.adopt(tmp_path / "first.json") is None
+    assert [name for name in ("machine", "a", "b", "c", "prepare") if second.has(name)] == ["a"]
+    assert second.result("a") == {"of": "a"} and second.told["parts"]["machine"]["result"] == {"gpu": "H100"}
+    assert "H200" in (other.adopt(tmp_path / "first.json") or "") and not other.has("a")
 
 
 def test_where_a_fork_cannot_use_the_gpu_parts_are_started_from_nothing(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ sys.path.append(str(HERE.parents[1]))  # the package need not be installed
 from gpu import parts  # noqa: E402
 from gpu.call import Call, Part  # noqa: E402
 from gpu.clock import Clock  # noqa: E402
-from gpu.kept import Kept, done_before  # noqa: E402
+from gpu.kept import Kept  # noqa: E402
 from gpu.material import unpack_model, unpack_wheels  # noqa: E402
 from gpu.summary import summarised, table  # noqa: E402
 
@@ -56,7 +56,9 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for everything, from the start of this process")
     parser.add_argument("--material", type=Path, default=HERE.parents[1] / "gpu_material", help="what gpu_material.py made")
     parser.add_argument("--parts", nargs="+", default=["*"], metavar="PATTERN", help="only these, as 'ours:*' resume")
-    parser.add_argument("--after", type=Path, metavar="JSON", help="an earlier call's: what is done there is not run again")
+    parser.add_argument(
+        "--after", type=Path, metavar="JSON", help="an earlier call's, on such a GPU: what is done there is taken over"
+    )
     parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="settings of ours, as budget_seconds=240")
     options = parser.parse_args()
     clock = Clock(options.limit - END_S)
@@ -77,7 +79,7 @@ def measured(options: argparse.Namespace, clock: Clock, scratch: Path) -> int:
     kept = Kept(options.out / "gpu.json", about, summarised)
     paths = [str(HERE), str(HERE.parents[1]), *([str(scratch / "site")] if brought else [])]
     env = ENV | {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
-    call = Call(kept, clock, scratch, options.out / "gpu.log", done_before(options.after), env, "gpu.preload")
+    call = Call(kept, clock, scratch, options.out / "gpu.log", env, "gpu.preload")
     try:
         call.run([parts.MACHINE])
         machine = kept.result("machine")
@@ -86,6 +88,8 @@ def measured(options: argparse.Namespace, clock: Clock, scratch: Path) -> int:
             return 1
         drawn, there = scratch / "drawn", shards if shards.exists() else None
         given = parts.Given(machine["gpus"], machine.get("peak_tflops"), drawn, there, model, options.train)
+        if options.after and (said := kept.adopt(options.after)):
+            print(said, flush=True)
         call.start(parts.prepare(given))
         for group in parts.groups(given):
             call.run(wanted(group, options.parts))

@@ -41,6 +41,7 @@ class Part:
     limit_s: float
     least_s: float = 15.0
     needs: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
 
 
 class Running:
@@ -51,7 +52,7 @@ class Running:
         words = {"{out}": str(out), "{seconds}": f"{limit_s - 2:.0f}"}
         arguments = [words.get(word, word) for word in part.arguments]
         self._started = time.monotonic()
-        self._process = context.Process(target=serve, args=(part.module, arguments, str(log)), name=part.name)
+        self._process = context.Process(target=serve, args=(part.module, arguments, dict(part.env), str(log)), name=part.name)
         self._process.start()
 
     @property
@@ -82,25 +83,22 @@ class Running:
 
 
 class Call:
-    """`scratch`: the parts' files, and `log`, what they print; `done`: names of parts that need not be run again; `preload`: a
-    module that their common parent imports."""
+    """`scratch`: the parts' files, and `log`, what they print; `preload`: a module that their common parent imports."""
 
-    def __init__(
-        self, kept: Kept, clock: Clock, scratch: Path, log: Path, done: set[str], env: Mapping[str, str], preload: str
-    ) -> None:
-        self._kept, self._clock, self._scratch, self._log, self._done = kept, clock, scratch, log, done
+    def __init__(self, kept: Kept, clock: Clock, scratch: Path, log: Path, env: Mapping[str, str], preload: str) -> None:
+        self._kept, self._clock, self._scratch, self._log = kept, clock, scratch, log
         self._running: list[Running] = []
         os.environ |= env
         self._context: Any = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([preload])
 
     def start(self, part: Part) -> bool:
-        """False where it is left out, for a reason that is kept."""
+        """False where an earlier call has it, or where it is left out, for a reason that is kept."""
         missing = [package for package in part.needs if not found(package)]
         share = self._clock.share(part.limit_s, part.least_s)
-        if part.name in self._done:
-            reason = "done in an earlier call"
-        elif missing:
+        if self._kept.has(part.name):
+            return False
+        if missing:
             reason = f"left out: {', '.join(missing)} not installed"
         elif share is None:
             reason = "left out: no time left"
@@ -152,7 +150,7 @@ def found(package: str) -> bool:
     return False
 
 
-def serve(module: str, arguments: list[str], log: str) -> None:
+def serve(module: str, arguments: list[str], env: dict[str, str], log: str) -> None:
     """In a part's process: a session of its own, which ends with the call; its words go to the log."""
     os.setsid()
     threading.Thread(target=_end_with_call, daemon=True).start()
@@ -163,6 +161,7 @@ def serve(module: str, arguments: list[str], log: str) -> None:
     print(f"\n== python -m {module} {' '.join(arguments)}", flush=True)
     if "torch" in sys.modules and sys.modules["torch"].cuda._is_in_bad_fork():
         os._exit(BAD_FORK)
+    os.environ |= env
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ser_hpc.files import write_json
 
+EVERY_CALL = ("machine", "prepare")
 _APART_S = 0.5  # between two writings, of what is not the end of something
 
 
@@ -39,6 +40,21 @@ class Kept:
                 self.part(name, result=json.loads(file.read_text(encoding="utf-8")))
                 self._seen[name] = written
 
+    def adopt(self, earlier: Path) -> str | None:
+        """Take over what a call before this one brought to its end, on the same GPU; why not, if not. Needs `machine`."""
+        parts = json.loads(earlier.read_text(encoding="utf-8"))["parts"]
+        there, here = (found.get("machine", {}).get("result", {}).get("gpu") for found in (parts, self.told["parts"]))
+        if there != here:
+            return f"{earlier} is of another machine ({there}, here {here}): everything is measured anew"
+        for name, part in parts.items():
+            if part["how"] == "done" and name not in self.told["parts"] and name not in EVERY_CALL:
+                self.part(name, **part, earlier=True)
+        return None
+
+    def has(self, name: str) -> bool:
+        """From an earlier call."""
+        return "earlier" in self.told["parts"].get(name, {})
+
     def result(self, name: str) -> Any:
         return self.told["parts"].get(name, {}).get("result")
 
@@ -46,11 +62,3 @@ class Kept:
         self.told["summary"] = self._summarised(self.told["parts"])
         write_json(self._path, self.told)
         self._last = time.monotonic()
-
-
-def done_before(path: Path | None) -> set[str]:
-    """Parts that an earlier call brought to their end."""
-    if path is None:
-        return set()
-    parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
-    return {name for name, part in parts.items() if part["how"] == "done"}
