@@ -93,7 +93,7 @@ def groups(given: Given) -> Iterator[tuple[Part, ...]]:
         yield (speed(given, "C", family, limit_s=50),)
     yield tuple(trials(given))
     for name, (how, needs) in VARIANTS.items():
-        yield (speed(given, "ours", FIRST, *how, name=name, needs=needs, limit_s=60 if name == "compile" else 35),)
+        yield (speed(given, "ours", FIRST, *how, name=name, needs=needs, limit_s=90 if name == "compile" else 35),)
     yield (memory(given),)
     if given.gpus > 1:
         ranks = ("--ranks", "1", "2", "--out", "{out}")
