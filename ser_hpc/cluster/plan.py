@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ser_hpc.cluster.describe import plan_json
+from ser_hpc.config import schema as schemas
 from ser_hpc.config.load import dump, find, load_run
 from ser_hpc.config.schema import SCHEMA
 from ser_hpc.config.settings import AcrnnModel, EncoderModel, Settings
@@ -109,6 +110,21 @@ def _run(settings: Settings, label_set: LabelSet, fingerprint: str) -> tuple[Ide
     found = (identity.of(settings, label_set, fingerprint, sounds, schema) for schema in range(SCHEMA, 0, -1))
     runs = [(who, RunDir(settings.run.root / f"{settings.run.name}-{who.digest[:8]}")) for who in found if who]
     return next(((who, run) for who, run in runs if run.plan.exists()), runs[0])
+
+
+def under_old_defaults(experiment: Experiment) -> list[str]:
+    """A note on a run that this very command made by an earlier version, if a default has changed since."""
+    if experiment.run.plan.exists():
+        return []
+    for schema in range(SCHEMA - 1, 0, -1):
+        settings, changed = schemas.as_before(experiment.settings, schema)
+        assert isinstance(settings, Settings)
+        _, run = _run(settings, experiment.label_set, experiment.index.fingerprint)
+        if changed and run.plan.exists():
+            return [
+                f"{run.path} was made by an earlier version, whose default was {listed(changed)}: to go on with it, add that."
+            ]
+    return []
 
 
 def shard_folders(settings: Settings) -> list[Place]:

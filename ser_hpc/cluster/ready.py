@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ser_hpc.cluster.plan import Experiment
+from ser_hpc.cluster.plan import Experiment, under_old_defaults
 from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.errors import UserError, counted
 from ser_hpc.results.endings import how_it_ended
@@ -25,10 +25,11 @@ def check(experiment: Experiment) -> list[str]:
     """Notes worth reading. Raises UserError with everything that would make each trial fail."""
     settings = experiment.settings
     problems = [*_root(settings.run.root), *_steps(experiment)]
-    notes: list[str] = []
+    notes = under_old_defaults(experiment)
     if isinstance(settings.model, EncoderModel):
-        error, notes = _model(settings.model)
+        error, said = _model(settings.model)
         problems += [error] if error else []
+        notes += said
     if problems:
         raise UserError("\n".join(problems))
     return notes

@@ -7,6 +7,7 @@ keeps the schema that it was made under: its settings are read with that schema'
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -43,6 +44,20 @@ def identity(settings: Section, schema: int = SCHEMA) -> dict[str, Any] | None:
     if schema == 1:
         return _in_full(settings, "")
     return _changed(settings, "", {path: value for each in _since(DEFAULTS_BEFORE, schema) for path, value in each.items()})
+
+
+def as_before(settings: Section, schema: int) -> tuple[Section, list[str]]:
+    """The settings that the same words would have meant under an earlier schema, and `key=value` of what differs."""
+    tree, changed = settings.model_dump(mode="json"), _changed(settings, "", {})
+    before = {path: value for each in _since(DEFAULTS_BEFORE, schema) for path, value in each.items()}
+    told = []
+    for path, value in before.items():
+        said, name = _find(changed, path)
+        section, _ = _find(tree, path)
+        if section is not None and name in section and name not in (said or {}):
+            section[name] = value
+            told.append(re.sub(r"\[.*?\]", "", path) + f"={value}")
+    return type(settings).model_validate(tree), told
 
 
 def migrate(tree: dict[str, Any], schema: int) -> None:

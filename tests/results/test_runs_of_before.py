@@ -96,6 +96,19 @@ def test_the_same_command_finds_the_run_and_refuses_it_in_words(base: Path, tmp_
     assert [path.name for path in run.path.parent.iterdir()] == [run.path.name]
 
 
+def test_the_same_words_point_to_the_run_though_a_default_has_changed(base: Path, tmp_path: Path) -> None:
+    """It was fp32 then, and is auto now: another run, unless that is said."""
+    run = of_before(base, tmp_path / "runs")
+    words = [line for line in lines(base, run.path.parent) if not line.startswith("train.precision")]
+    (note,) = plan.under_old_defaults(plan.prepare(load(None, words)))
+    assert (
+        note
+        == f"{run.path} was made by an earlier version, whose default was train.precision=fp32: to go on with it, add that."
+    )
+    assert plan.under_old_defaults(plan.prepare(load(None, lines(base, run.path.parent)))) == [], "it is found"
+    assert plan.under_old_defaults(plan.prepare(load(None, lines(base, tmp_path / "other")))) == []
+
+
 def test_its_own_code_goes_on_with_it(base: Path, tmp_path: Path) -> None:
     run = of_before(base, tmp_path / "runs")
     assert main(["--cluster", "local", "--gpus-per-node", "1", "--code", "saved", *lines(base, run.path.parent)]) == 0
