@@ -23,7 +23,7 @@ RENAMED: dict[int, dict[str, str | None]] = {}  # the old path to the new one; N
 _NO_PART = {
     *("run", "cluster", "seeds", "data.shards", "data.labels", "data.max_damaged", "data.workers", "data.read_ahead_mb"),
     *("data.keep_gb", "train.strategy", "train.compile", "train.compile_minutes", "train.budget_seconds", "train.accumulation"),
-    *("train.activation_checkpointing", "train.checkpoint_minutes", "train.hang_minutes"),
+    *("train.activation_checkpointing", "train.deterministic", "train.checkpoint_minutes", "train.hang_minutes"),
 }
 # Schema 1 wrote every setting into the identity, its defaults too: these.
 _IN_SCHEMA_1 = {
