@@ -125,6 +125,7 @@ def _folds(index: ShardIndex, label_set: LabelSet, given: argparse.Namespace) ->
             given.count,
             train_corpora=given.train_corpora,
             test_corpora=given.test_corpora,
+            distinct=index.distinct,
         )
     except UserError as error:
         return None, told | {"refused": str(error)}

@@ -101,54 +101,57 @@ def _speakers(clips: Clips, folds: Sequence[np.ndarray], protocol: str) -> list[
 
 
 def _sounds(clips: Clips, folds: Sequence[np.ndarray], protocol: str) -> list[str]:
-    notes, refused = [], []
-    for crossing in _crossings(clips.sound.codes, folds, PAIRS):
-        one, other = (SIDES[side] for side in crossing.pair)
-        what = f"{len(crossing.codes)} sounds stand in both {one} and {other}: {_same(clips, crossing.codes)}"
-        if crossing.pair in _SHARED_SOUNDS.get(protocol, ()):
-            notes.append(f"LEAK by the protocol's own definition: {what}.")
-        else:
-            refused.append(f"fold {crossing.fold}: {what}")
-    if refused:
-        raise UserError(
-            "identical sound on two sides:\n  " + "\n  ".join(refused) + "\nKeep one clip of each: leave the others out of the "
-            "corpus (pack it from a CSV without them), or give their emotion no class."
-        )
+    notes = _refuse_on_two_sides(
+        clips,
+        clips.sound.codes,
+        folds,
+        protocol,
+        "sounds",
+        "Keep one clip of each: leave the others out of the corpus (pack it from a CSV without them), or give their emotion no "
+        "class.",
+    )
     label = np.zeros(len(clips.sound.names), dtype=np.int64)
     repeated = clips.sound.codes >= 0
     codes, target = clips.sound.codes[repeated], clips.target[repeated]
     label[codes] = target
     twice = np.unique(codes[label[codes] != target])
     if len(twice):
-        notes.append(f"{len(twice)} sounds occur under more than one label: {_same(clips, twice)}.")
+        notes.append(f"{len(twice)} sounds occur under more than one label: {_same(clips, clips.sound.codes, twice)}.")
     return notes
 
 
 def _overlaps(clips: Clips, folds: Sequence[np.ndarray], protocol: str) -> list[str]:
     """Pieces of one recording that share sound, as `_sounds` has it for whole clips."""
-    notes, refused = [], []
-    for crossing in _crossings(clips.overlap, folds, PAIRS):
-        one, other = (SIDES[side] for side in crossing.pair)
-        pieces = listed(
-            [" + ".join(clips.key.take(np.flatnonzero(clips.overlap == group)).to_pylist()) for group in crossing.codes]
-        )
-        what = f"pieces of {len(crossing.codes)} recordings overlap and stand in both {one} and {other}: {pieces}"
-        if crossing.pair in _SHARED_SOUNDS.get(protocol, ()):
-            notes.append(f"LEAK by the protocol's own definition: {what}.")
-        else:
-            refused.append(f"fold {crossing.fold}: {what}")
-    if refused:
-        raise UserError(
-            "the same stretch of a recording on two sides:\n  "
-            + "\n  ".join(refused)
-            + "\nLeave one of the pieces out, or cut them "
-            "so that they do not overlap, and pack the corpus again."
-        )
+    notes = _refuse_on_two_sides(
+        clips,
+        clips.overlap,
+        folds,
+        protocol,
+        "stretches of a recording",
+        "Leave one of the pieces out, or cut them so that they do not overlap, and pack the corpus again.",
+    )
     groups = clips.overlap[(clips.overlap >= 0) & clips.known]
     speakers = clips.speaker.codes[(clips.overlap >= 0) & clips.known]
     pairs = np.unique(np.stack([groups, speakers], axis=1), axis=0)[:, 0]
     if several := int((np.bincount(pairs) > 1).sum()) if len(pairs) else 0:
         notes.append(f"Pieces of {several} recordings overlap and are of different speakers: whom does one hear there?")
+    return notes
+
+
+def _refuse_on_two_sides(
+    clips: Clips, codes: np.ndarray, folds: Sequence[np.ndarray], protocol: str, what: str, advice: str
+) -> list[str]:
+    """Notes on what of `codes` stands on two sides by the protocol's own definition. Raises UserError for the rest."""
+    notes, refused = [], []
+    for crossing in _crossings(codes, folds, PAIRS):
+        one, other = (SIDES[side] for side in crossing.pair)
+        found = f"{len(crossing.codes)} {what} stand in both {one} and {other}: {_same(clips, codes, crossing.codes)}"
+        if crossing.pair in _SHARED_SOUNDS.get(protocol, ()):
+            notes.append(f"LEAK by the protocol's own definition: {found}.")
+        else:
+            refused.append(f"fold {crossing.fold}: {found}")
+    if refused:
+        raise UserError(f"identical {what} on two sides:\n  " + "\n  ".join(refused) + f"\n{advice}")
     return notes
 
 
@@ -171,11 +174,11 @@ def _shortcuts(clips: Clips) -> list[str]:
     return notes
 
 
-def _same(clips: Clips, sounds: np.ndarray) -> str:
-    """`one/a = two/b, one/c = one/d`: the clips of each sound."""
-    clips_of: dict[int, list[str]] = {code: [] for code in sounds.tolist()}
-    for row in np.flatnonzero(np.isin(clips.sound.codes, sounds)):
-        clips_of[int(clips.sound.codes[row])].append(clips.key[row].as_py())
+def _same(clips: Clips, codes: np.ndarray, shared: np.ndarray) -> str:
+    """`one/a = two/b, one/c = one/d`: the clips that have one of the `shared` codes each."""
+    clips_of: dict[int, list[str]] = {code: [] for code in shared.tolist()}
+    for row in np.flatnonzero(np.isin(codes, shared)):
+        clips_of[int(codes[row])].append(clips.key[row].as_py())
     return listed([" = ".join(names) for names in clips_of.values()])
 
 

@@ -235,7 +235,7 @@ def test_one_sound_in_two_corpora_is_found_under_any_name() -> None:
     rows = [*corpus("a", 5), *corpus("b", 5), *corpus("c", 5)]
     rows[0] |= {"sound": "same"}
     rows[20 + 1] |= {"sound": "same"}  # sad, and happy in a
-    with pytest.raises(UserError, match="identical sound on two sides") as refused:
+    with pytest.raises(UserError, match="identical sounds on two sides") as refused:
         plan(table(rows), TWO, "leave_one_corpus_out", None)
     assert "a/s0_0 = b/s0_1" in str(refused.value)
     for protocol, more in (("leave_one_corpus_out", {}), ("cross_corpus", {"test_corpora": ["b"]})):

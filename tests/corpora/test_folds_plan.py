@@ -253,7 +253,7 @@ REFUSED: dict[str, tuple[Metadata, str, int | None, tuple[str, ...]]] = {
         table([row | {"sound": "same"} if i in (3, 53) else row for i, row in enumerate(dialogues())]),
         "leave_one_speaker_out",
         None,
-        ("identical sound on two sides", "tiny/Ses01F_003 = tiny/Ses03M_003", "Keep one"),
+        ("identical sounds on two sides", "tiny/Ses01F_003 = tiny/Ses03M_003", "Keep one"),
     ),
     "identical sound of an unknown speaker in training": (
         table([row | ({"sound": "same"} | ({"speaker": "unknown"} if i == 3 else {})) if i in (3, 53) else row
