@@ -30,6 +30,7 @@ What headers tell fails before anything is written; everything bad is named at o
 Interrupted, killed or out of disk: the same command again continues. When files or
 annotations have changed, only shards that differ are made again; clips that have
 come are packed into new shards, and no other changes.
+
 Exit code 0: packed; 2: something was not packed, the message says why.
 
 A big corpus on a cluster: --partition cpu --jobs 20 submits an array of jobs that
