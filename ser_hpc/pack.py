@@ -18,8 +18,13 @@ of it (drop: left out, keep: packed, fail: nothing is packed), by default:
     too_long=keep       over --longest seconds
     silent=drop         never above -60 dBFS for 100 ms in all
     clipped=keep        over 1 % of the samples at full scale
+    doubtful=keep       its header is wrong (sizes, format): what is there is read
+    out_of_range=keep   float samples far out of [-1, 1]: limited, or scaled
+    cancelled=keep      channels that cancel each other: the loudest is taken
     duplicate=drop      the same sound, speaker and emotion as an earlier clip
     contradiction=keep  the same sound under another speaker or emotion
+    overlap=fail        pieces of a recording that share sound, of two speakers
+
 Names of speakers, sessions and emotions that may be one (Anna, anna; 01, 1.0) are
 refused until it is said: --same-speaker Anna=anna reads the one as the other,
 --distinct-speaker 01=1 keeps them apart; --same-session, --same-emotion and so on

@@ -7,6 +7,7 @@ to the same experiment and the same folds.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,10 +18,10 @@ import numpy as np
 from ser_hpc.cluster.describe import plan_json
 from ser_hpc.config.load import dump, find, load_run
 from ser_hpc.config.schema import SCHEMA
-from ser_hpc.config.settings import EncoderModel, Settings
+from ser_hpc.config.settings import AcrnnModel, EncoderModel, Settings
 from ser_hpc.corpora import labels
 from ser_hpc.corpora.folds import FoldPlan, plan
-from ser_hpc.corpora.labels import LabelSet
+from ser_hpc.corpora.labels import DROPPED, LabelSet
 from ser_hpc.data import augment
 from ser_hpc.errors import UserError, listed
 from ser_hpc.files import write_text
@@ -89,10 +90,12 @@ def prepare(settings: Settings, label_set: LabelSet | None = None) -> Experiment
         distinct=index.distinct,
     )
     _check_lengths(settings, index)
+    targets = label_set.targets(index.metadata)
+    _check_groups(settings, index.metadata.seconds[targets != DROPPED])
     augment.check(settings.data.augment)
     who, run = _run(settings, label_set, index.fingerprint)
     notes = tuple(note for root in index.roots for note in packing_notes(root))
-    return Experiment(settings, index, label_set, label_set.targets(index.metadata), folds, who, run, notes)
+    return Experiment(settings, index, label_set, targets, folds, who, run, notes)
 
 
 def _label_set(settings: Settings, index: ShardIndex) -> LabelSet:
@@ -194,4 +197,18 @@ def _check_lengths(settings: Settings, index: ShardIndex) -> None:
         raise UserError(
             f"the longest clip lasts {longest:.1f} s and Whisper's window is {WHISPER_SECONDS:.0f} s: set "
             f"data.max_seconds={WHISPER_SECONDS:.0f} to cut longer clips to their first {WHISPER_SECONDS:.0f} s"
+        )
+
+
+def _check_groups(settings: Settings, seconds: np.ndarray) -> None:
+    """Clips that are normalised by each other go through the model together, whatever budget is given."""
+    model, train = settings.model, settings.train
+    if not isinstance(model, AcrnnModel) or model.norm != "batch" or train.budget_seconds is None:
+        return
+    clips, longest = min(model.norm_group, train.global_batch), min(float(seconds.max()), settings.data.max_seconds or math.inf)
+    if clips * longest > train.budget_seconds:
+        raise UserError(
+            f"model.norm=batch normalises {clips} clips by each other (model.norm_group), padded to the longest of them: up to "
+            f"{clips} x {longest:.1f} s, which train.budget_seconds={train.budget_seconds:g} would divide. Leave "
+            "train.budget_seconds out or raise it, cut clips with data.max_seconds, or take smaller groups"
         )

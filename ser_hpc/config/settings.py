@@ -177,8 +177,12 @@ class AcrnnModel(Section):
     mels: Annotated[int, Field(ge=4)] = 40
     """Mel bands."""
     norm: Literal["batch", "none"] = "batch"
-    """Normalisation of the convolutions. `batch` takes its statistics, in training, over the micro-batch of each rank, so
-    another cut of a step (ranks, accumulation, budget) trains a little differently; evaluation is clip by clip."""
+    """Normalisation of the convolutions. `batch` takes its statistics, in training, over groups of clips; evaluation is clip by
+    clip."""
+    norm_group: Positive = 32
+    """Clips of such a group, at most: a step, in its order, is divided into as few groups as that allows, as equal as can be.
+    A group is one micro-batch: ranks, accumulation and budget never divide it. So it must fit on a GPU, and ranks beyond a
+    step's groups are idle."""
     dropout: Probability = 0.5
     """Dropout after attention."""
     time_warp: Probability = 0.0
@@ -208,10 +212,11 @@ class TrainSettings(Section):
     global_batch: Positive = 32
     """Clips per optimizer step, over all ranks and accumulation steps."""
     accumulation: Positive | None = None
-    """Micro-batches per rank and step; none: as many as `budget_seconds` asks for."""
+    """Micro-batches per rank and step; none: as many as `budget_seconds` asks for. Not with `model.norm=batch`: its groups are
+    its micro-batches."""
     budget_seconds: PositiveFloat | None = None
-    """Memory budget of a micro-batch: seconds of audio per GPU; encoders pad nothing, the acrnn pads to the longest clip. None:
-    found on a GPU, by what the model needs and what is free there, as much as a step can use; 80 on a CPU."""
+    """Memory budget of a micro-batch: seconds of audio per GPU; encoders pad nothing, the acrnn counts as padded to the longest
+    clip. None: found on a GPU, by what the model needs and what is free there, as much as a step can use; 80 on a CPU."""
     activation_checkpointing: Literal["auto", "always", "never"] = "auto"
     """Layers keep their inputs alone and are run again in the backward pass: a third more work, far less memory, the same
     gradients. `auto`: where the budget is found and the longest clip would not fit otherwise."""
@@ -273,6 +278,15 @@ class Settings(Section):
     def _compiled_layers(self) -> Self:
         if self.train.compile and self.model.kind != "encoder":
             raise ValueError("train.compile compiles transformer layers, which this model does not have: set it to false")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_as_micro_batches(self) -> Self:
+        if self.train.accumulation is not None and isinstance(self.model, AcrnnModel) and self.model.norm == "batch":
+            raise ValueError(
+                "train.accumulation would divide clips that model.norm=batch normalises by each other: leave it out "
+                "(micro-batches are groups of model.norm_group clips), or use model.norm=none"
+            )
         return self
 
     @property

@@ -3,8 +3,9 @@
 1. An epoch is a permutation of the training part, a pure function of (seed, epoch). Where groups of clips (classes, corpora,
    speakers) are to count alike, clips of the smaller groups come again, until each group has as many as the largest.
 2. A step is the next `global_batch` clips of it (the last step of an epoch may have fewer).
-3. A step is cut into micro-batches of clips of like length; micro-batch m goes to rank m mod ranks, as its turn m div ranks.
-   Ranks left without one get a *filler* (weight zero), so that all ranks make the same number of forward passes.
+3. A step is cut into micro-batches of clips of like length; or, where the model normalises clips by each other, between groups
+   of clips that are next to each other in the step, whatever the memory. Micro-batch m goes to rank m mod ranks, as its turn
+   m div ranks. Ranks left without one get a *filler* (weight zero), so that all ranks make the same number of forward passes.
 
 Only 3 knows of ranks, accumulation and memory, so none of them can change what a step learns from. Nothing here is drawn from
 a random state that would have to be saved: stopping after any step and going on elsewhere needs the step's number alone.
@@ -63,12 +64,14 @@ class Cut:
     """How a step is cut up: `accumulation` micro-batches per rank, or else as few as `budget_samples` allows.
 
     `padded`: the model pads the clips of a micro-batch to its longest, so it takes clips x longest samples, not their sum.
+    `group`: so many clips, at most, normalise each other: each such group is one micro-batch, and nothing else counts.
     """
 
     ranks: int
     budget_samples: int
     accumulation: int | None = None
     padded: bool = False
+    group: int | None = None
 
 
 def mix(*numbers: int) -> int:
@@ -133,6 +136,9 @@ def cut(positions: np.ndarray, samples: np.ndarray, how: Cut) -> list[np.ndarray
     the budget gets a micro-batch of its own.
     """
     by_length = np.lexsort((positions, -samples))  # longest first: running out of memory shows in the first step
+    if how.group is not None:
+        number = _groups(len(positions), how.group)[by_length]
+        return [by_length[number == group] for group in range(number.max() + 1)]
     lengths = samples[by_length].tolist()
     if how.accumulation is not None:
         ends = _smallest_largest(lengths, how.ranks * how.accumulation, how.padded)
@@ -145,10 +151,16 @@ def cut(positions: np.ndarray, samples: np.ndarray, how: Cut) -> list[np.ndarray
 def tighter(how: Cut, positions: np.ndarray, samples: np.ndarray) -> Cut:
     """For a step that took too much memory: three quarters of its largest micro-batch.
 
-    Raises UserError where that was a single clip.
+    Raises UserError where that was a single clip, or a group.
     """
     parts = [samples[rows] for rows in cut(positions, samples, how)]
     largest = max(parts, key=lambda part: _size(part, how.padded))
+    if how.group is not None:
+        raise UserError(
+            f"memory ran out on a group of {len(largest)} clips, {_size(largest, how.padded) / RATE:.1f} s with padding, which "
+            "normalise each other and cannot be divided: cut clips with data.max_seconds, use train.precision=bf16, a smaller "
+            "model, a GPU with more memory, or smaller groups (model.norm_group; that is another experiment)"
+        )
     if len(largest) == 1:
         raise UserError(
             f"memory ran out on a single clip of {largest[0] / RATE:.1f} s: cut clips with data.max_seconds, use "
@@ -157,12 +169,20 @@ def tighter(how: Cut, positions: np.ndarray, samples: np.ndarray) -> Cut:
     return replace(how, budget_samples=_size(largest, how.padded) * 3 // 4, accumulation=None)
 
 
+def _groups(num_clips: int, most: int) -> np.ndarray:
+    """The number of each clip's group, int64 (num_clips,): as few groups as hold `most` clips at most, as equal as can be, so
+    that none is a small rest of the others."""
+    count = -(-num_clips // most)
+    numbers: np.ndarray = np.arange(num_clips) * count // num_clips
+    return numbers
+
+
 def _size(part: np.ndarray, padded: bool) -> int:
     return int(part.max() * len(part) if padded else part.sum())
 
 
 def deal(clips: Draws, parts: Sequence[np.ndarray], rank: int, ranks: int) -> list[MicroBatch]:
-    """This rank's micro-batches of a step, as many on every rank; a filler repeats the step's shortest clip at weight zero."""
+    """This rank's micro-batches of a step, as many on every rank; a filler repeats the last part's shortest clip, unweighed."""
     turns = -(-len(parts) // ranks)
 
     def micro(number: int) -> MicroBatch:

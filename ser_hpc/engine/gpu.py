@@ -1,5 +1,5 @@
-"""What torch leaves open on a GPU: how much memory libraries keep for themselves, and what their lack of it looks
-like; whether kernels may add up in any order."""
+"""What torch leaves open on a GPU: how much memory libraries keep to themselves, what their lack of it looks like, and whether
+kernels may add up in any order."""
 
 from __future__ import annotations
 

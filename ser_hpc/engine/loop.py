@@ -39,6 +39,7 @@ from ser_hpc.engine.step import gradients
 from ser_hpc.engine.watchdog import Watchdog
 from ser_hpc.engine.world import World
 from ser_hpc.errors import UserError, listed
+from ser_hpc.models.batch_norm import RunningStatistics
 from ser_hpc.models.classifier import build
 from ser_hpc.results.predictions import Prediction
 from ser_hpc.results.run_dir import AttemptDir, RunDir, TrialDir
@@ -87,11 +88,12 @@ def train_trial(
     budget = probe.find(model, settings, samples[fold.train.positions], world, state.budget)
     if world.is_main:
         describe(attempt, strategy=train.strategy, budget_s=round(budget.samples / RATE, 3))
-    state, how = replace(state, budget=budget), budget.cut(world.size, train.accumulation, model.front.padded)
+    state, how = replace(state, budget=budget), budget.cut(world.size, train.accumulation, model.front)
     if saved.tensors is not None:
         base.load(model, saved.tensors.model)
     regions = Regions(model.encoder, train)
     ranks = strategy.build(model, train, world, saved.tensors)
+    statistics = RunningStatistics(ranks.module, train.global_batch)
     average = WeightAverage(ranks.module, train.average, saved.tensors.average if saved.tensors else {})
     progress = Progress(attempt, saved.attempt, state, total_steps, train.epochs, active=world.is_main)
 
@@ -169,7 +171,7 @@ def train_trial(
             for number, (step, batches) in enumerate(stepped, start=state.step):
                 progress.now(number)
                 weight = float(weights[step.positions].sum())
-                told = gradients(ranks, batches, len(step), weight, (seed, number), world.device)
+                told = gradients(ranks, batches, len(step), weight, (seed, number), world.device, statistics)
                 wanted = asked(out_of_memory=told is None)
                 if told is None or wanted.out_of_memory:
                     ranks.forget()
@@ -182,6 +184,7 @@ def train_trial(
                     break
                 lr = learning_rate(number, total_steps, train)
                 ledger.add(step.positions, weight, lr, world.sum(told), ranks.step(lr))
+                statistics.update(len(step), world.sum)
                 average.update(number + 1)
                 read()
                 if world.is_main and (said := pace.news(world.size)):

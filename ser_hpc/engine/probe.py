@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 
@@ -45,6 +45,8 @@ def find(model: Classifier, settings: Settings, samples: np.ndarray, world: Worl
     fits.
     """
     train = settings.train
+    if world.is_main and (words := _idle(train, model.front.group, world.size)):
+        print(words, flush=True)
     if train.activation_checkpointing == "always":
         checkpointing.enable(model)
     searched = train.budget_seconds is None and world.device.type == "cuda" and not isinstance(model.front, PooledStates)
@@ -61,6 +63,17 @@ def find(model: Classifier, settings: Settings, samples: np.ndarray, world: Worl
     return Budget(found, checkpointing.is_on(model), place)
 
 
+def _idle(train: TrainSettings, group: int | None, ranks: int) -> str:
+    """What to say where a step has fewer groups than there are ranks."""
+    groups = ranks if group is None else -(-train.global_batch // group)
+    if groups >= ranks:
+        return ""
+    return (
+        f"{ranks - groups} of {ranks} ranks are idle: a step of {train.global_batch} clips is {groups} of the groups that "
+        f"model.norm=batch keeps together. Start fewer ranks, raise train.global_batch, or lower model.norm_group={group}"
+    )
+
+
 def _words(train: TrainSettings, world: World) -> str:
     given = (train.strategy, train.budget_seconds, train.accumulation, train.activation_checkpointing)
     return " ".join(map(str, (world.size, "x", device_name(world.device), *given)))
@@ -74,7 +87,8 @@ def _room(settings: Settings, world: World) -> float:
 
 def search(model: Classifier, train: TrainSettings, samples: np.ndarray, world: World, room: float) -> int:
     """Samples of the largest micro-batch that fits into `room` bytes; turns on activation checkpointing if that takes it."""
-    worst = np.sort(samples)[::-1][: train.global_batch]  # the step that has the longest clips
+    # The step, or the group of one, that has the longest clips.
+    worst = np.sort(samples)[::-1][: min(train.global_batch, model.front.group or train.global_batch)]
     problem: UserError | None = None
     budget = _Largest(0.0, "", again=False)
     try:
@@ -102,7 +116,7 @@ class _Largest:
 
 def _largest(model: Classifier, train: TrainSettings, worst: np.ndarray, world: World, room: float) -> _Largest:
     padded, longest = model.front.padded, int(worst[0])
-    wanted = _wanted(worst, padded, train.accumulation, world.size)
+    wanted = _wanted(worst, Cut(world.size, 1, train.accumulation, padded, model.front.group))
     standing = standing_bytes(model, train, world.size)
     needs = "more than there is"
     for again in _ways(model, train):
@@ -124,6 +138,8 @@ def _largest(model: Classifier, train: TrainSettings, worst: np.ndarray, world: 
             return _Largest(budget, said, again)
         needs = f"{_gb(need)}, of which {_gb(standing)} are weights and optimizer"
     what = "the longest clip" if train.accumulation is None else "a micro-batch as train.accumulation cuts it"
+    if model.front.group is not None:
+        what = "a group of the longest clips, normalised by each other (model.norm_group)"
     raise UserError(
         f"{what}, {wanted.least:.1f} s of audio, needs {needs}, and {_gb(room)} are free for it on this GPU. Cut long clips "
         "(data.max_seconds), train in half precision (train.precision=bf16), freeze more (model.freeze), split the optimizer "
@@ -131,11 +147,11 @@ def _largest(model: Classifier, train: TrainSettings, worst: np.ndarray, world: 
     )
 
 
-def _wanted(worst: np.ndarray, padded: bool, accumulation: int | None, ranks: int) -> Wanted:
-    """Of a step of clips that take `worst` samples, longest first."""
-    parts = cut(np.arange(len(worst)), worst, Cut(ranks, 1, accumulation or 1, padded))
-    most = max(len(part) * worst[part].max() if padded else worst[part].sum() for part in parts) / RATE
-    return Wanted(float(most if accumulation else worst[0] / RATE), float(most))
+def _wanted(worst: np.ndarray, how: Cut) -> Wanted:
+    """Of a step (or its largest group) of clips that take `worst` samples, longest first."""
+    parts = cut(np.arange(len(worst)), worst, replace(how, accumulation=how.accumulation or 1))
+    most = max(len(part) * worst[part].max() if how.padded else worst[part].sum() for part in parts) / RATE
+    return Wanted(float(worst[0] / RATE if how.accumulation is None and how.group is None else most), float(most))
 
 
 def _ways(model: Classifier, train: TrainSettings) -> tuple[bool, ...]:

@@ -16,20 +16,28 @@ from ser_hpc.data.order import mix
 from ser_hpc.engine import gpu
 from ser_hpc.engine.losses import clip_losses
 from ser_hpc.engine.sharing import Strategy
+from ser_hpc.models.batch_norm import RunningStatistics
 from ser_hpc.models.ragged import moved
 
 
 def gradients(
-    ranks: Strategy, batches: Sequence[Batch], clips: int, weight: float, seed: tuple[int, int], device: torch.device
+    ranks: Strategy,
+    batches: Sequence[Batch],
+    clips: int,
+    weight: float,
+    seed: tuple[int, int],
+    device: torch.device,
+    statistics: RunningStatistics,
 ) -> Tensor | None:
     """Add up the gradients of the step's loss: the sum over clips of weight times loss, divided by `weight`, the step's own.
 
     `clips`: how many the step has; `seed`: the trial's, and the step's number, from which each micro-batch's dropout is drawn,
-    on whatever rank. Returns (2, clips) float32 on the device: the loss of each of this rank's clips, and what is wrong with it
-    (read.Cause, or 0); zeros for the clips of other ranks. None if memory ran out: what there is of gradients is worthless.
+    on whatever rank; `statistics` are told of each. Returns (2, clips) float32 on the device: the loss of each of this rank's
+    clips, and what is wrong with it (read.Cause, or 0); zeros for the clips of other ranks. None if memory ran out: what there
+    is of gradients is worthless.
     """
     try:
-        return _gradients(ranks, batches, clips, weight, seed, device)
+        return _gradients(ranks, batches, clips, weight, seed, device, statistics)
     except RuntimeError as error:
         if not gpu.ran_out(error):
             raise
@@ -39,15 +47,23 @@ def gradients(
 
 
 def _gradients(
-    ranks: Strategy, batches: Sequence[Batch], clips: int, weight: float, seed: tuple[int, int], device: torch.device
+    ranks: Strategy,
+    batches: Sequence[Batch],
+    clips: int,
+    weight: float,
+    seed: tuple[int, int],
+    device: torch.device,
+    statistics: RunningStatistics,
 ) -> Tensor:
     seen = torch.zeros(2, clips, device=device)
+    statistics.begin()
     for turn, batch in enumerate(batches, start=1):
         torch.manual_seed(mix(*seed, batch.number))
         outputs = ranks.forward(moved(batch.samples, device), batch.offsets, last=turn == len(batches))
         losses = clip_losses(outputs, batch.targets)
         ranks.backward((losses * moved(batch.weights, device)).sum() / weight)
         if len(batch.rows):  # else a filler
+            statistics.add(len(batch.rows))
             wrong = moved(batch.damaged, device)
             told = torch.stack([losses.detach().masked_fill(wrong > 0, 0), wrong.to(seen)])
             seen[:, moved(torch.from_numpy(batch.rows), device)] = told

@@ -1,8 +1,9 @@
 """3-D convolutional recurrent network with attention (Chen et al. 2018, doi 10.1109/LSP.2018.2860246), the field's baseline
 without pre-training: log-Mel spectrogram with deltas -> convolutions -> linear -> BLSTM -> (`heads.AttentionPool`).
 
-Every layer sees zeros beyond a clip's end, as it would if the clip stood alone. Features are normalised by each clip's own
-statistics, so nothing of other clips (or other parts of a fold) enters them.
+Every layer sees zeros beyond a clip's end, as it would if the clip stood alone; what looks at single frames sees those of all
+clips one after another, and only the recurrent layers pad. Features are normalised by each clip's own statistics, so nothing of
+other clips (or other parts of a fold) enters them.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from ser_hpc.config.settings import AcrnnModel
 from ser_hpc.models import ragged
+from ser_hpc.models.batch_norm import FrameBatchNorm
+from ser_hpc.models.packed import gathered, spread
 
 RATE = 16_000
 WINDOW = 400  # samples: 25 ms
 HOP = 160  # samples: 10 ms
 POOL = (2, 4)  # frames, Mel bands
+KERNEL = (5, 3)  # frames, Mel bands
 _FILTER_KNOTS = 4
 SLOPE = 0.01  # of the leaky rectifier
 FLOOR = 1e-7  # of a band's power: about the noise of 16-bit quantisation, so that digital silence is no outlier
@@ -40,6 +43,7 @@ class MelDeltas:
 
     def __init__(self, settings: AcrnnModel) -> None:
         self.settings = settings
+        self.group = settings.norm_group if settings.norm == "batch" else None
         self.mel = torchaudio.transforms.MelSpectrogram(
             RATE, n_fft=512, win_length=WINDOW, hop_length=HOP, f_min=50.0, n_mels=settings.mels, center=False
         )
@@ -59,8 +63,7 @@ class MelDeltas:
             else:
                 features = [with_deltas(mel) for mel in mels]
         lengths = torch.tensor([len(feature) for feature in features])
-        padded = pad_sequence(features, batch_first=True).transpose(1, 2).contiguous()
-        frames: tuple[Tensor, Tensor] = encoder(padded.to(parameter.dtype), lengths)
+        frames: tuple[Tensor, Tensor] = encoder(torch.cat(features).to(parameter.dtype), lengths)
         return frames
 
     def log_mel(self, clip: Tensor) -> Tensor:
@@ -114,36 +117,38 @@ class Acrnn(nn.Module):
     def __init__(self, settings: AcrnnModel) -> None:
         super().__init__()
         widths = [3, settings.first_channels] + [settings.channels] * (settings.layers - 1)
-        convolutions = [nn.Conv2d(before, after, (5, 3), padding=(2, 1)) for before, after in pairwise(widths)]
+        batch = settings.norm == "batch"  # which cancels a bias: its gradient would be rounding, blown up by AdamW
+        reach = (KERNEL[0] // 2, KERNEL[1] // 2)
+        convolutions = [nn.Conv2d(before, after, KERNEL, padding=reach, bias=not batch) for before, after in pairwise(widths)]
         self.convolutions = nn.ModuleList(convolutions)
         for convolution in convolutions:  # so that six layers in a row neither blow a clip up nor wipe it out
             nn.init.kaiming_normal_(convolution.weight, a=SLOPE)
-            nn.init.constant_(convolution.get_parameter("bias"), 0)
-        norms = [ragged.RaggedBatchNorm(width) for width in widths[1:]] if settings.norm == "batch" else []
-        self.norms = nn.ModuleList(norms)
+            if convolution.bias is not None:
+                nn.init.zeros_(convolution.bias)
+        self.norms = nn.ModuleList([FrameBatchNorm(width) for width in widths[1:]] if batch else [])
         self.linear = nn.Linear(widths[-1] * (settings.mels // POOL[1]), settings.linear)
         self.forwards = nn.LSTM(settings.linear, settings.cells, batch_first=True)
         self.backwards = nn.LSTM(settings.linear, settings.cells, batch_first=True)
         self.width = 2 * settings.cells
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, T, mels), zero beyond `lengths` (B,) -> frames (B, T // 2, width) and their lengths."""
-        x = features
+        """(T, 3, mels), all clips one after another, `lengths` (B,) -> frames (B, most, width), padded, and their lengths."""
+        given, pooled = lengths.tolist(), (lengths // POOL[0]).tolist()
+        rooms = [-(-length // POOL[0]) + KERNEL[0] // 2 for length in given]  # of pooled frames, none within reach of another's
+        x = spread(features.transpose(1, 2), given, [POOL[0] * room for room in rooms])
         for index, convolution in enumerate(self.convolutions):
-            x = convolution(x)
+            x = convolution((x if index == 0 else spread(x, pooled, rooms)).permute(2, 0, 1)[None])  # channels last, in memory
             if index == 0:  # before the rectifier, which is monotonic: the same result with an eighth of the work
                 x = F.max_pool2d(x, POOL)
-                lengths = lengths // POOL[0]
-                real = ragged.frame_mask(lengths, x.shape[2], x.device)
-                whole = bool((lengths == x.shape[2]).all())  # on the CPU, where the lengths are: no wait for the device
-            if self.norms:
-                x = self.norms[index](x, None if whole else real)
-            x = F.leaky_relu(x, SLOPE).masked_fill(~real[:, None, :, None], 0)
-        x = F.leaky_relu(self.linear(x.transpose(1, 2).flatten(2)), SLOPE)
+            x = gathered(x[0].permute(1, 2, 0), pooled, rooms)
+            x = F.leaky_relu(self.norms[index](x) if self.norms else x, SLOPE)
+        x = F.leaky_relu(self.linear(x.transpose(1, 2).flatten(1)), SLOPE)
+        most = max(pooled)
+        x = spread(x, pooled, [most] * len(pooled)).view(len(pooled), most, -1)
         # Two directions as two layers, the second on clips turned round: exact without packing, whose backward pass takes
         # four times as long on a CPU.
-        turn = _turned(lengths, x.shape[1]).to(x.device)
-        return torch.cat([self.forwards(x)[0], _take(self.backwards(_take(x, turn))[0], turn)], dim=-1), lengths
+        turn = _turned(lengths // POOL[0], most).to(x.device)
+        return torch.cat([self.forwards(x)[0], _take(self.backwards(_take(x, turn))[0], turn)], dim=-1), lengths // POOL[0]
 
 
 def _turned(lengths: Tensor, frames: int) -> Tensor:

@@ -22,10 +22,14 @@ from ser_hpc.models import acrnn, heads
 
 
 class Front(Protocol):
-    """Feeds an encoder: no parameters, so nothing of it is trained, cast or saved."""
+    """Feeds an encoder: no parameters, so nothing of it is trained, cast or saved.
+
+    `group`: clips that normalise each other in training, and so make up a micro-batch; None: any cut of a step will do.
+    """
 
     max_seconds: float | None
     padded: bool
+    group: int | None
 
     def costs(self, samples: np.ndarray) -> np.ndarray:
         """Samples that clips of so many take in a micro-batch, int64, same shape; if `padded`, with those of its longest."""
@@ -70,6 +74,7 @@ class PooledStates:
 
     max_seconds: float | None = None
     padded = False
+    group: int | None = None
 
     def __init__(self, width: int) -> None:
         self.width = width

@@ -40,19 +40,3 @@ class WideLinear(nn.Linear):
         dtype = at_least_float32(self.weight.dtype)
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
-
-
-class RaggedBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over (B, C, T, F) whose statistics are of the clips' real frames only; zero in the padding.
-
-    In training a clip is scaled by its micro-batch's statistics, on its rank; in evaluation by the running ones, alone.
-    """
-
-    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """`real`: (B, T) bool, the frames that are no padding; None: all of them."""
-        if real is None:
-            return super().forward(x)
-        frames = x.transpose(1, 2)
-        scaled = torch.zeros_like(frames)
-        scaled[real] = super().forward(frames[real][..., None])[..., 0]
-        return scaled.transpose(1, 2)

@@ -30,6 +30,7 @@ class Waveform:
 
     max_seconds: float | None = None
     padded = False
+    group: int | None = None
 
     def __init__(self, model: Any, config: Any, normalize: bool, masks: SpecAugment) -> None:
         self.normalize, self.masks = normalize, masks

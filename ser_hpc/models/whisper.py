@@ -30,6 +30,7 @@ class WhisperMel:
     """
 
     padded = False
+    group: int | None = None
 
     def __init__(self, model: Any, config: Any, pad: bool, masks: SpecAugment) -> None:
         extractor: Any = WhisperFeatureExtractor(feature_size=config.num_mel_bins)  # type: ignore[no-untyped-call]

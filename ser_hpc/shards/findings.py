@@ -5,11 +5,15 @@
     too_long        over `longest_s`                                                                  keep
     silent          nowhere louder than -60 dBFS for 100 ms in all (`audio.level_db`)                 drop
     clipped         more than 1 % of the source's samples at full scale or beyond                     keep
+    doubtful        its header is wrong, or contradicts itself or the file: what is there is read     keep
+    out_of_range    float samples far out of [-1, 1]: lone ones are limited, else all are scaled      keep
+    cancelled       channels that cancel each other in their mean: the loudest alone is taken         keep
     duplicate       the very 16 kHz samples of an earlier clip of the same speaker and emotion        drop: the first one stays
     contradiction   the very samples of a clip with another speaker or emotion                        keep: no fold parts them
+    overlap         a piece of a recording that shares sound with another speaker's piece, by times   fail
 
 On the right what is done unless the user says otherwise: `drop` leaves the clip out, `keep` packs it, `fail` packs nothing.
-A contradiction that is dropped takes all clips of that sound: nobody knows which is right.
+A contradiction that is dropped takes all clips of that sound, and an overlap all pieces: nobody knows which is right.
 """
 
 from __future__ import annotations
@@ -20,11 +24,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError, counted, listed
 from ser_hpc.shards.audio import RATE
+from ser_hpc.shards.overlaps import sharing
 
-Kind = Literal["undecodable", "too_short", "too_long", "silent", "clipped", "duplicate", "contradiction"]
+Kind = Literal[
+    "undecodable",
+    "too_short",
+    "too_long",
+    "silent",
+    "clipped",
+    "doubtful",
+    "out_of_range",
+    "cancelled",
+    "duplicate",
+    "contradiction",
+    "overlap",
+]
 Policy = Literal["drop", "keep", "fail"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -34,8 +53,12 @@ DEFAULTS: Mapping[Kind, Policy] = {
     "too_long": "keep",
     "silent": "drop",
     "clipped": "keep",
+    "doubtful": "keep",
+    "out_of_range": "keep",
+    "cancelled": "keep",
     "duplicate": "drop",
     "contradiction": "keep",
+    "overlap": "fail",
 }
 SHORTEST_S = 0.1
 LONGEST_S = 60.0
@@ -49,7 +72,7 @@ class Measured:
     """What packing found out about a clip. `reason`: why it does not decode, else "".
 
     `num_samples` at 16 kHz; `clipped`: share of the source's samples at full scale or beyond; `level_db`: see `audio.level_db`;
-    `sound`: hash of its samples, "" if it was not decoded.
+    `sound`: hash of its samples, "" if it was not decoded. `doubtful`, `out_of_range`, `cancelled`: in words, see `audio.Clip`.
     """
 
     key: str
@@ -58,6 +81,13 @@ class Measured:
     clipped: float = 0.0
     level_db: float = 0.0
     sound: str = ""
+    doubtful: str = ""
+    out_of_range: str = ""
+    cancelled: str = ""
+
+    def announced(self) -> Measured:
+        """What was known of it before it was decoded."""
+        return Measured(self.key, self.reason, self.num_samples, doubtful=self.doubtful)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +143,12 @@ class Rules:
             yield "silent", f"{seconds:.2f} s, no louder than {clip.level_db:.1f} dBFS"
         if clip.clipped > CLIPPED_SHARE:
             yield "clipped", f"{clip.clipped:.1%} of its samples are at full scale"
+        if clip.doubtful:
+            yield "doubtful", clip.doubtful
+        if clip.out_of_range:
+            yield "out_of_range", clip.out_of_range
+        if clip.cancelled:
+            yield "cancelled", clip.cancelled
 
     def drops(self, clip: Measured) -> bool:
         """Whether a clip is left out whatever the others are."""
@@ -153,6 +189,7 @@ def judge(clips: Sequence[tuple[Utterance, Measured]], rules: Rules) -> list[Fin
     for equal in sounds.values():
         if len(equal) > 1:
             findings += _compared(equal)
+    findings += _overlapping([(utterance, clip) for utterance, clip in clips if not rules.drops(clip)])
     return sorted(findings, key=lambda found: (KINDS.index(found.kind), found.key))
 
 
@@ -172,6 +209,27 @@ def _compared(equal: Sequence[Utterance]) -> Iterator[Finding]:
             ]
             detail = f"{utterance.emotion} by {utterance.speaker}, but sounds exactly as {listed(others)}"
             yield Finding("contradiction", utterance.key, utterance.audio_path, detail)
+
+
+def _overlapping(clips: Sequence[tuple[Utterance, Measured]]) -> Iterator[Finding]:
+    """The findings about pieces of one recording that overlap and are of different speakers; other clips cost nothing."""
+    cut = {utterance.audio_path for utterance, _ in clips if utterance.start_s is not None or utterance.end_s is not None}
+    pieces = [(utterance, clip) for utterance, clip in clips if utterance.audio_path in cut]
+    if not pieces:
+        return
+    start = np.array([utterance.start_s or 0.0 for utterance, _ in pieces])
+    length = np.array([clip.num_samples / RATE for _, clip in pieces])
+    groups: dict[int, list[Utterance]] = defaultdict(list)
+    recordings = np.array([hash(utterance.audio_path) for utterance, _ in pieces])
+    for (utterance, _), group in zip(pieces, sharing(recordings, start, start + length).tolist(), strict=True):
+        if group >= 0:
+            groups[group].append(utterance)
+    for group in groups.values():
+        if len({utterance.speaker for utterance in group}) > 1:
+            named = {utterance.key: f"{utterance.key} (by {utterance.speaker})" for utterance in group}
+            for utterance in group:
+                others = listed([name for key, name in named.items() if key != utterance.key], 4)
+                yield Finding("overlap", utterance.key, utterance.audio_path, f"by {utterance.speaker}, but overlaps {others}")
 
 
 def _label(utterance: Utterance) -> tuple[str, str, str]:

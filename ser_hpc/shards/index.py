@@ -4,8 +4,8 @@
     OUT/pack_report.json                        counts, and everything found wrong with clips and what was done about it
     OUT/plan.json                               which clip belongs into which tar, for when clips are added
     OUT/<group>/<corpus>-<group>-000000.tar     <key>.flac and <key>.json of each clip, one after the other, keys sorted
-    OUT/<group>/<corpus>-<group>-000000.parquet one row a clip of that tar, in its order (`clipped`,
-                                                `level_db`: see findings.Measured); from what it was made, what was left out
+    OUT/<group>/<corpus>-<group>-000000.parquet one row a clip of that tar, in its order (`clipped` to
+                                                `cancelled`: see findings.Measured); from what it was made, what was left out
 
 A clip's *position* is its row over all shards, in dataset.json's order.
 """
@@ -44,6 +44,7 @@ _NUMBERS = ("arousal", "valence", "dominance", "start_s", "end_s")
 SCHEMA = pa.schema(
     [("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("num_samples", pa.int64())]
     + [("crc32", pa.uint32()), ("sound", pa.string()), ("clipped", pa.float64()), ("level_db", pa.float64())]
+    + [(name, pa.string()) for name in ("doubtful", "out_of_range", "cancelled")]  # in words, "" where all is well
     + [(name, pa.string()) for name in (*_WORDS, "source", "extra")]  # `extra`: a JSON object, "" if it is empty
     + [(name, pa.float64()) for name in _NUMBERS]
 )

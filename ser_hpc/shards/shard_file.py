@@ -9,14 +9,15 @@ clip is left has an index and no tar.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,15 +26,16 @@ from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError
 from ser_hpc.files import aside
 from ser_hpc.shards import audio
+from ser_hpc.shards.encode import blocks, encoded
 from ser_hpc.shards.findings import Measured, Rules
 from ser_hpc.shards.index import SCHEMA, Shard, index_path, parse_index
-from ser_hpc.shards.members import BLOCK, tar_end, tar_member
+from ser_hpc.shards.members import BLOCK, tar_end, tar_header, tar_padding
 from ser_hpc.shards.plan import ShardPlan, describe, source_hash
 from ser_hpc.shards.workers import check_stopped
 
 _RECORD = b"ser_hpc"  # the key of our record in the Parquet file's own metadata
 _BROKEN = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)
-_MEASURES = ["key", "num_samples", "clipped", "level_db", "sound"]
+_MEASURES = ["key", "num_samples", "clipped", "level_db", "sound", "doubtful", "out_of_range", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +117,12 @@ class _Standing:
     measured: dict[str, Measured] = field(default_factory=dict)
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def payload(self, key: str) -> bytes | None:
+    def payload(self, key: str) -> BinaryIO | None:
         """A clip's FLAC as it was packed, None if it is not there."""
         if key not in self.places:
             return None
         offset, size = self.places[key]
-        return os.pread(self.descriptor, size, offset)
+        return io.BytesIO(os.pread(self.descriptor, size, offset))
 
 
 @contextmanager
@@ -154,46 +156,38 @@ def _write_tar(
             check_stopped()
             clip, payload = standing.measured.get(utterance.key), standing.payload(utterance.key)
             if clip is None or (payload is None and not unwanted(clip)):
-                clip, payload = _encoded(utterance, rules, unwanted)
+                clip, payload = encoded(utterance, rules, unwanted, path.parent)
             if payload is None or unwanted(clip):
-                announced = Measured(clip.key, clip.reason, clip.num_samples)
+                announced = clip.announced()
                 dropped.append(announced if rules.drops(announced) else clip)  # the same, heard or not
-            else:
+                continue
+            with payload:
                 row, content = _members(utterance, clip, payload, at)
                 rows.append(row)
-                at += file.write(content)
-                digest.update(content)
+                for part in content:
+                    at += file.write(part)
+                    digest.update(part)
         digest.update(end := tar_end(at))
         file.write(end)
     return rows, dropped, digest.hexdigest()
 
 
-def _encoded(utterance: Utterance, rules: Rules, unwanted: Callable[[Measured], bool]) -> tuple[Measured, bytes | None]:
-    """What there is to know of a clip, and its FLAC if it is wanted. One whose header tells that it is not is not decoded."""
-    source = utterance.audio_path, utterance.start_s, utterance.end_s
-    try:
-        if rules.policies["too_long"] == "drop":  # hours of sound, perhaps
-            announced = Measured(utterance.key, num_samples=audio.probe(*source))
-            if rules.drops(announced):
-                return announced, None
-        heard = audio.decode(*source)
-    except audio.BadClipError as error:
-        return Measured(utterance.key, reason=str(error)), None
-    clip = Measured(utterance.key, "", len(heard.samples), heard.clipped, audio.level_db(heard.samples))
-    if unwanted(clip):
-        return replace(clip, sound=audio.sound_hash(heard.samples)), None
-    payload = audio.encode_flac(heard.samples)
-    return replace(clip, sound=audio.flac_sound_hash(payload)), payload
-
-
-def _members(utterance: Utterance, clip: Measured, payload: bytes, at: int) -> tuple[dict[str, Any], bytes]:
-    """A clip's row, and its two members as they stand in a tar from byte `at` on."""
+def _members(utterance: Utterance, clip: Measured, payload: BinaryIO, at: int) -> tuple[dict[str, Any], Iterator[bytes]]:
+    """A clip's row, and its two members, in parts, as they stand in a tar from byte `at` on."""
     described = describe(utterance)
     sound = {"rate_hz": audio.RATE, "num_samples": clip.num_samples, "sound": clip.sound}
     text = json.dumps(described | sound, allow_nan=False, ensure_ascii=False).encode()
-    content = tar_member(f"{utterance.key}.flac", payload) + tar_member(f"{utterance.key}.json", text)
-    place = {"offset": at + BLOCK, "size": len(payload), "crc32": zlib.crc32(payload)}  # behind the member's header
-    return {name: getattr(clip, name) for name in _MEASURES} | place | described, content
+    size, crc = payload.seek(0, os.SEEK_END), 0
+    for block in blocks(payload):
+        crc = zlib.crc32(block, crc)
+
+    def content() -> Iterator[bytes]:
+        yield tar_header(f"{utterance.key}.flac", size)
+        yield from blocks(payload)
+        yield tar_padding(size) + tar_header(f"{utterance.key}.json", len(text)) + text + tar_padding(len(text))
+
+    place = {"offset": at + BLOCK, "size": size, "crc32": crc}  # behind the member's header
+    return {name: getattr(clip, name) for name in _MEASURES} | place | described, content()
 
 
 @dataclass(frozen=True, slots=True)

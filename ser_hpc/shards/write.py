@@ -189,8 +189,8 @@ def _probe(utterances: Sequence[Utterance]) -> list[Measured]:
     for utterance in utterances:
         check_stopped()
         try:
-            length = audio.probe(utterance.audio_path, utterance.start_s, utterance.end_s)
-            measured.append(Measured(utterance.key, num_samples=length))
+            outline = audio.outline(utterance.audio_path, utterance.start_s, utterance.end_s)
+            measured.append(Measured(utterance.key, num_samples=outline.num_samples, doubtful=outline.doubtful))
         except audio.BadClipError as error:
             measured.append(Measured(utterance.key, reason=str(error)))
     return measured

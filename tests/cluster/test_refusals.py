@@ -83,7 +83,7 @@ def test_while_the_controller_is_away(slurm: Cluster, base: Path) -> None:
     assert shown.returncode == 0 and "4 trials, all done" in shown.stdout
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting is not permitted here")
 def test_a_disk_that_fills_up_while_saving(base: Path, tmp_path: Path) -> None:
     """The checkpoint does not fit: the trial stops and says so, keeps what it had, and goes on once there is room."""
     disk = tmp_path / "disk"

@@ -84,8 +84,9 @@ def test_a_renamed_setting_is_read_under_both_names(monkeypatch: pytest.MonkeyPa
     )
     file = tmp_path / "old.yaml"
     file.write_text(yaml.safe_dump({"train": {"rounds": 7}, "data": {"gone": 1}, "model": {"kind": "acrnn", "tones": 41}}))
-    settings = load_run(file)
+    settings = load(file, [])
     assert settings.train.epochs == 7
+    assert load_run(file).train.precision == "fp32", "the default of before there were schemas"
     assert schema.identity(settings) == {"model": {"kind": "acrnn", "mels": 41}, "train": {"epochs": 7}}
     assert load(None, ["train.passes=8"]).train.epochs == 8
 

@@ -11,6 +11,7 @@ import soundfile
 
 from ser_hpc.config.augment import PRESETS, Transform
 from ser_hpc.config.load import dump, load
+from ser_hpc.config.schema import identity
 from ser_hpc.data.augment import Augment, check, sounds_digest
 from ser_hpc.errors import ConfigError, UserError
 
@@ -104,11 +105,11 @@ def test_the_chain_is_part_of_what_a_run_is_and_where_its_noises_lie_is_not(nois
     digest = sounds_digest(here.data.augment)
     noises.rename(moved)
     there = load(None, [f"data.augment={{preset: noise_background_mask, sounds_path: {moved}}}"])
-    assert here.identity() == there.identity()
+    assert identity(here) == identity(there)
     assert sounds_digest(there.data.augment) == digest
     (moved / "b" / "1.wav").unlink()
     assert sounds_digest(there.data.augment) != digest
-    assert here.identity() != load(None, []).identity()
+    assert identity(here) != identity(load(None, []))
     settings = tmp_path / "settings.yaml"
     settings.write_text(dump(there))
     assert load(settings, []) == there

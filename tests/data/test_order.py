@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ser_hpc.data.order import Cut, Draws, cut, deal, epoch_order, epoch_size, epoch_steps, evaluation_order, mix
+from ser_hpc.data.order import (
+    Cut,
+    Draws,
+    cut,
+    deal,
+    epoch_order,
+    epoch_size,
+    epoch_steps,
+    evaluation_order,
+    mix,
+    step_micro_batches,
+    tighter,
+)
+from ser_hpc.errors import UserError
 
 RATE = 16_000
 lengths = st.lists(st.integers(400, 30 * RATE), min_size=1, max_size=200)
@@ -91,6 +107,39 @@ def test_micro_batches_do_not_depend_on_who_computes_them(samples: list[int], ha
     )
     assert [m.clips.positions.tolist() for m in alone] == [m.clips.positions.tolist() for m in together]
     assert [m.number for m in alone] == [m.number for m in together]
+
+
+@given(lengths, st.integers(1, 6), st.integers(RATE, 100 * RATE), st.integers(1, 40))
+def test_groups_are_never_divided(samples: list[int], ranks: int, budget: int, most: int) -> None:
+    """Clips next to each other in the step, as equal groups as can be, the same ones with the same numbers whatever the cut."""
+    positions, sizes = np.arange(len(samples)) * 3 + 1, np.array(samples)
+    how = Cut(ranks, budget, padded=True, group=most)
+    parts = cut(positions, sizes, how)
+    assert np.concatenate([np.sort(part) for part in parts]).tolist() == list(range(len(samples)))
+    lengths = [len(part) for part in parts]
+    assert len(parts) == -(-len(samples) // most) and max(lengths) <= most and max(lengths) - min(lengths) <= 1
+    dealt = [micro for rank in range(ranks) for micro in deal(Draws(positions), parts, rank, ranks) if not micro.filler]
+    alone = deal(Draws(positions), cut(positions, sizes, Cut(1, 80 * RATE, group=most)), 0, 1)
+    assert {micro.number: micro.rows.tolist() for micro in dealt} == {micro.number: micro.rows.tolist() for micro in alone}
+    with pytest.raises(UserError, match=r"group of \d+ clips, .*model\.norm_group"):
+        tighter(how, positions, sizes)
+
+
+def test_cuts_never_change() -> None:
+    """A resume with another release must draw the same dropout: of micro-batches with the same clips and numbers."""
+    seen = hashlib.sha256()
+    for case in range(200):
+        clips, ranks, seconds, often, padded, batch = (1 + mix(case, i) % n for i, n in enumerate((90, 5, 100, 4, 2, 40)))
+        samples = np.array([400 + mix(case, 9, clip) % (20 * RATE) for clip in range(clips)])
+        how = Cut(ranks, seconds * RATE, (None, 1, 2, 3)[often - 1], padded == 2)
+        steps = epoch_steps(np.arange(clips), case, 0, batch)
+        for rank in range(ranks):
+            for micros in step_micro_batches(steps, samples, how, rank):
+                for micro in micros:
+                    assert micro.clips.seeds is not None
+                    told = (micro.number, micro.rows.tolist(), micro.clips.positions.tolist(), micro.clips.seeds.tolist())
+                    seen.update(repr(told).encode())
+    assert seen.hexdigest() == "625036e9f09665e2584c83e018ee74f3b8e915c6a8b09b2662f06e90d0c8f8ae"
 
 
 @given(lengths, st.integers(1, 6), st.integers(RATE, 100 * RATE))

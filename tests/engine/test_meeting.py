@@ -102,13 +102,16 @@ def test_waiting_for_others_ends_at_once_when_asked(base: Path, tmp_path: Path) 
     ours = {"SER_HPC_START": "one", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     command = [sys.executable, "-m", "ser_hpc.train", "--run-dir", str(run.path), "--fold", "0"]
     process = subprocess.Popen(command, env=os.environ | ours, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 100
-    while not list(tmp_path.rglob(".ranks-*.json")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
-    asked = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[0]
+    try:
+        deadline = time.monotonic() + 100
+        while not list(tmp_path.rglob(".ranks-*.json")):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        asked = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
     assert time.monotonic() - asked < 5
     assert process.returncode == 75 and "stopped before training began, while ranks gathered (SIGTERM)" in said
     assert how_it_ended(run.trial(Trial(0, 0)).current).how == "stopped"

@@ -149,6 +149,24 @@ def test_what_accumulation_cuts_must_fit() -> None:
     assert search(model, train, CLIPS, ALONE, room(model, train, 6.1)) == 6 * RATE
 
 
+def test_a_group_that_is_normalised_together_must_fit() -> None:
+    """Its longest clips, padded: never divided, so never less; and more is of no use."""
+    model, train = build(ACRNN.model_copy(update={"norm_group": 3}), 4, 0), TrainSettings(global_batch=5)
+    assert search(model, train, CLIPS, ALONE, room(model, train, 100)) == 3 * 2 * RATE
+    with pytest.raises(UserError, match=r"a group of the longest clips.* 6\.0 s"):
+        search(model, train, CLIPS, ALONE, room(model, train, 4))
+
+
+def test_idle_ranks_are_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a step has fewer groups than ranks."""
+    monkeypatch.setattr(World, "any", lambda self, *flags: flags)
+    model, settings = build(ACRNN.model_copy(update={"norm_group": 3}), 4, 0), Settings()
+    find(model, settings, CLIPS, replace(ALONE, size=11), None)
+    assert not capsys.readouterr().out
+    find(model, settings, CLIPS, replace(ALONE, size=12), None)
+    assert "1 of 12 ranks are idle: a step of 32 clips is 11 of the groups" in capsys.readouterr().out
+
+
 def test_ranks_take_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
     """And whoever's memory is too small, no rank is left waiting."""
     model, train = encoder("wav2vec2, layer norm"), TrainSettings(precision="fp32", global_batch=8)

@@ -80,7 +80,7 @@ def test_a_damaged_file_is_told(on: Any, tmp_path: Path) -> None:
         on(tmp_path, H100)
 
 
-def test_plan_trials_and_report_say_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_plan_trials_and_report_say_it(tmp_path: Path) -> None:
     run = planned(tmp_path / "runs", packed_tones(tmp_path), "train.epochs=1", "folds.count=4")
     assert "the first trial to start fixes it" in precision.told(run, "auto")
     assert run_here(run, Trial(0, 0)) == {Trial(0, 0): 0}

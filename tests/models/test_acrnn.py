@@ -7,12 +7,11 @@ import torch
 from models.tiny import ACRNN, batch, clips
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from ser_hpc.config.settings import AcrnnModel
 from ser_hpc.models.acrnn import Acrnn, MelDeltas, with_deltas
 from ser_hpc.models.classifier import build
-from ser_hpc.models.ragged import RaggedBatchNorm, frame_mask
 
 
 def test_features_do_not_change_with_loudness() -> None:
@@ -42,15 +41,12 @@ def test_augmentation_is_drawn_in_training_only_and_from_torchs_generator(augmen
     assert torch.equal(model.eval()(*given)["emotion"], plain.eval()(*given)["emotion"])
 
 
-def test_batch_norm_knows_no_padding() -> None:
-    """A micro-batch's statistics are those of its real frames; nothing of the padding is learnt from or left behind."""
-    padded, exact = RaggedBatchNorm(4), nn.BatchNorm2d(4)
-    x, real = torch.randn(2, 4, 9, 5), frame_mask(torch.tensor([9, 6]), 9, torch.device("cpu"))
-    found = padded(x.masked_fill(~real[:, None, :, None], 1e6), real)
-    rows = torch.cat([x[0], x[1, :, :6]], dim=1)[None]
-    torch.testing.assert_close(torch.cat([found[0], found[1, :, :6]], dim=1)[None], exact(rows))
-    torch.testing.assert_close(padded.running_mean, exact.running_mean)
-    assert not found[1, :, 6:].any()
+def test_a_group_normalises_itself_alike_in_any_order() -> None:
+    """In training too, clips of any lengths touch each other by the group's statistics alone."""
+    model, waves = build(ACRNN, 4, 0).double().train(), clips(9000, 700, 12_001, 5160, 300)
+    logits, turned = (model(*batch(given))["emotion"] for given in (waves, waves[::-1]))
+    torch.testing.assert_close(turned.flip(0), logits, rtol=0, atol=1e-12)
+    assert (model(*batch(waves[1:]))["emotion"] - logits[1:]).abs().max() > 1e-4, "they do touch each other"
 
 
 def test_warping_keeps_its_bounds() -> None:
@@ -99,11 +95,9 @@ def test_the_two_directions_are_a_bidirectional_lstm() -> None:
     seen: list[Tensor] = []
     network.linear.register_forward_hook(lambda module, inputs, output: seen.append(F.leaky_relu(output, 0.01)))
     lengths = torch.tensor([20, 7, 13])
-    features = (
-        torch.randn(3, 20, 3, ACRNN.mels, dtype=torch.float64) * frame_mask(lengths, 20, torch.device("cpu"))[..., None, None]
-    )
-    frames, halved = network(features.transpose(1, 2), lengths)
-    packed = pack_padded_sequence(seen[0], halved, batch_first=True, enforce_sorted=False)
+    frames, halved = network(torch.randn(40, 3, ACRNN.mels, dtype=torch.float64), lengths)
+    inputs = pad_sequence(torch.split(seen[0], halved.tolist()), batch_first=True)
+    packed = pack_padded_sequence(inputs, halved, batch_first=True, enforce_sorted=False)
     expected, _ = pad_packed_sequence(reference(packed)[0], batch_first=True)
     for row, theirs, length in zip(frames, expected, halved, strict=True):
         torch.testing.assert_close(row[:length], theirs[:length], rtol=0, atol=1e-12)

@@ -63,7 +63,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lines(base: Path, root: Path, *more: str) -> list[str]:
     return [
         *(f"run.root={root}", f"data.shards={packed_tones(base, 3, 2)}", "model.weights=null", f"model.config={TINY}"),
-        *("train.epochs=1", "train.global_batch=16", "folds.protocol=speaker_groups", "folds.count=3", "train.precision=fp32"),
+        *("train.epochs=1", "train.global_batch=8", "folds.protocol=speaker_groups", "folds.count=3", "train.precision=fp32"),
         *more,
     ]
 

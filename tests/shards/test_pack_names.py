@@ -16,6 +16,7 @@ from ser_hpc.corpora.declared import Declared
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError
 from ser_hpc.pack import main
+from ser_hpc.shards.findings import Rules
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.report import packing_notes
 from ser_hpc.shards.write import pack
@@ -111,8 +112,14 @@ def test_a_corpus_of_whole_clips_has_no_overlaps(tmp_path: Path) -> None:
 
 def test_pieces_under_two_speakers_that_share_sound_are_refused(tmp_path: Path) -> None:
     clips = pieces(tmp_path / "in", ("a", 0.0, 2.0), ("b", 1.5, 3.0), ("c", 3.0, 4.0))
-    with pytest.raises(UserError, match=r"2 clips cannot be packed:.*overlap.*--on overlap=drop"):
+    with pytest.raises(UserError, match=r"(?s)2 clips cannot be packed:.*overlap.*--on overlap=drop"):
         pack(clips, tmp_path / "out", workers=1)
+
+
+@pytest.mark.parametrize(("policy", "packed"), [("keep", 3), ("drop", 1)])
+def test_overlaps_may_be_kept_or_left_out(policy: str, packed: int, tmp_path: Path) -> None:
+    clips = pieces(tmp_path / "in", ("a", 0.0, 2.0), ("b", 1.5, 3.0), ("c", 3.0, 4.0))
+    assert pack(clips, tmp_path / "out", workers=1, rules=Rules.parse([f"overlap={policy}"])).clips == packed
 
 
 def test_what_packing_found_is_noted_for_readers_of_scores(tmp_path: Path) -> None:

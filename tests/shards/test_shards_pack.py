@@ -223,7 +223,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mount = tmp_path / "disk"
     mount.mkdir()
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", mount], check=False).returncode:
-        pytest.skip("a tmpfs can only be mounted by root")
+        pytest.skip("mounting is not permitted here")
     yield mount
     subprocess.run(["umount", "-l", mount], check=True)
 

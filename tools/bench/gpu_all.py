@@ -1,109 +1,115 @@
-"""All that needs a GPU, in one call of at most ten minutes: what cannot run is named, what takes too long is ended.
+"""All that needs a GPU, in one call of at most nine minutes: what cannot run is named, what takes too long is ended.
 
-    python tools/bench/gpu_all.py --out OUT            on a machine with a GPU
-    python tools/bench/gpu_all.py --out OUT --dry-run  everything once, tiny, on a CPU
+    python tools/bench/gpu_all.py --out OUT                    tiny, on a CPU, where there is no GPU: a rehearsal
+    python tools/bench/gpu_all.py --out OUT --after gpu.json   what an earlier call did not come to
 
-Nothing is installed. Beside torch, transformers, safetensors, numpy, pyarrow, pyyaml, rich and fsspec it needs
-    this package     pydantic pydantic-core annotated-types typing-inspection soundfile cffi pycparser soxr
-    A, B, C          accelerate
-    D, E             speechbrain hyperpyyaml ruamel.yaml ruamel.yaml.clib sentencepiece
-which a machine without a package index is given as wheels. Settings of ours may be added: --train budget_seconds=240
+OUT/gpu.json   everything that is known by now: written anew, whole, whenever a part has written something or has ended
+OUT/gpu.log    what the parts print
+
+Nothing is installed or fetched: beside torch, torchaudio, transformers, accelerate and what they bring, all is in the folder
+that gpu_material.py makes. The clock starts with this process. gpu/parts.py says what is measured, and in which order:
+
+checks                     exactness, layer by layer, and what else no CPU can tell
+ours, C                    each family, one contender at a time, alone on the machine, with a profile of ours
+resume, finetune           side by side: going on bit by bit; real speech and real weights to a UAR
+ours with                  dropout, deterministic kernels, compiled, under ZeRO 1 to 3 on one rank, in fp32
+memory, ranks              measured against stated; two ranks over NCCL, where there are two GPUs
+C with dropout, A, E, C compiled
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import fnmatch
 import os
+import shutil
 import signal
-import subprocess
 import sys
-import time
-from dataclasses import dataclass
-from importlib.util import find_spec
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
-HERE = Path(__file__).parent
-NEEDED = ("torch", "transformers", "safetensors", "numpy", "pyarrow", "yaml", "rich", "fsspec", "pydantic", "soundfile", "soxr")
-PEERS = ("accelerate", "speechbrain")
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parents[1]))  # the package need not be installed
 
+from gpu import parts  # noqa: E402
+from gpu.call import Call, Part  # noqa: E402
+from gpu.clock import Clock  # noqa: E402
+from gpu.kept import Kept  # noqa: E402
+from gpu.material import unpack_model, unpack_wheels  # noqa: E402
+from gpu.summary import summarised, table  # noqa: E402
 
-@dataclass(frozen=True)
-class Part:
-    name: str
-    limit_s: float
-    command: tuple[str, ...]
-
-
-def parts(dry: bool, train: list[str]) -> list[Part]:
-    """The most telling first: what is left when time is up is left out."""
-    speed = ("train_speed.py", *(("--train", *train) if train else ()))
-    if dry:
-        tiny = ("--size", "tiny", "--device", "cpu")
-        short = ("--clips", "16", "--update", "8", "--repeats", "1", "--contenders", "ours", "A", "C", "D", "E")
-        families = ("wav2vec2-large", "whisper-large-v3")
-        checks = Part("checks", 300, ("gpu_checks.py", *tiny))
-        return [checks, *(Part(f"speed-{f}", 300, (*speed, *tiny, *short, "--families", f)) for f in families)]
-    real = ("--size", "real", "--round", "2", "--repeats", "3")
-    whisper = ("--update", "32", "--contenders", "ours", "A", "B", "C")
-
-    def family(name: str, limit_s: int, *more: str) -> Part:
-        return Part(f"speed-{name}", limit_s, (*speed, *real, "--seconds", str(limit_s - 15), "--families", name, *more))
-
-    return [
-        Part("checks", 100, ("gpu_checks.py",)),
-        family("wav2vec2-large", 110),
-        family("whisper-large-v3", 120, *whisper),
-        family("wavlm-large", 100),
-        family("wav2vec2-base", 90),
-        family("hubert-large", 90, "--contenders", "ours", "A", "B", "C"),
-    ]
+LIMIT_S = 540.0
+END_S = 6.0  # to end what runs, and to clear up
+ENV = {
+    "HF_HUB_OFFLINE": "1",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether there is a GPU spoils no fork
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # as training sets it before torch is imported; for all contenders
+    "PYTHONUNBUFFERED": "1",
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for each part's JSON file and log, and summary.json")
-    parser.add_argument("--limit", type=float, default=570, help="seconds for everything")
-    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, to see that everything runs")
-    parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="settings of ours")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for everything, from the start of this process")
+    parser.add_argument("--material", type=Path, default=HERE.parents[1] / "gpu_material", help="what gpu_material.py made")
+    parser.add_argument("--parts", nargs="+", default=["*"], metavar="PATTERN", help="only these, as 'ours:*' resume")
+    parser.add_argument(
+        "--after", type=Path, metavar="JSON", help="an earlier call's, on such a GPU: what is done there is taken over"
+    )
+    parser.add_argument("--train", nargs="*", default=[], metavar="KEY=VALUE", help="settings of ours, as budget_seconds=240")
     options = parser.parse_args()
-    missing = [name for name in (*NEEDED, *PEERS) if find_spec(name) is None]
-    print("missing packages:", ", ".join(missing) or "none", flush=True)
-    if any(name in NEEDED for name in missing):
-        return 2
+    clock = Clock(options.limit - END_S)
+    signal.signal(signal.SIGTERM, _stop)
     options.out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + options.limit * (10 if options.dry_run else 1)  # a CPU has no ten minutes
-    summary: dict[str, Any] = {"missing": missing, "parts": {}}
-    for part in parts(options.dry_run, options.train):
-        began = time.monotonic()
-        how = run(part, options.out, min(part.limit_s, deadline - began))
-        summary["parts"][part.name] = {"how": how, "seconds": round(time.monotonic() - began, 1)}
-        print(f"{part.name}: {how}, {summary['parts'][part.name]['seconds']} s", flush=True)
-        (options.out / "summary.json").write_text(json.dumps(summary, indent=1))
-    return 0 if all(part["how"] == "done" for part in summary["parts"].values()) else 1
+    scratch = Path(tempfile.mkdtemp(prefix="gpu_all-"))
+    try:
+        return measured(options, clock, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def run(part: Part, out: Path, limit_s: float) -> str:
-    """How it went. Its output goes to a log, and comes out here once it has ended."""
-    if limit_s < 20:
-        return "no time left"
-    script, *arguments = part.command
-    command = [sys.executable, str(HERE / script), *arguments, "--out", str(out / f"{part.name}.json")]
-    log = out / f"{part.name}.log"
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])}
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True)
-        try:
-            code = process.wait(limit_s)
-            how = "done" if code == 0 else f"failed with code {code}"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with its contenders
-            process.wait()
-            how = f"ended after {limit_s:.0f} s"
-    print(log.read_text(), flush=True)
-    return how
+def measured(options: argparse.Namespace, clock: Clock, scratch: Path) -> int:
+    brought = unpack_wheels(options.material / "wheels", scratch / "site")
+    model = unpack_model(options.material / "model.zip", scratch / "model")
+    shards = options.material / "shards"
+    about = {"command": " ".join(sys.argv[1:]), "limit_s": options.limit, "brought": brought}
+    kept = Kept(options.out / "gpu.json", about, summarised)
+    paths = [str(HERE), str(HERE.parents[1]), *([str(scratch / "site")] if brought else [])]
+    env = ENV | {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
+    call = Call(kept, clock, scratch, options.out / "gpu.log", env, "gpu.preload")
+    try:
+        call.run([parts.MACHINE])
+        machine = kept.result("machine")
+        if machine is None:
+            print(f"torch could not tell what machine this is: see {options.out / 'gpu.log'}")
+            return 1
+        drawn, there = scratch / "drawn", shards if shards.exists() else None
+        given = parts.Given(machine["gpus"], machine.get("peak_tflops"), drawn, there, model, options.train)
+        if options.after and (said := kept.adopt(options.after)):
+            print(said, flush=True)
+        call.start(parts.prepare(given))
+        for group in parts.groups(given):
+            call.run(wanted(group, options.parts))
+    finally:
+        call.end()
+        print(table(kept.told["summary"]), flush=True)
+    bad = [name for name, part in kept.told["parts"].items() if part["how"].startswith(("failed", "ended"))]
+    print(f"{clock.passed():.0f} s in all; not as they should be: {', '.join(bad) or 'none'}")
+    return 1 if bad else 0
+
+
+def wanted(group: Iterable[Part], patterns: list[str]) -> list[Part]:
+    return [part for part in group if any(fnmatch.fnmatchcase(part.name, pattern) for pattern in patterns)]
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # the parts' common parent ends by itself: nothing waits for that

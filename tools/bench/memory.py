@@ -6,7 +6,7 @@ The statement is what `ser_hpc/engine/memory.py` says: bytes that stand there an
 activations. Encoders have their true sizes and random weights. On a CPU these peaks are counted tensor by tensor (products are
 not computed); real steps of a scaled-down encoder, as torch's profiler saw them allocate, then show how far the line is to be
 trusted. On a GPU the peak of real steps of the true size stands beside: each of two micro-batches of `--seconds`, so that
-gradients are kept.
+gradients are kept. Every row is kept when it is there.
 
 Dropout is 0, with which attention in half precision is one variable-length call on a GPU; with attention dropout, or in fp32,
 a GPU attends to clips of like length together, and needs copies for it.
@@ -49,6 +49,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_mel_bins": 128,
     },
 }  # fmt: skip
+SCALED_DOWN = "scaled down"
 SMALL: dict[str, Any] = {
     "model_type": "wav2vec2", "conv_dim": [128] * 7, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
     "intermediate_size": 1024, **LAYER_NORM,
@@ -102,7 +103,8 @@ def allocated(work: Callable[[], None]) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=[*MODELS, SCALED_DOWN], help="default: all, on a GPU those of true size")
+    parser.add_argument("--weights", type=Path, help="a folder with weights by the model's name, which it takes long to draw")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["bf16", "fp32"])
     parser.add_argument(
         "--strategies", nargs="+", choices=("ddp", "zero1", "zero2", "zero3"), default=["ddp"], help="of 1 rank"
@@ -115,34 +117,47 @@ def main() -> int:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     gpu = options.device.type == "cuda"
+    told = about(options)
     print(
         f"{'GB':18}{'strategy':10}{'precision':10}{'checkpoints':12}{'standing':>9}{'a second':>10}{'peak':>8}{'measured':>10}"
     )
-    rows = []
-    for name in options.models if gpu else [*options.models, "scaled down"]:
-        config, seconds = MODELS.get(name, SMALL), options.seconds if name in MODELS else options.small_seconds
-        for chosen, precision, again in [
-            (s, p, a) for s in options.strategies for p in options.precisions for a in (False, True)
-        ]:
-            train = TrainSettings(precision=precision, strategy=chosen)
-            model = build(EncoderModel(weights=None, config=config, dropout=0.0), 4, seed=0)
-            row = stated(model, train, again, argparse.Namespace(**vars(options) | {"seconds": seconds}))
-            if (gpu or name not in MODELS) and chosen == "ddp":
-                row["measured"] = measured(model, train, again, seconds, options)
-            rows.append({"model": name, "strategy": chosen, "precision": precision, "checkpoints": again, **row})
-            beside = f"{row['measured'] / 1e9:10.2f}" if "measured" in row else ""
-            print(
-                f"{name:18}{chosen:10}{precision:10}{'yes' if again else 'no':12}{row['standing'] / 1e9:9.2f}"
-                f"{row['a_second'] / 1e9:10.4f}{row['peak'] / 1e9:8.2f}{beside}",
-                flush=True,
-            )
-    if options.out:
-        machine = {"architecture": platform.machine(), "cores": os.cpu_count(), "device": str(options.device)}
-        machine |= {"gpu": torch.cuda.get_device_name()} if gpu else {}
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        setting = {"seconds": options.seconds, "clip_s": options.clip, "small_seconds": options.small_seconds}
-        write_json(options.out, {"machine": machine | versions, **setting, "bytes": rows})
+    for name in options.models or [*MODELS, *([] if gpu else [SCALED_DOWN])]:
+        for chosen in options.strategies:
+            for precision in options.precisions:
+                for again in (False, True):
+                    told["bytes"].append(row(name, chosen, precision, again, options))
+                    if options.out:
+                        write_json(options.out, told)
     return 0
+
+
+def row(name: str, chosen: str, precision: str, again: bool, options: argparse.Namespace) -> dict[str, Any]:
+    """One line of the table, printed."""
+    real = name != SCALED_DOWN
+    seconds = options.seconds if real else options.small_seconds
+    train = TrainSettings(precision=precision, strategy=chosen)
+    given = (
+        {"weights": str(options.weights / name)} if options.weights else {"weights": None, "config": MODELS.get(name, SMALL)}
+    )
+    model = build(EncoderModel.model_validate(given | {"dropout": 0.0}), 4, seed=0)
+    found = stated(model, train, again, argparse.Namespace(**vars(options) | {"seconds": seconds}))
+    if (options.device.type == "cuda" or not real) and chosen == "ddp":
+        found["measured"] = measured(model, train, again, seconds, options)
+    beside = f"{found['measured'] / 1e9:10.2f}" if "measured" in found else ""
+    print(
+        f"{name:18}{chosen:10}{precision:10}{'yes' if again else 'no':12}{found['standing'] / 1e9:9.2f}"
+        f"{found['a_second'] / 1e9:10.4f}{found['peak'] / 1e9:8.2f}{beside}",
+        flush=True,
+    )
+    return {"model": name, "strategy": chosen, "precision": precision, "checkpoints": again, **found}
+
+
+def about(options: argparse.Namespace) -> dict[str, Any]:
+    machine = {"architecture": platform.machine(), "cores": os.cpu_count(), "device": str(options.device)}
+    machine |= {"gpu": torch.cuda.get_device_name()} if options.device.type == "cuda" else {}
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    setting = {"seconds": options.seconds, "clip_s": options.clip, "small_seconds": options.small_seconds}
+    return {"machine": machine | versions, **setting, "bytes": []}
 
 
 if __name__ == "__main__":

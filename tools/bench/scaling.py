@@ -69,18 +69,18 @@ def main() -> int:
     parser.add_argument("override", nargs="*", metavar="key=value", help="any setting")
     options = parser.parse_args()
     clips = round(options.seconds / MEAN_S)
-    results = []
+    results: list[dict[str, Any]] = []
+    device = torch.cuda.get_device_name() if gpus else platform.machine()
+    machine = {"device": device, "cores": os.cpu_count(), "torch": torch.__version__}
+    setting = {"clips": clips, "steps": STEPS, "threads": options.threads, "settings": options.override}
     with tempfile.TemporaryDirectory() as folder:
         shards = corpus(Path(folder), clips * max(options.ranks) * (BEFORE + STEPS + 1))
         for ranks in options.ranks:
             run = planned(Path(folder) / f"ranks_{ranks}", shards, clips * ranks, options.override)
-            results.append(trained(run, ranks, options.threads))
+            results.append(compared(trained(run, ranks, options.threads), results))
+            if options.out:
+                write_json(options.out, {"machine": machine, **setting, "seconds_a_step": results})
     show(results)
-    if options.out:
-        device = torch.cuda.get_device_name() if gpus else platform.machine()
-        machine = {"device": device, "cores": os.cpu_count(), "torch": torch.__version__}
-        setting = {"clips": clips, "steps": STEPS, "threads": options.threads, "settings": options.override}
-        write_json(options.out, {"machine": machine, **setting, "seconds_a_step": results})
     return 0
 
 
@@ -238,12 +238,17 @@ def length(spans: Sequence[Span]) -> float:
     return sum(end - begin for begin, end in spans)
 
 
+def compared(row: dict[str, Any], before: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """With what is not computing, and the audio a second and rank against the first row's."""
+    first = before[0] if before else row
+    efficiency = row["audio_s"] / row["step"] / (first["audio_s"] / first["step"])
+    return row | {"outside_compute": 1 - row["compute"] / row["step"], "efficiency": efficiency}
+
+
 def show(results: Sequence[dict[str, Any]]) -> None:
     print("seconds per step of rank 0")
     print("".join(f"{name:>12}" for name in ("ranks", "audio", "step", *PARTS, "outside", "efficiency")))
     for row in results:
-        row["outside_compute"] = 1 - row["compute"] / row["step"]
-        row["efficiency"] = row["audio_s"] / row["step"] / (results[0]["audio_s"] / results[0]["step"])
         numbers = "".join(f"{row[name]:12.4f}" for name in ("step", *PARTS))
         print(f"{row['ranks']:12}{row['audio_s']:12.1f}{numbers}{row['outside_compute']:12.1%}{row['efficiency']:12.3f}")
 

@@ -7,9 +7,11 @@ clipping the gradient to norm 1, AdamW.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,13 +25,14 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 from ser_hpc.config.settings import Settings
 from ser_hpc.data.batches import BatchSource
 from ser_hpc.data.order import Cut, Draws, step_micro_batches
-from ser_hpc.engine import probe, strategy
+from ser_hpc.engine import gpu, precision, probe, strategy
 from ser_hpc.engine.compiled import Regions
 from ser_hpc.engine.ledger import Ledger
 from ser_hpc.engine.losses import clip_losses
 from ser_hpc.engine.step import gradients
 from ser_hpc.engine.world import World
 from ser_hpc.models.classifier import build
+from ser_hpc.results.run_dir import RunDir
 from ser_hpc.shards.audio import RATE
 
 LR = 1e-6  # nothing is to be learnt from noise; a step costs the same
@@ -73,13 +76,14 @@ class Ours:
     def __init__(self, task: Task, clips: Clips) -> None:
         encoder = {"kind": "encoder", "weights": str(task.weights), "freeze": "stem" if task.frozen_stem else "none"}
         settings = Settings.model_validate({"model": encoder, "train": {"precision": task.precision, **task.train}})
+        self.device, self.clock = torch.device("cuda:0" if task.device == "cuda" else task.device), task.clock
+        world = World(0, 1, 0, 1, self.device)
+        settings = as_a_trial(settings, world)
         model = build(settings.model, len(clips.classes), seed=0)
         saved = load_file(task.weights / "model.safetensors")
         model.head.load_state_dict({k: v for k, v in saved.items() if k.startswith(("projector.", "classifier."))})
-        self.device, self.clock = torch.device(task.device), task.clock
         self.update, self.clips = task.update, clips
         self.costs = model.front.costs(clips.index.num_samples)
-        world = World(0, 1, 0, 1, self.device)
         self.cut = Cut(1, probe.find(model, settings, self.costs, world).samples)
         self.regions = Regions(model.encoder, settings.train)
         self.ranks = strategy.build(model, settings.train, world, None)
@@ -114,6 +118,15 @@ class Ours:
             if not number:
                 watch.start()
         return watch.seconds()
+
+
+def as_a_trial(settings: Settings, world: World) -> Settings:
+    """What a trial sets in torch before it begins, and the settings with a precision by name."""
+    if world.device.type == "cuda":
+        gpu.set_up(world.device)
+    gpu.reproducible(settings.train.deterministic)
+    with tempfile.TemporaryDirectory() as folder:
+        return precision.settle(settings, RunDir(Path(folder)), world)
 
 
 class Alone:

@@ -1,0 +1,52 @@
+"""What a file holds, whatever its header says: how the modules beside this one tell it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")  # what players and taggers put behind the sound of any format
+_HEADERS = (8, 16, 36, 44)  # bytes by which programs that count the header, or a part of it, as sound are out
+_ABOUT = 1 << 16  # how near to 2^31 or 2^32 a size is that stands for "unknown"
+
+
+class BadClipError(Exception):
+    """A clip that cannot be packed. The message is the reason, without the path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Where sound lies in a file, for libsndfile to read, and what is wrong with what the file says of it.
+
+    `head` and then bytes `start` to `end` of the file are what libsndfile is given; with an empty `head`, the file as it is.
+    `frames`: their number, where libsndfile would tell another; None: what it tells. `doubt`: in words, "" where all is well.
+    """
+
+    head: bytes = b""
+    start: int = 0
+    end: int = 0
+    frames: int | None = None
+    doubt: str = ""
+
+
+def is_unknown(size: int) -> bool:
+    """Whether a size is one that programs write when they cannot go back to the header (pipes, a crash)."""
+    return size == 0 or abs(size - (1 << 31)) <= _ABOUT or abs(size - (1 << 32)) <= _ABOUT or size >= (1 << 63) - _ABOUT
+
+
+def settle(announced: int, present: int, header: int, whole: bool = False) -> tuple[int, str]:
+    """Bytes of sound to read where so many are announced and so many are there, and what there is to say about it.
+
+    `header`: bytes before the sound; `whole`: something else in the file says that nothing is missing. Raises BadClipError
+    where sound is missing.
+    """
+    if present and is_unknown(announced) and announced != present:
+        return (
+            present,
+            "its header does not say how much sound there is (written through a pipe, or by a crash): read to its end",
+        )
+    if announced <= present:
+        return announced, ""
+    excess = announced - present
+    if whole or excess in _HEADERS or excess in (header, header - 8):
+        return present, f"its header announces {excess} bytes of sound more than there are, but nothing is missing"
+    raise BadClipError(f"is truncated: its header announces {announced} bytes of sound, the file holds {present}")

@@ -1,0 +1,192 @@
+"""MPEG audio (MP3 and its kin): counted frame by frame, since no header has to say how long it is, and many say it wrong.
+
+Without a Xing frame libsndfile guesses the length from the size of the first frame and stops reading there; with one it
+believes it, also where files were joined behind it. So the frames are walked over (their headers, nothing is decoded), and
+where libsndfile would read another number of them, it gets a Xing frame that is right.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+
+from ser_hpc.shards.containers.contents import TAGS, BadClipError, Contents
+
+_KBITS = {  # by version 1 or not, and layer
+    (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}  # by the version's two bits
+_ALIKE = 0xFFFE0C00  # sync, version, layer and rate: what all frames of a file have in common
+_FRAMES = 1  # of a Xing frame's flags: it tells a number of frames
+_NOT_TOLD = -1
+_WINDOW = 1 << 20
+_LEAD = 1 << 16  # bytes between an ID3 tag and the first frame: padding that the tag did not count
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """The frames of a file: bytes `start` to `end`; `count` of `samples` each. A Xing frame is none of them, but `first` it is.
+
+    `told`: the number of frames in its Xing frame, None where there is none; `skipped`: bytes that belong to no frame;
+    `lacking`: bytes that its last frame lacks.
+    """
+
+    first: int
+    start: int
+    end: int
+    count: int
+    samples: int
+    layer: int
+    header: int
+    told: int | None
+    skipped: int
+    lacking: int
+
+    def xing_frame(self) -> bytes:
+        """A frame of silence that tells the number of frames. Only layer III has such."""
+        header = self.header & ~0xF200 | 0xE000 | 0x10000  # the largest, so that all fits; no padding, no checksum
+        side = _side_bytes(header)
+        told = struct.pack(">I", header) + bytes(side) + b"Xing" + struct.pack(">II", _FRAMES, self.count)
+        return told.ljust(_frame_bytes(header), b"\0")
+
+    def padding(self) -> int:
+        """Bytes in front of the frames with which libsndfile's guess (bytes over the first frame's size) is not too short."""
+        lacking = _frame_bytes(self.header) * self.count - (self.end - self.start)
+        if lacking > _LEAD:
+            raise BadClipError(f"is MPEG layer {self.layer} of variable rate, which cannot be read; convert it to WAV or FLAC")
+        return max(0, lacking)
+
+
+def contents(file: int, start: int, end: int) -> Contents | None:
+    """Of MPEG audio between two bytes of an open file, None for what is not. Raises BadClipError if some are missing."""
+    found = frames(file, start, end)
+    if found is None:
+        return None
+    if found.lacking:
+        raise BadClipError(f"is truncated: its last frame lacks {found.lacking} bytes")
+    doubts = [f"{found.skipped} bytes before, between or behind its frames are no sound: not read"] if found.skipped else []
+    told = found.told
+    if told is not None and told > found.count + 1:
+        raise BadClipError(f"is truncated: its header announces {told} frames, the file holds {found.count}")
+    if told == found.count:
+        as_it_is = start > 0 or os.pread(file, 3, 0) == b"ID3"
+        return Contents(b"" if as_it_is else _id3(0), found.first, end, doubt="; ".join(doubts))
+    if told not in (None, _NOT_TOLD):
+        doubts.append(f"its header announces {told} frames, but there are {found.count}: read to its end")
+    if found.layer == 3:
+        return Contents(_id3(0) + found.xing_frame(), found.start, found.end, doubt="; ".join(doubts))
+    return Contents(_id3(found.padding()), found.start, found.end, found.count * found.samples, "; ".join(doubts))
+
+
+def frames(file: int, start: int, end: int) -> Frames | None:
+    """The MPEG frames between two bytes of an open file, behind ID3 tags; None if it does not begin with such."""
+    tagged = start
+    while (tag := os.pread(file, 10, start))[:3] == b"ID3" and len(tag) == 10:
+        start += 10 + sum((byte & 0x7F) << 7 * (9 - at) for at, byte in enumerate(tag) if at > 5) + 10 * (tag[5] >> 4 & 1)
+    first = _next(file, start, min(end, start + _LEAD) if start > tagged else start + 1, end, 0)
+    if first is None:
+        return None
+    header = int.from_bytes(os.pread(file, 4, first))
+    told, size = _told(file, first, header)
+    count, skipped, lacking, last = _walk(file, first + size, end, header)
+    layer = 4 - (header >> 17 & 3)
+    samples = 384 if layer == 1 else 576 if layer == 3 and not _is_version_1(header) else 1152
+    skipped += first - start if any(os.pread(file, first - start, start)) else 0
+    return Frames(first, first + size, last, count, samples, layer, header, told, skipped, lacking)
+
+
+def _walk(file: int, at: int, end: int, like: int) -> tuple[int, int, int, int]:
+    """Number of frames, bytes that were skipped, bytes that the last one lacks, and where they end."""
+    count, skipped = 0, 0
+    sizes: dict[bytes, int] = {}
+    window, base = b"", at
+    while at + 4 <= end:
+        if at + 4 > base + len(window):
+            window, base = os.pread(file, _WINDOW, at), at
+        header = window[at - base : at - base + 4]
+        if (size := sizes.get(header)) is None:
+            number = int.from_bytes(header)
+            size = sizes[header] = _frame_bytes(number) if (number ^ like) & _ALIKE == 0 else 0
+        if size and at + size > end:
+            return count, skipped, at + size - end, end
+        if size:
+            count, at = count + 1, at + size
+            continue
+        rest = os.pread(file, min(_WINDOW, end - at), at)
+        following = None if rest.startswith(TAGS) or not any(rest) else _next(file, at + 1, end, end, like)
+        if following is None:
+            skipped += 0 if rest.startswith(TAGS) or not any(rest) else end - at
+            break
+        skipped += following - at
+        at = following
+    return count, skipped, 0, at
+
+
+def _next(file: int, at: int, last: int, end: int, like: int) -> int | None:
+    """Where the next frame begins, from `at` to before `last`: a header behind which, a frame further, stands its like."""
+    while at < last:
+        window = os.pread(file, min(_WINDOW, end - at), at)
+        found = window.find(b"\xff")
+        while 0 <= found < last - at:
+            header = int.from_bytes(window[found : found + 4])
+            size = _frame_bytes(header) if not like or (header ^ like) & _ALIKE == 0 else 0
+            if size and at + found + size <= end:
+                behind = os.pread(file, 4, at + found + size)
+                if at + found + size == end or behind.startswith(TAGS) or _alike(int.from_bytes(behind), header):
+                    return at + found
+            found = window.find(b"\xff", found + 1)
+        at += max(1, len(window) - 3)
+    return None
+
+
+def _alike(header: int, other: int) -> bool:
+    return (header ^ other) & _ALIKE == 0 and _frame_bytes(header) > 0
+
+
+def _told(file: int, at: int, header: int) -> tuple[int | None, int]:
+    """The number of frames that a Xing or VBRI frame tells, and its size; (None, 0) where the first frame is sound."""
+    size = _frame_bytes(header)
+    frame = os.pread(file, size, at)
+    tag = 4 + _side_bytes(header)
+    if frame[tag : tag + 4] in (b"Xing", b"Info"):
+        flags, told = struct.unpack_from(">II", frame.ljust(tag + 12, b"\0"), tag + 4)
+        return told if flags & _FRAMES else _NOT_TOLD, size
+    if frame[36:40] == b"VBRI":
+        return _NOT_TOLD, size  # nothing that libsndfile reads
+    return None, 0
+
+
+def _frame_bytes(header: int) -> int:
+    """Size of the frame that begins with these four bytes, 0 if none does (or its bitrate is a free one)."""
+    version, layer = header >> 19 & 3, 4 - (header >> 17 & 3)
+    kbits, rate = header >> 12 & 15, header >> 10 & 3
+    if header >> 21 != 0x7FF or version == 1 or layer == 4 or kbits in (0, 15) or rate == 3:
+        return 0
+    bits = 1000 * _KBITS[version == 3, layer][kbits]
+    padding = header >> 9 & 1
+    if layer == 1:
+        return (12 * bits // _RATES[version][rate] + padding) * 4
+    return (72 if layer == 3 and version != 3 else 144) * bits // _RATES[version][rate] + padding
+
+
+def _side_bytes(header: int) -> int:
+    """Of layer III: bytes between a frame's header and its sound."""
+    mono = header >> 6 & 3 == 3
+    return (17 if mono else 32) if _is_version_1(header) else 9 if mono else 17
+
+
+def _is_version_1(header: int) -> bool:
+    return header >> 19 & 3 == 3
+
+
+def _id3(padding: int) -> bytes:
+    """An empty tag: without one libsndfile knows MP3 by its name alone, and without padding not even so."""
+    padding += 32
+    size = bytes(padding >> shift & 0x7F for shift in (21, 14, 7, 0))
+    return b"ID3\x04\0\0" + size + bytes(padding)

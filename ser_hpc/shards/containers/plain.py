@@ -1,0 +1,91 @@
+"""AIFF, AU, CAF, Wave64 and NIST SPHERE: one size of the sound, held against the file's. libsndfile reads what is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from typing import NamedTuple
+
+from ser_hpc.shards.containers.contents import BadClipError, Contents, settle
+
+_W64_HEAD = b"riff\x2e\x91\xcf\x11"
+
+
+class _Sound(NamedTuple):
+    """`start`: first byte of the sound; `announced`: its bytes. `whole`: another size says that no byte is missing."""
+
+    start: int
+    announced: int
+    doubt: str = ""
+    whole: bool = False
+
+
+def contents(file: int, head: bytes, size: int) -> Contents | None:
+    """Of a file of one of these formats, None for others. Raises BadClipError if it is truncated."""
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        sound = _aiff(file, size)
+    elif head[:4] == b".snd" and len(head) >= 24:
+        sound = _Sound(*struct.unpack_from(">II", head, 4))
+    elif head[:4] == b"caff":
+        return _caf(file, size)
+    elif head[:8] == _W64_HEAD:
+        sound = _w64(file, size)
+    elif head[:8] == b"NIST_1A\n":
+        sound = _nist(head, size)
+    else:
+        return None
+    if sound.start > size:
+        raise BadClipError("is truncated: it ends before its sound begins")
+    _, doubt = settle(sound.announced, size - sound.start, sound.start, sound.whole)
+    return Contents(doubt="; ".join(filter(None, (doubt, sound.doubt))))
+
+
+def _aiff(file: int, size: int) -> _Sound:
+    at, frames, frame = 12, 0, 0
+    whole = size - 1 <= int.from_bytes(os.pread(file, 4, 4)) + 8 <= size + 1
+    while at + 8 <= size:
+        name, length = struct.unpack(">4sI", os.pread(file, 8, at))
+        if name == b"COMM":
+            channels, frames, bits = struct.unpack(">hIh", os.pread(file, 8, at + 8))
+            kind = os.pread(file, 4, at + 26) if length > 18 else b"NONE"
+            frame = channels * -(-bits // 8) if kind in (b"NONE", b"sowt", b"twos") else 0
+        if name == b"SSND":
+            sound = max(0, length - 8)  # behind an offset and a block size
+            differs = frame and sound and sound // frame != frames
+            doubt = f"its header announces {frames} frames, but {sound} bytes of sound" if differs else ""
+            return _Sound(at + 16, sound, doubt, whole)
+        at += 8 + length + length % 2
+    raise BadClipError("is truncated, or has a damaged header: it ends before its sound begins")
+
+
+def _w64(file: int, size: int) -> _Sound:
+    at = 40
+    while at + 24 <= size:
+        name, length = struct.unpack("<16sQ", os.pread(file, 24, at))  # which counts name and size as well
+        if name.startswith(b"data"):
+            return _Sound(at + 24, max(0, length - 24))
+        at += max(24, -(-length // 8) * 8)
+    raise BadClipError("is truncated, or has a damaged header: it ends before its sound begins")
+
+
+def _nist(head: bytes, size: int) -> _Sound:
+    number = {name: int(value) for name, value in re.findall(rb"^(\w+) -i (\d+)", head, re.MULTILINE)}
+    start = int(head[8:16]) if head[8:16].strip().isdigit() else 1024
+    announced = number.get(b"sample_count", 0) * number.get(b"channel_count", 1) * number.get(b"sample_n_bytes", 1)
+    return _Sound(start, announced if b"shorten" not in head and b"sample_count" in number else size - start)
+
+
+def _caf(file: int, size: int) -> Contents:
+    """Of a CAF file; libsndfile refuses one with another size of the data than there is."""
+    at = 8
+    while at + 12 <= size:
+        name, length = struct.unpack(">4sQ", os.pread(file, 12, at))
+        if name == b"data":
+            present = size - at - 12
+            length, doubt = settle(length, present, at + 12)
+            if not doubt:
+                return Contents()
+            return Contents(os.pread(file, at + 4, 0) + struct.pack(">Q", length), at + 12, size, doubt=doubt)
+        at += 12 + length
+    raise BadClipError("is truncated, or has a damaged header: it ends before its sound begins")

@@ -1,0 +1,160 @@
+"""Any sound file, opened: libsndfile decodes it, but what it holds is found out here, not believed.
+
+What libsndfile lets pass in silence is refused: a file that ends before its header says so, a text file or a git-lfs pointer
+under an audio name. What it refuses or cuts short without need is read: headers of programs that did not come back to them
+(containers/). What is doubtful and read nevertheless is told (`Recording.doubt`).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from ser_hpc.shards.containers import flac, mpeg, ogg, plain, wav
+from ser_hpc.shards.containers.contents import BadClipError, Contents
+
+_HEAD = 4096  # bytes of a file that are looked at before libsndfile is
+_BLOCK = 1 << 20  # samples, of all channels, in memory at once
+_SAMPLES_PER_BYTE = 8192  # more than the densest FLAC, digital silence, has
+_RATES = 1_000, 1_000_000
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """An open recording of `frames` at `rate` Hz. `doubt`: what its header says that is not so, "" if all is well."""
+
+    sound: _Forward
+    frames: int
+    doubt: str
+
+    @property
+    def rate(self) -> int:
+        return int(self.sound.samplerate)
+
+    def blocks(self, first: int, last: int) -> Iterator[np.ndarray]:
+        """Frames `first` to `last`: int16 where the file holds such, float32 of full scale 1 else; (frames, channels) each.
+
+        Raises BadClipError where there are fewer.
+        """
+        dtype = "int16" if self.sound.subtype == "PCM_16" else "float32"  # read as such in half the time, and just the same
+        size, left = max(1, _BLOCK // self.sound.channels), last - first
+        if first and self.sound.can_seek:
+            self.sound.seek(first)
+            first = 0
+        while first and (passed := len(self.sound.read(min(size, first), dtype=dtype, always_2d=True))):
+            first -= passed
+        while left and len(block := self.sound.read(min(size, left), dtype=dtype, always_2d=True)):
+            yield block
+            left -= len(block)
+        if left:
+            raise BadClipError(f"is truncated: {last} frames announced, {last - left} decoded")
+
+
+class _Forward(soundfile.SoundFile):  # type: ignore[misc]
+    """Read from front to back, without a seek after each block, which some codecs cannot."""
+
+    @property
+    def can_seek(self) -> bool:
+        return bool(super().seekable())
+
+    def seekable(self) -> bool:
+        return False
+
+
+class _Part(io.RawIOBase):
+    """Some bytes, and then a part of an open file, as one file; nothing is copied."""
+
+    def __init__(self, file: int, contents: Contents) -> None:
+        self._file, self._head, self._start = file, contents.head, contents.start
+        self._size, self._at = len(contents.head) + contents.end - contents.start, 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        wanted = max(0, min(len(buffer), self._size - self._at))
+        content = self._head[self._at : self._at + wanted]
+        if len(content) < wanted:
+            place = self._start + self._at + len(content) - len(self._head)
+            content += os.pread(self._file, wanted - len(content), place)
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Recording]:
+    """A recording to read. Raises BadClipError for everything that a look at the file can tell, and while it is read."""
+    head = b""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            head, of = os.pread(file, _HEAD, 0), os.fstat(file)
+            contents = _contents(path, of.st_ino, of.st_size, of.st_mtime_ns)
+            # By its descriptor: a Python file would stand between libsndfile and every read.
+            with _Forward(_Part(file, contents) if contents.head else file, "r", closefd=False) as sound:
+                yield _recording(sound, contents, of.st_size)
+        finally:
+            os.close(file)
+    except FileNotFoundError:
+        raise BadClipError("is a link to a file that is not there" if path.is_symlink() else "does not exist") from None
+    except OSError as error:
+        raise BadClipError(f"cannot be read: {error.strerror or error}") from error
+    except MemoryError:
+        raise BadClipError("announces more sound than memory holds") from None
+    except (RuntimeError, struct.error) as error:  # libsndfile's, and our own look at a header that ends too early
+        raise BadClipError(_why_undecodable(head, error)) from error
+
+
+@lru_cache(maxsize=64)
+def _contents(path: Path, _inode: int, size: int, _changed: int) -> Contents:
+    """Remembered: of a long recording with a thousand clips, pages and frames are walked over once."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        head = os.pread(file, _HEAD, 0)
+        for look in (wav.contents, flac.contents, ogg.contents, plain.contents):
+            if (found := look(file, head, size)) is not None:
+                return found
+        return mpeg.contents(file, 0, size) or Contents()
+    finally:
+        os.close(file)
+
+
+def _recording(sound: _Forward, contents: Contents, size: int) -> Recording:
+    frames = sound.frames if contents.frames is None else contents.frames
+    if not 0 <= frames < 2**62:
+        raise BadClipError("has no length in its header (written through a pipe?); convert it again to a file")
+    if frames == 0:
+        raise BadClipError("holds no sound (0 frames)")
+    if frames > (size + len(contents.head)) * _SAMPLES_PER_BYTE:
+        raise BadClipError(f"announces {frames} frames, which so few bytes cannot hold")
+    if not _RATES[0] <= sound.samplerate <= _RATES[1]:
+        raise BadClipError(f"has a damaged header: it says {sound.samplerate} Hz")
+    return Recording(sound, frames, contents.doubt)
+
+
+def _why_undecodable(head: bytes, error: Exception) -> str:
+    """Empty, git-lfs pointer, text: files that only have the name of a recording."""
+    head = head[:64]
+    if not head:
+        return "is empty (0 bytes)"
+    if head.startswith(_LFS_POINTER):
+        return "is a git-lfs pointer, not the recording; run `git lfs pull` in the corpus"
+    text = head.decode("utf-8", errors="ignore")
+    if len(text.encode()) > 0.9 * len(head) and all(character.isprintable() or character.isspace() for character in text):
+        return f"is a text file, not audio (it begins {text[:30]!r})"
+    return f"cannot be decoded as audio ({getattr(error, 'error_string', error)}); convert it to WAV or FLAC"
