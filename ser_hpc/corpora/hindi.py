@@ -17,7 +17,7 @@ from pathlib import Path
 from ser_hpc.corpora.parse_result import ParseResult, existing_folder, finish, recordings, sorted_out
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Utterance
 from ser_hpc.corpora.words import emotion_folder, mended, plain_id, word_in
-from ser_hpc.errors import listed
+from ser_hpc.errors import counted, listed
 
 LAYOUT = "<speaker>/<session>/<emotion>/<clip>.wav, with the emotion in the name too, as in 1.2.happy-3.wav"
 TYPOS = {"happpy": "happy", "dusgust": "disgust"}
@@ -49,7 +49,7 @@ def _warnings(root: Path, clips: Sequence[Utterance]) -> list[str]:
     if (found := len({clip.speaker for clip in clips})) != SPEAKERS:
         told.append(f"{found} speakers here, {SPEAKERS} in the description of the published corpus")
     if unknown := sum(clip.speaker == UNKNOWN_SPEAKER for clip in clips):
-        told.append(f"{unknown} clips have no speaker's folder: they can only be trained on")
+        told.append(f"{counted(unknown, 'clip has', 'clips have')} no speaker's folder: they can only be trained on")
     return [*told, LOOSE]
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from ser_hpc.corpora import csv_file
 from ser_hpc.corpora.parse_result import ParseResult, existing_folder, finish, recordings
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Utterance
-from ser_hpc.errors import UserError, listed
+from ser_hpc.errors import UserError, counted, listed
 
 LAYOUT = "Labels/labels_consensus.csv and Audios/MSP-PODCAST_0001_0008.wav"
 LABELS = ("labels_consensus.csv", "labels_concensus.csv")
@@ -77,7 +77,7 @@ def _audio(root: Path) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
 def _warnings(clips: Sequence[Utterance]) -> list[str]:
     counts = Counter(u.extra["split_set"] for u in clips)
     unknown = sum(u.speaker == UNKNOWN_SPEAKER for u in clips)
-    warnings = [f"{unknown} clips of unknown speakers: they are only ever trained on"] if unknown else []
+    warnings = [f"{counted(unknown, 'clip')} of unknown speakers: they are only ever trained on"] if unknown else []
     if counts != CLIPS_BY_SPLIT:
         here = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
         known = ", ".join(f"{name} {count}" for name, count in CLIPS_BY_SPLIT.items())

@@ -92,7 +92,7 @@ def test_a_job_near_its_time_limit_is_queued_again_and_goes_on(slurm: Cluster, t
     ("arguments", "words"),
     [
         (["--partition", "fast"], ["fast: no such partition", "gpu, short, urgent"]),
-        (["--partition", "short", "--time", "30"], ["time_min=30", "allows 1 minutes"]),
+        (["--partition", "short", "--time", "30"], ["time_min=30", "allows 1 minute"]),
         (["--partition", "cpu", "--jobs", "2000"], ["--jobs 2000", "MaxArraySize"]),
         (["--partition", "cpu", "--account", "nobody"], ["account"]),
         (["--partition", "cpu", "--jobs", "0"], ["--jobs 0"]),

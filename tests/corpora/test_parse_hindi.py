@@ -37,7 +37,7 @@ def test_the_speaker_is_the_folder_above_the_session_or_unknown(tree: Path) -> N
     assert clips["happy"].utterance_id == "1-session2-happy-1-2-happpy-3" and clips["sarcastic"].speaker == "8"
     assert clips["surprise"].speaker == UNKNOWN_SPEAKER
     warnings = hindi.parse(tree).warnings
-    assert "1 clips have no speaker's folder: they can only be trained on" in warnings and hindi.LOOSE in warnings
+    assert "1 clip has no speaker's folder: they can only be trained on" in warnings and hindi.LOOSE in warnings
     assert "corpus hindi: 4 clips here, 3,200 in the published corpus" in warnings
 
 

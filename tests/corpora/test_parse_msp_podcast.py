@@ -89,7 +89,7 @@ def test_lines_without_recording_recordings_without_line_and_copies_are_skipped_
 
 def test_unknown_speakers_and_the_counts_of_the_release_are_told(parsed: ParseResult) -> None:
     speakers, counts = parsed.warnings
-    assert "1 clips of unknown speakers" in speakers
+    assert "1 clip of unknown speakers" in speakers
     assert "Development 1, Test1 1, Test2 1, Train 2; in release 1.11: Train 84030" in counts
 
 
