@@ -108,7 +108,7 @@ def _walk(file: int, at: int, end: int, like: int) -> tuple[int, int, int, int]:
     window, base = b"", at
     while at + 4 <= end:
         if at + 4 > base + len(window):
-            window, base = os.pread(file, _WINDOW, at), at
+            window, base = os.pread(file, min(_WINDOW, end - at), at), at
         header = window[at - base : at - base + 4]
         if (size := sizes.get(header)) is None:
             number = int.from_bytes(header)

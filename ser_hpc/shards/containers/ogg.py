@@ -23,7 +23,7 @@ def contents(file: int, head: bytes, size: int) -> Contents | None:
     doubts, flags, sound_began = [], 0, False
     while at < size:
         if at + _PAGE > base + len(window) and base + len(window) < size:
-            window, base = os.pread(file, _WINDOW, at), at
+            window, base = os.pread(file, min(_WINDOW, size - at), at), at
         page = _page(window[at - base : at - base + _PAGE])
         if page is None:
             rest = window[at - base :]
