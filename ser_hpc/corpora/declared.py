@@ -19,7 +19,7 @@ import yaml
 
 from ser_hpc.corpora.names import ambiguous, as_name
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.errors import UserError, listed
+from ser_hpc.errors import UserError, counted, listed
 
 COLUMNS = ("speaker", "session", "emotion")
 _SHOWN = 20
@@ -66,7 +66,7 @@ class Declared:
             for corpus in sorted({corpus for corpus, _ in counts}):
                 for names in ambiguous(name for of, name in counts if of == corpus):
                     if sum((column, name) not in self.distinct for name in names) > 1:
-                        each = " = ".join(f"{name!r} ({counts[corpus, name]} clips)" for name in names)
+                        each = " = ".join(f"{name!r} ({counted(counts[corpus, name], 'clip')})" for name in names)
                         problems.append((column, names, f"{column} of {corpus}: {each}"))
         if not problems:
             return

@@ -20,7 +20,7 @@ from ser_hpc.corpora.leaks import inspect
 from ser_hpc.corpora.people import Distinct, shared_names
 from ser_hpc.corpora.protocols import PROTOCOLS, divide
 from ser_hpc.corpora.utterance import Metadata
-from ser_hpc.errors import listed
+from ser_hpc.errors import counted, listed
 
 _AT_ONCE = 1 << 20
 __all__ = ["PROTOCOLS", "Fold", "FoldPlan", "Part", "plan"]
@@ -114,7 +114,7 @@ def _cap(clips: Clips, sides: Sequence[np.ndarray], most: int) -> str:
 def _part(clips: Clips, draft: Draft, side: int) -> Part:
     rows = draft.side == side
     unknown = int((rows & ~clips.known).sum())
-    words = draft.words[side] + (f"; {unknown} clips of unknown speakers" if unknown else "")
+    words = draft.words[side] + (f"; {counted(unknown, 'clip')} of unknown speakers" if unknown else "")
     return Part(words, np.sort(clips.positions[rows]), clips.speaker.within(rows), clips.session.within(rows))
 
 

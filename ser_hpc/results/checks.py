@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ser_hpc.corpora.names import is_unknown
-from ser_hpc.errors import UserError, listed
+from ser_hpc.errors import UserError, counted, listed
 from ser_hpc.files import read_json
 from ser_hpc.results import identity
 from ser_hpc.results.predictions import Prediction, clip_hashes, digest, read
@@ -177,7 +177,7 @@ def _differences(found: Sequence[Prediction], part: dict[str, Any], same: Mappin
     counts, planned = Counter(p.truth for p in found), set(part["speakers"])
     speakers = {_planned_name(p, planned, same) for p in found if is_known(p)}
     problems = [
-        *([f"{len(found)} clips instead of {part['num']}"] if len(found) != part["num"] else []),
+        *([f"{counted(len(found), 'clip')} instead of {part['num']}"] if len(found) != part["num"] else []),
         *(
             f"{counts[name]} of class {name} instead of {part['classes'].get(name, 0)}"
             for name in sorted({*counts, *part["classes"]})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.errors import listed
+from ser_hpc.errors import counted, listed
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.findings import KINDS, Finding, Kind, Rules
 from ser_hpc.shards.index import REPORT, Shard
@@ -84,11 +84,10 @@ def packing_notes(root: Place) -> list[str]:
         notes = []
         if left_out:
             each = listed([f"{kind} {number}" for kind, number in left_out.items()])
-            notes.append(f"{corpora}: packing left out {sum(left_out.values())} clips ({each}; all in {REPORT}).")
-        notes += [
-            f"{corpora}: {len(clips)} clips are {kind}, and kept: {listed([clip['key'] for clip in clips], 4)} (see {REPORT})."
-            for kind, clips in kept.items()
-        ]
+            notes.append(f"{corpora}: packing left out {counted(sum(left_out.values()), 'clip')} ({each}; all in {REPORT}).")
+        for kind, clips in kept.items():
+            some = listed([clip["key"] for clip in clips], 4)
+            notes.append(f"{corpora}: {counted(len(clips), 'clip')} kept as {kind}: {some} (all in {REPORT}).")
         return notes
     except FileNotFoundError:
         return []

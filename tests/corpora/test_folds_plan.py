@@ -181,7 +181,7 @@ def test_unknown_speakers_only_train_and_never_with_the_session_that_is_tested()
     groups = planned(metadata, "speaker_groups")
     assert all(0 in fold.train.positions for fold in groups.folds)
     assert "1 of 100 clips are of unknown speakers: they only train." in groups.notes
-    assert groups.folds[0].train.words.endswith("; 1 clips of unknown speakers")
+    assert groups.folds[0].train.words.endswith("; 1 clip of unknown speakers")
 
 
 def test_dropped_emotions_are_counted_and_in_no_part() -> None:

@@ -40,10 +40,10 @@ def test_names_that_may_be_one_are_refused_with_the_pairs_shown(tmp_path: Path) 
         main(["csv", str(file), str(tmp_path / "out")])
     message = str(refused.value)
     for words in (
-        "speaker of mine: '01' (1 clips) = '1' (1 clips) = '1.0' (1 clips)",
-        "speaker of mine: 'ANNA' (1 clips) = 'Anna' (1 clips)",
-        "session of mine: 'S1' (2 clips) = 's1' (1 clips)",
-        "emotion of mine: 'Happy' (1 clips) = 'happy' (2 clips)",
+        "speaker of mine: '01' (1 clip) = '1' (1 clip) = '1.0' (1 clip)",
+        "speaker of mine: 'ANNA' (1 clip) = 'Anna' (1 clip)",
+        "session of mine: 'S1' (2 clips) = 's1' (1 clip)",
+        "emotion of mine: 'Happy' (1 clip) = 'happy' (2 clips)",
         "--same-speaker 01=1",
         "--distinct-speaker 01=1",
     ):
@@ -127,8 +127,8 @@ def test_what_packing_found_is_noted_for_readers_of_scores(tmp_path: Path) -> No
     copies = [replace(clips[0], utterance_id="copy"), replace(clips[1], utterance_id="contrary", emotion="sad")]
     pack([*clips, *copies], tmp_path / "out", workers=1)
     left_out, contradicting = packing_notes(tmp_path / "out")
-    assert left_out == "tones: packing left out 1 clips (duplicate 1; all in pack_report.json)."
-    assert contradicting.startswith("tones: 2 clips are contradiction, and kept: tones-contrary, ")
+    assert left_out == "tones: packing left out 1 clip (duplicate 1; all in pack_report.json)."
+    assert contradicting.startswith("tones: 2 clips kept as contradiction: tones-contrary, ")
     report = tmp_path / "out" / "pack_report.json"
     report.write_text(json.dumps({"counts": {}}))
     (damaged,) = packing_notes(tmp_path / "out")
