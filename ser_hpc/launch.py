@@ -135,6 +135,8 @@ def _start(experiment: Experiment, wanted: Sequence[Trial], where: str, policy: 
                 _submit(experiment, todo, held, environment, out)
             else:
                 plan.write(experiment)
+        else:
+            plan.write(experiment)  # whatever was lost or changed of it since: it is planned anew, and keeps what is trained
     if where == "local" and todo:
         _run_here(experiment, todo, environment, out)
     elif unfinished:

@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     rules, part, declared = Rules.parse(options.on, options.longest), _part(options.part), _declared(options)
     sources, out = _sources(options.what)
+    if len(sources) > 1 and (named := next((name for name, texts in _names(options).items() if texts), None)):
+        raise UserError(f"--{named} speaks of one corpus, but {len(sources)} are to be packed: pack that one by itself")
     screen = console.screen(soft_wrap=True)
     if options.partition is not None or options.cluster is not None:
         if _submitted(sources, out, options, screen):
@@ -102,7 +104,7 @@ def _submitted(sources: Sequence[Source], out: Path, options: argparse.Namespace
     chosen = {"profile": options.cluster, "partition": options.partition, "account": options.account, "time_min": options.time}
     what = [word for source in sources for word in (source.corpus, str(source.root.resolve()))]
     choices = [word for choice in options.on for word in ("--on", choice)] + ["--longest", f"{options.longest!r}"]
-    choices += [word for name, texts in _names(options).items() for text in texts for word in (f"--{name}", text)]
+    choices += [word for name, texts in _names(options).items() for text in texts for word in (f"--{name}={text}",)]
     arguments = [*what, str(out.resolve()), *choices, "--shard-mb", str(options.shard_mb), "--workers", str(workers)]
     cluster = pack_jobs.settings(chosen, workers)
     return pack_jobs.submit(

@@ -17,6 +17,7 @@ import numpy as np
 
 from ser_hpc.cluster.describe import plan_json
 from ser_hpc.config import schema as schemas
+from ser_hpc.config import weights
 from ser_hpc.config.load import dump, find, load_run
 from ser_hpc.config.schema import SCHEMA
 from ser_hpc.config.settings import AcrnnModel, EncoderModel, Settings
@@ -64,7 +65,13 @@ class Experiment:
     @property
     def is_of_before(self) -> bool:
         """Planned by a version that wrote no identity: reported on, but only its own code goes on with it."""
-        return self.run.plan.exists() and not self.run.identity.exists()
+        return _is_of_before(self.run)
+
+
+def _is_of_before(run: RunDir) -> bool:
+    with suppress(UserError):
+        return run.plan.exists() and not run.identity.exists() and run.read_plan().get("format") == 1
+    return False
 
 
 def prepare(settings: Settings, label_set: LabelSet | None = None) -> Experiment:
@@ -106,10 +113,16 @@ def _label_set(settings: Settings, index: ShardIndex) -> LabelSet:
 
 def _run(settings: Settings, label_set: LabelSet, fingerprint: str) -> tuple[Identity, RunDir]:
     """The run directory of these settings that is there, under this schema or an earlier one; else the one to be made."""
-    sounds = augment.sounds_digest(settings.data.augment) or None
-    found = (identity.of(settings, label_set, fingerprint, sounds, schema) for schema in range(SCHEMA, 0, -1))
+    files = _files(settings, fingerprint)
+    found = (identity.of(settings, label_set, files, schema) for schema in range(SCHEMA, 0, -1))
     runs = [(who, RunDir(settings.run.root / f"{settings.run.name}-{who.digest[:8]}")) for who in found if who]
     return next(((who, run) for who, run in runs if run.plan.exists()), runs[0])
+
+
+def _files(settings: Settings, fingerprint: str) -> dict[str, str]:
+    """Digests of what is read besides the settings, for the identity."""
+    digests = (fingerprint, augment.sounds_digest(settings.data.augment), weights.digest(settings))
+    return {name: digest for name, digest in zip(identity.FILES, digests, strict=True) if digest}
 
 
 def under_old_defaults(experiment: Experiment) -> list[str]:
@@ -153,14 +166,19 @@ def write(experiment: Experiment) -> RunDir:
             raise UserError(f"{run.path} was planned by an earlier version: it takes no more seeds ({listed(sorted(others))})")
         return run
     seeds = sorted({*wanted, *_seeds_before(experiment)})
-    # Jobs run elsewhere: the shards' place must not depend on the folder that the command was started in.
+    # Jobs run elsewhere: no place of shards or weights may depend on the folder that the command was started in.
     data = experiment.settings.data.model_copy(update={"shards": tuple(str(root.resolve()) for root in experiment.index.roots)})
-    settings = experiment.settings.model_copy(update={"seeds": tuple(seeds), "data": data})
+    model = experiment.settings.model
+    if (folder := weights.folder(experiment.settings)) is not None:
+        model = model.model_copy(update={"weights": str(folder.resolve())})
+    settings = experiment.settings.model_copy(update={"seeds": tuple(seeds), "data": data, "model": model})
     write_text(run.settings, dump(settings))
     write_text(run.labels, labels.dump(experiment.label_set))
     e = experiment
     demo = DEMO in e.settings.data.shards or _was_demo(run)
-    described = plan_json(e.settings, e.index, e.label_set, e.targets, e.folds, seeds, e.notes, demo=demo)
+    described = {"run": e.identity.digest} | plan_json(
+        e.settings, e.index, e.label_set, e.targets, e.folds, seeds, e.notes, demo=demo
+    )
     identity.write(run, e.identity, [fold_digest(fold) for fold in described["folds"]], seeds)
     write_sealed(run.plan, described)
     return run
@@ -174,9 +192,17 @@ def _seeds_before(experiment: Experiment) -> Iterable[int]:
         recorded = identity.read(run)
     if recorded and recorded.identity.digest != experiment.identity.digest:
         raise UserError(f"{run.path} is another experiment's directory; move it away, or give another run.name")
-    if recorded:
-        return recorded.seeds
-    return [int(path.name.removeprefix("seed_")) for path in run.path.glob("seed_[0-9]*")]
+    return {*(recorded.seeds if recorded else ()), *(trial.seed for trial in run.begun() if run.trial(trial).is_done)}
+
+
+def _refuse_other_files(run: RunDir, made: Identity, experiment: Experiment) -> None:
+    """Raises UserError where weights or sounds have changed since the run was made."""
+    files = _files(experiment.settings, experiment.index.fingerprint)
+    if changed := [name for name in identity.FILES if files.get(name) != made.what.get(name)]:
+        raise UserError(
+            f"{run.path} was made with other {listed(changed)} than are there now, so this trial would not be one of it. Put "
+            "the old ones back, or launch again: a new run directory will be made"
+        )
 
 
 def _was_demo(run: RunDir) -> bool:
@@ -189,6 +215,8 @@ def _was_demo(run: RunDir) -> bool:
 def reopen(run: RunDir) -> Experiment:
     """What a job does: plan again from the run's settings and labels. Raises UserError if that is not the launcher's plan."""
     recorded = identity.read(run)
+    if recorded is None and not _is_of_before(run):
+        raise UserError(f"{run.identity} is missing: launch the run again with the command that made it, which plans it anew")
     if recorded is None:
         experiment = prepare(load_run(run.settings))
         written = run.read_plan()
@@ -201,6 +229,8 @@ def reopen(run: RunDir) -> Experiment:
             f"{run.path} was planned from other shards or by another version of this package: its folds differ from those "
             "planned now. Launch again; a new run directory will be made."
         )
+    if recorded:
+        _refuse_other_files(run, recorded.identity, experiment)
     return replace(experiment, run=run, identity=recorded.identity if recorded else experiment.identity)
 
 

@@ -8,7 +8,7 @@ keeps the schema that it was made under: its settings are read with that schema'
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ser_hpc.config.augment import without_paths
@@ -99,8 +99,10 @@ def _changed(section: Section, path: str, defaults: Mapping[str, Any]) -> dict[s
                 differs["kind"] = getattr(value, "kind", None)
             if differs:
                 found[name] = differs
-        elif name != "kind" and (plain := _plain(section, name)) != defaults.get(inner, _plain_default(section, name)):
-            found[name] = plain
+        elif name != "kind":
+            default = defaults.get(inner, _plain(type(section).model_construct(), name))
+            if (meant := _meaning(inner, _plain(section, name))) != _meaning(inner, default):
+                found[name] = meant
     return found
 
 
@@ -110,7 +112,7 @@ def _in_full(section: Section, path: str) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     for name, inner, value in _inside(section, path):
         if name not in known:
-            if _plain(section, name) != _plain_default(section, name):
+            if _meaning(inner, _plain(section, name)) != _meaning(inner, _plain(type(section).model_construct(), name)):
                 return None  # says what could not be said then
         elif isinstance(value, Section):
             found[name] = _in_full(value, inner)
@@ -127,8 +129,16 @@ def _plain(section: Section, name: str) -> Any:
     return without_paths(value) if name == "augment" else value
 
 
-def _plain_default(section: Section, name: str) -> Any:
-    return _plain(type(section).model_construct(), name)
+# What a field says, where it can be said in several ways.
+_MEANING: dict[str, Callable[[Any], Any]] = {
+    "folds.test_corpora": sorted,
+    "folds.train_corpora": sorted,
+    "folds.same_speakers": lambda people: {name: other for name, other in people.items() if other is not None},
+}
+
+
+def _meaning(path: str, plain: Any) -> Any:
+    return _MEANING[path](plain) if path in _MEANING else plain
 
 
 def _find(tree: dict[str, Any], path: str, make: bool = False) -> tuple[dict[str, Any] | None, str]:

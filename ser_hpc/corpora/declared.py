@@ -45,16 +45,21 @@ class Declared:
             for pair in _pairs("distinct", column, text)
             for name in pair
         }
+        for column, names in read_as.items():
+            if chained := sorted(set(names) & set(names.values())):
+                raise UserError(
+                    f"--same-{column}: {chained[0]!r} is read as {names[chained[0]]!r}, so nothing can be read as it"
+                )
         return cls(read_as, frozenset(apart))
 
     def read(self, utterances: Sequence[Utterance]) -> tuple[Utterance, ...]:
         """The clips under the names that theirs are read as. Raises UserError for a name that no clip has."""
         for column, names in self.same.items():
             here = {getattr(utterance, column) for utterance in utterances}
-            if strangers := sorted(set(names) - here):
+            if strangers := sorted({*names, *names.values()} - here):
                 known = listed(sorted(here), 20)
                 raise UserError(
-                    f"--same-{column} {strangers[0]}={names[strangers[0]]}: no clip has it; {column}s here: {known}"
+                    f"--same-{column}: no clip has {listed([repr(name) for name in strangers])}; {column}s here: {known}"
                 )
         return tuple(self._read(utterance) for utterance in utterances)
 
@@ -65,7 +70,7 @@ class Declared:
             counts = Counter((utterance.corpus, getattr(utterance, column)) for utterance in utterances)
             for corpus in sorted({corpus for corpus, _ in counts}):
                 for names in ambiguous(name for of, name in counts if of == corpus):
-                    if sum((column, name) not in self.distinct for name in names) > 1:
+                    if not all((column, name) in self.distinct for name in names):
                         each = " = ".join(f"{name!r} ({counted(counts[corpus, name], 'clip')})" for name in names)
                         problems.append((column, names, f"{column} of {corpus}: {each}"))
         if not problems:
@@ -95,12 +100,14 @@ def _pairs(what: str, column: str, text: str) -> list[tuple[str, str]]:
     path = Path(text)
     if not equals or path.is_file():
         try:
-            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+            tree = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)  # every name as it is written: 010 is no number
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"--{what}-{column} {text}: write NAME=OTHER, or a YAML file of such pairs ({error})") from error
         if not isinstance(tree, dict):
             raise UserError(f"--{what}-{column} {text}: the file must take names to names, but holds {type(tree).__name__}")
-        return [(as_name(str(name)), as_name(str(value))) for name, value in tree.items()]
+        if wrong := [name for name, value in tree.items() if not (isinstance(name, str) and isinstance(value, str))]:
+            raise UserError(f"--{what}-{column} {text}: {wrong[0]!r} must be a name and stand for one")
+        return [(as_name(name), as_name(value)) for name, value in tree.items()]
     if not one or not other:
         raise UserError(f"--{what}-{column} {text}: write NAME=OTHER, or a YAML file of such pairs")
     return [(as_name(one), as_name(other))]

@@ -85,6 +85,15 @@ class LabelSet:
         return {"classes": self.classes, "map": sorted(self.mapping.items()), **per_corpus, **columns}
 
 
+def _without_nulls(tree: Any) -> Any:
+    """None for YAML's words for it, which a loader that reads every word as text leaves as they are."""
+    if isinstance(tree, dict):
+        return {name: _without_nulls(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [_without_nulls(value) for value in tree]
+    return None if tree in ("", "~", "null", "Null", "NULL") else tree
+
+
 def _encoded(words: np.ndarray) -> tuple[list[str], np.ndarray]:
     """The different words, and each row's place among them."""
     import pyarrow as pa  # takes a tenth of a second: reports do without
@@ -120,7 +129,7 @@ def dump(label_set: LabelSet) -> str:
 def load(path: Path) -> LabelSet:
     """Read and check a label-set file. Raises UserError with every mistake in it."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = _without_nulls(yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader))  # words as they are written
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"label set {path}: cannot be read: {error}") from error
     if not isinstance(raw, dict):

@@ -16,6 +16,10 @@ from collections.abc import Iterable
 
 UNKNOWN = frozenset(["", "?", "unknown", "unk", "n/a", "none", "nan", "null"])
 _LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
+# Neither format nor control characters, and yet without width: joiners, fillers and variation selectors.
+_INVISIBLE = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0",
+) | frozenset(map(chr, range(0xFE00, 0xFE10)))
 _AS_FLOAT = re.compile(r"(?<=\d)\.0+$")
 
 
@@ -39,4 +43,13 @@ def ambiguous(names: Iterable[str]) -> list[tuple[str, ...]]:
 def _bare(name: str) -> str:
     """Without case, white space and whatever has no width."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return "".join(letter for letter in folded if not letter.isspace() and unicodedata.category(letter) not in ("Cf", "Cc"))
+    return "".join(_digit(letter) for letter in folded if not letter.isspace() and not _is_invisible(letter))
+
+
+def _is_invisible(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cf", "Cc") or letter in _INVISIBLE
+
+
+def _digit(letter: str) -> str:
+    """0 to 9 for the digits of every script."""
+    return str(unicodedata.decimal(letter, letter))

@@ -13,7 +13,7 @@ import numpy as np
 
 from ser_hpc.corpora.column import Column
 from ser_hpc.corpora.names import ambiguous
-from ser_hpc.errors import UserError, listed
+from ser_hpc.errors import UserError, counted, listed
 
 Same = Mapping[str, str | None]
 Distinct = frozenset[tuple[str, str, str]]  # corpus, column and name that packing was told is a name of its own
@@ -22,8 +22,8 @@ Distinct = frozenset[tuple[str, str, str]]  # corpus, column and name that packi
 def merged(speaker: Column, corpora: Sequence[str], same: Same) -> Column:
     """The speakers, those that are one under one name. Raises UserError for a name in `same` that no clip has."""
     qualified = [_qualified(name, corpora) for name in speaker.names]
-    known = {name for name in same if name.partition("/")[0] in corpora}
-    if strangers := sorted(known - set(qualified)):
+    said = {*same, *(name for name in same.values() if name is not None)}
+    if strangers := sorted(said - set(qualified)):  # a slip on either side would part one person in silence
         raise UserError(
             f"folds.same_speakers: there is no speaker {listed(strangers)}; write CORPUS/NAME, as {listed(qualified, 3)}"
         )
@@ -43,9 +43,14 @@ def doubtful(
         corpus, _, own = _qualified(name, corpora).partition("/")
         by_corpus[corpus].append(own)
     apart = {(corpus, name) for corpus, of, name in distinct if of == column}
-    apart |= {(name.partition("/")[0], name.partition("/")[2]) for name, person in (same or {}).items() if person is None}
-    groups = [(corpus, names) for corpus in sorted(by_corpus) for names in ambiguous(by_corpus[corpus])]
-    return [(corpus, names) for corpus, names in groups if sum((corpus, name) not in apart for name in names) > 1]
+    nobody_else = {(name.partition("/")[0], name.partition("/")[2]) for name, person in (same or {}).items() if person is None}
+    doubts = []
+    for corpus in sorted(by_corpus):
+        for names in ambiguous(by_corpus[corpus]):
+            left = [name for name in names if (corpus, name) not in nobody_else]
+            if len(left) > 1 and not all((corpus, name) in apart for name in left):
+                doubts.append((corpus, names))
+    return doubts
 
 
 def refuse_doubtful_speakers(speaker: Column, corpora: Sequence[str], distinct: Distinct, same: Same) -> None:
@@ -81,8 +86,8 @@ def shared_names(speaker: Column, corpora: Sequence[str], same: Same) -> list[st
     name = min(shared)
     one, other = of[name][:2]
     return [
-        f"{len(shared)} names of speakers stand in several corpora, and are taken for different people: {found}. Where they "
-        f"are one, say so: folds.same_speakers={{{other}/{name}: {one}/{name}}}, or null where they are not."
+        f"{counted(len(shared), 'name')} of speakers in several corpora, taken for different people: {found}. Where they are one, "
+        f"say so: folds.same_speakers={{{other}/{name}: {one}/{name}}}, or null where they are not."
     ]
 
 

@@ -87,7 +87,7 @@ def train_trial(
     samples = model.front.costs(np.minimum(data.index.num_samples, max_samples or data.index.num_samples))
     budget = probe.find(model, settings, samples[fold.train.positions], world, state.budget)
     if world.is_main:
-        describe(attempt, strategy=train.strategy, budget_s=round(budget.samples / RATE, 3))
+        describe(attempt, strategy=train.strategy, precision=train.precision, budget_s=round(budget.samples / RATE, 3))
     state, how = replace(state, budget=budget), budget.cut(world.size, train.accumulation, model.front)
     if saved.tensors is not None:
         base.load(model, saved.tensors.model)

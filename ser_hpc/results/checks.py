@@ -71,7 +71,12 @@ def _as_planned(run: RunDir, plan: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{run.plan} and {run.identity} do not name the same folds (fold {listed(numbers)}); {again}")
     if plan["fingerprint"] != recorded.identity.what["shards"]:
         raise UserError(f"{run.plan} is the plan of other shards than {run.identity} names; {again}")
-    return plan | {"run": recorded.identity.digest}
+    if plan["run"] != recorded.identity.digest:
+        raise UserError(f"{run.plan} is the plan of another run ({plan['run'][:8]}); {again}")
+    planned = {Trial(**trial) for trial in plan["trials"]}
+    if others := [trial for trial in run.begun() if trial not in planned and run.trial(trial).is_done]:
+        raise UserError(f"{run.path} holds trials that its plan does not ask for: {listed(others)}; {again}, or remove them")
+    return plan
 
 
 def fold_digest(fold: dict[str, Any]) -> str:

@@ -31,13 +31,18 @@ def differences(run: RunDir) -> list[str]:
 
 
 def _version(package: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda about: (about.get("versions") or {}).get(package)
+    def read(about: dict[str, Any]) -> Any:
+        versions = about.get("versions")
+        return versions.get(package) if isinstance(versions, dict) else None
+
+    return read
 
 
 _READ: dict[str, Callable[[dict[str, Any]], Any]] = {
     **{f"under different versions of {package}": _version(package) for package in _PACKAGES},
     "on different devices": lambda about: about.get("device"),
     "on different numbers of ranks": lambda about: about.get("ranks"),
+    "in different precisions": lambda about: about.get("precision"),
     "with different strategies": lambda about: about.get("strategy"),
     "with different memory budgets, in seconds of audio": lambda about: about.get("budget_s"),
 }

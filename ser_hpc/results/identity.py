@@ -1,6 +1,6 @@
 """Which experiment a run is: RUN/identity.json says what its name is a hash of.
 
-    of(settings, label_set, shards)     the settings that change the result, the label set, the fingerprint of the shards
+    of(settings, label_set, files)      the settings that change the result, the label set, digests of the files that do
     write(run, identity, folds, seeds)  beside it, outside of the hash: a digest of each fold, and all seeds planned so far
 
 Folds and seeds stand here and in plan.json, so that neither can lose one unnoticed; more seeds may come.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from ser_hpc.corpora.labels import LabelSet
 from ser_hpc.errors import ConfigError, UserError, listed
 from ser_hpc.results.run_dir import RunDir
 from ser_hpc.results.sealed import read_sealed, write_sealed
+
+FILES = ("shards", "sounds", "weights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +48,18 @@ class Recorded:
     seeds: tuple[int, ...]
 
 
-def of(
-    settings: Section, label_set: LabelSet, shards: str, sounds: str | None = None, schema: int = schemas.SCHEMA
-) -> Identity | None:
-    """`sounds`: digest of the recordings that augmentation mixes in. None: nothing of that schema can have been this."""
+def of(settings: Section, label_set: LabelSet, files: Mapping[str, str], schema: int = schemas.SCHEMA) -> Identity | None:
+    """`files`: digests of what is read, wherever it lies: `shards`; `sounds` that augmentation mixes in, and `weights` of a
+    local folder, where there are such. None: nothing of that schema can have been this."""
     if (changed := schemas.identity(settings, schema)) is None:
         return None
     numbered = {"schema": schema} if schema > 1 else {}  # the first one had no number
-    more = {"sounds": sounds} if sounds else {}
-    what = {**numbered, "settings": changed, **label_set.identity(), "shards": shards, **more}
+    if "weights" in files:
+        if schema == 1:
+            files = {name: digest for name, digest in files.items() if name != "weights"}  # it went by the folder's name
+        else:
+            changed.setdefault("model", {})["weights"] = ""
+    what = {**numbered, "settings": changed, **label_set.identity(), **files}
     return Identity(schema, json.loads(json.dumps(what)))
 
 
@@ -84,7 +89,7 @@ def check(run: RunDir, recorded: Recorded) -> None:
         settings, label_set = load_run(run.settings), labels.load(run.labels)
     except ConfigError as error:
         raise UserError(f"{run.settings} was changed after the run was made: {error}") from error
-    now = of(settings, label_set, what["shards"], what.get("sounds"), schema)
+    now = of(settings, label_set, {name: what[name] for name in FILES if name in what}, schema)
     if now is None or now.what != what:
         changed = (
             ["settings"] if now is None else sorted(name for name in now.what | what if now.what.get(name) != what.get(name))

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ser_hpc.errors import UserError
-from ser_hpc.files import read_json, write_json_once
+from ser_hpc.files import write_json_once
 from ser_hpc.results.run_dir import RunDir
+from ser_hpc.results.sealed import read_sealed, sealed
 
 AUTO = "auto"
 
@@ -24,7 +25,7 @@ class Found:
 def fix(run: RunDir, here: Found) -> Found:
     """What the first trial to ask found, which is then that of all trials. Raises UserError if the run's file is damaged."""
     if not run.precision.exists():
-        write_json_once(run.precision, asdict(here))
+        write_json_once(run.precision, sealed(asdict(here)))
     found = fixed(run)
     assert found is not None
     return found
@@ -33,7 +34,7 @@ def fix(run: RunDir, here: Found) -> Found:
 def fixed(run: RunDir) -> Found | None:
     """None if no trial has started yet, or the settings said it."""
     try:
-        told: dict[str, Any] = read_json(run.precision)
+        told: dict[str, Any] = read_sealed(run.precision)
         return Found(str(told["precision"]), bool(told["tf32"]), str(told["device"]))
     except FileNotFoundError:
         return None

@@ -46,7 +46,7 @@ def test_extra_fields_can_be_read_and_unknown_columns_are_named() -> None:
     ("text", "words"),
     [
         ("classes: [a, b]\nmap: {x: c, emodb: {y: d}}", ["map.x: 'c'", "map.emodb.y: 'd'"]),
-        ("classes: [a, b]\ncolumn: 3", ["column must be"]),
+        ("classes: [a, b]\ncolumn: {a: b}", ["column must be"]),
         ("classes: [a, b]\ncolum: emotion", ["unknown key 'colum'"]),
     ],
 )

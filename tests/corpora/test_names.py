@@ -32,6 +32,8 @@ ONE_NAME = [
     ("straße", "STRASSE"),
     ("Ses01F", "ses1F"),
     ("spk_007", "SPK_7"),
+    ("١٢", "12", "０１２"),
+    ("an\u034fna", "anna", "an\ufe0fna", "an\u3164na"),
 ]
 OTHERS = [("10", "100", "1"), ("1.5", "15", "1.05"), ("anna", "ana"), ("0", "o"), ("s1", "s11"), ("F1", "M1"), ("", "x")]
 
@@ -96,8 +98,9 @@ def test_a_speaker_under_two_spellings_is_refused_when_planning_until_it_is_said
     assert set(metadata.speaker[both.positions]) == {"Anna", "anna"}, "one person, never on two sides"
     distinct = frozenset(("tiny", "speaker", name) for name in ("Anna", "anna", "01", "1"))
     assert len(planned(metadata, distinct=distinct).folds) == 6
-    with pytest.raises(UserError, match=r"there is no speaker tiny/Hanna; write CORPUS/NAME"):
-        planned(metadata, same_speakers={"tiny/Hanna": None})
+    for slip in ({"tiny/Hanna": None}, {"tiny/anna": "tiny/Hanna"}, {"tyni/anna": "tiny/Anna"}, {"tiny/anna": "tyni/Anna"}):
+        with pytest.raises(UserError, match=r"there is no speaker (tiny/Hanna|tyni/.nna); write CORPUS/NAME"):
+            planned(metadata, same_speakers=slip)
 
 
 def test_words_for_not_known_in_shards_that_exist_are_no_speakers() -> None:
@@ -113,7 +116,10 @@ def test_sessions_that_may_be_one_are_refused_where_sessions_are_left_out() -> N
     with pytest.raises(UserError, match="these may be one each: '01' = '1' of tiny"):
         planned(metadata, "leave_one_session_out")
     assert len(planned(metadata).folds) == 4, "of no matter where speakers are left out"
-    apart = frozenset([("tiny", "session", "1")])
+    one = frozenset([("tiny", "session", "1")])
+    with pytest.raises(UserError, match="may be one each"):
+        planned(metadata, "leave_one_session_out", distinct=one)
+    apart = one | {("tiny", "session", "01")}
     assert len(planned(metadata, "leave_one_session_out", distinct=apart).folds) == 4
 
 
@@ -180,6 +186,12 @@ def test_declared_pairs_may_be_given_in_a_file(tmp_path: Path) -> None:
     declared = Declared.parse({"speaker": [str(file), "1=01"]}, {"session": ["a=A"]})
     assert declared.same == {"speaker": {"ANNA": "anna", "anna ": "anna", "1": "01"}}
     assert declared.distinct == {("session", "a"), ("session", "A")}
+    file.write_text("{010: anna, no: yes, 1.0: 1}\n")
+    assert Declared.parse({"speaker": [str(file)]}, {}).same["speaker"] == {"010": "anna", "no": "yes", "1.0": "1"}, (
+        "no numbers"
+    )
+    with pytest.raises(UserError, match="'b' is read as 'c', so nothing can be read as it"):
+        Declared.parse({"speaker": ["a=b", "b=c"]}, {})
     for wrong in ("=x", "x=", "nothing", str(tmp_path)):
         with pytest.raises(UserError, match="write NAME=OTHER"):
             Declared.parse({"speaker": [wrong]}, {})

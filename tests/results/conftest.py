@@ -72,7 +72,7 @@ def make_run(tmp_path: Path) -> Callable[..., RunDir]:
             folds.append({"fold": fold, "train": part(train), "dev": part([dev]), "test": part([fold])})
         lines = [f"run.name={name}", f"seeds={list(seeds)}", "train.epochs=30"]
         label_set = LabelSet("emodb_7", tuple(classes), {})
-        who = identity.of(load(None, lines), label_set, "f" * 64)
+        who = identity.of(load(None, lines), label_set, {"shards": "f" * 64})
         assert who is not None
         write_text(run.settings, dump(load(None, lines)))
         write_text(run.labels, labels.dump(label_set))

@@ -31,7 +31,7 @@ def remark(folder: TrialDir, **more: Any) -> None:
 def replan(run: RunDir, plan: dict[str, Any], who: identity.Identity | None = None) -> None:
     """Another plan, and an identity that fits: as if the launcher itself had planned it."""
     who = who or identity.read(run).identity
-    plan = {name: value for name, value in plan.items() if name != "sha256"}
+    plan = {name: value for name, value in plan.items() if name != "sha256"} | {"run": who.digest}
     identity.write(run, who, [fold_digest(fold) for fold in plan["folds"]], plan["seeds"])
     write_sealed(run.plan, plan)
 
@@ -49,6 +49,7 @@ def redigest(part: dict[str, Any], clips: list[tuple[str, str, str, str]]) -> No
 def as_of_before(run: RunDir) -> RunDir:
     """The run as the version before planned and trained it: without checksums and digests."""
     plan = read_sealed(run.plan) | {"format": 1}
+    del plan["run"]
     for fold in plan["folds"]:
         for part in ("train", "dev", "test"):
             del fold[part]["digest"]

@@ -72,7 +72,7 @@ def of_before(base: Path, root: Path) -> RunDir:
     """A run as the version before had planned it, under the name that it gave; its code is kept, and one trial began."""
     made = plan.write(plan.prepare(load(None, lines(base, root))))
     experiment = plan.prepare(load(None, lines(base, root)))
-    who = identity.of(experiment.settings, experiment.label_set, experiment.index.fingerprint, schema=1)
+    who = identity.of(experiment.settings, experiment.label_set, {"shards": experiment.index.fingerprint}, 1)
     assert who is not None and who.digest != experiment.identity.digest
     as_of_before(made)
     run = RunDir(made.path.rename(root / f"ser-{who.digest[:8]}"))

@@ -60,8 +60,12 @@ def test_what_was_said_of_names_is_done_and_outlives_packing(tmp_path: Path) -> 
     index = ShardIndex.load(tmp_path / "out")
     assert sorted(index.metadata.speaker.tolist()) == ["01", "1", "Anna", "Anna"]
     assert index.distinct == {("mine", "speaker", "01"), ("mine", "speaker", "1")}
-    with pytest.raises(UserError, match=r"--same-speaker Eve=Anna: no clip has it; speakers here: 01, 1, ANNA, Anna"):
+    with pytest.raises(UserError, match="--same-speaker: no clip has 'Eve'; speakers here: 01, 1, ANNA, Anna"):
         main([*arguments, "--same-speaker", "Eve=Anna"])
+    with pytest.raises(UserError, match="no clip has 'ana'"):
+        main([*arguments[:3], "--same-speaker", "ANNA=ana"])
+    with pytest.raises(UserError, match="--same-speaker speaks of one corpus, but 2 are to be packed"):
+        main(["csv", str(file), *arguments])
 
 
 def test_a_file_whose_name_is_decomposed_opens_and_its_speaker_is_read_composed(tmp_path: Path) -> None:
