@@ -86,8 +86,8 @@ def shared_names(speaker: Column, corpora: Sequence[str], same: Same) -> list[st
     name = min(shared)
     one, other = of[name][:2]
     return [
-        f"{counted(len(shared), 'name')} of speakers in several corpora, taken for different people: {found}. Where they are one, "
-        f"say so: folds.same_speakers={{{other}/{name}: {one}/{name}}}, or null where they are not."
+        f"{counted(len(shared), 'name')} of speakers in several corpora, taken for different people: {found}. Where they are "
+        f"one, say so: folds.same_speakers={{{other}/{name}: {one}/{name}}}, or null where they are not."
     ]
 
 

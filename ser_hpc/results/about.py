@@ -77,7 +77,8 @@ def _origin(run: RunDir, digest: str | None) -> str:
 def _versions(run: RunDir, what: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     with suppress(*_UNREADABLE):
         yield "python", read_json(run.code / str(what["code"]) / "origin.json")["versions"]["python"]
-    yield from (what.get("versions") or {}).items()
+    if isinstance(versions := what.get("versions"), dict):
+        yield from versions.items()
 
 
 def _hardware(what: Mapping[str, Any], markers: Sequence[Mapping[str, Any]]) -> str:

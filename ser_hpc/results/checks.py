@@ -31,6 +31,7 @@ OF_BEFORE = (
 )
 PARTS = ("dev", "test")
 _NEEDED = ("name", "demo", "classes", "label_set", "corpora", "dropped", "protocol", "notes", "seeds", "folds", "trials")
+_PLAN_AGAIN = "launch the run again with the command that made it: it plans anew, and keeps what is trained"
 _AGAIN = "remove that trial's folder and run the launch command again"
 _ROUNDING = 1e-3  # of a sum of probabilities of six digits each
 
@@ -48,34 +49,34 @@ def read_plan(run: RunDir) -> dict[str, Any]:
     every = {Trial(seed, fold["fold"]) for seed in plan["seeds"] for fold in plan["folds"]}
     if not every or len(plan["trials"]) != len(every) or {Trial(**trial) for trial in plan["trials"]} != every:
         raise UserError(f"{run.plan} is damaged: its trials are not each of its folds once with each of its seeds")
+    if others := [trial for trial in run.begun() if trial not in every and run.trial(trial).is_done]:
+        raise UserError(
+            f"{run.path} holds trials that its plan does not ask for: {listed(others)}; {_PLAN_AGAIN}, or remove them"
+        )
     return plan
 
 
 def _as_planned(run: RunDir, plan: dict[str, Any]) -> dict[str, Any]:
     """The plan without its checksum, held against the run's identity, and that against settings and labels."""
-    again = "launch the run again with the command that made it: it plans anew, and keeps what is trained"
     try:
         plan = unsealed(plan)
     except ValueError as error:
-        raise UserError(f"{run.plan}: {error}; {again}") from error
+        raise UserError(f"{run.plan}: {error}; {_PLAN_AGAIN}") from error
     if (recorded := identity.read(run)) is None:
-        raise UserError(f"{run.identity} is missing: nothing says which experiment this run is; {again}")
+        raise UserError(f"{run.identity} is missing: nothing says which experiment this run is; {_PLAN_AGAIN}")
     identity.check(run, recorded)
     folds = [fold_digest(fold) for fold in plan["folds"]]
     if lost := sorted(set(recorded.seeds) ^ set(plan["seeds"])):
-        raise UserError(f"{run.plan} and {run.identity} do not name the same seeds (seed {listed(lost)}); {again}")
+        raise UserError(f"{run.plan} and {run.identity} do not name the same seeds (seed {listed(lost)}); {_PLAN_AGAIN}")
     if folds != list(recorded.folds):
         numbers = [
             k for k in range(max(len(folds), len(recorded.folds))) if folds[k : k + 1] != list(recorded.folds[k : k + 1])
         ]
-        raise UserError(f"{run.plan} and {run.identity} do not name the same folds (fold {listed(numbers)}); {again}")
+        raise UserError(f"{run.plan} and {run.identity} do not name the same folds (fold {listed(numbers)}); {_PLAN_AGAIN}")
     if plan["fingerprint"] != recorded.identity.what["shards"]:
-        raise UserError(f"{run.plan} is the plan of other shards than {run.identity} names; {again}")
+        raise UserError(f"{run.plan} is the plan of other shards than {run.identity} names; {_PLAN_AGAIN}")
     if plan["run"] != recorded.identity.digest:
-        raise UserError(f"{run.plan} is the plan of another run ({plan['run'][:8]}); {again}")
-    planned = {Trial(**trial) for trial in plan["trials"]}
-    if others := [trial for trial in run.begun() if trial not in planned and run.trial(trial).is_done]:
-        raise UserError(f"{run.path} holds trials that its plan does not ask for: {listed(others)}; {again}, or remove them")
+        raise UserError(f"{run.plan} is the plan of another run ({plan['run'][:8]}); {_PLAN_AGAIN}")
     return plan
 
 
@@ -94,8 +95,10 @@ def read_done(folder: TrialDir, plan: dict[str, Any]) -> dict[str, Any]:
             if of != (plan["run"], folder.trial.seed, folder.trial.fold):
                 whose = f"seed {of[1]} fold {of[2]}" + ("" if of[0] == plan["run"] else f" of another run ({of[0][:8]})")
                 raise UserError(f"{folder.done} is the marker of {whose}: the folder was copied or renamed; {_AGAIN}")
-        done["best_epoch"] = int(done["best_epoch"])
-    except (KeyError, TypeError, ValueError) as error:
+        done |= {name: int(done[name]) for name in ("attempt", "best_epoch")}
+        for name in ("best_dev_uar", "seconds"):
+            done[name] = None if done.get(name) is None else float(done[name])
+    except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{folder.done} is damaged ({error!r}); {_AGAIN}") from error
     return done
 

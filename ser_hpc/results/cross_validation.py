@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ser_hpc.errors import UserError
 from ser_hpc.results import checks, metrics
 from ser_hpc.results.about import about
 from ser_hpc.results.endings import how_it_ended
@@ -112,6 +113,17 @@ def cross_validate(run: RunDir, notes: Sequence[str] = ()) -> CrossValidation:
 
     `notes`: what else its reader must know.
     """
+    try:
+        return _cross_validate(run, notes)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        if run.identity.exists():
+            raise  # whatever was changed in a run with checksums is found by them
+        raise UserError(
+            f"{run.path} is damaged: what an earlier version wrote there is not as it writes it ({error!r})"
+        ) from error
+
+
+def _cross_validate(run: RunDir, notes: Sequence[str]) -> CrossValidation:
     plan = checks.read_plan(run)
     planned = [run.trial(Trial(**trial)) for trial in plan["trials"]]
     done = [folder for folder in planned if folder.is_done]
@@ -245,6 +257,6 @@ def _damaged_clips(done: Sequence[TrialDir]) -> list[str]:
 
 def _damage_told(folder: TrialDir) -> str:
     try:
-        return folder.current.damaged.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        return folder.current.damaged.read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return ""

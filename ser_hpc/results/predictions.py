@@ -31,6 +31,9 @@ class Prediction:
     probabilities: dict[str, float]
 
 
+_WORDS = ("corpus", "utterance_id", "speaker", "part", "truth", "predicted")
+
+
 def write(path: Path, predictions: Iterable[Prediction]) -> str:
     """Returns the file's SHA-256, for the trial's marker."""
     text = "".join(json.dumps(asdict(p), ensure_ascii=False, allow_nan=False) + "\n" for p in predictions)
@@ -41,7 +44,10 @@ def write(path: Path, predictions: Iterable[Prediction]) -> str:
 def read(path: Path, sha256: str | None = None) -> list[Prediction]:
     """Raises UserError where the file has another SHA-256, or, naming the line, where a line is not a prediction."""
     predictions = []
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{path} was changed after its trial had written it: it is not the file that the trial's marker names")
     try:
@@ -50,7 +56,12 @@ def read(path: Path, sha256: str | None = None) -> list[Prediction]:
         raise UserError(f"{path} is damaged: {error}") from error
     for number, line in enumerate(lines, start=1):
         try:
-            predictions.append(Prediction(**json.loads(line)))
+            prediction = Prediction(**json.loads(line))
+            if wrong := [name for name in _WORDS if not isinstance(getattr(prediction, name), str)]:
+                raise ValueError(f"its {wrong[0]} is no text")
+            if not isinstance(prediction.probabilities, dict):
+                raise ValueError("its probabilities are not by class")
+            predictions.append(prediction)
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}:{number} is not a prediction: {error}") from error
     return predictions

@@ -125,8 +125,8 @@ class TrialDir:
     @property
     def attempts(self) -> tuple[AttemptDir, ...]:
         """Oldest first."""
-        numbers = sorted(int(path.name.removeprefix("attempt_")) for path in self.path.glob("attempt_[0-9]*"))
-        return tuple(self.attempt(number) for number in numbers)
+        found = (re.fullmatch(r"attempt_(\d{4,})", path.name) for path in self.path.glob("attempt_[0-9]*"))
+        return tuple(self.attempt(number) for number in sorted(int(name[1]) for name in found if name))
 
     def attempt(self, number: int) -> AttemptDir:
         return AttemptDir(self.path / _attempt_name(number), number)
@@ -139,7 +139,7 @@ class TrialDir:
     def current(self) -> AttemptDir:
         """The attempt that completed the trial; else the newest; else the first one to come."""
         if self.is_done:
-            with suppress(OSError, ValueError, KeyError, TypeError):
+            with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
                 return self.attempt(int(read_json(self.done)["attempt"]))
         return self.newest or self.attempt(1)
 

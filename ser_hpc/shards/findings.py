@@ -18,6 +18,7 @@ A contradiction that is dropped takes all clips of that sound, and an overlap al
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ import numpy as np
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.errors import UserError, counted, listed
 from ser_hpc.shards.audio import RATE
-from ser_hpc.shards.overlaps import sharing
+from ser_hpc.shards.overlaps import recording_number, sharing
 
 Kind = Literal[
     "undecodable",
@@ -213,14 +214,15 @@ def _compared(equal: Sequence[Utterance]) -> Iterator[Finding]:
 
 def _overlapping(clips: Sequence[tuple[Utterance, Measured]]) -> Iterator[Finding]:
     """The findings about pieces of one recording that overlap and are of different speakers; other clips cost nothing."""
-    cut = {utterance.audio_path for utterance, _ in clips if utterance.start_s is not None or utterance.end_s is not None}
-    pieces = [(utterance, clip) for utterance, clip in clips if utterance.audio_path in cut]
-    if not pieces:
+    if all(utterance.start_s is None and utterance.end_s is None for utterance, _ in clips):
         return
+    real = {path: os.path.realpath(path) for path in {utterance.audio_path for utterance, _ in clips}}  # it may have many names
+    cut = {real[u.audio_path] for u, _ in clips if u.start_s is not None or u.end_s is not None}
+    pieces = [(utterance, clip) for utterance, clip in clips if real[utterance.audio_path] in cut]
     start = np.array([utterance.start_s or 0.0 for utterance, _ in pieces])
     length = np.array([clip.num_samples / RATE for _, clip in pieces])
     groups: dict[int, list[Utterance]] = defaultdict(list)
-    recordings = np.array([hash(utterance.audio_path) for utterance, _ in pieces])
+    recordings = np.array([recording_number(real[utterance.audio_path]) for utterance, _ in pieces])
     for (utterance, _), group in zip(pieces, sharing(recordings, start, start + length).tolist(), strict=True):
         if group >= 0:
             groups[group].append(utterance)

@@ -46,6 +46,7 @@ SCHEMA = pa.schema(
     + [("crc32", pa.uint32()), ("sound", pa.string()), ("clipped", pa.float64()), ("level_db", pa.float64())]
     + [(name, pa.string()) for name in ("doubtful", "out_of_range", "cancelled")]  # in words, "" where all is well
     + [(name, pa.string()) for name in (*_WORDS, "source", "extra")]  # `extra`: a JSON object, "" if it is empty
+    + [("recording", pa.string())]  # size and CRC-32 of the source file, by which pieces of one are known
     + [(name, pa.float64()) for name in _NUMBERS]
 )
 _NEEDED = ("key", "offset", "size", "num_samples", "crc32", "sound", *_WORDS, "extra")

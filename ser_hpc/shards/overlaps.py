@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -34,10 +36,7 @@ def sharing(recording: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.nda
 
 
 def pieces(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """What `sharing` needs of a shard's clips, by its index; None where no clip is a piece of a longer recording.
-
-    An index has no path, for a corpus may move: a recording is told by its file's name and what a piece's id begins with.
-    """
+    """What `sharing` needs of a shard's clips, by its index; None where no clip is a piece of a longer recording."""
     if not {"source", "start_s", "end_s"} <= set(rows.column_names):
         return None
     start, end = rows.column("start_s"), rows.column("end_s")
@@ -47,7 +46,21 @@ def pieces(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     whole = begins + rows.column("num_samples").to_numpy() / RATE
     ends = np.where(end.is_null().to_numpy(), whole, end.fill_null(0.0).to_numpy())
     timed = ~(start.is_null().to_numpy() & end.is_null().to_numpy())
-    ids = zip(rows.column("utterance_id").to_pylist(), timed.tolist(), strict=True)
-    stems = [_TIMES.sub("", name) if is_piece else name for name, is_piece in ids]
-    columns = zip(rows.column("corpus").to_pylist(), rows.column("source").to_pylist(), stems, strict=True)
-    return np.fromiter(map(hash, columns), np.int64, len(rows)), begins, ends
+    return np.fromiter(map(recording_number, _recordings(rows, timed.tolist())), np.int64, len(rows)), begins, ends
+
+
+def recording_number(recording: str) -> int:
+    """The same in every process, unlike `hash`: groups are told in the order of these."""
+    return int.from_bytes(hashlib.blake2b(recording.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def _recordings(rows: pa.Table, timed: Sequence[bool]) -> Iterator[str]:
+    """Of what each clip is a piece: the source's size and checksum. Shards of before have the file's name, and its path only in
+    what a piece's id begins with: there recordings of one name, whose folders differ in letters that an id cannot hold, are
+    taken for one; packing again tells them apart."""
+    if "recording" in rows.column_names:
+        yield from rows.column("recording").to_pylist()
+        return
+    names = ("corpus", "source", "utterance_id")
+    for is_piece, corpus, source, name in zip(timed, *(rows.column(each).to_pylist() for each in names), strict=True):
+        yield f"{corpus}/{source}/{_TIMES.sub('', name) if is_piece else name}"

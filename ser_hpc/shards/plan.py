@@ -124,15 +124,16 @@ def describe(utterance: Utterance) -> dict[str, Any]:
     return values
 
 
-def source_hash(shard: ShardPlan) -> str:
-    """SHA-256 over all that decides a shard's bytes: metadata, order, and size and CRC-32 of every source file."""
+def recordings(shard: ShardPlan) -> dict[Path, str]:
+    """Size and CRC-32 of every source file of a shard."""
+    return {path: _content_hash(path) for path in dict.fromkeys(utterance.audio_path for utterance in shard.utterances)}
+
+
+def source_hash(shard: ShardPlan, contents: Mapping[Path, str]) -> str:
+    """SHA-256 over all that decides a shard's bytes: metadata, order, and `recordings`."""
     digest = hashlib.sha256(f"layout {LAYOUT_VERSION}".encode())
-    contents: dict[Path, str] = {}
     for utterance in shard.utterances:
-        path = utterance.audio_path
-        if path not in contents:
-            contents[path] = _content_hash(path)
-        digest.update(json.dumps([utterance.key, describe(utterance), contents[path]]).encode())
+        digest.update(json.dumps([utterance.key, describe(utterance), contents[utterance.audio_path]]).encode())
     return digest.hexdigest()
 
 

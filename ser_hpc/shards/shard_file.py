@@ -30,7 +30,7 @@ from ser_hpc.shards.encode import blocks, encoded
 from ser_hpc.shards.findings import Measured, Rules
 from ser_hpc.shards.index import SCHEMA, Shard, index_path, parse_index
 from ser_hpc.shards.members import BLOCK, tar_end, tar_header, tar_padding
-from ser_hpc.shards.plan import ShardPlan, describe, source_hash
+from ser_hpc.shards.plan import ShardPlan, describe, recordings, source_hash
 from ser_hpc.shards.workers import check_stopped
 
 _RECORD = b"ser_hpc"  # the key of our record in the Parquet file's own metadata
@@ -58,7 +58,8 @@ def write_shard(plan: ShardPlan, out: Path, rules: Rules, without: frozenset[str
     full; then nothing half-written is there.
     """
     tar = out / plan.path
-    sources = source_hash(plan)  # before decoding: a source that changes now is seen next time
+    contents = recordings(plan)  # before decoding: a source that changes now is seen next time
+    sources = source_hash(plan, contents)
 
     def unwanted(clip: Measured) -> bool:
         return rules.drops(clip) if without is None else clip.key in without
@@ -70,6 +71,8 @@ def write_shard(plan: ShardPlan, out: Path, rules: Rules, without: frozenset[str
         if not rows:
             index_path(tar).unlink(missing_ok=True)
             tar.unlink()
+        sources_of = {utterance.key: contents[utterance.audio_path] for utterance in plan.utterances}
+        rows = [row | {"recording": sources_of[row["key"]]} for row in rows]
         index = _Index.make(rows, {"source_hash": sources} | record | {"dropped": [asdict(clip) for clip in dropped]})
         content = index.serialised()
         with aside(index_path(tar)) as temporary:
@@ -87,7 +90,7 @@ def finished_shard(plan: ShardPlan, out: Path, rules: Rules) -> Written | None:
         content = index_path(tar).read_bytes()
         index = _Index.parse(content)
         record = index.record
-        if record["source_hash"] != source_hash(plan) or index.serialised() != content:
+        if record["source_hash"] != source_hash(plan, recordings(plan)) or index.serialised() != content:
             return None
         if record["bytes"] and (record["bytes"] != tar.stat().st_size or record["sha256"] != _sha256(tar)):
             return None

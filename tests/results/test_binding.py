@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from made import as_of_before, remark, rewrite
+from made import as_of_before, remark, replan, rewrite
 
 from ser_hpc.errors import UserError
 from ser_hpc.files import read_json, write_json
@@ -121,6 +121,7 @@ PLANTED: dict[str, tuple[Callable[[RunDir], None], str]] = {
         plan_with(drop_seed),
         r"plan.json and .* do not name the same seeds \(seed 1",
     ),
+    "the plan of another run": (plan_with(lambda plan: plan.update(run="e" * 64)), "is the plan of another run"),
     "the plan of other shards": (plan_with(lambda plan: plan.update(fingerprint="e" * 64)), "the plan of other shards"),
     "seed 1 a copy of seed 0": (copied_seed, r"seed_1/fold_0/done\.json is the marker of seed 0 fold 0: the folder was copied"),
     "a fold of a run with other settings": (
@@ -158,6 +159,55 @@ def test_not_a_number_among_probabilities_is_refused(make_run: MakeRun) -> None:
     path.write_text(path.read_text().replace('"angry": 1.0', '"angry": NaN', 1))
     as_of_before(run)
     with pytest.raises(UserError, match="its probabilities are none: angry nan"):
+        write_report(run)
+
+
+def test_a_plan_of_before_more_seeds_were_trained_is_refused(make_run: MakeRun) -> None:
+    """Plan and identity fit each other, and both have forgotten a seed that is there, trained."""
+    run = make_run(num_folds=3, seeds=(0, 1))
+    plan = read_sealed(run.plan)
+    drop_seed(plan)
+    replan(run, plan)
+    with pytest.raises(UserError, match=r"holds trials that its plan does not ask for: seed 1 fold 0, seed 1 fold 1"):
+        write_report(run)
+
+
+def test_copies_beside_a_trials_attempts_are_no_attempts(make_run: MakeRun) -> None:
+    run = make_run(num_folds=3)
+    before = to_json(write_report(run))
+    attempt = run.trial(FIRST).current.path
+    shutil.copytree(attempt, attempt.with_name("attempt_0001.bak"))
+    shutil.copytree(run.path / "seed_0", run.path / "seed_0_backup")
+    assert to_json(write_report(run)) == before
+
+
+ODD = ['{"format": 1}', '{"format": 1, "trials": [], "seeds": null, "folds": null}', "[]", "null", '{"format": 1, "trials": 5}']
+
+
+@pytest.mark.parametrize("content", ODD)
+def test_whatever_a_plan_of_before_says_is_answered_in_words(content: str, make_run: MakeRun) -> None:
+    run = as_of_before(make_run(num_folds=3))
+    run.plan.write_text(content)
+    with pytest.raises(UserError):
+        write_report(run)
+
+
+@pytest.mark.parametrize("change", [{"attempt": 1e400}, {"seconds": "x"}, {"best_dev_uar": "high"}, {"best_epoch": None}])
+def test_whatever_a_marker_of_before_says_is_answered_in_words(change: dict[str, Any], make_run: MakeRun) -> None:
+    run = as_of_before(make_run(num_folds=3))
+    done = run.trial(FIRST).done
+    done.write_text(json.dumps(read_json(done) | change))
+    with pytest.raises(UserError):
+        write_report(run)
+
+
+@pytest.mark.parametrize("change", [{"speaker": None}, {"probabilities": None}, {"truth": 3}])
+def test_whatever_a_prediction_of_before_says_is_answered_in_words(change: dict[str, Any], make_run: MakeRun) -> None:
+    run = as_of_before(make_run(num_folds=3))
+    path = run.trial(FIRST).current.predictions
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(lines[0]) | change), *lines[1:]]) + "\n")
+    with pytest.raises(UserError, match=r"predictions\.jsonl:1 is not a prediction"):
         write_report(run)
 
 

@@ -116,6 +116,53 @@ def test_its_own_code_goes_on_with_it(base: Path, tmp_path: Path) -> None:
     assert not run.identity.exists() and read_json(run.plan)["format"] == 1
 
 
+def test_launching_again_mends_what_was_lost_of_a_finished_run(base: Path, tmp_path: Path) -> None:
+    """The advice that a refused report gives is true: every seed that was trained is there again, and nothing is trained."""
+    arguments = ["--cluster", "local", "--gpus-per-node", "1", *lines(base, tmp_path / "runs")]
+    assert main([*arguments, "--seeds", "2"]) == 0
+    (path,) = (tmp_path / "runs").iterdir()
+    run = RunDir(path)
+    write_report(run)
+    report, trained = read_json(run.report_json), {file: file.stat().st_mtime_ns for file in path.glob("seed_*/*/done.json")}
+    one_seed = plan.prepare(load(None, lines(base, tmp_path / "one")))
+    damages = [
+        lambda: run.plan.write_text(run.plan.read_text().replace('"num": ', '"num": 1', 1)),
+        run.plan.unlink,
+        run.identity.unlink,
+        run.labels.unlink,
+        lambda: [shutil.copyfile(getattr(plan.write(one_seed), name), getattr(run, name)) for name in ("plan", "identity")],
+    ]
+    for damage in damages:
+        damage()
+        with pytest.raises(UserError):
+            write_report(run)
+        assert main(arguments) == 0
+        assert read_json(run.report_json) == report
+    assert {file: file.stat().st_mtime_ns for file in trained} == trained
+
+
+def test_weights_in_a_folder_are_part_of_a_run_and_their_place_is_not(base: Path, tmp_path: Path) -> None:
+    def prepared(weights: Path) -> plan.Experiment:
+        changed = [line for line in lines(base, tmp_path / "runs") if not line.startswith("model.")]
+        return plan.prepare(load(None, [*changed, f"model.weights={weights}"]))
+
+    folder = tmp_path / "w"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "wav2vec2"}')
+    (folder / "model.safetensors").write_bytes(b"first")
+    first = prepared(folder)
+    assert prepared(folder / ".." / "w").run == first.run
+    run = plan.write(first)
+    moved = folder.rename(tmp_path / "moved")
+    assert prepared(moved).run == run
+    plan.write(prepared(moved))
+    assert plan.reopen(run).run == run
+    (moved / "model.safetensors").write_bytes(b"other")
+    assert prepared(moved).run != run
+    with pytest.raises(UserError, match="was made with other weights than are there now"):
+        plan.reopen(run)
+
+
 def test_a_run_of_now_keeps_its_directory_when_its_plan_is_damaged(base: Path, tmp_path: Path) -> None:
     """The advice to launch again is true: the plan is made anew, with every seed that was ever planned."""
     run = planned(tmp_path, packed_tones(base, 3, 2), "seeds=[0, 3]", "folds.protocol=speaker_groups", encoder=TINY)

@@ -109,6 +109,25 @@ def test_an_index_tells_which_pieces_share_sound(tmp_path: Path) -> None:
     assert metadata.take(np.array([0, 1])).overlap is not None
 
 
+def test_a_recording_is_known_by_its_content_whatever_its_name(tmp_path: Path) -> None:
+    """Two of one name in folders that an id spells alike share nothing; one under two names does, in ids cut at 80 letters."""
+    (tmp_path / "é 1").mkdir()
+    (tmp_path / "è 1").mkdir()
+    other = [replace(clip, utterance_id=f"b{clip.utterance_id}") for clip in pieces(tmp_path / "è 1", ("b", 0.0, 2.0))]
+    soundfile.write(other[0].audio_path, 0.2 * np.random.default_rng(1).standard_normal(96_000), 16_000)
+    clips = [*pieces(tmp_path / "é 1", ("a", 0.0, 2.0)), *other]
+    pack(clips, tmp_path / "apart", workers=1)
+    overlap = ShardIndex.load(tmp_path / "apart").metadata.overlap
+    assert overlap is not None and (overlap == -1).all()
+    one, two = pieces(tmp_path / "é 1", ("a", 0.0, 2.0), ("a", 1.0, 3.0))
+    named = tmp_path / "é 1" / ".." / "é 1" / "long.wav"
+    pack([one, replace(two, utterance_id="x" * 80, audio_path=named)], tmp_path / "one", workers=1)
+    overlap = ShardIndex.load(tmp_path / "one").metadata.overlap
+    assert overlap is not None and (overlap == 0).all()
+    with pytest.raises(UserError, match="overlap"):
+        pack([one, replace(two, speaker="b", audio_path=named)], tmp_path / "two", workers=1)
+
+
 def test_a_corpus_of_whole_clips_has_no_overlaps(tmp_path: Path) -> None:
     pack(tones(tmp_path / "in", 1, 1), tmp_path / "out", workers=1)
     assert ShardIndex.load(tmp_path / "out").metadata.overlap is None
