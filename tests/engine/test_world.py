@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from small import curve, packed_tones, planned, train_on_ranks
+from torch.distributed import HashStore
 
 from ser_hpc.engine import world
 from ser_hpc.engine.rank import Rank
@@ -55,12 +56,12 @@ def test_a_group_is_bound_to_its_gpu(opened: list[dict[str, Any]], kind: str) ->
     assert (group["rank"], group["world_size"]) == (0, 1)
 
 
-def test_torchruns_ranks_speak_over_the_network_of_its_address(
+def test_ranks_speak_over_the_network_on_which_they_met(
     opened: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """And not over that which the machine's own name happens to stand for; unless the user chose one."""
     sought: list[str] = []
     monkeypatch.setattr(world, "_speak_over", sought.append)
-    monkeypatch.setenv("MASTER_ADDR", "node7")
+    monkeypatch.setattr(world, "meet", lambda place, rank, patience: (HashStore(), "node7"))
     world.join(tmp_path, Rank(0, 2, 0, 2), timedelta(minutes=1))
     assert sought == ["node7"] and len(opened) == 1
