@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _OF_A_PIPE = 10_000  # columns
+_NARROWEST = 20
 # What the place of a file is to blame for, whatever wanted to write or read there: no mistake of the program.
 _PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT}
 
@@ -28,6 +30,9 @@ def run(main: Callable[[], int]) -> None:
 
 def exit_code(main: Callable[[], int]) -> int:
     """Run an entry point; what a shell would see of it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no reason to fall
     try:
         return main()
     except UserError as error:
@@ -57,7 +62,9 @@ def screen(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
     plain: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, "soft_wrap": soft_wrap}
     if stream.isatty():
         return Console(stderr=stderr, **plain)
-    return Console(file=cast(IO[str], _Pipe(stream)), width=None if "COLUMNS" in os.environ else _OF_A_PIPE, **plain)
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() and int(columns) >= _NARROWEST else _OF_A_PIPE
+    return Console(file=cast(IO[str], _Pipe(stream)), width=width, **plain)
 
 
 class Help(argparse.RawDescriptionHelpFormatter):

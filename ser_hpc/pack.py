@@ -77,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     rules, part, declared = Rules.parse(options.on, options.longest), _part(options.part), _declared(options)
     sources, out = _sources(options.what)
+    for option in ("workers", "shard_mb"):
+        if (value := getattr(options, option)) is not None and value < 1:
+            raise UserError(f"--{option.replace('_', '-')} {value}: give at least 1")
     if len(sources) > 1 and (named := next((name for name, texts in _names(options).items() if texts), None)):
         raise UserError(f"--{named} speaks of one corpus, but {len(sources)} are to be packed: pack that one by itself")
     screen = console.screen(soft_wrap=True)

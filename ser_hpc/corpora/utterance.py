@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -60,6 +61,10 @@ class Utterance:
         for name in _NAMES:
             if (text := getattr(self, name)) and (read := as_name(text)) != text:
                 object.__setattr__(self, name, read)
+        for name in _NAMES:
+            if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in getattr(self, name)):
+                given = ascii(getattr(self, name))
+                raise UserError(f"{self.audio_path}: {name} {given} holds control characters; write it in plain letters")
         if is_unknown(self.speaker):
             object.__setattr__(self, "speaker", UNKNOWN_SPEAKER)
         for name in ("session", "text_id"):

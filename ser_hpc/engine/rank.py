@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from ser_hpc.errors import UserError
 
 _OURS, _TORCHRUN = "SER_HPC_START", "TORCHELASTIC_RUN_ID"  # their marks
+_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_OF_SRUN = ("SLURM_STEP_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES")
 # What a launcher sets for its ranks, or its ranks for their own: ours clears them all before it sets its own.
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", _TORCHRUN)
 
@@ -36,16 +38,16 @@ class Rank:
 
 
 def who_am_i(env: Mapping[str, str]) -> Rank:
-    """Raises UserError where Slurm was asked for several tasks and this one was not started by srun: it would train alone."""
-    if (_OURS in env or _TORCHRUN in env) and "RANK" in env and "WORLD_SIZE" in env:
-        size = int(env["WORLD_SIZE"])
-        return Rank(int(env["RANK"]), size, int(env.get("LOCAL_RANK", 0)), int(env.get("LOCAL_WORLD_SIZE", size)))
-    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
+    """Raises UserError where Slurm was asked for several tasks and this one was not started by srun: it would train alone; and
+    where a launcher's variable is no number."""
+    if is_torchruns(env) or (_OURS in env and "RANK" in env and "WORLD_SIZE" in env):
+        size = _number(env, "WORLD_SIZE", 1)
+        return Rank(_number(env, "RANK", 0), size, _number(env, "LOCAL_RANK", 0), _number(env, "LOCAL_WORLD_SIZE", size))
+    if all(name in env for name in _OF_SRUN):
         # The launcher and slurm/train.sbatch ask for as many tasks on every node.
-        size = int(env["SLURM_STEP_NUM_TASKS"])
-        local_size = -(-size // int(env["SLURM_STEP_NUM_NODES"]))
-        return Rank(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), local_size)
-    if "SLURM_JOB_ID" in env and int(env.get("SLURM_NTASKS", 1)) > 1:
+        number, local, size, nodes = (_number(env, name) for name in _OF_SRUN[1:])
+        return Rank(number, size, local, -(-size // max(nodes, 1)))
+    if "SLURM_JOB_ID" in env and _number(env, "SLURM_NTASKS", 1) > 1:
         raise UserError(
             f"this job has {env['SLURM_NTASKS']} tasks, but this process was started without srun and would train alone: "
             "start it as `srun python -m ser_hpc.train ...`, or ask for one task"
@@ -53,9 +55,16 @@ def who_am_i(env: Mapping[str, str]) -> Rank:
     return Rank(0, 1, 0, 1)
 
 
+def _number(env: Mapping[str, str], name: str, otherwise: int | None = None) -> int:
+    text = env.get(name, "" if otherwise is None else str(otherwise))
+    if not text.isascii() or not text.isdigit():
+        raise UserError(f"{name}={text!r} is no number: it says which rank this process is, so start it anew, or unset it")
+    return int(text)
+
+
 def is_torchruns(env: Mapping[str, str]) -> bool:
     """Whether torchrun started this rank, and keeps a store for its ranks to meet at."""
-    return _TORCHRUN in env and _OURS not in env
+    return _OURS not in env and _TORCHRUN in env and all(name in env for name in _OF_TORCHRUN)
 
 
 def disbelieved(env: Mapping[str, str], rank: Rank) -> str | None:

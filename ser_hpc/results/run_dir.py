@@ -220,7 +220,7 @@ class RunDir:
         """The plan as written by the launcher. Raises UserError if this is no run directory."""
         try:
             plan: dict[str, Any] = read_json(self.plan)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{self.path} is not a run directory: it has no {self.plan.name}") from None
         except ValueError as error:
             raise UserError(f"{self.plan} is damaged ({error}); run the launch command again to plan anew") from error

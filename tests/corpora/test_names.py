@@ -73,6 +73,14 @@ def test_names_are_read_in_nfc_and_paths_as_they_are() -> None:
     assert clip.audio_path == path
 
 
+@pytest.mark.parametrize("name", ["\x1b[31mred", "two\nlines", "a\tb", "\ud800"])
+def test_names_hold_no_control_characters(name: str) -> None:
+    """They would paint the terminal, break tables, or be no text at all."""
+    for column in ("speaker", "emotion", "session"):
+        with pytest.raises(UserError, match=f"{column} .* holds control characters"):
+            Utterance("c", "u", Path("a.wav"), **({"speaker": "s", "emotion": "happy"} | {column: name}))
+
+
 def corpus(*speakers: str, of: str = "tiny", **more: Any) -> list[dict[str, Any]]:
     """Four clips of each speaker, two of each emotion."""
     return [

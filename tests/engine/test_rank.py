@@ -21,6 +21,7 @@ STEP = {
     "SLURM_STEP_NUM_NODES": "2",
 }
 OF_TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+OF_TORCHRUN |= {"MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
 
 
 def test_ranks_of_srun_torchrun_and_alone() -> None:
@@ -46,6 +47,15 @@ def test_a_launcher_within_a_slurm_step_is_believed() -> None:
     assert who_am_i(step | {"TORCHELASTIC_RUN_ID": "none"}) == Rank(5, 8, 1, 4)
     assert is_torchruns(step | {"TORCHELASTIC_RUN_ID": "none"}) and not is_torchruns(step)
     assert not is_torchruns(step | {"TORCHELASTIC_RUN_ID": "none", "SER_HPC_START": "7f"})
+
+
+def test_marks_without_the_rest_are_leftovers_and_what_is_no_number_is_told() -> None:
+    """Of a job long gone, or of a shell: nobody's ranks. Never a traceback."""
+    for some in ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}, {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2"}):
+        assert who_am_i(some) == Rank(0, 1, 0, 1)
+    for name, env in (("RANK", OF_TORCHRUN | {"TORCHELASTIC_RUN_ID": "none"}), ("SLURM_PROCID", STEP)):
+        with pytest.raises(UserError, match=f"{name}='abc' is no number"):
+            who_am_i(env | {name: "abc"})
 
 
 def test_the_ranks_of_a_node_under_enroot() -> None:
