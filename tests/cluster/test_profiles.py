@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ser_hpc.cluster.slurm import scripts, submit, submit_report
 from ser_hpc.config.cluster import ClusterSettings, expanded, slurm_minutes
 from ser_hpc.config.load import dump, find, load
+from ser_hpc.config.schema import identity
 from ser_hpc.errors import ConfigError, UserError
 from ser_hpc.results.run_dir import RunDir, Trial
 
@@ -30,7 +31,7 @@ def test_every_shipped_profile_loads_and_jobs_need_it_no_more(tmp_path: Path, na
     (tmp_path / "resolved.yaml").write_text(dump(settings))
     back = load(tmp_path / "resolved.yaml", [])
     assert back.cluster == settings.cluster.model_copy(update={"profile": None})
-    assert back.identity() == settings.identity() == load(None, []).identity()
+    assert identity(back) == identity(settings) == identity(load(None, [])) == {}
 
 
 def test_default_then_profile_then_file_then_command_line(tmp_path: Path) -> None:

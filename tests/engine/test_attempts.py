@@ -143,7 +143,9 @@ def test_a_package_that_is_not_installed_has_no_version(tmp_path: Path, monkeypa
 def test_zero_without_deepspeed_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strategy, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"train\.strategy=zero2 needs DeepSpeed.*use ddp"):
-        strategy.build(nn.Linear(2, 2), TrainSettings(strategy="zero2"), World(0, 1, 0, 1, torch.device("cpu")), None)
+        strategy.build(
+            nn.Linear(2, 2), TrainSettings(strategy="zero2", precision="fp32"), World(0, 1, 0, 1, torch.device("cpu")), None
+        )
 
 
 def test_the_same_failure_twice_is_not_tried_a_third_time(base: Path) -> None:

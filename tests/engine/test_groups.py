@@ -94,7 +94,7 @@ def shared(model: Classifier, ranks: int) -> tuple[list[Tensor], Tensor, dict[st
             for micro in deal(step, parts, rank, ranks)
             for samples, offsets in [batch([waves[position] for position in micro.clips.positions])]
         ]
-        here = Replicated(copied, TrainSettings(), ALONE, None)
+        here = Replicated(copied, TrainSettings(precision="fp32"), ALONE, None)
         seen += gradients(here, batches, len(LENGTHS), weights.sum(), (1, 2), ALONE.device, statistics)
         statistics.update(len(LENGTHS), lambda mine: told.append(mine.clone()) or mine)  # type: ignore[func-returns-value]
         for sums, parameter in zip(total, copied.parameters(), strict=True):

@@ -151,7 +151,7 @@ def test_what_accumulation_cuts_must_fit() -> None:
 
 def test_a_group_that_is_normalised_together_must_fit() -> None:
     """Its longest clips, padded: never divided, so never less; and more is of no use."""
-    model, train = build(ACRNN.model_copy(update={"norm_group": 3}), 4, 0), TrainSettings(global_batch=5)
+    model, train = build(ACRNN.model_copy(update={"norm_group": 3}), 4, 0), TrainSettings(precision="fp32", global_batch=5)
     assert search(model, train, CLIPS, ALONE, room(model, train, 100)) == 3 * 2 * RATE
     with pytest.raises(UserError, match=r"a group of the longest clips.* 6\.0 s"):
         search(model, train, CLIPS, ALONE, room(model, train, 4))
