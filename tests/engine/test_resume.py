@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from small import packed_tones, planned, run_here, wav2vec2
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
+from ser_hpc.engine.frozen import FrozenBase
+from ser_hpc.errors import UserError
 from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
 
@@ -184,7 +186,9 @@ def test_a_frozen_base_is_not_saved_and_must_not_change(base: Path) -> None:
     model.base_model.encoder.layers[0].final_layer_norm.bias.data.add_(1e-3)
     model.save_pretrained(folder)
     assert start(run).wait(120) == 2
-    assert "frozen weights are not those" in str(how_it_ended(trial.current).error)
+    assert "was made with other weights than are there now" in str(how_it_ended(trial.current).error)
+    with pytest.raises(UserError, match="the frozen weights are not those that this trial began with"):
+        FrozenBase(frozenset(), "now").check("then")  # as a name on the hub, whose files no digest is taken of, would end
     model.base_model.encoder.layers[0].final_layer_norm.bias.data.zero_()
     model.save_pretrained(folder)
     assert start(run).wait(300) == 0

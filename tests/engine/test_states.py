@@ -257,13 +257,15 @@ def test_a_damaged_block_is_made_again(base: Path, pretrained: Path, encoded: li
 
 
 def test_states_are_of_what_makes_them(base: Path, pretrained: Path, encoded: list[int]) -> None:
-    """The folder of weights says how to normalise, which no setting tells: told otherwise, nothing stale is taken."""
+    """The folder of weights says how to normalise, which no setting tells: told otherwise, it is another run."""
     weights = Path(shutil.copytree(pretrained, base / "changing"))
     run = frozen(base / "stale", weights)
     train(run)
     Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(weights)
-    train(run, Trial(0, 1))
-    assert sum(encoded) == 2 * CLIPS
+    with pytest.raises(UserError, match="was made with other weights"):
+        train(run, Trial(0, 1))
+    assert frozen(base / "stale", weights).path != run.path
+    assert sum(encoded) == CLIPS
 
 
 @pytest.mark.parametrize(
