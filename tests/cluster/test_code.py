@@ -197,6 +197,27 @@ def test_other_code_is_refused_naming_trials_files_and_choices(checkout: Path, r
     assert list(run.code.iterdir()) == [old.path]  # refused means that nothing was done
 
 
+@pytest.mark.parametrize("name", ["monitor/status_words.py", "status.py", "results/render.py", "cluster/show.py"])
+def test_words_of_the_terminal_may_be_edited_while_jobs_wait(name: str, checkout: Path, run: RunDir) -> None:
+    """What can change no result stops nothing, and the report speaks of one code."""
+    attempted(run, FIRST, code.choose(run, "refuse").digest, 1.0, step=3)
+    (checkout / "ser_hpc" / name).touch()
+    edit(checkout, name)
+    new = code.choose(run, "refuse", {code.present(): [THIRD]})
+    attempted(run, SECOND, new.digest, 2.0, step=3)
+    assert len(code.used(run)) == 2 and code.mixture(run) is None
+
+
+@pytest.mark.parametrize("name", ["cluster/plan.py", "results/metrics.py", "corpora/folds.py", "train.py", "new_room/file.py"])
+def test_whatever_can_change_a_result_may_not(name: str, checkout: Path, run: RunDir) -> None:
+    attempted(run, FIRST, code.choose(run, "refuse").digest, 1.0, step=3)
+    (checkout / "ser_hpc" / name).parent.mkdir(exist_ok=True)
+    (checkout / "ser_hpc" / name).touch()
+    edit(checkout, name)
+    with pytest.raises(UserError, match=f"since then other: ser_hpc/{name}"):
+        code.choose(run, "refuse")
+
+
 def test_saved_goes_on_with_the_code_that_was_started_last(checkout: Path, run: RunDir) -> None:
     first = code.snapshot(run)
     edit(checkout)
