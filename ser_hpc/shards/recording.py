@@ -10,10 +10,12 @@ from __future__ import annotations
 import io
 import os
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -72,25 +74,32 @@ class _Forward(soundfile.SoundFile):  # type: ignore[misc]
 
 
 class _Part(io.RawIOBase):
-    """Some bytes, and then a part of an open file, as one file; nothing is copied."""
+    """Some bytes, and then parts of an open file, as one file; nothing is copied."""
 
     def __init__(self, file: int, contents: Contents) -> None:
-        self._file, self._head, self._start = file, contents.head, contents.start
-        self._size, self._at = len(contents.head) + contents.end - contents.start, 0
+        self._file, self._head, self._at = file, contents.head, 0
+        starts, ends = zip(*contents.gaps, strict=True) if contents.gaps else ((), ())
+        parts = list(zip((contents.start, *ends), (*starts, contents.end), strict=True))
+        lengths = (end - start for start, end in parts)
+        self._begins = list(accumulate(lengths, initial=len(self._head)))  # of the parts, here; and the end of the last
+        self._shifts = [start - begin for (start, _), begin in zip(parts, self._begins, strict=False)]
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
+        self._at = offset + (0, self._at, self._begins[-1])[whence]
         return self._at
 
     def tell(self) -> int:
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        wanted = max(0, min(len(buffer), self._size - self._at))
-        content = self._head[self._at : self._at + wanted]
-        if len(content) < wanted:
-            place = self._start + self._at + len(content) - len(self._head)
-            content += os.pread(self._file, wanted - len(content), place)
+        end = min(self._at + len(buffer), self._begins[-1])
+        content = self._head[self._at : end]
+        while (at := self._at + len(content)) < end:
+            part = bisect_right(self._begins, at) - 1
+            more = os.pread(self._file, min(end, self._begins[part + 1]) - at, at + self._shifts[part])
+            if not more:
+                break
+            content += more
         buffer[: len(content)] = content
         self._at += len(content)
         return len(content)

@@ -152,3 +152,42 @@ def test_a_corrupted_mp3_is_read_right_or_told_or_refused(tmp_path: Path, seed: 
         assert any(word in str(error) for word in ("truncated", "damaged", "cannot be decoded", "announces"))
         return
     assert clip.doubtful or abs(len(clip.samples) - len(audio.decode(right).samples)) <= DELAY
+
+
+def joined(between: bytes) -> bytes:
+    return mp3(FALLING, quality=0.9) + between + mp3(RISING, quality=0.9)
+
+
+ID3_LARGE = b"ID3\x04\0\0" + bytes((0, 1, 0x20, 0x10)) + bytes(8000) + b"\xff\xfb\x90\x00 a picture" + bytes(20_496 - 8014)
+TAGS_BETWEEN = {
+    "ID3v2": ID3,
+    "ID3v2 with a picture": ID3_LARGE,
+    "ID3v1": b"TAG" + b"x" * 125,
+    "APE": b"APETAGEX" + struct.pack("<IIII8x", 2000, 2000, 1, 1 << 29) + b"x" * 1968 + b"APETAGEX" + bytes(24),
+    "lyrics and ID3v1": b"LYRICSBEGIN" + b"la " * 50 + b"000161LYRICS200" + b"TAG" + b"x" * 125,
+    "several": b"TAG" + b"x" * 125 + bytes(100) + ID3 + ID3_LARGE,
+}
+
+
+@pytest.mark.parametrize("between", TAGS_BETWEEN.values(), ids=TAGS_BETWEEN)
+def test_joined_mp3_is_read_whole_whatever_tag_stands_between(tmp_path: Path, between: bytes) -> None:
+    path, plain = tmp_path / "clip.mp3", tmp_path / "plain.mp3"
+    plain.write_bytes(joined(b""))
+    right = audio.decode(plain).samples
+    assert len(right) >= 8 * RATE
+    for content in (joined(between), ID3 + joined(between), riff_mp3(joined(between))):
+        path.write_bytes(content)
+        clip = audio.decode(path)
+        np.testing.assert_array_equal(clip.samples, right)
+        assert clip.doubtful == ""
+    path.write_bytes(ID3 + mp3(FALLING, xing=True) + between + mp3(RISING, xing=True))
+    assert "read to its end" in audio.decode(path).doubtful
+
+
+@pytest.mark.parametrize("between", [b"", ID3, b"TAG" + bytes(125)], ids=["nothing", "ID3v2", "ID3v1"])
+def test_joined_mp3_of_several_kinds_is_refused(tmp_path: Path, between: bytes) -> None:
+    path, stereo = tmp_path / "clip.mp3", np.repeat(RISING[:, None], 2, axis=1)
+    for other, words in ((mp3(RISING, 24_000), "24000 Hz, layer 3, mono"), (mp3(stereo), "16000 Hz, layer 3, stereo")):
+        path.write_bytes(mp3(FALLING) + between + other)
+        with pytest.raises(audio.BadClipError, match=f"frames of 16000 Hz, layer 3, mono, and then of {words}"):
+            audio.probe(path)

@@ -17,7 +17,8 @@ class BadClipError(Exception):
 class Contents:
     """Where sound lies in a file, for libsndfile to read, and what is wrong with what the file says of it.
 
-    `head` and then bytes `start` to `end` of the file are what libsndfile is given; with an empty `head`, the file as it is.
+    `head` and then bytes `start` to `end` of the file, without its `gaps` (from, to), are what libsndfile is given; with an
+    empty `head`, the file as it is.
     `frames`: their number, where libsndfile would tell another; None: what it tells. `doubt`: in words, "" where all is well.
     """
 
@@ -26,6 +27,7 @@ class Contents:
     end: int = 0
     frames: int | None = None
     doubt: str = ""
+    gaps: tuple[tuple[int, int], ...] = ()
 
 
 def is_unknown(size: int) -> bool:
