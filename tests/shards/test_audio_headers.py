@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from odd_sounds import as_int16, chunk, piped_flac, speech, wav, with_sizes, written
+from odd_sounds import RATE, as_int16, chunk, piped_flac, speech, wav, with_sizes, written
 
 from ser_hpc.shards import audio
 
@@ -185,8 +187,52 @@ def test_a_corrupted_header_is_read_right_or_told_or_refused(tmp_path: Path, nam
 def test_flac_says_rightly_what_it_holds(tmp_path: Path) -> None:
     sound = as_int16(speech(3.0))
     whole = written(sound, kind="FLAC")
-    for total in (0, 1, len(sound) // 2, len(sound) - 1, len(sound) + 1, len(sound) + 100_000):
+    for total in (0, 1, 4096, len(sound) // 2, len(sound) - 1, len(sound) + 1, len(sound) + 100_000):
         clip = heard(tmp_path / "clip.flac", piped_flac(whole, total))
         np.testing.assert_array_equal(clip.samples, sound)
         assert "read to its end" in clip.doubtful
     assert heard(tmp_path / "clip.flac", whole).doubtful == ""
+    clip = heard(tmp_path / "clip.flac", piped_flac(whole) + b"TAG" + bytes(125))
+    np.testing.assert_array_equal(clip.samples, sound)
+
+
+def flac_frames(whole: bytes) -> list[int]:
+    """Where they begin: of 16 kHz, mono, 16 bits, each with a number of one byte."""
+    starts: list[int] = []
+    for match in re.finditer(rb"\xff\xf8.\x08(.)", whole, re.DOTALL):
+        starts += [match.start()] if match[1][0] == len(starts) else []
+    return starts
+
+
+def test_flac_cut_anywhere_is_truncated(tmp_path: Path) -> None:
+    """Also between two frames, where all that is left is whole; and whether its header tells a length or not."""
+    whole = written(as_int16(speech(3.0)), kind="FLAC")
+    starts = flac_frames(whole)
+    assert len(starts) == 12
+    np.testing.assert_array_equal(heard(tmp_path / "tagged", whole + b"APETAGEX" + bytes(70)).samples, as_int16(speech(3.0)))
+    for cut in (starts[5], starts[-1], starts[6] + 1, starts[6] + 10, starts[6] + 1000, len(whole) - 1, len(whole) - 1000):
+        path = tmp_path / "clip.flac"
+        assert "is truncated" in refused(path, whole[:cut])
+        if cut not in starts:
+            assert "is truncated" in refused(path, piped_flac(whole)[:cut])
+
+
+@pytest.mark.parametrize("lengths", [(2, 2), (2, 3), (3, 2), (0.1, 0.1)])
+@pytest.mark.parametrize("total", [None, 0])
+def test_joined_flac_is_refused(tmp_path: Path, lengths: tuple[float, float], total: int | None) -> None:
+    """As files, or as frames whose numbers begin anew: libsndfile reads the first, or none, and says nothing."""
+    first, second = (written(as_int16(speech(seconds, seed=2)), kind="FLAC") for seconds in lengths)
+    head = first if total is None else piped_flac(first)
+    assert "several recordings" in refused(tmp_path / "clip.flac", head + second)
+    if lengths[0] > 1:
+        assert "several recordings" in refused(tmp_path / "clip.flac", head + second[flac_frames(second)[0] :])
+
+
+def test_a_cut_flac_is_refused_at_once(tmp_path: Path) -> None:
+    """A minute, and one of silence, of which a frame has a dozen bytes: no byte is looked at once for each frame."""
+    path = tmp_path / "clip.flac"
+    for sound in (as_int16(speech(60.0)), np.zeros(60 * RATE, np.int16)):
+        whole = written(sound, kind="FLAC")
+        began = time.process_time()
+        assert "is truncated" in refused(path, whole[: -min(1000, len(whole) // 3) - 1])
+        assert time.process_time() - began < 1  # 0.1 s
