@@ -33,11 +33,15 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """An open recording of `frames` at `rate` Hz. `doubt`: what its header says that is not so, "" if all is well."""
+    """An open recording of `frames` at `rate` Hz. `doubt`: what its header says that is not so, "" if all is well.
+
+    `last_seek`: the last frame to which to seek; from there on it is read.
+    """
 
     sound: _Forward
     frames: int
     doubt: str
+    last_seek: int
 
     @property
     def rate(self) -> int:
@@ -50,9 +54,9 @@ class Recording:
         """
         dtype = "int16" if self.sound.subtype == "PCM_16" else "float32"  # read as such in half the time, and just the same
         size, left = max(1, _BLOCK // self.sound.channels), last - first
-        if first and self.sound.can_seek:
-            self.sound.seek(first)
-            first = 0
+        if self.sound.can_seek and (place := min(first, self.last_seek)):
+            self.sound.seek(place)
+            first -= place
         while first and (passed := len(self.sound.read(min(size, first), dtype=dtype, always_2d=True))):
             first -= passed
         while left and len(block := self.sound.read(min(size, left), dtype=dtype, always_2d=True)):
@@ -153,7 +157,8 @@ def _recording(sound: _Forward, contents: Contents, size: int) -> Recording:
         raise BadClipError(f"announces {frames} frames, which so few bytes cannot hold")
     if not _RATES[0] <= sound.samplerate <= _RATES[1]:
         raise BadClipError(f"has a damaged header: it says {sound.samplerate} Hz")
-    return Recording(sound, frames, contents.doubt)
+    last_seek, announced = contents.sought or (frames, frames)
+    return Recording(sound, frames, contents.doubt, last_seek if announced == frames else 0)
 
 
 def _why_undecodable(head: bytes, error: Exception) -> str:

@@ -20,6 +20,8 @@ class Contents:
     `head` and then bytes `start` to `end` of the file, without its `gaps` (from, to), are what libsndfile is given; with an
     empty `head`, the file as it is.
     `frames`: their number, where libsndfile would tell another; None: what it tells. `doubt`: in words, "" where all is well.
+    `sought`: the last frame that libsndfile finds by a seek, if so many frames are there (else it finds none); None: it finds
+    all.
     """
 
     head: bytes = b""
@@ -27,6 +29,7 @@ class Contents:
     end: int = 0
     frames: int | None = None
     doubt: str = ""
+    sought: tuple[int, int] | None = None
     gaps: tuple[tuple[int, int], ...] = ()
 
 

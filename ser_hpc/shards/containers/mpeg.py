@@ -84,7 +84,7 @@ def contents(file: int, start: int, end: int) -> Contents | None:
     head, length = (
         (_id3(0) + found.xing_frame(), None) if found.layer == 3 else (_id3(found.padding()), found.count * found.samples)
     )
-    return Contents(head, found.start, found.end, length, "; ".join(doubts), found.gaps)
+    return Contents(head, found.start, found.end, length, "; ".join(doubts), gaps=found.gaps)
 
 
 def frames(file: int, start: int, end: int) -> Frames | None:
