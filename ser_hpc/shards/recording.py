@@ -119,7 +119,11 @@ def opened(path: Path) -> Iterator[Recording]:
             head, of = os.pread(file, _HEAD, 0), os.fstat(file)
             contents = _contents(path, of.st_ino, of.st_size, of.st_mtime_ns)
             # By its descriptor: a Python file would stand between libsndfile and every read.
-            with _Forward(_Part(file, contents) if contents.head else file, "r", closefd=False) as sound:
+            with _Forward(_Part(file, contents) if contents and contents.head else file, "r", closefd=False) as sound:
+                if contents is None:
+                    raise BadClipError(
+                        f"is {sound.format_info}, which cannot be held against its length; convert it to WAV or FLAC"
+                    )
                 yield _recording(sound, contents, of.st_size)
         finally:
             os.close(file)
@@ -134,15 +138,18 @@ def opened(path: Path) -> Iterator[Recording]:
 
 
 @lru_cache(maxsize=64)
-def _contents(path: Path, _inode: int, size: int, _changed: int) -> Contents:
-    """Remembered: of a long recording with a thousand clips, pages and frames are walked over once."""
+def _contents(path: Path, _inode: int, size: int, _changed: int) -> Contents | None:
+    """None of a file whose format nobody here knows.
+
+    Remembered: of a long recording with a thousand clips, pages and frames are walked over once.
+    """
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         head = os.pread(file, _HEAD, 0)
         for look in (wav.contents, flac.contents, ogg.contents, plain.contents):
             if (found := look(file, head, size)) is not None:
                 return found
-        return mpeg.contents(file, 0, size) or Contents()
+        return mpeg.contents(file, 0, size)
     finally:
         os.close(file)
 

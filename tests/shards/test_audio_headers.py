@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from odd_sounds import RATE, as_int16, chunk, piped_flac, speech, wav, with_sizes, written
 
 from ser_hpc.shards import audio
@@ -236,3 +237,21 @@ def test_a_cut_flac_is_refused_at_once(tmp_path: Path) -> None:
         began = time.process_time()
         assert "is truncated" in refused(path, whole[: -min(1000, len(whole) // 3) - 1])
         assert time.process_time() - began < 1  # 0.1 s
+
+
+@pytest.mark.parametrize("kind", ["VOC", "IRCAM", "AVR", "PAF", "PVF", "MAT4", "MAT5", "SVX", "WVE", "XI", "SDS"])
+def test_what_cannot_be_checked_is_refused_by_its_name(tmp_path: Path, kind: str) -> None:
+    """libsndfile reads what is left of these, and says nothing."""
+    subtype = {"WVE": "ALAW", "XI": "DPCM_16"}.get(kind, "PCM_16")
+    whole = written(SOUND, 8000 if kind == "WVE" else RATE, kind=kind, subtype=subtype)
+    for content in (whole, whole[: len(whole) // 2 & ~1]):
+        assert f"is {soundfile.available_formats()[kind]}, " in (reason := refused(tmp_path / "clip", content))
+        assert "convert it to WAV or FLAC" in reason
+
+
+def test_flac_behind_a_tag_is_looked_into_as_well(tmp_path: Path) -> None:
+    whole = written(SOUND, kind="FLAC")
+    for content in (whole, piped_flac(whole)):
+        tagged = b"ID3\x04\0\0\0\0\0\x32" + bytes(50) + content
+        np.testing.assert_array_equal(heard(tmp_path / "clip.flac", tagged).samples, SOUND)
+        assert "is truncated" in refused(tmp_path / "clip.flac", tagged[:-500])

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice
 
-from ser_hpc.shards.containers.contents import BadClipError, Contents
+from ser_hpc.shards.containers.contents import BadClipError, Contents, behind_tag
 
 _STREAMINFO = 8  # where it stands
 _LARGEST = 1 << 19  # bytes at the end in which the last frame begins
@@ -32,15 +32,17 @@ class _Frame:
 
 
 def contents(file: int, head: bytes, size: int) -> Contents | None:
-    """Of a FLAC file, None for others, and for one that is not understood. Raises BadClipError if it is cut or was joined."""
+    """Of a FLAC file, also behind a tag, None for others. Raises BadClipError if it is cut, damaged or was joined."""
+    base = behind_tag(head, 0)
+    head = os.pread(file, len(head), base)
     if head[:4] != b"fLaC" or len(head) < _STREAMINFO + 34 or head[4] & 0x7F:
         return None
     packed = int.from_bytes(head[18:26])
     rate, channels, bits, total = packed >> 44, (packed >> 41 & 7) + 1, (packed >> 36 & 31) + 1, packed & _TOTAL
-    start = _first_frame(file, size)
+    start = _first_frame(file, base, size)
     first = _frame(os.pread(file, _HEADER, start), 0)
     if first is None:
-        return None
+        raise BadClipError("is truncated, or has a damaged header: its sound does not begin where it says")
     if os.pread(file, 3, max(0, size - _ID3V1)) == b"TAG":
         size -= _ID3V1
     last = _last_frame(file, _frames(file, start, size, first.end), size, total)
@@ -56,12 +58,14 @@ def contents(file: int, head: bytes, size: int) -> Contents | None:
         return Contents(doubt=doubt)
     told = f"announces {total} frames, but there are {last.end}" if total else "does not say how long it is"
     mended = head[:18] + (packed & ~_TOTAL | last.end).to_bytes(8) + head[26:42]
-    return Contents(mended, len(mended), size, doubt="; ".join(filter(None, (f"its header {told}: read to its end", doubt))))
+    return Contents(
+        mended, base + len(mended), size, doubt="; ".join(filter(None, (f"its header {told}: read to its end", doubt)))
+    )
 
 
-def _first_frame(file: int, size: int) -> int:
+def _first_frame(file: int, base: int, size: int) -> int:
     """Where it begins, behind all blocks of metadata."""
-    at, last = 4, False
+    at, last = base + 4, False
     while at + 4 <= size and not last:
         block = os.pread(file, 4, at)
         last, at = block[0] >> 7 == 1, at + 4 + int.from_bytes(block[1:])

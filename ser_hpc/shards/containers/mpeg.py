@@ -11,7 +11,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from ser_hpc.shards.containers.contents import TAGS, BadClipError, Contents
+from ser_hpc.shards.containers.contents import TAGS, BadClipError, Contents, behind_tag
 
 _KBITS = {  # by version 1 or not, and layer
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -90,7 +90,7 @@ def contents(file: int, start: int, end: int) -> Contents | None:
 def frames(file: int, start: int, end: int) -> Frames | None:
     """The MPEG frames between two bytes of an open file, behind ID3 tags; None if it does not begin with such."""
     tagged = start
-    while (behind := _behind_tag(os.pread(file, _LEAD, start), start)) > start:
+    while (behind := behind_tag(os.pread(file, _LEAD, start), start)) > start:
         start = behind
     first = _next(file, start, min(end, start + _LEAD) if start > tagged else start + 1, end, 0)
     if first is None:
@@ -141,7 +141,7 @@ def _pass_over(file: int, at: int, end: int, like: int) -> tuple[int | None, int
     padding = 0
     while at < end:
         rest = os.pread(file, min(_WINDOW, end - at), at)
-        behind = _behind_tag(rest, at)
+        behind = behind_tag(rest, at)
         if at < behind <= end:
             at, padding = behind, 0
         elif zeros := len(rest) - len(rest.lstrip(b"\0")):
@@ -158,22 +158,6 @@ def _pass_over(file: int, at: int, end: int, like: int) -> tuple[int | None, int
     if following is not None:
         return following, following - at + padding
     return None, 0 if rest.startswith(TAGS) else end - at
-
-
-def _behind_tag(content: bytes, at: int) -> int:
-    """Where a tag ends that begins with these bytes and stands there; `at` if none does."""
-    if content[:3] == b"ID3" and len(content) >= 10:
-        size = sum((byte & 0x7F) << 7 * (3 - place) for place, byte in enumerate(content[6:10]))
-        return at + 10 + size + 10 * (content[5] >> 4 & 1)
-    if content[:8] == b"APETAGEX" and len(content) >= 32:
-        size, is_header = int.from_bytes(content[12:16], "little"), content[23] >> 5 & 1
-        return at + 32 + size * is_header
-    if content[:11] == b"LYRICSBEGIN":
-        ends = [place for word in (b"LYRICS200", b"LYRICSEND") if (place := content.find(word)) > 0]
-        return at + min(ends) + 9 if ends else at
-    if content[:3] == b"TAG":
-        return at + (227 if content[:4] == b"TAG+" and content[227:230] == b"TAG" else 128)
-    return at
 
 
 def _next(file: int, at: int, last: int, end: int, like: int) -> int | None:
