@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 
 from ser_hpc.shards.containers import flac, mpeg, ogg, plain, wav
-from ser_hpc.shards.containers.contents import BadClipError, Contents
+from ser_hpc.shards.containers.contents import BadClipError, Contents, behind_tag
 
 _HEAD = 4096  # bytes of a file that are looked at before libsndfile is
 _BLOCK = 1 << 16  # samples, of all channels, at once: what stays in a core's cache
@@ -121,9 +121,8 @@ def opened(path: Path) -> Iterator[Recording]:
             # By its descriptor: a Python file would stand between libsndfile and every read.
             with _Forward(_Part(file, contents) if contents and contents.head else file, "r", closefd=False) as sound:
                 if contents is None:
-                    raise BadClipError(
-                        f"is {sound.format_info}, which cannot be held against its length; convert it to WAV or FLAC"
-                    )
+                    why = "behind a player's tag" if behind_tag(head, 0) else "which cannot be held against its length"
+                    raise BadClipError(f"is {sound.format_info}, {why}; convert it to WAV or FLAC")
                 yield _recording(sound, contents, of.st_size)
         finally:
             os.close(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import time
 from pathlib import Path
 
@@ -255,3 +256,27 @@ def test_flac_behind_a_tag_is_looked_into_as_well(tmp_path: Path) -> None:
         tagged = b"ID3\x04\0\0\0\0\0\x32" + bytes(50) + content
         np.testing.assert_array_equal(heard(tmp_path / "clip.flac", tagged).samples, SOUND)
         assert "is truncated" in refused(tmp_path / "clip.flac", tagged[:-500])
+
+
+@pytest.mark.parametrize("kind", ["AU", "W64", "NIST"])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+def test_bytes_behind_the_sound_of_other_formats_are_not_read_but_told(tmp_path: Path, kind: str, subtype: str) -> None:
+    """libsndfile reads them as sound. A player's tag and padding are passed over in silence, as behind WAV."""
+    whole = written(SOUND, kind=kind, subtype=subtype)
+    more = as_int16(speech(0.2, seed=1)).tobytes()
+    for after, words in (
+        (more, "6400 bytes follow its sound"),
+        (b"TAG" + b"x" * 125, ""),
+        (bytes(500), ""),
+        (b"", ""),
+    ):
+        clip = heard(tmp_path / "clip", whole + after)
+        np.testing.assert_array_equal(clip.samples, SOUND)
+        assert words in clip.doubtful if words else not clip.doubtful
+    if kind == "W64":
+        chunk = b"levl" + bytes(12) + struct.pack("<Q", 40) + b"x" * 16
+        assert heard(tmp_path / "clip", whole + bytes(-len(whole) % 8) + chunk).doubtful == ""
+    if kind == "AU":
+        short = whole[:8] + struct.pack(">I", 3000) + whole[12:]
+        clip = heard(tmp_path / "clip", short)
+        assert len(clip.samples) == (1500 if subtype == "PCM_16" else 1000) and "follow its sound" in clip.doubtful
