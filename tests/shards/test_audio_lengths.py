@@ -209,3 +209,30 @@ def test_pieces_of_an_ogg_file_are_where_they_are(tmp_path: Path, kind: str, rat
         with recording.opened(path) as opened:
             piece = np.concatenate(list(opened.blocks(int(first), opened.frames)))
         np.testing.assert_allclose(piece, whole[first:], atol=1e-6 if kind != "OPUS" else 2e-3)
+
+
+def with_checksum(whole: bytes, shifted: bool) -> bytes:
+    """The first frame, which tells the length, with a checksum: behind it, or where it stood."""
+    size = odd_sounds.mp3_frame_bytes(whole)
+    frame = bytearray(whole[:size])
+    frame[1] &= 0xFE
+    if shifted:
+        frame[4:4] = b"\x12\x34"
+    return bytes(frame[:size]) + whole[size:]
+
+
+def test_mp3_that_says_its_length_behind_a_checksum_or_something_else_is_read_whole(tmp_path: Path) -> None:
+    """mpg123 takes some of these frames for sound, and then guesses the length."""
+    path = tmp_path / "clip.mp3"
+    whole = mp3(FALLING, xing=True, quality=0.9)
+    frames, at = odd_sounds.mp3_frames(whole) - 1, whole.index(b"Xing")
+    busy = whole[:8] + b"\x55" * (at - 8) + whole[at:]
+    for content in (with_checksum(whole, True), with_checksum(whole, False), busy):
+        path.write_bytes(content)
+        clip = audio.decode(path)
+        assert clip.doubtful == ""
+        assert len(clip.samples) in (len(FALLING), 576 * frames - 529)  # the decoder's own delay
+        assert likeness(np.r_[clip.samples, np.zeros(DELAY)], FALLING) > 0.6
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(audio.BadClipError, match="is truncated"):
+            audio.probe(path)

@@ -24,6 +24,7 @@ _KBITS = {  # by version 1 or not, and layer
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}  # by the version's two bits
 _ALIKE = 0xFFFE0C00  # sync, version, layer and rate: what all frames of a file have in common, and mono or stereo
 _FRAMES = 1  # of a Xing frame's flags: it tells a number of frames
+_UNPROTECTED = 1 << 16  # of a frame's header: no checksum follows
 _NOT_TOLD = -1
 _WINDOW = 1 << 20
 _LEAD = 1 << 16  # bytes between an ID3 tag and the first frame: padding that the tag did not count
@@ -33,8 +34,9 @@ _LEAD = 1 << 16  # bytes between an ID3 tag and the first frame: padding that th
 class Frames:
     """The frames of a file: bytes `start` to `end`; `count` of `samples` each. A Xing frame is none of them, but `first` it is.
 
-    `told`: the number of frames in its Xing frame, None where there is none; `gaps`: what stands between frames (from, to), and
-    `skipped`: bytes of it, and before and behind them, that are no tags either; `lacking`: bytes that its last frame lacks.
+    `told`: the number of frames in its Xing frame, None where there is none; `heeded`: whether libsndfile sees it; `gaps`: what
+    stands between frames (from, to); `skipped`: bytes of it, and before and behind them, that are no tags either; `lacking`:
+    bytes that its last frame lacks.
     """
 
     first: int
@@ -45,6 +47,7 @@ class Frames:
     layer: int
     header: int
     told: int | None
+    heeded: bool
     gaps: tuple[tuple[int, int], ...]
     skipped: int
     lacking: int
@@ -76,10 +79,10 @@ def contents(file: int, start: int, end: int) -> Contents | None:
     told = found.told
     if told is not None and told > found.count + 1:
         raise BadClipError(f"is truncated: its header announces {told} frames, the file holds {found.count}")
-    if told == found.count:
+    if told == found.count and found.heeded:
         as_it_is = not found.gaps and (start > 0 or os.pread(file, 3, 0) == b"ID3")
         return Contents(b"" if as_it_is else _id3(0), found.first, end, doubt="; ".join(doubts), gaps=found.gaps)
-    if told not in (None, _NOT_TOLD):
+    if told not in (None, _NOT_TOLD, found.count):
         doubts.append(f"its header announces {told} frames, but there are {found.count}: read to its end")
     head, length = (
         (_id3(0) + found.xing_frame(), None) if found.layer == 3 else (_id3(found.padding()), found.count * found.samples)
@@ -96,12 +99,12 @@ def frames(file: int, start: int, end: int) -> Frames | None:
     if first is None:
         return None
     header = int.from_bytes(os.pread(file, 4, first))
-    told, size = _told(file, first, header)
+    told, heeded, size = _told(file, first, header)
     count, gaps, skipped, lacking, last = _walk(file, first + size, end, header)
     layer = 4 - (header >> 17 & 3)
     samples = 384 if layer == 1 else 576 if layer == 3 and not _is_version_1(header) else 1152
     skipped += first - start if any(os.pread(file, first - start, start)) else 0
-    return Frames(first, first + size, last, count, samples, layer, header, told, gaps, skipped, lacking)
+    return Frames(first, first + size, last, count, samples, layer, header, told, heeded, gaps, skipped, lacking)
 
 
 def _walk(file: int, at: int, end: int, like: int) -> tuple[int, tuple[tuple[int, int], ...], int, int, int]:
@@ -190,17 +193,24 @@ def _kind(header: int) -> str:
     return f"{rate} Hz, layer {4 - (header >> 17 & 3)}, {'mono' if _is_mono(header) else 'stereo'}"
 
 
-def _told(file: int, at: int, header: int) -> tuple[int | None, int]:
-    """The number of frames that a Xing or VBRI frame tells, and its size; (None, 0) where the first frame is sound."""
+def _told(file: int, at: int, header: int) -> tuple[int | None, bool, int]:
+    """The number of frames that a Xing or VBRI frame tells, whether libsndfile sees it, its size; (None, False, 0) of sound.
+
+    A checksum stands in front of the side information, or is forgotten by who wrote the number; mpg123 forgets it as well, and
+    takes a frame for sound whose side information is not empty.
+    """
     size = _frame_bytes(header)
     frame = os.pread(file, size, at)
-    tag = 4 + _side_bytes(header)
-    if frame[tag : tag + 4] in (b"Xing", b"Info"):
-        flags, told = struct.unpack_from(">II", frame.ljust(tag + 12, b"\0"), tag + 4)
-        return told if flags & _FRAMES else _NOT_TOLD, size
+    checksum = 0 if header & _UNPROTECTED else 2
+    side = 4 + _side_bytes(header)
+    for tag in {side, side + checksum}:
+        if frame[tag : tag + 4] in (b"Xing", b"Info"):
+            flags, told = struct.unpack_from(">II", frame.ljust(tag + 12, b"\0"), tag + 4)
+            heeded = tag == side and not any(frame[4 + 2 : tag])
+            return told if flags & _FRAMES else _NOT_TOLD, heeded, size
     if frame[36:40] == b"VBRI":
-        return _NOT_TOLD, size  # nothing that libsndfile reads
-    return None, 0
+        return _NOT_TOLD, False, size  # nothing that libsndfile reads
+    return None, False, 0
 
 
 def _frame_bytes(header: int) -> int:
