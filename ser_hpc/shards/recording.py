@@ -10,17 +10,19 @@ from __future__ import annotations
 import io
 import os
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from ser_hpc.shards.containers import flac, mpeg, ogg, plain, wav
-from ser_hpc.shards.containers.contents import BadClipError, Contents
+from ser_hpc.shards.containers.contents import BadClipError, Contents, behind_tag
 
 _HEAD = 4096  # bytes of a file that are looked at before libsndfile is
 _BLOCK = 1 << 16  # samples, of all channels, at once: what stays in a core's cache
@@ -31,11 +33,15 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """An open recording of `frames` at `rate` Hz. `doubt`: what its header says that is not so, "" if all is well."""
+    """An open recording of `frames` at `rate` Hz. `doubt`: what its header says that is not so, "" if all is well.
+
+    `last_seek`: the last frame to which to seek; from there on it is read.
+    """
 
     sound: _Forward
     frames: int
     doubt: str
+    last_seek: int
 
     @property
     def rate(self) -> int:
@@ -48,9 +54,9 @@ class Recording:
         """
         dtype = "int16" if self.sound.subtype == "PCM_16" else "float32"  # read as such in half the time, and just the same
         size, left = max(1, _BLOCK // self.sound.channels), last - first
-        if first and self.sound.can_seek:
-            self.sound.seek(first)
-            first = 0
+        if self.sound.can_seek and (place := min(first, self.last_seek)):
+            self.sound.seek(place)
+            first -= place
         while first and (passed := len(self.sound.read(min(size, first), dtype=dtype, always_2d=True))):
             first -= passed
         while left and len(block := self.sound.read(min(size, left), dtype=dtype, always_2d=True)):
@@ -72,25 +78,32 @@ class _Forward(soundfile.SoundFile):  # type: ignore[misc]
 
 
 class _Part(io.RawIOBase):
-    """Some bytes, and then a part of an open file, as one file; nothing is copied."""
+    """Some bytes, and then parts of an open file, as one file; nothing is copied."""
 
     def __init__(self, file: int, contents: Contents) -> None:
-        self._file, self._head, self._start = file, contents.head, contents.start
-        self._size, self._at = len(contents.head) + contents.end - contents.start, 0
+        self._file, self._head, self._at = file, contents.head, 0
+        starts, ends = zip(*contents.gaps, strict=True) if contents.gaps else ((), ())
+        parts = list(zip((contents.start, *ends), (*starts, contents.end), strict=True))
+        lengths = (end - start for start, end in parts)
+        self._begins = list(accumulate(lengths, initial=len(self._head)))  # of the parts, here; and the end of the last
+        self._shifts = [start - begin for (start, _), begin in zip(parts, self._begins, strict=False)]
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
+        self._at = offset + (0, self._at, self._begins[-1])[whence]
         return self._at
 
     def tell(self) -> int:
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        wanted = max(0, min(len(buffer), self._size - self._at))
-        content = self._head[self._at : self._at + wanted]
-        if len(content) < wanted:
-            place = self._start + self._at + len(content) - len(self._head)
-            content += os.pread(self._file, wanted - len(content), place)
+        end = min(self._at + len(buffer), self._begins[-1])
+        content = self._head[self._at : end]
+        while (at := self._at + len(content)) < end:
+            part = bisect_right(self._begins, at) - 1
+            more = os.pread(self._file, min(end, self._begins[part + 1]) - at, at + self._shifts[part])
+            if not more:
+                break
+            content += more
         buffer[: len(content)] = content
         self._at += len(content)
         return len(content)
@@ -106,7 +119,10 @@ def opened(path: Path) -> Iterator[Recording]:
             head, of = os.pread(file, _HEAD, 0), os.fstat(file)
             contents = _contents(path, of.st_ino, of.st_size, of.st_mtime_ns)
             # By its descriptor: a Python file would stand between libsndfile and every read.
-            with _Forward(_Part(file, contents) if contents.head else file, "r", closefd=False) as sound:
+            with _Forward(_Part(file, contents) if contents and contents.head else file, "r", closefd=False) as sound:
+                if contents is None:
+                    why = "behind a player's tag" if behind_tag(head, 0) else "which cannot be held against its length"
+                    raise BadClipError(f"is {sound.format_info}, {why}; convert it to WAV or FLAC")
                 yield _recording(sound, contents, of.st_size)
         finally:
             os.close(file)
@@ -121,15 +137,18 @@ def opened(path: Path) -> Iterator[Recording]:
 
 
 @lru_cache(maxsize=64)
-def _contents(path: Path, _inode: int, size: int, _changed: int) -> Contents:
-    """Remembered: of a long recording with a thousand clips, pages and frames are walked over once."""
+def _contents(path: Path, _inode: int, size: int, _changed: int) -> Contents | None:
+    """None of a file whose format nobody here knows.
+
+    Remembered: of a long recording with a thousand clips, pages and frames are walked over once.
+    """
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         head = os.pread(file, _HEAD, 0)
         for look in (wav.contents, flac.contents, ogg.contents, plain.contents):
             if (found := look(file, head, size)) is not None:
                 return found
-        return mpeg.contents(file, 0, size) or Contents()
+        return mpeg.contents(file, 0, size)
     finally:
         os.close(file)
 
@@ -144,7 +163,8 @@ def _recording(sound: _Forward, contents: Contents, size: int) -> Recording:
         raise BadClipError(f"announces {frames} frames, which so few bytes cannot hold")
     if not _RATES[0] <= sound.samplerate <= _RATES[1]:
         raise BadClipError(f"has a damaged header: it says {sound.samplerate} Hz")
-    return Recording(sound, frames, contents.doubt)
+    last_seek, announced = contents.sought or (frames, frames)
+    return Recording(sound, frames, contents.doubt, last_seek if announced == frames else 0)
 
 
 def _why_undecodable(head: bytes, error: Exception) -> str:

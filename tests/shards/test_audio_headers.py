@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import struct
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from odd_sounds import as_int16, chunk, piped_flac, speech, wav, with_sizes, written
+import soundfile
+from odd_sounds import RATE, as_int16, chunk, piped_flac, speech, wav, with_sizes, written
 
 from ser_hpc.shards import audio
 
@@ -185,8 +189,94 @@ def test_a_corrupted_header_is_read_right_or_told_or_refused(tmp_path: Path, nam
 def test_flac_says_rightly_what_it_holds(tmp_path: Path) -> None:
     sound = as_int16(speech(3.0))
     whole = written(sound, kind="FLAC")
-    for total in (0, 1, len(sound) // 2, len(sound) - 1, len(sound) + 1, len(sound) + 100_000):
+    for total in (0, 1, 4096, len(sound) // 2, len(sound) - 1, len(sound) + 1, len(sound) + 100_000):
         clip = heard(tmp_path / "clip.flac", piped_flac(whole, total))
         np.testing.assert_array_equal(clip.samples, sound)
         assert "read to its end" in clip.doubtful
     assert heard(tmp_path / "clip.flac", whole).doubtful == ""
+    clip = heard(tmp_path / "clip.flac", piped_flac(whole) + b"TAG" + bytes(125))
+    np.testing.assert_array_equal(clip.samples, sound)
+
+
+def flac_frames(whole: bytes) -> list[int]:
+    """Where they begin: of 16 kHz, mono, 16 bits, each with a number of one byte."""
+    starts: list[int] = []
+    for match in re.finditer(rb"\xff\xf8.\x08(.)", whole, re.DOTALL):
+        starts += [match.start()] if match[1][0] == len(starts) else []
+    return starts
+
+
+def test_flac_cut_anywhere_is_truncated(tmp_path: Path) -> None:
+    """Also between two frames, where all that is left is whole; and whether its header tells a length or not."""
+    whole = written(as_int16(speech(3.0)), kind="FLAC")
+    starts = flac_frames(whole)
+    assert len(starts) == 12
+    np.testing.assert_array_equal(heard(tmp_path / "tagged", whole + b"APETAGEX" + bytes(70)).samples, as_int16(speech(3.0)))
+    for cut in (starts[5], starts[-1], starts[6] + 1, starts[6] + 10, starts[6] + 1000, len(whole) - 1, len(whole) - 1000):
+        path = tmp_path / "clip.flac"
+        assert "is truncated" in refused(path, whole[:cut])
+        if cut not in starts:
+            assert "is truncated" in refused(path, piped_flac(whole)[:cut])
+
+
+@pytest.mark.parametrize("lengths", [(2, 2), (2, 3), (3, 2), (0.1, 0.1)])
+@pytest.mark.parametrize("total", [None, 0])
+def test_joined_flac_is_refused(tmp_path: Path, lengths: tuple[float, float], total: int | None) -> None:
+    """As files, or as frames whose numbers begin anew: libsndfile reads the first, or none, and says nothing."""
+    first, second = (written(as_int16(speech(seconds, seed=2)), kind="FLAC") for seconds in lengths)
+    head = first if total is None else piped_flac(first)
+    assert "several recordings" in refused(tmp_path / "clip.flac", head + second)
+    if lengths[0] > 1:
+        assert "several recordings" in refused(tmp_path / "clip.flac", head + second[flac_frames(second)[0] :])
+
+
+def test_a_cut_flac_is_refused_at_once(tmp_path: Path) -> None:
+    """A minute, and one of silence, of which a frame has a dozen bytes: no byte is looked at once for each frame."""
+    path = tmp_path / "clip.flac"
+    for sound in (as_int16(speech(60.0)), np.zeros(60 * RATE, np.int16)):
+        whole = written(sound, kind="FLAC")
+        began = time.process_time()
+        assert "is truncated" in refused(path, whole[: -min(1000, len(whole) // 3) - 1])
+        assert time.process_time() - began < 1  # 0.1 s
+
+
+@pytest.mark.parametrize("kind", ["VOC", "IRCAM", "AVR", "PAF", "PVF", "MAT4", "MAT5", "SVX", "WVE", "XI", "SDS"])
+def test_what_cannot_be_checked_is_refused_by_its_name(tmp_path: Path, kind: str) -> None:
+    """libsndfile reads what is left of these, and says nothing."""
+    subtype = {"WVE": "ALAW", "XI": "DPCM_16"}.get(kind, "PCM_16")
+    whole = written(SOUND, 8000 if kind == "WVE" else RATE, kind=kind, subtype=subtype)
+    for content in (whole, whole[: len(whole) // 2 & ~1]):
+        assert f"is {soundfile.available_formats()[kind]}, " in (reason := refused(tmp_path / "clip", content))
+        assert "convert it to WAV or FLAC" in reason
+
+
+def test_flac_behind_a_tag_is_looked_into_as_well(tmp_path: Path) -> None:
+    whole = written(SOUND, kind="FLAC")
+    for content in (whole, piped_flac(whole)):
+        tagged = b"ID3\x04\0\0\0\0\0\x32" + bytes(50) + content
+        np.testing.assert_array_equal(heard(tmp_path / "clip.flac", tagged).samples, SOUND)
+        assert "is truncated" in refused(tmp_path / "clip.flac", tagged[:-500])
+
+
+@pytest.mark.parametrize("kind", ["AU", "W64", "NIST"])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+def test_bytes_behind_the_sound_of_other_formats_are_not_read_but_told(tmp_path: Path, kind: str, subtype: str) -> None:
+    """libsndfile reads them as sound. A player's tag and padding are passed over in silence, as behind WAV."""
+    whole = written(SOUND, kind=kind, subtype=subtype)
+    more = as_int16(speech(0.2, seed=1)).tobytes()
+    for after, words in (
+        (more, "6400 bytes follow its sound"),
+        (b"TAG" + b"x" * 125, ""),
+        (bytes(500), ""),
+        (b"", ""),
+    ):
+        clip = heard(tmp_path / "clip", whole + after)
+        np.testing.assert_array_equal(clip.samples, SOUND)
+        assert words in clip.doubtful if words else not clip.doubtful
+    if kind == "W64":
+        chunk = b"levl" + bytes(12) + struct.pack("<Q", 40) + b"x" * 16
+        assert heard(tmp_path / "clip", whole + bytes(-len(whole) % 8) + chunk).doubtful == ""
+    if kind == "AU":
+        short = whole[:8] + struct.pack(">I", 3000) + whole[12:]
+        clip = heard(tmp_path / "clip", short)
+        assert len(clip.samples) == (1500 if subtype == "PCM_16" else 1000) and "follow its sound" in clip.doubtful

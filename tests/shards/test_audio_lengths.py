@@ -10,7 +10,7 @@ import odd_sounds
 import pytest
 from odd_sounds import mp3, riff_mp3, speech, written
 
-from ser_hpc.shards import audio
+from ser_hpc.shards import audio, recording
 
 RATE = 16_000
 # Far more bytes a second at first than later, or the other way round: a guess from the first frame is wrong by as much.
@@ -152,3 +152,87 @@ def test_a_corrupted_mp3_is_read_right_or_told_or_refused(tmp_path: Path, seed: 
         assert any(word in str(error) for word in ("truncated", "damaged", "cannot be decoded", "announces"))
         return
     assert clip.doubtful or abs(len(clip.samples) - len(audio.decode(right).samples)) <= DELAY
+
+
+def joined(between: bytes) -> bytes:
+    return mp3(FALLING, quality=0.9) + between + mp3(RISING, quality=0.9)
+
+
+ID3_LARGE = b"ID3\x04\0\0" + bytes((0, 1, 0x20, 0x10)) + bytes(8000) + b"\xff\xfb\x90\x00 a picture" + bytes(20_496 - 8014)
+TAGS_BETWEEN = {
+    "ID3v2": ID3,
+    "ID3v2 with a picture": ID3_LARGE,
+    "ID3v1": b"TAG" + b"x" * 125,
+    "APE": b"APETAGEX" + struct.pack("<IIII8x", 2000, 2000, 1, 1 << 29) + b"x" * 1968 + b"APETAGEX" + bytes(24),
+    "lyrics and ID3v1": b"LYRICSBEGIN" + b"la " * 50 + b"000161LYRICS200" + b"TAG" + b"x" * 125,
+    "several": b"TAG" + b"x" * 125 + bytes(100) + ID3 + ID3_LARGE,
+}
+
+
+@pytest.mark.parametrize("between", TAGS_BETWEEN.values(), ids=TAGS_BETWEEN)
+def test_joined_mp3_is_read_whole_whatever_tag_stands_between(tmp_path: Path, between: bytes) -> None:
+    path, plain = tmp_path / "clip.mp3", tmp_path / "plain.mp3"
+    plain.write_bytes(joined(b""))
+    right = audio.decode(plain).samples
+    assert len(right) >= 8 * RATE
+    for content in (joined(between), ID3 + joined(between), riff_mp3(joined(between))):
+        path.write_bytes(content)
+        clip = audio.decode(path)
+        np.testing.assert_array_equal(clip.samples, right)
+        assert clip.doubtful == ""
+    path.write_bytes(ID3 + mp3(FALLING, xing=True) + between + mp3(RISING, xing=True))
+    assert "read to its end" in audio.decode(path).doubtful
+
+
+@pytest.mark.parametrize("between", [b"", ID3, b"TAG" + bytes(125)], ids=["nothing", "ID3v2", "ID3v1"])
+def test_joined_mp3_of_several_kinds_is_refused(tmp_path: Path, between: bytes) -> None:
+    path, stereo = tmp_path / "clip.mp3", np.repeat(RISING[:, None], 2, axis=1)
+    for other, words in ((mp3(RISING, 24_000), "24000 Hz, layer 3, mono"), (mp3(stereo), "16000 Hz, layer 3, stereo")):
+        path.write_bytes(mp3(FALLING) + between + other)
+        with pytest.raises(audio.BadClipError, match=f"frames of 16000 Hz, layer 3, mono, and then of {words}"):
+            audio.probe(path)
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(RATE, 2.0), (RATE, 5.0), (48_000, 1.0), (RATE, 0.3)])
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize("kind", ["VORBIS", "OPUS"])
+def test_pieces_of_an_ogg_file_are_where_they_are(tmp_path: Path, kind: str, rate: int, seconds: float, silent: bool) -> None:
+    """libsndfile's seek into the last page of Vorbis is out by what its last packet has more than the recording."""
+    path = tmp_path / "clip.ogg"
+    rate = rate if kind != "OPUS" or rate in (RATE, 48_000) else 24_000
+    sound = speech(seconds, rate) * np.where(np.arange(round(seconds * rate)) % (rate // 4) < 200, 1, 0 if silent else 1)
+    path.write_bytes(written(sound, rate, kind="OGG", subtype=kind))
+    with recording.opened(path) as opened:
+        whole = np.concatenate(list(opened.blocks(0, opened.frames)))
+    near = len(whole) - np.geomspace(8, len(whole), 20).astype(int)
+    for first in [*near, *np.linspace(0, len(whole) - 1, 10).astype(int)]:
+        with recording.opened(path) as opened:
+            piece = np.concatenate(list(opened.blocks(int(first), opened.frames)))
+        np.testing.assert_allclose(piece, whole[first:], atol=1e-6 if kind != "OPUS" else 2e-3)
+
+
+def with_checksum(whole: bytes, shifted: bool) -> bytes:
+    """The first frame, which tells the length, with a checksum: behind it, or where it stood."""
+    size = odd_sounds.mp3_frame_bytes(whole)
+    frame = bytearray(whole[:size])
+    frame[1] &= 0xFE
+    if shifted:
+        frame[4:4] = b"\x12\x34"
+    return bytes(frame[:size]) + whole[size:]
+
+
+def test_mp3_that_says_its_length_behind_a_checksum_or_something_else_is_read_whole(tmp_path: Path) -> None:
+    """mpg123 takes some of these frames for sound, and then guesses the length."""
+    path = tmp_path / "clip.mp3"
+    whole = mp3(FALLING, xing=True, quality=0.9)
+    frames, at = odd_sounds.mp3_frames(whole) - 1, whole.index(b"Xing")
+    busy = whole[:8] + b"\x55" * (at - 8) + whole[at:]
+    for content in (with_checksum(whole, True), with_checksum(whole, False), busy):
+        path.write_bytes(content)
+        clip = audio.decode(path)
+        assert clip.doubtful == ""
+        assert len(clip.samples) in (len(FALLING), 576 * frames - 529)  # the decoder's own delay
+        assert likeness(np.r_[clip.samples, np.zeros(DELAY)], FALLING) > 0.6
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(audio.BadClipError, match="is truncated"):
+            audio.probe(path)

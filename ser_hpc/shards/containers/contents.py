@@ -17,8 +17,11 @@ class BadClipError(Exception):
 class Contents:
     """Where sound lies in a file, for libsndfile to read, and what is wrong with what the file says of it.
 
-    `head` and then bytes `start` to `end` of the file are what libsndfile is given; with an empty `head`, the file as it is.
+    `head` and then bytes `start` to `end` of the file, without its `gaps` (from, to), are what libsndfile is given; with an
+    empty `head`, the file as it is.
     `frames`: their number, where libsndfile would tell another; None: what it tells. `doubt`: in words, "" where all is well.
+    `sought`: the last frame that libsndfile finds by a seek, if so many frames are there (else it finds none); None: it finds
+    all.
     """
 
     head: bytes = b""
@@ -26,6 +29,8 @@ class Contents:
     end: int = 0
     frames: int | None = None
     doubt: str = ""
+    sought: tuple[int, int] | None = None
+    gaps: tuple[tuple[int, int], ...] = ()
 
 
 def is_unknown(size: int) -> bool:
@@ -50,3 +55,19 @@ def settle(announced: int, present: int, header: int, whole: bool = False) -> tu
     if whole or excess in _HEADERS or excess in (header, header - 8):
         return present, f"its header announces {excess} bytes of sound more than there are, but nothing is missing"
     raise BadClipError(f"is truncated: its header announces {announced} bytes of sound, the file holds {present}")
+
+
+def behind_tag(content: bytes, at: int) -> int:
+    """Where a tag ends that begins with these bytes and stands there; `at` if none does."""
+    if content[:3] == b"ID3" and len(content) >= 10:
+        size = sum((byte & 0x7F) << 7 * (3 - place) for place, byte in enumerate(content[6:10]))
+        return at + 10 + size + 10 * (content[5] >> 4 & 1)
+    if content[:8] == b"APETAGEX" and len(content) >= 32:
+        size, is_header = int.from_bytes(content[12:16], "little"), content[23] >> 5 & 1
+        return at + 32 + size * is_header
+    if content[:11] == b"LYRICSBEGIN":
+        ends = [place for word in (b"LYRICS200", b"LYRICSEND") if (place := content.find(word)) > 0]
+        return at + min(ends) + 9 if ends else at
+    if content[:3] == b"TAG":
+        return at + (227 if content[:4] == b"TAG+" and content[227:230] == b"TAG" else 128)
+    return at

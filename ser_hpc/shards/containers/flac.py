@@ -1,16 +1,20 @@
-"""FLAC: its header's length and format, held against its last frame. libsndfile stops where the header says."""
+"""FLAC: its header's length and format, held against its frames. libsndfile stops where the header says."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, islice
 
-from ser_hpc.shards.containers.contents import Contents
+from ser_hpc.shards.containers.contents import BadClipError, Contents, behind_tag
 
 _STREAMINFO = 8  # where it stands
-_TAIL, _LARGEST = 1 << 15, 1 << 19  # bytes at the end in which the last frame begins
-_SYNC = re.compile(b"\xff[\xf8\xf9]")
+_LARGEST = 1 << 19  # bytes at the end in which the last frame begins
+_WINDOW, _HEADER = 1 << 20, 16  # bytes that are looked through at once; of a frame's header, at most
+_SYNC = re.compile(rb"\xff[\xf8\xf9]|fLaC[\x00\x80]\x00\x00\x22")  # a frame, a file
+_ID3V1 = 128  # bytes
 _RATES = (0, 88_200, 176_400, 192_000, 8_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000)
 _BITS = (0, 8, 12, 0, 16, 20, 24, 32)
 _TOTAL = (1 << 36) - 1
@@ -18,8 +22,9 @@ _TOTAL = (1 << 36) - 1
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """What a frame's header tells. `end`: samples of the recording up to its end; 0 for a rate or bits: as in STREAMINFO."""
+    """What a frame's header tells: samples of the recording up to its start and end; 0 for a rate or bits: as in STREAMINFO."""
 
+    start: int
     end: int
     rate: int
     channels: int
@@ -27,17 +32,22 @@ class _Frame:
 
 
 def contents(file: int, head: bytes, size: int) -> Contents | None:
-    """Of a FLAC file, None for others, and for one that is not understood."""
+    """Of a FLAC file, also behind a tag, None for others. Raises BadClipError if it is cut, damaged or was joined."""
+    base = behind_tag(head, 0)
+    head = os.pread(file, len(head), base)
     if head[:4] != b"fLaC" or len(head) < _STREAMINFO + 34 or head[4] & 0x7F:
         return None
-    largest, packed = int.from_bytes(head[15:18]), int.from_bytes(head[18:26])
+    packed = int.from_bytes(head[18:26])
     rate, channels, bits, total = packed >> 44, (packed >> 41 & 7) + 1, (packed >> 36 & 31) + 1, packed & _TOTAL
-    first = _first_frame(file, size)
-    windows = (largest, _TAIL, _LARGEST) if largest else (_TAIL, _LARGEST)
-    tails = (os.pread(file, window, max(0, size - window)) for window in windows)
-    last = first and next(filter(None, (_last_frame(tail, first.end, total) for tail in tails)), None)
-    if last is None:
-        return None
+    start = _first_frame(file, base, size)
+    first = _frame(os.pread(file, _HEADER, start), 0)
+    if first is None:
+        raise BadClipError("is truncated, or has a damaged header: its sound does not begin where it says")
+    if os.pread(file, 3, max(0, size - _ID3V1)) == b"TAG":
+        size -= _ID3V1
+    last = _last_frame(file, _frames(file, start, size, first.end), size, total)
+    if last.end < total and last.end - last.start >= first.end:  # a shorter one is a recording's last
+        raise BadClipError(f"is truncated: its header announces {total} frames, the file holds {last.end}")
     doubt = ""
     if (last.rate or rate, last.channels, last.bits or bits) != (rate, channels, bits):
         doubt = (
@@ -48,28 +58,67 @@ def contents(file: int, head: bytes, size: int) -> Contents | None:
         return Contents(doubt=doubt)
     told = f"announces {total} frames, but there are {last.end}" if total else "does not say how long it is"
     mended = head[:18] + (packed & ~_TOTAL | last.end).to_bytes(8) + head[26:42]
-    return Contents(mended, len(mended), size, doubt="; ".join(filter(None, (f"its header {told}: read to its end", doubt))))
+    return Contents(
+        mended, base + len(mended), size, doubt="; ".join(filter(None, (f"its header {told}: read to its end", doubt)))
+    )
 
 
-def _first_frame(file: int, size: int) -> _Frame | None:
-    """The frame behind all blocks of metadata."""
-    at, last = 4, False
+def _first_frame(file: int, base: int, size: int) -> int:
+    """Where it begins, behind all blocks of metadata."""
+    at, last = base + 4, False
     while at + 4 <= size and not last:
         block = os.pread(file, 4, at)
         last, at = block[0] >> 7 == 1, at + 4 + int.from_bytes(block[1:])
-    return _frame(os.pread(file, 16, at), 0)
+    return at
 
 
-def _last_frame(tail: bytes, block: int, total: int) -> _Frame | None:
-    """The last frame of a file that ends with these bytes; None if it cannot be found.
+def _frames(file: int, start: int, end: int, block: int) -> list[tuple[int, _Frame]]:
+    """Where frames begin, and what they tell. Raises BadClipError where a recording begins anew."""
+    found: list[tuple[int, _Frame]] = []
+    for at, frame in _signs(file, start, end, block):
+        anew = found and found[-1][0] > start and found[-1][1].start == 0 and frame and frame.start == found[-1][1].end
+        if frame is None or anew:
+            raise BadClipError(
+                "holds several recordings, one after the other, of which only the first would be read; part them"
+            )
+        found.append((at, frame))
+    return found
 
-    One that ends where the header says the recording ends needs no further proof; another one, its checksum.
+
+def _signs(file: int, start: int, end: int, block: int) -> Iterator[tuple[int, _Frame | None]]:
+    """Frames, wherever there may be one, and None for a file's beginning."""
+    for base in range(start, end, _WINDOW):
+        window = os.pread(file, min(_WINDOW + _HEADER, end - base), base)
+        for match in _SYNC.finditer(window):
+            at = match.start()
+            frame = _frame(window[at : at + _HEADER], block)
+            if at < _WINDOW and (frame is not None or window[at] != 0xFF):
+                yield base + at, frame
+
+
+def _last_frame(file: int, frames: list[tuple[int, _Frame]], size: int, total: int) -> _Frame:
+    """The last of these frames, which a file of this size ends with. Raises BadClipError if it is not whole.
+
+    Its checksum tells that, wherever it stands where the recording ends with this frame as the header says: there may be
+    something else behind.
     """
-    starts = [match.start() for match in _SYNC.finditer(tail)][::-1]
-    found = [(at, frame) for at in starts if (frame := _frame(tail[at : at + 16], block)) is not None]
-    if any(frame.end == total for _, frame in found):
-        return next(frame for _, frame in found if frame.end == total)
-    return next((frame for at, frame in found if _crc16(tail[at:]) == 0), None)
+    base = max(0, size - _LARGEST)
+    tail = os.pread(file, size - base, base)[::-1].translate(_MIRRORED)  # all bits, from the last
+    crc, done = 0, 0
+    for at, frame in reversed(frames):
+        if at < base:
+            break
+        for byte in tail[done : size - at]:
+            crc = crc << 8 & 0xFF00 ^ _CRC16_BACK[crc >> 8 ^ byte]
+        done = size - at
+        if crc == 0:
+            return frame
+    for at, frame in (found for found in frames if found[1].end == total):
+        content = os.pread(file, _LARGEST, at)
+        crcs = accumulate(content, lambda crc, byte: crc << 8 & 0xFF00 ^ _CRC16[crc >> 8 ^ byte], initial=0)
+        if 0 in islice(crcs, 8, None):
+            return frame
+    raise BadClipError(f"is truncated, or damaged: its last frame, of {len(frames)}, is not whole")
 
 
 def _frame(head: bytes, block: int) -> _Frame | None:
@@ -94,24 +143,27 @@ def _frame(head: bytes, block: int) -> _Frame | None:
     if ones in (1, 8) or at >= len(head) or _crc8(head[: at + 1]):
         return None
     first = number if head[1] & 1 else number * block
-    return _Frame(first + samples, hertz, channels + 1 if channels < 8 else 2, _BITS[bits])
+    return _Frame(first, first + samples, hertz, channels + 1 if channels < 8 else 2, _BITS[bits])
 
 
 def _crc8(content: bytes) -> int:
     """0 for a frame's header with the checksum at its end."""
     crc = 0
     for byte in content:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc << 1 ^ (0x107 if crc & 0x80 else 0)
+        crc = _CRC8[crc ^ byte]
     return crc
 
 
-def _crc16(content: bytes) -> int:
-    """0 for a frame with the checksum at its end."""
-    crc = 0
-    for byte in content:
-        crc ^= byte << 8
+def _table(polynomial: int, degree: int) -> tuple[int, ...]:
+    """Of each byte, what is left of it."""
+    table = []
+    for crc in (byte << degree - 8 for byte in range(256)):
         for _ in range(8):
-            crc = crc << 1 ^ (0x18005 if crc & 0x8000 else 0)
-    return crc
+            crc = crc << 1 ^ (polynomial if crc >> degree - 1 else 0)
+        table.append(crc)
+    return tuple(table)
+
+
+_CRC8 = _table(0x107, 8)
+_CRC16, _CRC16_BACK = _table(0x18005, 16), _table(0x14003, 16)  # a multiple of the one is, read from its end, one of the other
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))

@@ -11,7 +11,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from ser_hpc.shards.containers.contents import TAGS, BadClipError, Contents
+from ser_hpc.shards.containers.contents import TAGS, BadClipError, Contents, behind_tag
 
 _KBITS = {  # by version 1 or not, and layer
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -22,8 +22,9 @@ _KBITS = {  # by version 1 or not, and layer
     (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}  # by the version's two bits
-_ALIKE = 0xFFFE0C00  # sync, version, layer and rate: what all frames of a file have in common
+_ALIKE = 0xFFFE0C00  # sync, version, layer and rate: what all frames of a file have in common, and mono or stereo
 _FRAMES = 1  # of a Xing frame's flags: it tells a number of frames
+_UNPROTECTED = 1 << 16  # of a frame's header: no checksum follows
 _NOT_TOLD = -1
 _WINDOW = 1 << 20
 _LEAD = 1 << 16  # bytes between an ID3 tag and the first frame: padding that the tag did not count
@@ -33,8 +34,9 @@ _LEAD = 1 << 16  # bytes between an ID3 tag and the first frame: padding that th
 class Frames:
     """The frames of a file: bytes `start` to `end`; `count` of `samples` each. A Xing frame is none of them, but `first` it is.
 
-    `told`: the number of frames in its Xing frame, None where there is none; `skipped`: bytes that belong to no frame;
-    `lacking`: bytes that its last frame lacks.
+    `told`: the number of frames in its Xing frame, None where there is none; `heeded`: whether libsndfile sees it; `gaps`: what
+    stands between frames (from, to); `skipped`: bytes of it, and before and behind them, that are no tags either; `lacking`:
+    bytes that its last frame lacks.
     """
 
     first: int
@@ -45,6 +47,8 @@ class Frames:
     layer: int
     header: int
     told: int | None
+    heeded: bool
+    gaps: tuple[tuple[int, int], ...]
     skipped: int
     lacking: int
 
@@ -57,7 +61,8 @@ class Frames:
 
     def padding(self) -> int:
         """Bytes in front of the frames with which libsndfile's guess (bytes over the first frame's size) is not too short."""
-        lacking = _frame_bytes(self.header) * self.count - (self.end - self.start)
+        present = self.end - self.start - sum(end - start for start, end in self.gaps)
+        lacking = _frame_bytes(self.header) * self.count - present
         if lacking > _LEAD:
             raise BadClipError(f"is MPEG layer {self.layer} of variable rate, which cannot be read; convert it to WAV or FLAC")
         return max(0, lacking)
@@ -74,36 +79,38 @@ def contents(file: int, start: int, end: int) -> Contents | None:
     told = found.told
     if told is not None and told > found.count + 1:
         raise BadClipError(f"is truncated: its header announces {told} frames, the file holds {found.count}")
-    if told == found.count:
-        as_it_is = start > 0 or os.pread(file, 3, 0) == b"ID3"
-        return Contents(b"" if as_it_is else _id3(0), found.first, end, doubt="; ".join(doubts))
-    if told not in (None, _NOT_TOLD):
+    if told == found.count and found.heeded:
+        as_it_is = not found.gaps and (start > 0 or os.pread(file, 3, 0) == b"ID3")
+        return Contents(b"" if as_it_is else _id3(0), found.first, end, doubt="; ".join(doubts), gaps=found.gaps)
+    if told not in (None, _NOT_TOLD, found.count):
         doubts.append(f"its header announces {told} frames, but there are {found.count}: read to its end")
-    if found.layer == 3:
-        return Contents(_id3(0) + found.xing_frame(), found.start, found.end, doubt="; ".join(doubts))
-    return Contents(_id3(found.padding()), found.start, found.end, found.count * found.samples, "; ".join(doubts))
+    head, length = (
+        (_id3(0) + found.xing_frame(), None) if found.layer == 3 else (_id3(found.padding()), found.count * found.samples)
+    )
+    return Contents(head, found.start, found.end, length, "; ".join(doubts), gaps=found.gaps)
 
 
 def frames(file: int, start: int, end: int) -> Frames | None:
     """The MPEG frames between two bytes of an open file, behind ID3 tags; None if it does not begin with such."""
     tagged = start
-    while (tag := os.pread(file, 10, start))[:3] == b"ID3" and len(tag) == 10:
-        start += 10 + sum((byte & 0x7F) << 7 * (9 - at) for at, byte in enumerate(tag) if at > 5) + 10 * (tag[5] >> 4 & 1)
+    while (behind := behind_tag(os.pread(file, _LEAD, start), start)) > start:
+        start = behind
     first = _next(file, start, min(end, start + _LEAD) if start > tagged else start + 1, end, 0)
     if first is None:
         return None
     header = int.from_bytes(os.pread(file, 4, first))
-    told, size = _told(file, first, header)
-    count, skipped, lacking, last = _walk(file, first + size, end, header)
+    told, heeded, size = _told(file, first, header)
+    count, gaps, skipped, lacking, last = _walk(file, first + size, end, header)
     layer = 4 - (header >> 17 & 3)
     samples = 384 if layer == 1 else 576 if layer == 3 and not _is_version_1(header) else 1152
     skipped += first - start if any(os.pread(file, first - start, start)) else 0
-    return Frames(first, first + size, last, count, samples, layer, header, told, skipped, lacking)
+    return Frames(first, first + size, last, count, samples, layer, header, told, heeded, gaps, skipped, lacking)
 
 
-def _walk(file: int, at: int, end: int, like: int) -> tuple[int, int, int, int]:
-    """Number of frames, bytes that were skipped, bytes that the last one lacks, and where they end."""
+def _walk(file: int, at: int, end: int, like: int) -> tuple[int, tuple[tuple[int, int], ...], int, int, int]:
+    """Number of frames, gaps between them, bytes that are no sound, bytes that the last one lacks, and where they end."""
     count, skipped = 0, 0
+    gaps: list[tuple[int, int]] = []
     sizes: dict[bytes, int] = {}
     window, base = b"", at
     while at + 4 <= end:
@@ -112,20 +119,48 @@ def _walk(file: int, at: int, end: int, like: int) -> tuple[int, int, int, int]:
         header = window[at - base : at - base + 4]
         if (size := sizes.get(header)) is None:
             number = int.from_bytes(header)
-            size = sizes[header] = _frame_bytes(number) if (number ^ like) & _ALIKE == 0 else 0
+            size = sizes[header] = _frame_bytes(number) if _alike(number, like) else 0
         if size and at + size > end:
-            return count, skipped, at + size - end, end
+            return count, tuple(gaps), skipped, at + size - end, end
         if size:
             count, at = count + 1, at + size
             continue
-        rest = os.pread(file, min(_WINDOW, end - at), at)
-        following = None if rest.startswith(TAGS) or not any(rest) else _next(file, at + 1, end, end, like)
+        following, junk = _pass_over(file, at, end, like)
+        skipped += junk
         if following is None:
-            skipped += 0 if rest.startswith(TAGS) or not any(rest) else end - at
             break
-        skipped += following - at
+        gaps.append((at, following))
         at = following
-    return count, skipped, 0, at
+        if not base <= at < base + len(window):
+            window, base = b"", at
+    return count, tuple(gaps), skipped, 0, at
+
+
+def _pass_over(file: int, at: int, end: int, like: int) -> tuple[int | None, int]:
+    """Where the frames go on behind what is none (None: nowhere), and bytes of it that are neither tag nor padding of one.
+
+    Raises BadClipError where frames of another kind follow.
+    """
+    padding = 0
+    while at < end:
+        rest = os.pread(file, min(_WINDOW, end - at), at)
+        behind = behind_tag(rest, at)
+        if at < behind <= end:
+            at, padding = behind, 0
+        elif zeros := len(rest) - len(rest.lstrip(b"\0")):
+            at, padding = at + zeros, padding + zeros
+        else:
+            break
+    following = _next(file, at, end, end, 0)
+    if following is not None and not _alike(other := _header(file, following), like):
+        if _next(file, following + _frame_bytes(other), end, end, other) == following + _frame_bytes(other):
+            raise BadClipError(
+                f"holds frames of {_kind(like)}, and then of {_kind(other)} (joined, or damaged); part or convert it"
+            )
+        following = _next(file, following + 1, end, end, like)
+    if following is not None:
+        return following, following - at + padding
+    return None, 0 if rest.startswith(TAGS) else end - at
 
 
 def _next(file: int, at: int, last: int, end: int, like: int) -> int | None:
@@ -135,7 +170,7 @@ def _next(file: int, at: int, last: int, end: int, like: int) -> int | None:
         found = window.find(b"\xff")
         while 0 <= found < last - at:
             header = int.from_bytes(window[found : found + 4])
-            size = _frame_bytes(header) if not like or (header ^ like) & _ALIKE == 0 else 0
+            size = _frame_bytes(header) if not like or _alike(header, like) else 0
             if size and at + found + size <= end:
                 behind = os.pread(file, 4, at + found + size)
                 if at + found + size == end or behind.startswith(TAGS) or _alike(int.from_bytes(behind), header):
@@ -146,20 +181,36 @@ def _next(file: int, at: int, last: int, end: int, like: int) -> int | None:
 
 
 def _alike(header: int, other: int) -> bool:
-    return (header ^ other) & _ALIKE == 0 and _frame_bytes(header) > 0
+    return (header ^ other) & _ALIKE == 0 and _is_mono(header) == _is_mono(other) and _frame_bytes(header) > 0
 
 
-def _told(file: int, at: int, header: int) -> tuple[int | None, int]:
-    """The number of frames that a Xing or VBRI frame tells, and its size; (None, 0) where the first frame is sound."""
+def _header(file: int, at: int) -> int:
+    return int.from_bytes(os.pread(file, 4, at))
+
+
+def _kind(header: int) -> str:
+    rate = _RATES[header >> 19 & 3][header >> 10 & 3]
+    return f"{rate} Hz, layer {4 - (header >> 17 & 3)}, {'mono' if _is_mono(header) else 'stereo'}"
+
+
+def _told(file: int, at: int, header: int) -> tuple[int | None, bool, int]:
+    """The number of frames that a Xing or VBRI frame tells, whether libsndfile sees it, its size; (None, False, 0) of sound.
+
+    A checksum stands in front of the side information, or is forgotten by who wrote the number; mpg123 forgets it as well, and
+    takes a frame for sound whose side information is not empty.
+    """
     size = _frame_bytes(header)
     frame = os.pread(file, size, at)
-    tag = 4 + _side_bytes(header)
-    if frame[tag : tag + 4] in (b"Xing", b"Info"):
-        flags, told = struct.unpack_from(">II", frame.ljust(tag + 12, b"\0"), tag + 4)
-        return told if flags & _FRAMES else _NOT_TOLD, size
+    checksum = 0 if header & _UNPROTECTED else 2
+    side = 4 + _side_bytes(header)
+    for tag in {side, side + checksum}:
+        if frame[tag : tag + 4] in (b"Xing", b"Info"):
+            flags, told = struct.unpack_from(">II", frame.ljust(tag + 12, b"\0"), tag + 4)
+            heeded = tag == side and not any(frame[4 + 2 : tag])
+            return told if flags & _FRAMES else _NOT_TOLD, heeded, size
     if frame[36:40] == b"VBRI":
-        return _NOT_TOLD, size  # nothing that libsndfile reads
-    return None, 0
+        return _NOT_TOLD, False, size  # nothing that libsndfile reads
+    return None, False, 0
 
 
 def _frame_bytes(header: int) -> int:
@@ -177,8 +228,11 @@ def _frame_bytes(header: int) -> int:
 
 def _side_bytes(header: int) -> int:
     """Of layer III: bytes between a frame's header and its sound."""
-    mono = header >> 6 & 3 == 3
-    return (17 if mono else 32) if _is_version_1(header) else 9 if mono else 17
+    return (17 if _is_mono(header) else 32) if _is_version_1(header) else 9 if _is_mono(header) else 17
+
+
+def _is_mono(header: int) -> bool:
+    return header >> 6 & 3 == 3
 
 
 def _is_version_1(header: int) -> bool:

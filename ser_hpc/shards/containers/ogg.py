@@ -11,6 +11,7 @@ from ser_hpc.shards.containers.contents import TAGS, BadClipError, Contents
 _FIRST, _LAST = 2, 4  # of a page's flags: the first of its stream, the last
 _PAGE = 27 + 255 + 255 * 255  # bytes at most
 _WINDOW = 1 << 20
+_NOT_TOLD = (1 << 64) - 1  # of a page in which no packet ends
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -21,6 +22,7 @@ def contents(file: int, head: bytes, size: int) -> Contents | None:
     at, base, window = 0, 0, b""
     numbers: dict[int, int] = {}  # of the next page, by stream
     doubts, flags, sound_began = [], 0, False
+    ends = [0, 0]  # of the sound of the two last pages, in frames
     while at < size:
         if at + _PAGE > base + len(window) and base + len(window) < size:
             window, base = os.pread(file, min(_WINDOW, size - at), at), at
@@ -41,12 +43,17 @@ def contents(file: int, head: bytes, size: int) -> Contents | None:
         if number != numbers.setdefault(serial, number):
             doubts.append(f"lacks pages before its page {number}")
         numbers[serial] = number + 1
+        if (end := struct.unpack_from("<Q", page, 6)[0]) != _NOT_TOLD:
+            ends = [ends[1], end]
         if _checksum(page) != struct.unpack_from("<I", page, 22)[0]:
             raise BadClipError(f"is damaged: the page at its byte {at} is not as it was written (checksum)")
         at += len(page)
     if not flags & _LAST:
         doubts.append("its last page is not marked as such (cut off, or its recorder was stopped): read to its end")
-    return Contents(doubt="; ".join(doubts))
+    # The last page of Vorbis ends where the sound does, not where its last packet does: a seek into it misses by as much.
+    # One whose beginning was cut off counts its frames from there.
+    sought = (max(0, ends[0] - 1), ends[1]) if head[28:35] == b"\x01vorbis" else None
+    return Contents(doubt="; ".join(doubts), sought=sought)
 
 
 def _page(window: bytes) -> bytes | None:

@@ -7,8 +7,9 @@ import re
 import struct
 from typing import NamedTuple
 
-from ser_hpc.shards.containers.contents import BadClipError, Contents, settle
+from ser_hpc.shards.containers.contents import TAGS, BadClipError, Contents, settle
 
+_REST = 1 << 20  # bytes behind the sound that are looked at
 _W64_HEAD = b"riff\x2e\x91\xcf\x11"
 
 
@@ -37,8 +38,23 @@ def contents(file: int, head: bytes, size: int) -> Contents | None:
         return None
     if sound.start > size:
         raise BadClipError("is truncated: it ends before its sound begins")
-    _, doubt = settle(sound.announced, size - sound.start, sound.start, sound.whole)
-    return Contents(doubt="; ".join(filter(None, (doubt, sound.doubt))))
+    length, doubt = settle(sound.announced, size - sound.start, sound.start, sound.whole)
+    doubt, end = "; ".join(filter(None, (doubt, sound.doubt))), sound.start + length
+    if end >= size or head[:4] == b"FORM" or doubt:
+        return Contents(doubt=doubt)
+    if not _is_known(file, end, size, is_w64=head[:8] == _W64_HEAD):
+        doubt = f"{size - end} bytes follow its sound that its header does not announce: not read"
+    return Contents(os.pread(file, sound.start, 0), sound.start, end, doubt=doubt)  # libsndfile would read them as sound
+
+
+def _is_known(file: int, at: int, size: int, is_w64: bool) -> bool:
+    """Whether a tag, padding, or a chunk of Wave64 stands there and behind."""
+    rest = os.pread(file, min(_REST, size - at), at)
+    if rest.startswith(TAGS) or not any(rest):
+        return True
+    aligned = -(-at // 8) * 8
+    chunk = rest[aligned - at : aligned - at + 24]
+    return is_w64 and len(chunk) == 24 and 24 <= int.from_bytes(chunk[16:], "little") <= size - aligned
 
 
 def _aiff(file: int, size: int) -> _Sound:
