@@ -45,11 +45,13 @@ def corpus(make_corpus: Callable) -> list:
 
 
 def spoil(utterances: list, i: int) -> None:
-    """Half a FLAC, whose header announces the whole."""
+    """A FLAC with a flipped byte in the middle of its first frame, which only decoding finds."""
     samples, rate = soundfile.read(utterances[i].audio_path, dtype="int16")
     path = utterances[i].audio_path.with_suffix(".flac")
     soundfile.write(path, samples, rate)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
     utterances[i] = replace(utterances[i], audio_path=path)
 
 

@@ -69,8 +69,10 @@ def corpus(make_corpus: Callable) -> list[Utterance]:
         copy = replace(named(utterances[at], kind), audio_path=path, emotion=emotion, speaker=first.speaker)
         utterances[at] = copy
         at += 1
-    path = first.audio_path.with_name("undecodable.flac")  # half of it, which its header does not tell
-    path.write_bytes(utterances[at - 1].audio_path.read_bytes()[:4000])
+    path = first.audio_path.with_name("undecodable.flac")  # damaged in the middle, which its header does not tell
+    content = bytearray(utterances[at - 1].audio_path.read_bytes())
+    content[4000] ^= 0xFF
+    path.write_bytes(content)
     utterances[at] = replace(named(utterances[at], "undecodable"), audio_path=path)
     return utterances
 
