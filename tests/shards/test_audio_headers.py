@@ -219,6 +219,30 @@ def test_flac_cut_anywhere_is_truncated(tmp_path: Path) -> None:
             assert "is truncated" in refused(path, piped_flac(whole)[:cut])
 
 
+def crc(content: bytes, polynomial: int, degree: int) -> bytes:
+    """As FLAC's headers (8 bits) and frames (16) end with it."""
+    rest = int.from_bytes(content) << degree
+    for bit in range(rest.bit_length() - 1, degree - 1, -1):
+        rest ^= polynomial << bit - degree if rest >> bit & 1 else 0
+    return rest.to_bytes(degree // 8)
+
+
+def test_flac_of_frames_of_several_lengths_is_truncated_behind_a_short_one(tmp_path: Path) -> None:
+    sound, frames, begin = as_int16(speech(1.0)), [], 0
+    for size in (4096, 1000, 4096):
+        frame = written(sound[begin : begin + size], kind="FLAC")
+        frame = frame[re.search(rb"\xff\xf8.\x08\0", frame, re.DOTALL).start() :]  # type: ignore[union-attr]
+        end = 5 + 2 * (frame[2] >> 4 == 7)  # of the header: its number, and its length if it has one
+        header = b"\xff\xf9" + frame[2:4] + chr(begin).encode() + frame[5:end]
+        content = header + crc(header, 0x107, 8) + frame[end + 1 : -2]
+        frames.append(content + crc(content, 0x18005, 16))
+        begin += size
+    head = piped_flac(written(sound, kind="FLAC")[:42], begin)
+    head = head[:4] + b"\x80" + head[5:26] + bytes(16)  # without other metadata, and of no known MD5
+    np.testing.assert_array_equal(heard(tmp_path / "clip.flac", head + b"".join(frames)).samples, sound[:begin])
+    assert "announces 9192 frames, the file holds 5096" in refused(tmp_path / "clip.flac", head + b"".join(frames[:2]))
+
+
 @pytest.mark.parametrize("lengths", [(2, 2), (2, 3), (3, 2), (0.1, 0.1)])
 @pytest.mark.parametrize("total", [None, 0])
 def test_joined_flac_is_refused(tmp_path: Path, lengths: tuple[float, float], total: int | None) -> None:

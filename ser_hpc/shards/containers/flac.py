@@ -40,13 +40,15 @@ def contents(file: int, head: bytes, size: int) -> Contents | None:
     packed = int.from_bytes(head[18:26])
     rate, channels, bits, total = packed >> 44, (packed >> 41 & 7) + 1, (packed >> 36 & 31) + 1, packed & _TOTAL
     start = _first_frame(file, base, size)
-    first = _frame(os.pread(file, _HEADER, start), 0)
+    header = os.pread(file, _HEADER, start)
+    first = _frame(header, 0)
     if first is None:
         raise BadClipError("is truncated, or has a damaged header: its sound does not begin where it says")
     if os.pread(file, 3, max(0, size - _ID3V1)) == b"TAG":
         size -= _ID3V1
     last = _last_frame(file, _frames(file, start, size, first.end), size, total)
-    if last.end < total and last.end - last.start >= first.end:  # a shorter one is a recording's last
+    ends = last.end - last.start < first.end and not header[1] & 1  # where all have one length, a shorter one is the last
+    if last.end < total and not ends:
         raise BadClipError(f"is truncated: its header announces {total} frames, the file holds {last.end}")
     doubt = ""
     if (last.rate or rate, last.channels, last.bits or bits) != (rate, channels, bits):
