@@ -19,6 +19,7 @@ class Padded:
 
     max_seconds: float | None = None
     padded = True
+    group: int | None = None  # clips do not normalise each other
 
     def __init__(self, masked: bool) -> None:
         self.masked = masked
