@@ -204,6 +204,13 @@ def test_a_table_written_by_csv_itself_with_quotes_and_line_breaks_is_read(tmp_p
     path = write(tmp_path, "")
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(
-            [["audio", "emotion", "speaker"], ["a.wav", 'very, "sad"\nindeed', "bob"], [], ["b.wav", "x", "y"]]
+            [
+                ["audio", "emotion", "speaker", "words"],
+                ["a.wav", 'very, "sad"', "bob", 'so, "he"\nsaid'],
+                [],
+                ["b.wav", "x", "y", ""],
+            ]
         )
-    assert [u.emotion for u in table.parse(path).utterances] == ['very, "sad"\nindeed', "x"]
+    read = table.parse(path).utterances
+    assert [u.emotion for u in read] == ['very, "sad"', "x"]
+    assert [dict(u.extra) for u in read] == [{"words": 'so, "he"\nsaid'}, {}]
