@@ -221,8 +221,7 @@ def reopen(run: RunDir) -> Experiment:
         experiment = prepare(load_run(run.settings))
         written = run.read_plan()
     else:
-        identity.check(run, recorded)
-        written = read_plan(run)
+        written = read_plan(run)  # holds settings and labels against the identity too
         experiment = prepare(load_run(run.settings), labels.load(run.labels))
     if experiment.folds.digest != written["folds_digest"] or experiment.index.fingerprint != written["fingerprint"]:
         raise UserError(

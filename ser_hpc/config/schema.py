@@ -43,15 +43,14 @@ def identity(settings: Section, schema: int = SCHEMA) -> dict[str, Any] | None:
     """What changes the result, as `schema` writes it: strict JSON. None: nothing of that schema can have been this."""
     if schema == 1:
         return _in_full(settings, "")
-    return _changed(settings, "", {path: value for each in _since(DEFAULTS_BEFORE, schema) for path, value in each.items()})
+    return _changed(settings, "", _defaults_then(schema))
 
 
 def as_before(settings: Section, schema: int) -> tuple[Section, list[str]]:
     """The settings that the same words would have meant under an earlier schema, and `key=value` of what differs."""
     tree, changed = settings.model_dump(mode="json"), _changed(settings, "", {})
-    before = {path: value for each in _since(DEFAULTS_BEFORE, schema) for path, value in each.items()}
     told = []
-    for path, value in before.items():
+    for path, value in _defaults_then(schema).items():
         said, name = _find(changed, path)
         section, _ = _find(tree, path)
         if section is not None and name in section and name not in (said or {}):
@@ -69,14 +68,18 @@ def migrate(tree: dict[str, Any], schema: int) -> None:
                 value = section.pop(name)
                 if new is not None:
                     _put(tree, new, value)
-    for defaults in reversed([*_since(DEFAULTS_BEFORE, schema)]):  # of two the older is what held then
-        for path, value in defaults.items():
-            _put(tree, path, value)
+    for path, value in _defaults_then(schema).items():
+        _put(tree, path, value)
 
 
 def _since(changes: Mapping[int, Any], schema: int) -> Iterator[Any]:
     """The changes from `schema` on, the latest first."""
     return (changes[number] for number in range(SCHEMA - 1, schema - 1, -1) if number in changes)
+
+
+def _defaults_then(schema: int) -> dict[str, Any]:
+    """The defaults of `schema` that are others now: of two changes of one the older tells."""
+    return {path: value for each in _since(DEFAULTS_BEFORE, schema) for path, value in each.items()}
 
 
 def _inside(section: Section, path: str) -> Iterator[tuple[str, str, Any]]:

@@ -8,7 +8,6 @@ Folds and seeds stand here and in plan.json, so that neither can lose one unnoti
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from ser_hpc.corpora import labels
 from ser_hpc.corpora.labels import LabelSet
 from ser_hpc.errors import ConfigError, UserError, listed
 from ser_hpc.results.run_dir import RunDir
-from ser_hpc.results.sealed import read_sealed, write_sealed
+from ser_hpc.results.sealed import digest, read_sealed, write_sealed
 
 FILES = ("shards", "sounds", "weights")
 
@@ -36,7 +35,7 @@ class Identity:
     @property
     def digest(self) -> str:
         """SHA-256 in hex; the run's name ends in its first eight digits."""
-        return hashlib.sha256(json.dumps(self.what, sort_keys=True).encode()).hexdigest()
+        return digest(self.what)
 
 
 @dataclass(frozen=True, slots=True)
