@@ -59,8 +59,10 @@ def rename_over(temporary: Path, path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of this name; it goes with the process, however that ends.
+def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
+    """Hold the lock of this name; it goes with the process, however that ends. Yields its file descriptor.
+
+    A child that is given the descriptor holds the lock too, until it ends.
 
     Raises BlockingIOError if it is held and `wait` is not wanted. Where a file system knows no locks (Lustre mounted without
     them), nobody is kept out: what it guards may then be done twice, but whole files stay whole.
@@ -72,7 +74,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
             raise
         except OSError:  # no locks here
             pass
-        yield
+        yield file.fileno()
 
 
 def sync(path: Path) -> None:

@@ -18,12 +18,13 @@ exit codes: 0 done (or submitted); 1 trials are missing, named; 2 a mistake in c
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import shutil
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from ser_hpc.cluster.code import Policy
     from ser_hpc.cluster.plan import Experiment
-    from ser_hpc.cluster.slurm_queue import JobState
     from ser_hpc.config.settings import Settings
     from ser_hpc.results.run_dir import RunDir, Trial
 
@@ -66,11 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     where, why = site.choose(settings.cluster.kind) if not options.prepare else ("local", "")
     ready.check_root(settings)
-    if plan.DEMO in settings.data.shards:
+    if plan.DEMO in settings.data.shards and not (options.prepare and options.dry_run):
         from ser_hpc.cluster.demo import make_demo_shards
 
         make_demo_shards(plan.demo_folder(settings), out)
     experiment = plan.prepare(settings)
+    if options.prepare and options.dry_run:
+        trials = [[trial.seed, trial.fold] for trial in plan.planned_trials(experiment)]
+        print(json.dumps({"run": str(experiment.run.path.resolve()), "trials": trials}))
+        return 0
     if options.dry_run:
         show.plan(experiment, where, _command(argv), ready.check(experiment), out)
         return 0
@@ -79,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_prepare(experiment).path)
         return 0
     out.print(why)
-    return _start(experiment, experiment.trials, where, options.code, options.wait, out)
+    return _start(experiment, experiment.trials, where, options.code, out, wait=options.wait, ended=options.ended)
 
 
 def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), policy: Policy = "refuse") -> int:
@@ -93,59 +97,110 @@ def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), 
     out = console.screen()
     where, why = site.choose(cluster.kind)
     out.print(why)
-    return _start(experiment, trials, where, policy, False, out)
+    return _start(experiment, trials, where, policy, out)
 
 
 def _prepare(experiment: Experiment) -> RunDir:
     """For a task of slurm/train.sbatch, whose array runs the trials, element K the K-th: the run, its code, a note of both."""
     from ser_hpc.cluster import code, jobs, plan
+    from ser_hpc.cluster.submissions import record, submissions
     from ser_hpc.files import locked
 
     run = experiment.run
     run.path.mkdir(parents=True, exist_ok=True)
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     with locked(run.lock):  # its tasks may all arrive at once
-        if array is None or array not in {told.array for told in jobs.submissions(run)}:
+        if array is None or array not in {submission.job for submission in submissions(run)}:
             _refuse_run_of_before(experiment, "refuse")
             digest = code.choose(run, "refuse").digest
             plan.write(experiment)
             if array is not None:
-                elements = tuple((trial,) for trial in run.trials())
-                jobs.record(run, jobs.Submission(array, None, time.time(), elements, digest))
+                record(run, jobs.of_this_array(run, os.environ, digest))
     return run
 
 
-def _start(experiment: Experiment, wanted: Sequence[Trial], where: str, policy: Policy, wait: bool, out: Console) -> int:
-    """Start what is neither done nor on its way; one launcher of a run at a time decides that, and writes nothing before."""
-    from ser_hpc.cluster import code, jobs, plan, ready, show
-    from ser_hpc.files import locked
+def _start(
+    experiment: Experiment,
+    wanted: Sequence[Trial],
+    where: str,
+    policy: Policy,
+    out: Console,
+    *,
+    wait: bool = False,
+    ended: Sequence[str] = (),
+) -> int:
+    """Start what is neither done nor on its way; one launcher of a run at a time decides that, and writes nothing before.
+
+    `wait`: for submitted jobs, feeding in those for which there was no room; `ended`: clusters whose jobs are known to be over.
+    """
+    from ser_hpc.cluster import code, jobs, plan, queueing, ready, show
 
     run = experiment.run
     notes = [] if all(run.trial(trial).is_done for trial in wanted) else ready.check(experiment)
     run.path.mkdir(parents=True, exist_ok=True)
-    with locked(run.lock):
-        held = jobs.active(run)
+    with _alone(run, out) as lock:
+        for cluster in ended:
+            jobs.end_elsewhere(run, cluster)
+        notes += jobs.settle(run)
+        held = jobs.active(run, on_slurm=where == "slurm")
         unfinished = [trial for trial in wanted if not run.trial(trial).is_done]
         todo = [trial for trial in unfinished if trial not in held]
+        notes += queueing.not_applied(run, held, experiment.settings.cluster)
         show.start(experiment, todo, held, notes, out)
+        left: Sequence[Trial] = ()
         if todo:
             _refuse_run_of_before(experiment, policy)
             environment = code.environment(code.choose(run, policy, jobs.queued_codes(run, held)))
             if where == "slurm":
-                _submit(experiment, todo, held, environment, out)
+                left = queueing.submit(experiment, todo, held, environment, lock, out)
             else:
                 plan.write(experiment)
         else:
             plan.write(experiment)  # whatever was lost or changed of it since: it is planned anew, and keeps what is trained
+            if held and where == "slurm":
+                environment = code.environment(code.choose(run, "saved"))
+                queueing.add_missing_report(experiment, held, environment, lock, out)
     if where == "local" and todo:
         _run_here(experiment, todo, environment, out)
     elif unfinished:
         if not wait:
             return 0
-        from ser_hpc.monitor.follow import follow
-
-        follow(run, out)
+        _wait(experiment, left, environment, out)
     return _report(run, out)
+
+
+def _wait(experiment: Experiment, left: Sequence[Trial], environment: Mapping[str, str], out: Console) -> None:
+    """Follow the run's jobs to their end, and submit the trials that are `left` as others end."""
+    from ser_hpc.cluster import jobs, queueing
+    from ser_hpc.monitor.follow import follow
+
+    run, waiting = experiment.run, list(left)
+
+    def feed() -> int:
+        if waiting:
+            with _alone(run, out) as lock:
+                held = jobs.active(run)
+                todo = [trial for trial in waiting if trial not in held and not run.trial(trial).is_done]
+                waiting[:] = queueing.submit(experiment, todo, held, environment, lock, out) if todo else []
+        return len(waiting)
+
+    follow(run, out, feed)
+
+
+@contextmanager
+def _alone(run: RunDir, out: Console) -> Iterator[int]:
+    """Hold the run's lock; who has to wait for it is told why. Yields its descriptor."""
+    from ser_hpc.files import locked
+
+    with ExitStack() as held:
+        try:
+            lock = held.enter_context(locked(run.lock, wait=False))
+        except BlockingIOError:
+            out.print(
+                f"Another launcher is at work on {run.path} (on this machine or another): waiting for it.", soft_wrap=True
+            )
+            lock = held.enter_context(locked(run.lock))
+        yield lock
 
 
 def _refuse_run_of_before(experiment: Experiment, policy: Policy) -> None:
@@ -155,35 +210,6 @@ def _refuse_run_of_before(experiment: Experiment, policy: Policy) -> None:
             f"{experiment.run.path} was planned by an earlier version of this package. It can be reported on at any time; to "
             "go on with it, add --code saved: its jobs then run its own code. Or give another run.name, for a run of its own."
         )
-
-
-def _submit(
-    experiment: Experiment,
-    todo: Sequence[Trial],
-    held: Mapping[Trial, JobState],
-    environment: Mapping[str, str],
-    out: Console,
-) -> None:
-    from ser_hpc.cluster import jobs, plan, preflight, slurm
-    from ser_hpc.cluster.estimate import estimate
-
-    run, cluster = experiment.run, experiment.settings.cluster
-    together = cluster.trials_per_gpu
-    elements = [todo[start : start + together] for start in range(0, len(todo), together)]
-    scripts = slurm.scripts(run, len(elements), cluster, environment)
-    needed = estimate(experiment, on_gpu=True).disk_peak
-    for note in preflight.check(cluster, len(elements), run.path, needed, scripts):
-        out.print(f"note: {note}", soft_wrap=True)
-    plan.write(experiment)
-    submission = slurm.submit(run, elements, cluster, environment)
-    jobs.record(run, submission)  # at once: should the report be refused, the trials are known to be queued
-    others = sorted({job.array for job in held.values()})
-    report = slurm.submit_report(run, [*others, submission.array], cluster, environment)
-    jobs.record(run, replace(submission, report=report))
-    what = counted(len(todo), "trial") + (f" in {counted(len(elements), 'job')}" if together > 1 else "")
-    out.print(f"Submitted {what} as job {submission.array}, and the report after it as job {report}.")
-    out.print(f"Follow them: python -m ser_hpc.status {shlex.quote(str(run.path))} --watch", soft_wrap=True)
-    out.print(f"Report at any time: python -m ser_hpc.report {shlex.quote(str(run.path))}", soft_wrap=True)
 
 
 def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mapping[str, str], out: Console) -> None:
@@ -237,8 +263,19 @@ def _parser() -> argparse.ArgumentParser:
     for flag, (key, metavar, meaning) in SHORTCUTS.items():
         parser.add_argument(f"--{flag}", metavar=metavar, help=f"{meaning}  ({key})")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and start nothing")
-    parser.add_argument("--prepare", action="store_true", help="write the run directory, print its path and start nothing")
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="write the run directory, print its path and start nothing (with --dry-run: write nothing, print path and trials)",
+    )
     parser.add_argument("--wait", action="store_true", help="follow submitted jobs to their end, then report")
+    parser.add_argument(
+        "--ended",
+        action="append",
+        default=[],
+        metavar="CLUSTER",
+        help="the run's jobs on this other cluster, which cannot be asked from here, have ended",
+    )
     parser.add_argument(
         "--code",
         choices=("refuse", "saved", "mixed"),

@@ -78,11 +78,16 @@ def main(run_path: str, stop_before_end_s: str) -> int:
     import os
 
     from ser_hpc.cluster import code, jobs
+    from ser_hpc.cluster.submissions import submissions
     from ser_hpc.results.run_dir import RunDir
 
     run = RunDir(Path(run_path))
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    digest = next((told.code for told in jobs.submissions(run) if told.array == array and told.code), None)
+    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), int(os.environ.get("SLURM_ARRAY_TASK_ID", "-1"))
+    trial = dict(enumerate(run.trials())).get(element)
+    if array and trial and (job := jobs.older(run, trial, array)) is not None:
+        print(f"echo 'ser_hpc: {trial} is queued or running as job {job.job}: it is left to that'; exit 0")
+        return 0
+    digest = next((known.code for known in submissions(run) if known.job == array and known.code), None)
     if digest is not None:
         print(*exports(code.environment(code.Code(run.code.resolve() / digest))), sep="\n")
     print(start_again(int(stop_before_end_s), run.jobs))

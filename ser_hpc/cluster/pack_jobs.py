@@ -9,29 +9,41 @@ A job that is preempted, loses its node or comes to its time limit is queued aga
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from ser_hpc import console
 from ser_hpc.cluster import batch, code, preflight, site, slurm
 from ser_hpc.cluster.slurm_queue import SlurmError, squeue
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.load import load
 from ser_hpc.errors import UserError, counted
-from ser_hpc.files import read_json, write_json
+from ser_hpc.files import write_json
 from ser_hpc.results.run_dir import RunDir
 
 WORKERS, JOBS = 8, 8
 _GB_PER_WORKER = 2
 
 
-class PackPart(slurm.Command):
-    """A job's `python -m ser_hpc.pack`."""
+@dataclass(frozen=True, slots=True)
+class PackPart:
+    """What submitit pickles and a job calls: `python -m ser_hpc.pack` with these arguments, no live objects."""
 
-    __slots__ = ()
+    arguments: tuple[str, ...]
+
+    def __call__(self) -> None:
+        main = importlib.import_module("ser_hpc.pack").main
+        # Not an exception, of which submitit would make exit code 1: the job's exit code says what became of it.
+        sys.exit(console.exit_code(lambda: int(main(list(self.arguments)))))
 
     def checkpoint(self) -> Any:
         """Called by submitit before the time limit, or when the job is preempted: what is to be queued in its place."""
@@ -62,18 +74,18 @@ def submit(
         raise UserError(f"--jobs {num_jobs}: give at least 1")
     folder = out.resolve().with_name(f"{out.resolve().name}.jobs")
     home = RunDir(folder)  # of which only its `code` is used
-    _refuse_second(folder, out)
+    _refuse_second(out)
     environment = code.environment(code.Code(home.code / code.present()))
-    script = _script(_executor(folder, out.resolve().name, cluster, environment), num_jobs)
+    script = _script(_executor(folder, out, cluster, environment), num_jobs)
     for note in preflight.check_packing(cluster, num_jobs, script):
         screen.print(f"note: {note}")
     if dry_run:
         screen.print(f"{script}\n\nNothing was submitted: {counted(num_jobs, 'job')} as above would be.")
         return True
-    parts = [PackPart("ser_hpc.pack", (*arguments, "--part", f"{number}/{num_jobs}")) for number in range(num_jobs)]
+    parts = [PackPart((*arguments, "--part", f"{number}/{num_jobs}")) for number in range(num_jobs)]
     environment = code.environment(code.snapshot(home))
     with slurm.slurms_words():
-        executor = _executor(folder, out.resolve().name, cluster, environment)
+        executor = _executor(folder, out, cluster, environment)
         with executor.batch():
             jobs = [executor.submit(part) for part in parts]
     array = str(jobs[0].job_id).split("_")[0]
@@ -87,30 +99,30 @@ def submit(
     return True
 
 
-def _refuse_second(folder: Path, out: Path) -> None:
-    """Two arrays at once would do the same work twice."""
-    if not (folder / "submitted.json").exists():
-        return
-    array = str(read_json(folder / "submitted.json")["array"])
+def _refuse_second(out: Path) -> None:
+    """Two arrays at once would do the same work twice; they are known by name, for a launcher may be killed before its note."""
     try:
-        active = [job.job for job in squeue([array]) if job.is_active]
+        active = [job for job in squeue({os.getuid()}) if job.is_active and job.name == _name(out)]
     except SlurmError as error:
-        raise UserError(
-            f"jobs were submitted for {out} before, and Slurm does not say whether they still run: {error}"
-        ) from error
+        raise UserError(f"whether jobs pack into {out} already cannot be asked: {error}") from error
     if active:
-        raise UserError(
-            f"array {array} packs into {out} already (queued or running: {counted(len(active), 'job')}); see squeue -j {array}"
-        )
+        array, many = active[0].array, counted(len(active), "job")
+        raise UserError(f"array {array} packs into {out} already (queued or running: {many}); see squeue -j {array}")
 
 
-def _executor(folder: Path, name: str, cluster: ClusterSettings, environment: Mapping[str, str]) -> Any:
+def _name(out: Path) -> str:
+    """Of the jobs that pack into a folder, and of no others."""
+    place = out.resolve()
+    return f"pack-{place.name}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
+
+
+def _executor(folder: Path, out: Path, cluster: ClusterSettings, environment: Mapping[str, str]) -> Any:
     import submitit
 
     # submitit's own limit of restarts is out of the way: each start packs some more.
     executor = submitit.SlurmExecutor(folder=folder / "logs", max_num_timeout=1000, python=cluster.python)
     parameters = slurm.parameters(cluster, batch.exports(environment))
-    executor.update_parameters(job_name=f"pack-{name}", **slurm.present(parameters))
+    executor.update_parameters(job_name=_name(out), **slurm.present(parameters))
     return executor
 
 

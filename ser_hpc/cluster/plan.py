@@ -165,7 +165,7 @@ def write(experiment: Experiment) -> RunDir:
         if others := set(wanted) - set(run.read_plan()["seeds"]):
             raise UserError(f"{run.path} was planned by an earlier version: it takes no more seeds ({listed(sorted(others))})")
         return run
-    seeds = sorted({*wanted, *_seeds_before(experiment)})
+    seeds = _seeds(experiment)
     # Jobs run elsewhere: no place of shards or weights may depend on the folder that the command was started in.
     data = experiment.settings.data.model_copy(update={"shards": tuple(str(root.resolve()) for root in experiment.index.roots)})
     model = experiment.settings.model
@@ -182,6 +182,15 @@ def write(experiment: Experiment) -> RunDir:
     identity.write(run, e.identity, [fold_digest(fold) for fold in described["folds"]], seeds)
     write_sealed(run.plan, described)
     return run
+
+
+def planned_trials(experiment: Experiment) -> tuple[Trial, ...]:
+    """The trials of its run once it is planned, in their order: those of earlier launches too."""
+    return tuple(Trial(seed, fold.index) for seed in _seeds(experiment) for fold in experiment.folds.folds)
+
+
+def _seeds(experiment: Experiment) -> list[int]:
+    return sorted({*experiment.settings.seeds, *_seeds_before(experiment)})
 
 
 def _seeds_before(experiment: Experiment) -> Iterable[int]:

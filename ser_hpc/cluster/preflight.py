@@ -294,3 +294,12 @@ def _test(site: _Site, name: str, text: str) -> Iterator[str]:
         yield f"Slurm's own test of the {name} script: {reply.words}"
     else:
         site.notes.append(f"Slurm's own test of the {name} script: {reply.words.removeprefix('sbatch: ')}")
+
+
+def submit_room(cluster: ClusterSettings, ask: Ask = queries.ask) -> int | None:
+    return None
+
+
+def max_array_size(ask: Ask = queries.ask) -> int | None:
+    reply = ask(queries.CONFIG, "")
+    return int(queries.config(reply.out).get("MaxArraySize", 0)) or None if reply.code == 0 else None

@@ -37,6 +37,7 @@ Ask = Callable[[Sequence[str], str], Reply]  # (command, standard input) -> its 
 def ask(command: Sequence[str], stdin: str) -> Reply:
     """Run a command of the site, for 30 s at most."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
+    environment["SLURM_BITSTR_LEN"] = "0"  # elements of an array are all named, however many
     try:
         done = subprocess.run(
             command, env=environment, input=stdin, capture_output=True, text=True, timeout=_ASK_S, check=False

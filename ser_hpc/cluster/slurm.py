@@ -1,39 +1,28 @@
-"""Trials as one Slurm array through submitit, one task per rank under srun, and a report job after all of them.
+"""Trials as a Slurm array, one task per rank under srun, and a report job after all of them; scripts are submitit's.
 
 Where several trials share a job (`trials_per_gpu`), it has one task, which runs them side by side as this machine would.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
+import shlex
+import socket
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from ser_hpc import console
 from ser_hpc.cluster import batch
-from ser_hpc.cluster.jobs import Submission
+from ser_hpc.cluster.slurm_queue import cluster_name
+from ser_hpc.cluster.submissions import Submission
+from ser_hpc.cluster.submit import submit as submit_script
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.errors import UserError
 from ser_hpc.results.run_dir import RunDir, Trial
 
 REPORT_MIN, REPORT_MEM_GB = 20, 4
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """What submitit pickles and every task of a job calls: an entry point's name and its arguments, no live objects."""
-
-    module: str
-    arguments: tuple[str, ...]
-
-    def __call__(self) -> None:
-        main = importlib.import_module(self.module).main
-        # Not an exception, of which submitit would make exit code 1: the batch script goes by the code.
-        sys.exit(console.exit_code(lambda: int(main(list(self.arguments)))))
 
 
 def parameters(cluster: ClusterSettings, setup: Sequence[str] = ()) -> dict[str, Any]:
@@ -83,49 +72,90 @@ def gpus_per_node(cluster: ClusterSettings) -> int:
 def scripts(run: RunDir, num_jobs: int, cluster: ClusterSettings, environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """Name and exact text of the batch scripts of `num_jobs` trials and of their report, as `submit` hands them to sbatch.
 
-    ARRAY_JOB_ID stands for the number that Slurm will give the trials' job. Writes nothing.
+    ARRAY_JOB_ID stands for the number that Slurm will give the trials' job, MARK for what makes a submission's names its own.
+    Writes nothing.
     """
-    trials = trials_executor(run, cluster, _setup(run, cluster, environment))
-    report = report_executor(run, cluster, "afterany:ARRAY_JOB_ID", batch.exports(environment))
-    if num_jobs > 1:  # submitit submits a single trial as a plain job
-        trials.parameters["map_count"] = num_jobs
+    here = RunDir(run.path.resolve())
+    dependency = "afterany:ARRAY_JOB_ID"
     return [
-        (name, executor._make_submission_file_text(executor._submitit_command_str, ""))
-        for name, executor in (("trials", trials), ("report", report))
+        ("trials", _trials_script(here, "MARK", num_jobs, cluster, environment)),
+        ("report", _report_script(here, "MARK", dependency, cluster, environment)),
     ]
 
 
-def trials_executor(run: RunDir, cluster: ClusterSettings, setup: Sequence[str] = ()) -> Any:
-    """submitit's executor of the trials, ready to submit."""
-    return _executor(run, "trials", f"ser-{run.path.name}", cluster, parameters(cluster, setup))
-
-
-def report_executor(run: RunDir, cluster: ClusterSettings, dependency: str | None, setup: Sequence[str] = ()) -> Any:
-    """submitit's executor of the report, ready to submit."""
-    return _executor(run, "report", f"report-{run.path.name}", cluster, report_parameters(cluster, dependency, setup))
-
-
 def submit(
-    run: RunDir, elements: Sequence[Sequence[Trial]], cluster: ClusterSettings, environment: Mapping[str, str]
+    run: RunDir, elements: Sequence[Sequence[Trial]], cluster: ClusterSettings, environment: Mapping[str, str], lock: int
 ) -> Submission:
-    """Submit one array, an element for each group of trials that share a job.
+    """Submit one array, an element for each group of trials that share a job; see cluster.submit.
 
-    `environment`: variables under which the jobs' Python runs. Raises UserError with Slurm's words.
+    `environment`: variables under which the jobs' Python runs; `lock`: descriptor of the run's lock. Raises UserError.
     """
     here = RunDir(run.path.resolve())
-    with slurms_words():
-        executor = trials_executor(here, cluster, _setup(here, cluster, environment))
-        jobs = executor.map_array(_call, [_train(here, trials, cluster) for trials in elements])
-    array = jobs[0].job_id.split("_")[0]
-    return Submission(array, None, time.time(), tuple(map(tuple, elements)), environment.get("SER_HPC_CODE"))
+    asked = _asked(here, "trials", cluster, environment, dict(enumerate(map(tuple, elements))))
+    script = _trials_script(here, str(asked.mark), len(elements), cluster, environment)
+    return submit_script(here, asked, script, lock)
 
 
-def submit_report(run: RunDir, after: Sequence[str], cluster: ClusterSettings, environment: Mapping[str, str]) -> str:
-    """Submit the report; returns its job's id. `afterany` these jobs, whatever became of them: it names what is missing."""
+def submit_report(
+    run: RunDir, after: Sequence[str], cluster: ClusterSettings, environment: Mapping[str, str], lock: int
+) -> Submission:
+    """Submit the report, `afterany` these jobs: whatever became of them, it names what is missing. Raises UserError."""
     here = RunDir(run.path.resolve())
-    with slurms_words():
-        executor = report_executor(here, cluster, "afterany:" + ":".join(after), batch.exports(environment))
-        return str(executor.submit(Command("ser_hpc.report", (str(here.path),))).job_id)
+    asked = _asked(here, "report", cluster, environment, {})
+    dependency = "afterany:" + ":".join(after)
+    return submit_script(here, asked, _report_script(here, str(asked.mark), dependency, cluster, environment), lock)
+
+
+def _asked(
+    run: RunDir,
+    kind: Literal["trials", "report"],
+    cluster: ClusterSettings,
+    environment: Mapping[str, str],
+    elements: Mapping[int, tuple[Trial, ...]],
+) -> Submission:
+    mark = uuid.uuid4().hex[:8]
+    return Submission(
+        kind,
+        _name(run, kind, mark),
+        time.time(),
+        elements,
+        mark=mark,
+        outcome="asked",
+        cluster=cluster_name(),
+        host=socket.gethostname(),
+        code=environment.get("SER_HPC_CODE"),
+        settings=cluster.model_dump(mode="json", exclude_defaults=True),
+    )
+
+
+def _name(run: RunDir, kind: str, mark: str) -> str:
+    """Of a submission's jobs: found by it in the queue, whoever noted their number."""
+    return f"{'ser' if kind == 'trials' else 'report'}-{run.path.name}-{mark}"
+
+
+def _trials_script(run: RunDir, mark: str, num_jobs: int, cluster: ClusterSettings, environment: Mapping[str, str]) -> str:
+    folder = run.jobs / mark
+    log = f"export SER_HPC_LOG={shlex.quote(str(folder))}/$SLURM_ARRAY_TASK_ID/$ser_id_%t_log.out".replace(
+        "$ser_id", "${ser_id}"
+    )
+    setup = [*batch.exports(environment), batch.start_again(cluster.stop_before_end_s, run.jobs), log]
+    executor = _executor(folder / "%a", _name(run, "trials", mark), cluster, parameters(cluster, setup))
+    executor.parameters["map_count"] = num_jobs
+    together = " --side-by-side" if cluster.trials_per_gpu > 1 else ""
+    command = f"-u -m ser_hpc.train --run-dir {shlex.quote(str(run.path))} --submission {mark}{together}"
+    return _script(executor, command)
+
+
+def _report_script(run: RunDir, mark: str, dependency: str, cluster: ClusterSettings, environment: Mapping[str, str]) -> str:
+    values = report_parameters(cluster, dependency, batch.exports(environment))
+    executor = _executor(run.jobs / mark, _name(run, "report", mark), cluster, values)
+    return _script(executor, f"-u -m ser_hpc.report {shlex.quote(str(run.path))}")
+
+
+def _script(executor: Any, arguments: str) -> str:
+    """submitit's batch script around a Python command. Not around its own, which unpickles what the launcher writes after
+    sbatch has answered: a launcher that is killed in between would leave jobs that find nothing to do."""
+    return str(executor._make_submission_file_text(f"{executor.python} {arguments}", ""))
 
 
 @contextmanager
@@ -138,15 +168,10 @@ def slurms_words() -> Iterator[None]:
         raise UserError(f"Slurm refused the jobs: {error}") from error
 
 
-def _setup(run: RunDir, cluster: ClusterSettings, environment: Mapping[str, str]) -> list[str]:
-    return [*batch.exports(environment), batch.start_again(cluster.stop_before_end_s, run.jobs)]
-
-
-def _executor(run: RunDir, folder: str, name: str, cluster: ClusterSettings, values: dict[str, Any]) -> Any:
+def _executor(folder: Path, name: str, cluster: ClusterSettings, values: dict[str, Any]) -> Any:
     import submitit
 
-    # submitit's own limit of restarts is out of the way: a trial knows when to give up.
-    executor = submitit.SlurmExecutor(folder=run.jobs.resolve() / folder, max_num_timeout=1000, python=cluster.python)
+    executor = submitit.SlurmExecutor(folder=folder, python=cluster.python)
     executor.update_parameters(job_name=name, **present(values))
     return executor
 
@@ -168,16 +193,6 @@ def _gpus(cluster: ClusterSettings) -> dict[str, Any]:
     if not count:
         return {}
     return {"gres": f"gpu:{what}"} if cluster.gpu_request == "gres" else {"gpus_per_node": what}
-
-
-def _train(run: RunDir, trials: Sequence[Trial], cluster: ClusterSettings) -> Command:
-    names = [f"{trial.seed}:{trial.fold}" for trial in trials]
-    together = ["--side-by-side"] if cluster.trials_per_gpu > 1 else []
-    return Command("ser_hpc.train", ("--run-dir", str(run.path), *together, "--trial", *names))
-
-
-def _call(command: Command) -> None:
-    command()
 
 
 def present(values: dict[str, Any]) -> dict[str, Any]:

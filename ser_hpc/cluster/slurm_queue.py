@@ -1,13 +1,15 @@
 """What Slurm says of jobs: squeue of those in the queue, sacct of those that have left it.
 
-A job is named as Slurm names it: "123_4" is element 4 of array 123, and "123" a job that is no array.
+A job is named as Slurm names it: "123_4" is element 4 of array 123, and "123" a job that is no array. Numbers are given anew
+after a reset, and by every cluster: whoever asks for a job holds user and name of the answer against those it expects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
+from ser_hpc.cluster import queries
 from ser_hpc.cluster.queries import ask
 
 _SEPARATOR = "\x1f"  # names, reasons and node lists hold commas, blanks and bars
@@ -22,6 +24,8 @@ _SQUEUE_FIELDS = (
     "TimeLeft",
     "RestartCnt",
     "exit_code",
+    "Command",
+    "WorkDir",
 )
 _SACCT_FIELDS = ("JobID", "UID", "JobName", "State", "NodeList", "Elapsed", "ExitCode")
 UNKNOWN = "UNKNOWN"  # ours: it may be queued or running, but Slurm cannot be asked
@@ -35,7 +39,8 @@ _ENDED |= {"REVOKED", FORGOTTEN}
 class JobState:
     """`user`: a uid; `state`: in Slurm's words, or ours; `exit_code`: such as "1:0", code and signal.
 
-    `elapsed_s`, and `left_s` until its time limit, are seconds, None where unknown.
+    `elapsed_s`, and `left_s` until its time limit, are seconds, None where unknown. `command`: the script and its arguments, as
+    they were submitted in `folder`.
     """
 
     job: str
@@ -48,6 +53,8 @@ class JobState:
     left_s: float | None = None
     restarts: int | None = None
     exit_code: str | None = None
+    command: str = ""
+    folder: str = ""
 
     @property
     def is_active(self) -> bool:
@@ -57,6 +64,11 @@ class JobState:
     @property
     def array(self) -> str:
         return self.job.split("_")[0]
+
+    @property
+    def element(self) -> int:
+        """Of a job that is no array: 0."""
+        return int(self.job.partition("_")[2] or 0)
 
 
 class SlurmError(Exception):
@@ -74,42 +86,69 @@ def ask_slurm(*command: str) -> str:
     return reply.out
 
 
-def squeue(jobs: Iterable[str]) -> list[JobState]:
-    """What the queue knows of `jobs`, each array element by itself; those that ended a few minutes ago are still in it."""
-    fields = ",".join(f"{field}:{_SEPARATOR}" for field in _SQUEUE_FIELDS)
-    command = ("squeue", "--all", "--array", "--states=all", "--noheader")
+def cluster_name() -> str | None:
+    """The cluster whose Slurm answers here; None where it does not say."""
     try:
-        lines = ask_slurm(*command, f"--jobs={_arrays(jobs)}", f"--Format={fields}")
-    except SlurmError as error:
-        if "Invalid job id" in str(error):  # asked for one job alone, which has left the queue
-            return []
-        raise
+        return queries.config(ask_slurm(*queries.CONFIG)).get("ClusterName")
+    except SlurmError:
+        return None
+
+
+def squeue(users: Collection[int]) -> list[JobState]:
+    """Every job of these users in the queue, each array element by itself; what ended some minutes ago is still in it."""
+    fields = ",".join(f"{field}:{_SEPARATOR}" for field in _SQUEUE_FIELDS)
+    whose = ",".join(map(str, sorted(users)))
+    command = ("squeue", "--all", "--array", "--states=all", "--noheader")
+    lines = ask_slurm(*command, f"--user={whose}", f"--Format={fields}")
     states = []
-    for job, user, name, state, reason, nodes, used, left, restarts, status in _rows(lines, len(_SQUEUE_FIELDS)):
+    for job, user, name, state, reason, nodes, used, left, restarts, status, script, folder in _rows(
+        lines, len(_SQUEUE_FIELDS)
+    ):
         exit_code = f"{int(status) >> 8}:{int(status) & 127}" if state in _ENDED else None
-        reason, nodes = _present(reason), _present(nodes)
-        states.append(JobState(job, user, name, state, reason, nodes, _seconds(used), _seconds(left), int(restarts), exit_code))
+        states.append(
+            JobState(
+                *(job, user, name, state, _present(reason), _present(nodes), _seconds(used), _seconds(left), int(restarts)),
+                *(exit_code, _present(script), _present(folder)),
+            )
+        )
     return states
 
 
 def sacct(jobs: Collection[str]) -> list[JobState]:
     """What accounting remembers of `jobs`, the newest start of each.
 
-    Elements that never started are one row, `123_[4-9%2]` or, of an array that was never split up, `123`.
+    Elements that never started are one row, `123_[4-9%2]` or, of an array that was never split up, `123`. A row speaks for the
+    elements that it names; of one that was cancelled while it waited there may be none.
     """
     command = ("sacct", "--noheader", "--parsable2", f"--delimiter={_SEPARATOR}", "--allocations")
-    lines = ask_slurm(*command, f"--jobs={_arrays(jobs)}", f"--format={','.join(_SACCT_FIELDS)}")
-    told: dict[str, JobState] = {}
-    for job, user, name, state, nodes, elapsed, exit_code in _rows(lines, len(_SACCT_FIELDS)):
+    arrays = ",".join(sorted({job.split("_")[0] for job in jobs}))
+    lines = ask_slurm(*command, f"--jobs={arrays}", f"--format={','.join(_SACCT_FIELDS)}")
+    rows = list(_rows(lines, len(_SACCT_FIELDS)))
+    split_up = {row[0].split("_")[0] for row in rows if "_" in row[0]}
+    found: dict[str, JobState] = {}
+    for name, user, job_name, state, nodes, elapsed, exit_code in rows:
         word = state.partition(" ")[0]  # of "CANCELLED by 1000"
-        key = job if job in jobs else job.split("_")[0]
-        told[key] = JobState(job, user, name, word, "", _present(nodes), _seconds(elapsed), exit_code=exit_code)
-    found = {job: told.get(job) or told.get(job.split("_")[0]) for job in jobs}
-    return [replace(state, job=job) for job, state in found.items() if state is not None]
+        for job in _named(name, jobs, whole=name not in split_up):
+            found[job] = JobState(job, user, job_name, word, "", _present(nodes), _seconds(elapsed), exit_code=exit_code)
+    return list(found.values())
 
 
-def _arrays(jobs: Iterable[str]) -> str:
-    return ",".join(sorted({job.split("_")[0] for job in jobs}))
+def _named(row: str, jobs: Collection[str], *, whole: bool) -> list[str]:
+    """Those of `jobs` that a row of sacct names: `123_4`, `123_[0-2,7%4]`, `123`; `whole`: this one stands for its array."""
+    array, _, elements = row.partition("_")
+    if not elements.startswith("["):
+        return [job for job in jobs if job == row or (whole and not elements and job.split("_")[0] == array)]
+    numbers: set[int] = set()
+    for part in elements.strip("[]").partition("%")[0].split(","):
+        first, _, last = part.partition(":")[0].partition("-")
+        step = int(part.partition(":")[2] or 1)
+        if first.isdigit():
+            numbers.update(range(int(first), int(last or first) + 1, step))
+    return [
+        job
+        for job in jobs
+        if job.split("_")[0] == array and job.partition("_")[2].isdigit() and int(job.partition("_")[2]) in numbers
+    ]
 
 
 def _rows(text: str, fields: int) -> Iterator[list[str]]:

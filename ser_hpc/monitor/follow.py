@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.live import Live
@@ -23,12 +23,16 @@ def look_once(run: RunDir) -> tuple[tuple[Standing, ...], tuple[str, ...]]:
     return look(run, jobs, time.time()), notes
 
 
-def follow(run: RunDir, out: Console) -> Sequence[Standing]:
-    """In a terminal the screen is drawn again; in a log each change of the headline is a line, and the screen comes last."""
-    said, asked = "", 0.0
+def follow(run: RunDir, out: Console, feed: Callable[[], int] = lambda: 0) -> Sequence[Standing]:
+    """In a terminal the screen is drawn again; in a log each change of the headline is a line, and the screen comes last.
+
+    `feed`: called whenever Slurm is asked; the number of trials that it has yet to submit.
+    """
+    said, asked, left = "", 0.0, 0
     with Live(console=out, auto_refresh=False) as live:
         while True:
             if time.monotonic() - asked > _ASK_SLURM_S or not asked:
+                left = feed()
                 jobs, notes = job_states(run)
                 asked = time.monotonic()
             standings = look(run, jobs, time.time())
@@ -36,6 +40,6 @@ def follow(run: RunDir, out: Console) -> Sequence[Standing]:
             if not out.is_terminal and (headline := tell.headline(standings)) != said:
                 out.print(time.strftime("%F %T"), headline, soft_wrap=True)
                 said = headline
-            if all(standing.state == "done" or standing.is_open for standing in standings):
+            if not left and all(standing.state == "done" or standing.is_open for standing in standings):
                 return standings
             time.sleep(_LOOK_S)

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ser_hpc.cluster import jobs, queries, slurm_queue
-from ser_hpc.cluster.jobs import Submission
+from ser_hpc.cluster import jobs, queries, slurm_queue, submissions
 from ser_hpc.cluster.slurm_queue import FORGOTTEN, UNKNOWN, SlurmError
+from ser_hpc.cluster.submissions import Submission, record
 from ser_hpc.errors import UserError
 from ser_hpc.files import write_json
 from ser_hpc.results.run_dir import RunDir, Trial
 
 A, B, C, D = (Trial(0, fold) for fold in range(4))
 UID = os.getuid()
+NAME = "emodb-1a2b3c4d"
 DOWN = SlurmError("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     """A run of four trials, submitted as elements 0 to 3 of array 7, report 8."""
-    run = RunDir(tmp_path / "emodb-1a2b3c4d")
+    run = RunDir(tmp_path / NAME)
     write_json(run.plan, {"trials": [{"seed": t.seed, "fold": t.fold} for t in (A, B, C, D)]})
     submit(run, "7", [A, B, C, D])
     return run
 
 
 def submit(run: RunDir, array: str, trials: Sequence[Trial]) -> None:
-    jobs.record(run, Submission(array, str(int(array) + 1), 1e9, tuple((trial,) for trial in trials)))
+    record(run, taken(run, array, *((trial,) for trial in trials)))
+    record(run, Submission("report", f"report-{NAME}-r{array}", 1e9, mark=f"r{array}", job=str(int(array) + 1)))
+
+
+def taken(run: RunDir, array: str, *elements: tuple[Trial, ...]) -> Submission:
+    """An array that Slurm has taken."""
+    return Submission("trials", f"ser-{NAME}-{array}", 1e9, dict(enumerate(elements)), mark=array, job=array)
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, **said: str | SlurmError) -> list[tuple[str, ...]]:
@@ -49,38 +58,39 @@ def answers(monkeypatch: pytest.MonkeyPatch, **said: str | SlurmError) -> list[t
     return asked
 
 
-def row(job: str, state: str, reason: str = "None", nodes: str = "", name: str = "ser-emodb-1a2b3c4d", user: int = UID) -> str:
+def row(job: str, state: str, reason: str = "None", nodes: str = "", name: str = "", user: int = UID, command: str = "") -> str:
     """A line of squeue."""
-    return f"{job}|{user}|{name}|{state}|{reason}|{nodes}|0:00|4:00:00|0|0|\n"
+    name = name or f"ser-{NAME}-{job.split('_')[0]}"
+    return f"{job}|{user}|{name}|{state}|{reason}|{nodes}|0:00|4:00:00|0|0|{command}|/home|\n"
 
 
 def test_submissions_survive_a_kill_at_any_byte_of_the_next_one(run: RunDir) -> None:
     before = run.submitted.read_bytes()
-    second = Submission("17", None, 2e9, ((A, B), (C,)))
-    jobs.record(run, second)
+    second = taken(run, "17", (A, B), (C,))
+    record(run, second)
     whole = run.submitted.read_bytes()
-    first = jobs.submissions(run)[0]
-    assert jobs.submissions(run) == (first, second)
+    first, report, _ = submissions.submissions(run)
+    assert submissions.submissions(run) == (first, report, second)
     for cut in range(len(before), len(whole) - 1):
         run.submitted.write_bytes(whole[:cut])
-        assert jobs.submissions(run)[0] == first
-        jobs.record(run, second)
-        assert [jobs.submissions(run)[0], jobs.submissions(run)[-1]] == [first, second]
+        assert submissions.submissions(run)[0] == first
+        record(run, second)
+        assert [submissions.submissions(run)[0], submissions.submissions(run)[-1]] == [first, second]
 
 
 # Recorded from Slurm 22.05.8: an array of which element 2 had requeued itself and elements 4 to 7 were cancelled.
 SQUEUE = """\
-7_7|0|ser-emodb-1a2b3c4d|CANCELLED|JobArrayTaskLimit||0:00|1:00|0|0|
-7_4|0|ser-emodb-1a2b3c4d|CANCELLED|None|n2|0:32|0:28|0|15|
-7_2|0|ser-emodb-1a2b3c4d|RUNNING|None|n2|0:26|0:34|1|0|
-7_0|0|ser-emodb-1a2b3c4d|FAILED|NonZeroExitCode|n1|0:00|1:00|0|768|
-7_3|0|ser-emodb-1a2b3c4d|TIMEOUT|TimeLimit|n2|1:12|INVALID|0|15|
-8|0|report-emodb-1a2b3c4d|PENDING|Dependency||0:00|UNLIMITED|0|0|
-"""
+7_7|0|ser-emodb-1a2b3c4d-7|CANCELLED|JobArrayTaskLimit||0:00|1:00|0|0|||
+7_4|0|ser-emodb-1a2b3c4d-7|CANCELLED|None|n2|0:32|0:28|0|15|||
+7_2|0|ser-emodb-1a2b3c4d-7|RUNNING|None|n2|0:26|0:34|1|0|||
+7_0|0|ser-emodb-1a2b3c4d-7|FAILED|NonZeroExitCode|n1|0:00|1:00|0|768|||
+7_3|0|ser-emodb-1a2b3c4d-7|TIMEOUT|TimeLimit|n2|1:12|INVALID|0|15|||
+8|0|report-emodb-1a2b3c4d-r7|PENDING|Dependency||0:00|UNLIMITED|0|0|||
+""".replace("|0|", f"|{UID}|", 1)
 SACCT = """\
-7_0|0|ser-emodb-1a2b3c4d|FAILED|n1|00:00:00|3:0
-7_1|0|ser-emodb-1a2b3c4d|CANCELLED by 1000|n1|1-00:05:01|0:0
-7_[2-3%2]|0|ser-emodb-1a2b3c4d|CANCELLED by 1000|None assigned|00:00:00|0:0
+7_0|0|ser-emodb-1a2b3c4d-7|FAILED|n1|00:00:00|3:0
+7_1|0|ser-emodb-1a2b3c4d-7|CANCELLED by 1000|n1|1-00:05:01|0:0
+7_[2-3%2]|0|ser-emodb-1a2b3c4d-7|CANCELLED by 1000|None assigned|00:00:00|0:0
 """
 
 
@@ -125,18 +135,24 @@ def test_an_older_job_that_is_queued_hides_behind_no_newer_one(run: RunDir, monk
     assert states[B].job == "20_1"
 
 
-def test_a_submission_of_one_trial_is_no_array(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """submitit makes a plain job of it, whose attempts name it without an element."""
-    submit(run, "30", [C])
+def test_an_earlier_versions_line_is_read_and_its_submission_of_one_trial_was_no_array(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain job, whose attempts name it without an element; all jobs of the run had the same name."""
+    line = {"array": "30", "report": "31", "when": 1e9, "elements": [[[C.seed, C.fold]]], "code": "abc"}
+    with run.submitted.open("a") as file:
+        file.write(json.dumps(line) + "\n")
     write_json(run.trial(C).claim().attempt, {"job": "30"})
-    answers(monkeypatch, squeue=row("30", "RUNNING", nodes="n1"))
+    report = row("31", "PENDING", name=f"report-{NAME}")
+    answers(monkeypatch, squeue=row("30", "RUNNING", nodes="n1", name=f"ser-{NAME}") + report, scancel="")
+    assert jobs.cancel(run) == ("30", "31") and jobs.queued_codes(run, [C]) == {"abc": [C]}
     assert {trial: job.job for trial, job in jobs.active(run).items()} == {C: "30"}
     states, _ = jobs.job_states(run)
     assert states[C].state == "RUNNING"
 
 
 def test_an_element_may_run_several_trials(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs.record(run, Submission("40", None, 2e9, ((A, B), (C, D))))
+    record(run, taken(run, "40", (A, B), (C, D)))
     answers(monkeypatch, squeue=row("40_1", "RUNNING"))
     assert set(jobs.active(run)) == {C, D}
 
@@ -168,9 +184,7 @@ def test_a_controller_that_is_down_leaves_accounting(run: RunDir, monkeypatch: p
 
 
 def test_without_accounting_a_job_that_left_the_queue_is_no_longer_active(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """squeue says so even of one job alone, which it calls invalid then."""
-    gone = SlurmError("slurm_load_jobs error: Invalid job id specified")
-    answers(monkeypatch, squeue=gone, sacct=SlurmError("Slurm accounting storage is disabled"))
+    answers(monkeypatch, squeue="", sacct=SlurmError("Slurm accounting storage is disabled"))
     states, notes = jobs.job_states(run)
     assert states[A].state == FORGOTTEN and not states[A].is_active and "accounting storage is disabled" in notes[0]
     assert jobs.active(run) == {}
@@ -199,7 +213,7 @@ def test_only_this_users_jobs_of_this_run_are_cancelled(run: RunDir, monkeypatch
     """Slurm counts from 1 again when its database is lost: an id may be somebody else's, or another run's, by now."""
     for array in ("20", "30", "40"):
         submit(run, array, [A, B])
-    squeue = row("7_0", "RUNNING") + row("7_1", "PENDING") + row("8", "PENDING", name="report-emodb-1a2b3c4d")
+    squeue = row("7_0", "RUNNING") + row("7_1", "PENDING") + row("8", "PENDING", name="report-emodb-1a2b3c4d-r7")
     squeue += (
         row("20_0", "RUNNING", user=UID + 1) + row("30_0", "RUNNING", name="ser-emodb-99999999") + row("40_0", "COMPLETED")
     )
@@ -237,3 +251,78 @@ def test_a_command_that_fails_hangs_or_is_missing_is_a_slurm_error(tmp_path: Pat
     for name, words in (("sacct", "storage is disabled"), ("squeue", "no answer within"), ("no_such_command", "there is no")):
         with pytest.raises(SlurmError, match=words):
             slurm_queue.ask_slurm(name)
+
+
+def test_a_row_of_accounting_speaks_for_the_elements_that_it_names(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Element 1 was cancelled while it waited: squeue forgets it, and accounting has no row of its own for it (22.05.8)."""
+    rest = f"7_[2-3%2]|{UID}|ser-{NAME}-7|PENDING|None assigned|00:00:00|0:0\n"
+    began = f"7_0|{UID}|ser-{NAME}-7|RUNNING|n2|00:10:00|0:0\n"
+    answers(monkeypatch, squeue=row("7_0", "RUNNING") + row("7_2", "PENDING") + row("7_3", "PENDING"), sacct=began + rest)
+    states, _ = jobs.job_states(run)
+    assert states[B].state == FORGOTTEN and states[B].nodes == "" and set(jobs.active(run)) == {A, C, D}
+
+
+@pytest.mark.parametrize("elements", ["[1-3]", "[1,3%1]", "[1-3:2]", "[0-40:3,1,3]"])
+def test_elements_of_a_row_of_accounting(run: RunDir, monkeypatch: pytest.MonkeyPatch, elements: str) -> None:
+    answers(monkeypatch, squeue="", sacct=f"7_{elements}|{UID}|ser-{NAME}-7|CANCELLED|||0:0\n")
+    states, _ = jobs.job_states(run)
+    assert states[B].state == states[D].state == "CANCELLED"
+
+
+def test_a_job_is_ours_by_user_and_name_not_by_its_number(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a reset of Slurm's counter, and on another cluster, the number is somebody else's: our trial is free."""
+    write_json(run.trial(D).claim().attempt, {"job": "90_3", "job_name": "ser", "user": UID, "cluster": None})
+    theirs = row("7_0", "RUNNING", user=UID + 1) + row("7_1", "RUNNING", name="lammps") + row("90_3", "PENDING", name="vasp")
+    accounting = f"7_2|{UID + 1}|theirs|RUNNING|n1|1:00|0:0\n"
+    answers(monkeypatch, squeue=theirs, sacct=accounting)
+    assert jobs.active(run) == {}
+    states, _ = jobs.job_states(run)
+    assert {state.state for state in states.values()} == {FORGOTTEN}
+
+
+def test_jobs_on_another_cluster_are_not_taken_for_those_that_have_their_numbers_here(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(run, replace(taken(run, "7", (A,), (B,), (C,), (D,)), cluster="far"))
+    answers(monkeypatch, squeue="", sacct="", scontrol="ClusterName = here\n")
+    with pytest.raises(UserError, match="on another cluster .far: 7_0.*--ended far"):
+        jobs.active(run)
+    states, notes = jobs.job_states(run)
+    assert states[A].state == UNKNOWN and "submitted on far" in notes[0]
+    jobs.end_elsewhere(run, "far")
+    assert jobs.active(run) == {}
+    with pytest.raises(UserError, match="no job of"):
+        jobs.end_elsewhere(run, "farther")
+
+
+def test_a_colleagues_jobs_of_the_run_are_the_runs(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run lies in a folder of the group: whoever launched it, its trials are not submitted again, nor cancelled by us."""
+    record(run, replace(taken(run, "20", (A,)), user=UID + 1))
+    asked = answers(monkeypatch, squeue=row("20_0", "RUNNING", user=UID + 1), scancel="")
+    assert set(jobs.active(run)) == {A} and f"--user={UID},{UID + 1}" in asked[0]
+    assert jobs.cancel(run) == ()
+
+
+def test_a_submission_without_an_answer_is_looked_for_by_its_name(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its launcher was killed: what Slurm took is adopted, what it did not take is void, and status knows it either way."""
+    for mark, trial in (("50", A), ("60", B)):
+        record(run, replace(taken(run, mark, (trial,)), job=None, outcome="asked"))
+    answers(monkeypatch, squeue=row("123_0", "PENDING", name=f"ser-{NAME}-50"), sacct="")
+    states, _ = jobs.job_states(run)
+    assert states[A].job == "123_0" and set(jobs.active(run)) == {A}
+    (found,) = jobs.settle(run)
+    assert "123" in found and jobs.settle(run) == []
+    assert [(known.job, known.outcome) for known in submissions.submissions(run)][2:] == [("123", "queued"), (None, "void")]
+    answers(monkeypatch, squeue=DOWN)
+    record(run, replace(taken(run, "70", (C,)), job=None, outcome="asked"))
+    with pytest.raises(UserError, match="cut off while Slurm was asked"):
+        jobs.settle(run)
+
+
+def test_the_elements_of_an_array_that_a_person_submitted(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sbatch --array=1,3-9 slurm/train.sbatch: a list is in no variable; more elements than trials run nothing."""
+    about = {"ARRAY_JOB_ID": "80", "ARRAY_TASK_MIN": "1", "ARRAY_TASK_MAX": "9", "ARRAY_TASK_STEP": "1", "JOB_NAME": "ser"}
+    env = {f"SLURM_{name}": value for name, value in about.items()}
+    answers(monkeypatch, squeue="".join(row(f"80_{number}", "PENDING", name="ser") for number in (1, 3, 9)))
+    assert jobs.of_this_array(run, env | {"SLURM_ARRAY_TASK_COUNT": "3"}, "c0de").elements == {1: (B,), 3: (D,)}
+    assert jobs.of_this_array(run, env | {"SLURM_ARRAY_TASK_COUNT": "9"}, "c0de").elements == {1: (B,), 2: (C,), 3: (D,)}
