@@ -193,11 +193,11 @@ def cancel(run: RunDir) -> tuple[str, ...]:
 
     Raises UserError with Slurm's words if it cannot be asked or refuses.
     """
-    known = submissions(run)
+    known, user = submissions(run), os.getuid()
     if not known:
         return ()
     try:
-        rows, cluster = [row for row in squeue({os.getuid()}) if row.is_active], cluster_name()
+        rows, cluster = [row for row in squeue({user}) if row.is_active and row.user == str(user)], cluster_name()
         here = [submission for submission in known if None in (cluster, submission.cluster) or submission.cluster == cluster]
         ours = {find(submission, rows) if submission.mark else submission.job for submission in here}
         names = {submission.name for submission in here}

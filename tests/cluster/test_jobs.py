@@ -285,7 +285,7 @@ def test_jobs_on_another_cluster_are_not_taken_for_those_that_have_their_numbers
 ) -> None:
     record(run, replace(taken(run, "7", (A,), (B,), (C,), (D,)), cluster="far"))
     answers(monkeypatch, squeue="", sacct="", scontrol="ClusterName = here\n")
-    with pytest.raises(UserError, match="on another cluster .far: 7_0.*--ended far"):
+    with pytest.raises(UserError, match=r"on another cluster .far: 7_0.*--ended far"):
         jobs.active(run)
     states, notes = jobs.job_states(run)
     assert states[A].state == UNKNOWN and "submitted on far" in notes[0]
