@@ -27,7 +27,7 @@ from slurm_here import Cluster, missing
 from small import packed_tones, run_here, tones, wav2vec2
 
 from ser_hpc.cluster import plan
-from ser_hpc.cluster.jobs import submissions
+from ser_hpc.cluster.submissions import submissions
 from ser_hpc.config.load import load
 from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
@@ -90,8 +90,13 @@ def submitted(slurm: Cluster, base: Path, name: str, way: str, *more: str) -> tu
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = (base / name).glob("ser-*")
     run = RunDir(path)
-    told = json.loads(run.submitted.read_text().splitlines()[-1])
-    return run, [told["array"], told["report"]]
+    return run, newest_jobs(run)
+
+
+def newest_jobs(run: RunDir) -> list[str]:
+    """The ids of the array that was submitted last, and of its report."""
+    known = [submission for submission in submissions(run) if submission.job]
+    return [str(next(s.job for s in reversed(known) if s.kind == kind)) for kind in ("trials", "report")]
 
 
 def wait_for_step(trial: TrialDir, step: int, timeout_s: float = 240) -> None:
@@ -114,7 +119,7 @@ def same(trial: TrialDir, whole: TrialDir) -> None:
 
 
 def log_of(run: RunDir) -> str:
-    return "\n".join(path.read_text() for path in sorted(run.jobs.glob("*/*_log.out")))
+    return "\n".join(path.read_text() for path in sorted(run.jobs.rglob("*_log.out")))
 
 
 def preempt(slurm: Cluster, trial: TrialDir, *, own_signal: bool) -> None:
@@ -131,7 +136,7 @@ def requeue(slurm: Cluster, trial: TrialDir) -> None:
 def kill_a_rank(slurm: Cluster, trial: TrialDir) -> bool:
     """Any rank, at any moment from its first line to its last; False if there is none at the moment."""
     time.sleep(random.uniform(0, 2))
-    found = subprocess.run(["pgrep", "-f", "submitit.core._submit"], capture_output=True, text=True).stdout.split()
+    found = subprocess.run(["pgrep", "-f", "ser_hpc.train --run-dir"], capture_output=True, text=True).stdout.split()
     ours = slurm.env["SLURM_CONF"].encode()  # another Slurm of these tests may run beside this one
     ranks = [int(pid) for pid in found if is_python(pid) and b"SLURM_PROCID" in (told := environment_of(pid)) and ours in told]
     if ranks:
@@ -236,7 +241,7 @@ def test_a_lost_node(slurm: Cluster, base: Path, how: str) -> None:
             before = {path: path.read_bytes() for path in files_of(trial)}
             os.kill(zombie, signal.SIGCONT)
             deadline = time.monotonic() + 60
-            while (Path("/proc") / str(zombie)).exists() and b"submitit" in command_of(zombie):
+            while (Path("/proc") / str(zombie)).exists() and b"ser_hpc.train" in command_of(zombie):
                 assert time.monotonic() < deadline, "the zombie goes on"
                 time.sleep(0.2)
             assert how_it_ended(trial.attempts[0]).how == "superseded"
@@ -277,8 +282,7 @@ def test_moved_in_the_middle(slurm: Cluster, base: Path) -> None:
         where = ["--partition", "gpu", "--nodes", nodes, "--gpus-per-node", "1", "--strategy", strategy]
         result = launch(slurm, *where, *overrides(base, base / "moved", plain))
         assert result.returncode == 0, result.stdout + result.stderr
-        told = json.loads(run.submitted.read_text().splitlines()[-1])
-        jobs = [told["array"], told["report"]]
+        jobs = newest_jobs(run)
     assert set(slurm.wait(jobs, timeout_s=600).values()) == {"COMPLETED"}, log_of(run)
     ours, whole = (
         np.array([json.loads(line)["loss"] for line in place.current.steps.read_text().splitlines()])
@@ -304,9 +308,9 @@ def test_nothing_is_submitted_twice_and_a_failure_is_named_and_retried(slurm: Cl
     run = RunDir(path)
     again = launch(slurm, *arguments)
     assert again.returncode == 0 and "left alone" in again.stdout and len(submissions(run)) == 1
-    told = json.loads(run.submitted.read_text().splitlines()[-1])
-    assert set(slurm.wait([told["array"]]).values()) == {"FAILED"}
-    assert set(slurm.wait([told["report"]]).values()) == {"FAILED"}
+    jobs = newest_jobs(run)
+    assert set(slurm.wait(jobs[:1]).values()) == {"FAILED"}
+    assert set(slurm.wait(jobs[1:]).values()) == {"FAILED"}
     (missing_trial,) = json.loads(run.report_json.read_text())["missing"]
     assert "bytes are not those that were packed" in missing_trial["reason"]
     status = [sys.executable, "-m", "ser_hpc.status", str(run.path)]
@@ -315,8 +319,8 @@ def test_nothing_is_submitted_twice_and_a_failure_is_named_and_retried(slurm: Cl
     tar.write_bytes(whole)
     retried = subprocess.run([*status, "--retry"], env=with_slow_steps(slurm), capture_output=True, text=True)
     assert retried.returncode == 0, retried.stdout + retried.stderr
-    told = json.loads(run.submitted.read_text().splitlines()[-1])
-    assert set(slurm.wait([told["array"], told["report"]], timeout_s=300).values()) == {"COMPLETED"}, log_of(run)
+    jobs = newest_jobs(run)
+    assert set(slurm.wait(jobs, timeout_s=300).values()) == {"COMPLETED"}, log_of(run)
     same(run.trial(TRIAL), uninterrupted(base, 1, "ddp"))
 
 
@@ -338,11 +342,11 @@ def test_a_queue_of_many_with_random_failures(slurm: Cluster, base: Path, seeds:
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = root.glob("ser-*")
     run = RunDir(path)
-    told = json.loads(run.submitted.read_text().splitlines()[-1])
+    jobs = newest_jobs(run)
     for _ in range(failures):
         time.sleep(random.uniform(1, 8))
         kill_a_rank(slurm, run.trial(TRIAL))
-    states = slurm.wait([told["array"], told["report"]], timeout_s=3000)
+    states = slurm.wait(jobs, timeout_s=3000)
     assert set(states.values()) == {"COMPLETED"}, states
     for trial in run.trials():
         same(run.trial(trial), quiet.trial(trial))
@@ -366,10 +370,10 @@ def test_several_trials_share_a_job(slurm: Cluster, base: Path) -> None:
     assert result.returncode == 0 and "4 trials in 2 jobs" in result.stdout, result.stdout + result.stderr
     (path,) = root.glob("ser-*")
     run = RunDir(path)
-    told = json.loads(run.submitted.read_text().splitlines()[-1])
+    jobs = newest_jobs(run)
     wait_for_step(run.trial(Trial(0, 0)), 6)
     preempt(slurm, run.trial(TRIAL), own_signal=True)
-    assert set(slurm.wait([told["array"], told["report"]], timeout_s=600).values()) == {"COMPLETED"}, log_of(run)
+    assert set(slurm.wait(jobs, timeout_s=600).values()) == {"COMPLETED"}, log_of(run)
     for trial in run.trials():
         same(run.trial(trial), alone.trial(trial))
     assert how_it_ended(run.trial(TRIAL).attempts[0]).how == "stopped"

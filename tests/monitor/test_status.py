@@ -17,8 +17,8 @@ import pytest
 
 from ser_hpc import launch, report, status
 from ser_hpc.cluster import jobs, slurm_queue
-from ser_hpc.cluster.jobs import Submission, record
 from ser_hpc.cluster.slurm_queue import SlurmError
+from ser_hpc.cluster.submissions import Submission, record
 from ser_hpc.errors import UserError
 from ser_hpc.files import write_json, write_text
 from ser_hpc.monitor import follow
@@ -37,8 +37,10 @@ class MadeRun:
         write_text(self.run.settings, "train: {hang_minutes: 30}\n")
 
     def submit(self, array: str = "123", trials: Sequence[Trial] | None = None) -> None:
-        elements = tuple((trial,) for trial in (self.trials if trials is None else trials))
-        record(self.run, Submission(array, str(int(array) + 1), time.time() - 200 * MIN, elements))
+        elements = {number: (trial,) for number, trial in enumerate(self.trials if trials is None else trials)}
+        when = time.time() - 200 * MIN
+        record(self.run, Submission("trials", "ser-x", when, elements, job=array, user=0))
+        record(self.run, Submission("report", "report-x", when, job=str(int(array) + 1), user=0))
 
     def attempt(
         self,
@@ -89,7 +91,7 @@ def queue(*lines: str) -> str:
     rows = []
     for line in lines:
         element, state, reason, node, used, restarts = line.split()
-        rows.append(f"123_{element}|0|ser-x|{state}|{reason}|{node.strip('-')}|{used}|2:00:00|{restarts}|0|\n")
+        rows.append(f"123_{element}|0|ser-x|{state}|{reason}|{node.strip('-')}|{used}|2:00:00|{restarts}|0|||\n")
     return "".join(rows)
 
 
