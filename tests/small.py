@@ -18,6 +18,7 @@ import soundfile
 from ser_hpc.cluster import plan
 from ser_hpc.cluster.local import run_trials
 from ser_hpc.cluster.site import Machine
+from ser_hpc.cluster.submissions import submissions
 from ser_hpc.config.load import load
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.results.run_dir import RunDir, Trial
@@ -134,3 +135,9 @@ def curve(run: RunDir) -> np.ndarray:
     """The loss of each step of trial (0, 0)."""
     lines = run.trial(Trial(0, 0)).current.steps.read_text().splitlines()
     return np.array([json.loads(line)["loss"] for line in lines])
+
+
+def newest_jobs(run: RunDir) -> list[str]:
+    """The ids of the array that was submitted last, and of its report."""
+    known = [submission for submission in submissions(run) if submission.job]
+    return [str(next(s.job for s in reversed(known) if s.kind == kind)) for kind in ("trials", "report")]

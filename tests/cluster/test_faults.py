@@ -24,10 +24,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from slurm_here import Cluster, missing
-from small import packed_tones, run_here, tones, wav2vec2
+from small import newest_jobs, packed_tones, run_here, tones, wav2vec2
 
 from ser_hpc.cluster import plan
-from ser_hpc.cluster.submissions import submissions
 from ser_hpc.config.load import load
 from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
@@ -91,12 +90,6 @@ def submitted(slurm: Cluster, base: Path, name: str, way: str, *more: str) -> tu
     (path,) = (base / name).glob("ser-*")
     run = RunDir(path)
     return run, newest_jobs(run)
-
-
-def newest_jobs(run: RunDir) -> list[str]:
-    """The ids of the array that was submitted last, and of its report."""
-    known = [submission for submission in submissions(run) if submission.job]
-    return [str(next(s.job for s in reversed(known) if s.kind == kind)) for kind in ("trials", "report")]
 
 
 def wait_for_step(trial: TrialDir, step: int, timeout_s: float = 240) -> None:

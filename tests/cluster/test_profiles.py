@@ -14,6 +14,7 @@ from ser_hpc.config.cluster import ClusterSettings, expanded, slurm_minutes
 from ser_hpc.config.load import dump, find, load
 from ser_hpc.config.schema import identity
 from ser_hpc.errors import ConfigError, UserError
+from ser_hpc.files import locked
 from ser_hpc.results.run_dir import RunDir, Trial
 
 PROFILES = ("local", "generic", "pace_ice")
@@ -120,7 +121,7 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An sbatch that keeps what it was given as 1.sh, 2.sh ... in this folder."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    keep = f'n=$(ls {folder}/*.sh 2>/dev/null | wc -l); n=$((n + 1)); cp "$1" {folder}/$n.sh; echo "Submitted batch job $n"'
+    keep = f'n=$(ls {folder}/*.sh 2>/dev/null | wc -l); n=$((n + 1)); cp "$2" {folder}/$n.sh; echo $n'
     for name, script in (("sbatch", keep), ("srun", "exit 1")):
         (folder / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / name).chmod(0o755)
@@ -135,11 +136,14 @@ def test_the_printed_scripts_are_the_submitted_ones(tmp_path: Path, sbatch: Path
     environment = {"PYTHONPATH": "/a folder", "SER_HPC_CODE": "0123"}
     printed = scripts(run, count, site, environment)
     assert not run.path.exists()
-    submission = submit(run, [[Trial(0, fold)] for fold in range(count)], site, environment)
-    submit_report(run, [submission.array], site, environment)
-    assert submission.code == "0123" and len(submission.elements) == count
-    given = [(sbatch / f"{number}.sh").read_text() for number in (1, 2)]
-    assert given == [text.replace("afterany:ARRAY_JOB_ID", "afterany:1") for _, text in printed]
+    run.path.mkdir(parents=True)
+    with locked(run.lock) as lock:
+        made = submit(run, [[Trial(0, fold)] for fold in range(count)], site, environment, lock)
+        report = submit_report(run, [str(made.job)], site, environment, lock)
+    assert (made.job, report.job, made.code, len(made.elements)) == ("1", "2", "0123", count)
+    for number, known, (_, text) in zip((1, 2), (made, report), printed, strict=True):
+        expected = text.replace("afterany:ARRAY_JOB_ID", "afterany:1").replace("MARK", str(known.mark))
+        assert (sbatch / f"{number}.sh").read_text() == expected
 
 
 def flags(text: str) -> set[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from slurm_here import Cluster, missing
-from small import packed_tones, planned, run_here, wav2vec2
+from small import newest_jobs, packed_tones, planned, run_here, wav2vec2
 
 from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial
@@ -63,7 +63,7 @@ def test_while_the_controller_is_away(slurm: Cluster, base: Path) -> None:
     assert result.returncode == 0, result.stderr
     (path,) = (base / "away").glob("ser-*")
     run = RunDir(path)
-    told = json.loads(run.submitted.read_text().splitlines()[-1])
+    jobs = newest_jobs(run)
     status = [sys.executable, "-m", "ser_hpc.status", str(path)]
     slurm.stop_controller()
     try:
@@ -73,7 +73,7 @@ def test_while_the_controller_is_away(slurm: Cluster, base: Path) -> None:
         assert shown.returncode == 0 and "The queue is not known" in shown.stdout
     finally:
         slurm.start_controller()
-    assert set(slurm.wait([told["array"], told["report"]], timeout_s=400).values()) == {"COMPLETED"}
+    assert set(slurm.wait(jobs, timeout_s=400).values()) == {"COMPLETED"}
     assert json.loads(run.report_json.read_text())["missing"] == []
     without = slurm.env | {"PATH": str(base / "bin")}  # a site without accounting: no sacct
     (base / "bin").mkdir()
