@@ -139,7 +139,8 @@ def slurms_words() -> Iterator[None]:
 
 
 def _setup(run: RunDir, cluster: ClusterSettings, environment: Mapping[str, str]) -> list[str]:
-    return [*batch.exports(environment), batch.start_again(cluster.stop_before_end_s, run.jobs)]
+    most = cluster.max_starts_without_progress
+    return [*batch.exports(environment), batch.start_again(cluster.stop_before_end_s, run.jobs, max_starts=most)]
 
 
 def _executor(run: RunDir, folder: str, name: str, cluster: ClusterSettings, values: dict[str, Any]) -> Any:
@@ -156,7 +157,7 @@ def _common(cluster: ClusterSettings, setup: Sequence[str]) -> dict[str, Any]:
         "account": cluster.account,
         "qos": cluster.qos,
         "exclude": ",".join(cluster.exclude) or None,
-        "setup": [*cluster.setup, *setup] or None,
+        "setup": [*batch.checked(cluster.setup), *setup, *batch.refused(cluster.setup)] or None,
         "stderr_to_stdout": True,
         "additional_parameters": {"requeue": True},
     }
