@@ -1,8 +1,8 @@
 """Shell lines of a batch script that start its job again when a trial asks for it; before the line that starts the ranks.
 
 Only what our own code wrote into SER_HPC_FINAL is final (ser_hpc.engine.word): a node without Python ends with codes like ours.
-Anything else asks for another start, if the job ended by itself or at its time limit: what the user cancels stays cancelled, and
-what is preempted or loses its node Slurm starts again without us. The array element, never the array.
+Anything else asks for another start, if the job ended by itself or at its time limit: what the user cancels stays cancelled,
+and what is preempted or loses its node Slurm starts again without us. The array element, never the array.
 
 So that a trial which cannot start, or gets no further, does not eat the queue for ever, each start that ends in our asking for
 another is a line of FOLDER/.starts-JOB (ser_hpc.cluster.starts reads them); after several in a row that came no further than
@@ -20,7 +20,11 @@ from pathlib import Path
 
 from ser_hpc.config.cluster import ClusterSettings
 
-_TEXT = r"""unset SER_HPC_START SER_HPC_LAUNCH TORCHELASTIC_RUN_ID  # marks of launchers, if the job was submitted from under one
+# Where this start's lines begin in the job's log; a failing line of the profile's setup has said why before the trap is set.
+_LOG = r"""ser_log=$(readlink /proc/$$/fd/1 || true)
+ser_log_before=${ser_log_before:-$( (wc -c <"$ser_log") 2>/dev/null || echo 0)}"""
+_TEXT = r"""# Marks of launchers, if the job was submitted from under one:
+unset SER_HPC_START SER_HPC_LAUNCH TORCHELASTIC_RUN_ID
 ser_id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 ser_end=${SLURM_JOB_END_TIME:-}
 if [ -z "$ser_end" ]; then
@@ -32,8 +36,6 @@ fi
 ser_starts=$ser_folder/.starts-$ser_id
 export SER_HPC_FINAL=$ser_folder/.final-$ser_id-${SLURM_RESTART_COUNT:-0}
 export SER_HPC_MARK=$ser_folder/.mark-$ser_id-${SLURM_RESTART_COUNT:-0}
-ser_log=$(readlink /proc/$$/fd/1 || true)
-ser_log_before=$( (wc -c <"$ser_log") 2>/dev/null || echo 0)
 
 ser_said() {  # the log's lines since this start
   [ ! -f "$ser_log" ] || tail -c +$((ser_log_before + 1)) "$ser_log" 2>/dev/null
@@ -84,11 +86,11 @@ ser_start_again() {
   esac
   why="$why: $(ser_why | paste -s -d ' ')"
   # Killed, or so near the end that it was asked to stop, it may just not have come so far: no fault of the node.
-  if [ "$(date +%s)" -ge $((${SER_HPC_STOP_TIME:-9999999999} - ser_warning / 2 - 60)) ]; then outcome=${outcome/absent/stuck}; fi
+  [ "$(date +%s)" -lt $((${SER_HPC_STOP_TIME:-9999999999} - ser_warning / 2 - 60)) ] || outcome=${outcome/absent/stuck}
   case $code in 130|137|138|140|143) outcome=${outcome/absent/stuck} ;; esac
   in_vain=0
   if grep -q -E ' PreemptTime=[0-9]' <<<"$said"; then
-    outcome=preempted  # within its time of grace: this start does not count, as those that Slurm ends and starts again by itself
+    outcome=preempted  # within its time of grace: it does not count, as what Slurm ends and starts again by itself does not
   elif ser_note $outcome; then
     in_vain=$(tail -n "$ser_most" "$ser_starts" | grep -a -c -E '^[0-9]+ [^ ]+ [0-9]+ (absent|stuck) ')
   else
@@ -109,11 +111,11 @@ trap ser_start_again EXIT"""
 
 
 def start_again(stop_before_end_s: int, folder: Path, *, max_starts: int | None = None) -> str:
-    """`stop_before_end_s`: when the ranks are signalled; `folder`: on a disk that all nodes see, for what ranks and starts leave
-    behind; `max_starts`: in a row without progress (none: the setting's default)."""
+    """`stop_before_end_s`: when the ranks are signalled; `folder`: on a disk that all nodes see, for what ranks and starts
+    leave behind; `max_starts`: in a row without progress (none: the setting's default)."""
     most = ClusterSettings().max_starts_without_progress if max_starts is None else max_starts
     values = f"ser_folder={shlex.quote(str(folder.resolve()))} ser_warning={stop_before_end_s} ser_most={most}"
-    return f"{values}\n{_TEXT}"
+    return f"{values}\n{_LOG}\n{_TEXT}"
 
 
 def checked(setup: Sequence[str]) -> list[str]:
@@ -123,9 +125,9 @@ def checked(setup: Sequence[str]) -> list[str]:
     """
     note = (
         "ser_bad=\n"
-        "ser_setup() { [ $1 -eq 0 ] || ser_bad=${ser_bad:-\"cluster.setup: exit code $1 of: $2\"}; }  # the first one counts"
+        'ser_setup() { [ $1 -eq 0 ] || ser_bad=${ser_bad:-"cluster.setup: exit code $1 of: $2"}; }  # the first one counts'
     )
-    return [note, *(f"{line}\nser_setup $? {shlex.quote(line)}" for line in setup)] if setup else []
+    return [_LOG, note, *(f"{line}\nser_setup $? {shlex.quote(line)}" for line in setup)] if setup else []
 
 
 def refused(setup: Sequence[str]) -> list[str]:

@@ -118,7 +118,9 @@ def run_trials(
                         free.append(job.slot)
                         in_vain[job.trial] = 0 if job.came_further else in_vain.get(job.trial, 0) + 1
                         if job.exit_code not in FINAL and in_vain[job.trial] >= max_starts:
-                            say(f"{job.trial}: given up after {max_starts} starts in a row without a new step: {_why(run, job)}")
+                            say(
+                                f"{job.trial}: given up after {max_starts} starts in a row without a new step: {_why(run, job)}"
+                            )
                             job.exit_code = CANNOT_GO_ON
                         if job.exit_code not in FINAL:
                             waiting.insert(0, job.trial)
