@@ -45,8 +45,8 @@ class LocalJob:
     processes: list[subprocess.Popen[bytes]]
     log: IO[bytes]
     started: float
-    mark: Path
     exit_code: int | None = None
+    mark: Path | None = None
     came_further: bool = False
     asked: bool = False
 
@@ -59,8 +59,9 @@ class LocalJob:
         if all(code is not None for code in codes):
             self.exit_code = CANNOT_GO_ON if CANNOT_GO_ON in codes else failed or 0
             self.log.close()
-            self.came_further = self.mark.exists() and self.mark.stat().st_size > 0
-            self.mark.unlink(missing_ok=True)
+            if self.mark is not None and self.mark.exists():
+                self.came_further = self.mark.stat().st_size > 0
+                self.mark.unlink()
             if self.came_further:
                 word.came_further()  # where this is a job of several trials, its batch script is told as well
         return self.exit_code
@@ -95,7 +96,8 @@ def run_trials(
     """Run every trial, as many at a time as there are slots; returns their exit codes. `on_poll` sees each trial's last job.
 
     What was killed, or failed in a way that another attempt may get over, is started again, until `max_starts` starts in a row
-    have come no further: then its exit code is CANNOT_GO_ON. After one failed for a reason that all share, no other is started, and those have no exit code. `environment`: more variables.
+    have come no further: then its exit code is CANNOT_GO_ON. After one failed for a reason that all share, no other is started,
+    and those have no exit code. `environment`: more variables.
     `alone`: no other launcher may run trials of this run on this machine; jobs that hold several trials each are many.
     Ctrl-C and its like: the ranks save and end, within a minute, and what is being waited for is said, each time.
 
@@ -183,7 +185,7 @@ def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, more: Mapping
     if machine.gpus:
         first = slot % (len(machine.gpus) // machine.ranks) * machine.ranks
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(machine.gpus[first : first + machine.ranks])
-    job = LocalJob(trial, slot, [], log, time.time(), run.jobs / f".mark-{start}")
+    job = LocalJob(trial, slot, [], log, time.time(), mark=run.jobs / f".mark-{start}")
     try:
         for rank in range(machine.ranks):
             process = subprocess.Popen(

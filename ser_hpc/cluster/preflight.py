@@ -139,8 +139,8 @@ def _too_short(cluster: ClusterSettings, job: _Job, kinds: Sequence[NodeKind]) -
     if minutes * 60 <= stop + START_UP_S:
         where = f"cluster.time_min={minutes}" if minutes == job.minutes else f"a partition that allows {minutes} min"
         yield (
-            f"{where} leaves no time to train: of its {minutes * 60} s a trial needs about {START_UP_S} to start and is asked to "
-            f"stop {stop} before the end (cluster.stop_before_end_s); give more time, or stop later"
+            f"{where} leaves no time to train: of its {minutes * 60} s a trial needs about {START_UP_S} to start, and is asked "
+            f"to stop {stop} before the end (cluster.stop_before_end_s); give it more time, or less to stop in"
         )
 
 

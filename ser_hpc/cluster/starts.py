@@ -1,4 +1,4 @@
-"""What batch scripts have noted of a job's starts (ser_hpc.cluster.batch): those that never came to an attempt left no other trace.
+"""What batch scripts have noted of a job's starts (ser_hpc.cluster.batch), of which not all came to an attempt.
 
 A line of RUN/jobs/.starts-JOB: when (epoch seconds), where, exit code, what became of it, why. What became of it: `further`,
 `stuck` (our code ran, and came no further than a start before it), `absent` (our code was not reached), `given-up`.

@@ -212,7 +212,7 @@ def test_a_time_limit_that_leaves_no_step_is_given_up(tmp_path: Path) -> None:
 
 
 def test_what_slurm_preempts_is_never_given_up_for_it(tmp_path: Path) -> None:
-    """Before its first step, time and again; in its time of grace the job still runs, and we ask for the next start ourselves."""
+    """Before its first step, time and again; in its time of grace the job still runs, and it is we who ask for the next start."""
     for _ in range(6):
         run(tmp_path, 75, "JobState=COMPLETING Reason=None", REACHED, **ON_N1)
         _, said, calls = run(tmp_path, 143, f"{RUNNING} PreemptTime=2099-11-21T12:00:00", **ON_N1)
