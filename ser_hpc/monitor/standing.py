@@ -148,8 +148,9 @@ def failed_nodes(run: RunDir, standings: Iterable[Standing]) -> tuple[str, ...]:
     """Where these trials failed, as Slurm writes nodes; without those that are not to blame: a mistake fails everywhere."""
     found: set[str] = set()
     for standing in standings:
-        if standing.job is not None:
-            found |= starts.unreached(run, standing.job.job)
+        unreached = starts.unreached(run, standing.job.job) if standing.job is not None else set()
+        if standing.attempts or len(unreached) == 1:  # what cannot be started on any node is no node's fault
+            found |= unreached
         if (
             standing.state in ("failed", "lost")
             and standing.attempts

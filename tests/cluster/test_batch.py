@@ -240,3 +240,21 @@ def test_a_line_of_setup_that_fails_ends_the_job_with_its_text(tmp_path: Path) -
 def test_lines_of_setup_may_fail_inside_and_span_several(tmp_path: Path) -> None:
     setup = ["false || true", "if false; then", "exit 9", "fi", "export WORD='a b'", "source /dev/null"]
     assert "a b trains" in run(tmp_path, 0, RUNNING, 'echo "$WORD trains"', setup=setup, **ELEMENT)[1]
+
+
+@pytest.mark.parametrize("word", [False, True], ids=["no Python here", "a mistake"])
+def test_train_sbatch_before_it_has_python(tmp_path: Path, word: bool) -> None:
+    """The node is to blame, until our own code has said that nothing can be done; for three starts."""
+    tools = tmp_path / "bin"
+    run(tmp_path, 0, RUNNING)  # makes the stand-ins
+    write(tools / "python", f"{'echo 2 > $SER_HPC_FINAL' if word else ':'}\nexit {2 if word else 127}")
+    script = Path(__file__).parents[2] / "slurm" / "train.sbatch"
+    environment = {"PATH": str(tools), "SLURM_JOB_NAME": "ser"} | ON_N1
+    (tmp_path / "calls").unlink()
+    for number in (1, 2, 3):
+        done = subprocess.run(["/bin/bash", script], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+        assert done.returncode == (2 if word else 127), done.stderr
+        assert sum(call == "requeue 7_3" for call in calls) == (0 if word else min(number, 2))
+        assert ("update JobId=7_3 ExcNodeList=n1" in calls) != word
+        assert ("given up after 3 starts" in done.stdout) == (number == 3 and not word)
