@@ -54,8 +54,8 @@ ser_not_here() {  # not to this node again; but where none of its kind were left
   bad=$(ser_said | sed -n -E 's/^srun: error: ([^][ :,]+): task.*/\1/p' | head -n 1)  # of several nodes, the first to fail
   bad=${bad:-${SLURMD_NODENAME:-}}
   others=$(sed -n -E 's/.* ExcNodeList=([^ (]+).*/\1/p' <<<"$said")
-  kind=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -n "$bad" -o '%G %f' | head -n 1)
-  left=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -t idle,mixed,allocated,completing -o '%N %G %f' | grep -F " $kind" |
+  kind=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -n "$bad" -o '%G %f.' | head -n 1)
+  left=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -t idle,mixed,allocated,completing -o '%N %G %f.' | grep -F " $kind" |
     cut -d ' ' -f 1 | grep -c -v -x -F "$bad${others:+$'\n'$(scontrol show hostnames "$others")}")
   [ "${left:-0}" -ge "${SLURM_JOB_NUM_NODES:-1}" ] &&
     scontrol update JobId="$ser_id" ExcNodeList="${others:+$others,}$bad" &&

@@ -44,7 +44,7 @@ def run(
     listed = "\n".join(nodes)
     write(
         tools / "sinfo",
-        f'while read -r n kind; do case "$*" in *"-n "*) [ $n = "$6" ] && echo $kind ;; *) echo $n $kind ;; '
+        f'while read -r n kind; do case "$*" in *"-n "*) [ $n = "$6" ] && echo $kind. ;; *) echo $n $kind. ;; '
         f"esac; done <<'E'\n{listed}\nE",
     )
     if state is not None:
@@ -114,7 +114,7 @@ def test_nodes_left_out_before_stay_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("nodes", "excluded", "number"),
     [
-        (["n1 gpu:2 a", "n2 gpu:4 a", "n3 gpu:2 b"], "(null)", "1"),
+        (["n1 gpu:2 a", "n2 gpu:4 a", "n3 gpu:2 b", "n4 gpu:2 ab"], "(null)", "1"),
         (["n1 gpu:2 a", "n2 gpu:2 a"], "n2", "1"),
         (["n1 gpu:2 a", "n2 gpu:2 a"], "(null)", "2"),
     ],
@@ -212,7 +212,7 @@ def test_a_time_limit_that_leaves_no_step_is_given_up(tmp_path: Path) -> None:
 
 
 def test_what_slurm_preempts_is_never_given_up_for_it(tmp_path: Path) -> None:
-    """Before its first step, time and again; in its time of grace the job still runs, and it is we who ask for the next start."""
+    """Before its first step, time and again; in its time of grace the job still runs, and we ask for the next start."""
     for _ in range(6):
         run(tmp_path, 75, "JobState=COMPLETING Reason=None", REACHED, **ON_N1)
         _, said, calls = run(tmp_path, 143, f"{RUNNING} PreemptTime=2099-11-21T12:00:00", **ON_N1)

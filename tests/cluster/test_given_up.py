@@ -1,4 +1,4 @@
-"""On a real Slurm: what cannot start, or comes no further, leaves the queue by itself, and says why; a node's fault stays there."""
+"""On a real Slurm: what cannot start, or comes no further, leaves the queue by itself and says why; a node's fault stays its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from ser_hpc.shards.write import pack
 from ser_hpc.status import main as status
 
 pytestmark = pytest.mark.timeout(1800)
-SMALL = ["cluster.cpus_per_gpu=1", "cluster.mem_gb_per_gpu=2", "folds.protocol=given_split", "train.epochs=2", "train.lr=1e-3"]
+SMALL = ["cluster.cpus_per_gpu=1", "cluster.mem_gb_per_gpu=2", "folds.protocol=given_split", "train.global_batch=8"]
+SMALL += ["train.epochs=2", "train.lr=1e-3"]
 MODEL = ["model.weights=null", f"model.config={wav2vec2()}", "model.head.projection=16"]
 TRIAL = Trial(0, 0)
 

@@ -151,7 +151,9 @@ def test_zero_without_deepspeed_is_refused_in_words(monkeypatch: pytest.MonkeyPa
         )
 
 
-def test_what_comes_no_further_is_given_up(base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_comes_no_further_is_given_up(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Here as on Slurm: three starts after the one that came to that step; its error is the trial's."""
     run = planned(base / "failing", packed_tones(base))
     program = base / "python"
