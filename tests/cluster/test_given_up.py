@@ -1,4 +1,4 @@
-"""On a real Slurm: what cannot start, or comes no further, leaves the queue by itself and says why; a node's fault stays its own."""
+"""On a real Slurm: what cannot start, or comes no further, leaves the queue and says why; a node's fault stays its own."""
 
 from __future__ import annotations
 
