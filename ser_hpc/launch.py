@@ -29,6 +29,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ser_hpc import console
+from ser_hpc.engine import word
 from ser_hpc.errors import UserError, counted
 
 if TYPE_CHECKING:
@@ -219,11 +220,13 @@ def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mappin
     from ser_hpc.cluster.local import log_path, run_trials
     from ser_hpc.monitor.watch import watching
 
-    run, machine = experiment.run, site.machine(experiment.settings.cluster)
+    run, cluster = experiment.run, experiment.settings.cluster
+    machine = site.machine(cluster)
     out.print(machine.words() + ".")
     try:
         with watching(run, todo, out) as watch:
-            codes = run_trials(run, todo, machine, watch, environment)
+            most = cluster.max_starts_without_progress
+            codes = run_trials(run, todo, machine, watch, environment, max_starts=most)
     except KeyboardInterrupt:
         out.print(f"Interrupted; what was trained is saved in {run.path}. The same command goes on from there.")
         raise
@@ -292,4 +295,5 @@ def _command(argv: Sequence[str] | None) -> str:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    with word.mistakes_are_final():  # to slurm/train.sbatch
+        console.run(main)

@@ -113,7 +113,7 @@ def _retry(run: RunDir, out: Console, policy: Policy) -> int:
     if not again:
         out.print("Nothing to submit again: every trial is done, queued or running.")
         return 0
-    exclude = failed_nodes(again)
+    exclude = failed_nodes(run, again)
     out.print(
         f"Again: {listed([standing.trial for standing in again], 20)}" + (f"; not on {', '.join(exclude)}" * bool(exclude))
     )

@@ -5,10 +5,11 @@ on from the newest checkpoint; a finished trial is left as it is.
 
 exit codes:
   0   done
-  2   cannot go on: a mistake in settings or data, a full disk, the same failure twice
+  2   cannot go on: a mistake in settings or data, a full disk
   3   superseded: a newer attempt of the trial has begun elsewhere
   75  asked to stop, state saved: start it again to go on
-  1, or a signal: failed in a way that another attempt may get over; the launchers start it again
+  1, or a signal: failed in a way that another attempt may get over; the launchers start it again, until several starts in a
+      row have come no further (cluster.max_starts_without_progress)
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import os
 import sys
 import traceback
 from collections.abc import MutableMapping, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 
 from ser_hpc import console
 from ser_hpc.engine import attempt as attempts
-from ser_hpc.engine.attempt import CANNOT_GO_ON, FAILED, LAST_WORD, STOPPED, SUPERSEDED
+from ser_hpc.engine import word
+from ser_hpc.engine.attempt import CANNOT_GO_ON, FAILED, STOPPED, SUPERSEDED
 from ser_hpc.engine.preemption import StopFlag, Stopped, Superseded, stop_time
 from ser_hpc.engine.rank import Rank, disbelieved, who_am_i
 from ser_hpc.errors import SharedError, UserError, listed, of_every_trial
@@ -42,6 +43,20 @@ _STAGING_S = 1800.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the trials; what is final is also told to the batch script."""
+    word.reached()
+    with word.mistakes_are_final():
+        options = _parser().parse_args(argv)
+        run = RunDir(options.run_dir)
+        chosen = _chosen(run, options)
+        code = _run(run, chosen, side_by_side=options.side_by_side)
+    # A rank that leaves early does not know how the main one will end.
+    if code in (CANNOT_GO_ON, SUPERSEDED) or (code == 0 and all(run.trial(trial).is_done for trial in chosen)):
+        word.last_word(code)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ser_hpc.train", description=__doc__, formatter_class=console.Help)
     parser.add_argument("--run-dir", type=Path, required=True, help="the run directory that the launcher made")
     which = parser.add_mutually_exclusive_group(required=True)
@@ -55,16 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     which.add_argument("--submission", metavar="MARK", help="those of this job's element of the submission of that mark")
     parser.add_argument("--side-by-side", action="store_true", help="the trials share this one task and its GPUs")
     parser.add_argument("--seed", type=int, help="default: the run's first seed")
-    options = parser.parse_args(argv)
-    run = RunDir(options.run_dir)
-    chosen = _chosen(run, options)
-    if len(chosen) > 1 and not options.side_by_side:
+    return parser
+
+
+def _run(run: RunDir, chosen: Sequence[Trial], *, side_by_side: bool) -> int:
+    if len(chosen) > 1 and not side_by_side:
         raise UserError("several trials need --side-by-side")
     for trial in chosen:
         if run.trial(trial).is_done:
             print(f"{trial} is done already: {run.trial(trial).path}")
     todo = [trial for trial in chosen if not run.trial(trial).is_done]
-    if options.side_by_side:
+    if side_by_side:
         return _side_by_side(run, todo)
     return train(run, todo[0]) if todo else 0
 
@@ -107,12 +123,13 @@ def _side_by_side(run: RunDir, trials: Sequence[Trial]) -> int:
 
     if not trials:
         return 0
-    shared = machine(load_run(run.settings).cluster, together=len(trials))
+    cluster = load_run(run.settings).cluster
+    shared, most = machine(cluster, together=len(trials)), cluster.max_starts_without_progress
     try:
-        codes = run_trials(run, trials, shared, lambda jobs: None, alone=False)
+        codes = run_trials(run, trials, shared, lambda jobs: None, alone=False, max_starts=most)
     except KeyboardInterrupt:
         return STOPPED
-    return CANNOT_GO_ON if CANNOT_GO_ON in codes.values() else 0
+    return next((code for code in (CANNOT_GO_ON, SUPERSEDED) if code in codes.values()), 0)
 
 
 def train(run: RunDir, trial: Trial) -> int:
@@ -128,8 +145,6 @@ def train(run: RunDir, trial: Trial) -> int:
                 kind = "UserError" if isinstance(error, UserError) else type(error).__name__
                 shared = isinstance(error, SharedError) or _is_full_disk(error)
                 attempts.end(attempt, how, None if isinstance(error, Stopped) else f"{kind}: {error}", shared=shared)
-            if code in (CANNOT_GO_ON, SUPERSEDED):
-                _last_word(code)
             if isinstance(error, UserError) and code == CANNOT_GO_ON:
                 raise
             if isinstance(error, Stopped | Superseded):
@@ -150,7 +165,6 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
         mine.append(attempts.claim(place, rank))
         if (said := disbelieved(os.environ, rank)) is not None:
             print(said, flush=True)
-        attempts.refuse_crash_loop(place, mine[0])
     prepare_allocator(os.environ)
     from ser_hpc.cluster.plan import reopen
     from ser_hpc.engine import world  # torch takes seconds to import: after the mistakes that need none
@@ -195,13 +209,6 @@ def prepare_allocator(environment: MutableMapping[str, str]) -> None:
     What the user said of the allocator stands."""
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
         environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
-
-
-def _last_word(code: int) -> None:
-    """For the batch script: with several ranks, srun tells it of the signal that ended the others instead."""
-    if LAST_WORD in os.environ:
-        with suppress(OSError):
-            Path(os.environ[LAST_WORD]).write_text(str(code), encoding="utf-8")
 
 
 def _check_node(experiment: Experiment, run: RunDir, rank: Rank) -> None:

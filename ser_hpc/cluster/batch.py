@@ -1,11 +1,12 @@
 """Shell lines of a batch script that start its job again when a trial asks for it; before the line that starts the ranks.
 
-ser_hpc.train's exit codes 0, 2 and 3 are final. Anything else asks for another start, if the job ended by itself: what the user
-cancels stays cancelled, and what is preempted or loses its node Slurm starts again without us. A job that the time limit ended
-(its ranks did not manage to save) is started again too. The array element, never the array.
+Only what our own code wrote into SER_HPC_FINAL is final (ser_hpc.engine.word): a node without Python ends with codes like ours.
+Anything else asks for another start, if the job ended by itself or at its time limit: what the user cancels stays cancelled,
+and what is preempted or loses its node Slurm starts again without us. The array element, never the array.
 
-With several ranks srun does not give a final code: the first to leave has the others killed, and their signal counts more. So
-it is also written down, into the file named by SER_HPC_FINAL.
+So that a trial which cannot start, or gets no further, does not eat the queue for ever, each start that ends in our asking for
+another is a line of FOLDER/.starts-JOB (ser_hpc.cluster.starts reads them); after several in a row that came no further than
+those before them, the job is given up with exit code 2. A node on which our code was not even reached is left out from then on.
 
     python -m ser_hpc.cluster.batch RUN 120      what slurm/train.sbatch evaluates: these lines, and which code its array runs
 """
@@ -14,59 +15,124 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# The ranks are sent a signal some time before the end; at half of that they stop even if it never came.
-_TEXT = """\
-unset SER_HPC_START SER_HPC_LAUNCH TORCHELASTIC_RUN_ID  # marks of launchers, if the job was submitted from under one
+from ser_hpc.config.cluster import ClusterSettings
+
+# Where this start's lines begin in the job's log; a failing line of the profile's setup has said why before the trap is set.
+_LOG = r"""ser_log=$(readlink /proc/$$/fd/1 || true)
+ser_log_before=${ser_log_before:-$( (wc -c <"$ser_log") 2>/dev/null || echo 0)}"""
+_TEXT = r"""# Marks of launchers, if the job was submitted from under one:
+unset SER_HPC_START SER_HPC_LAUNCH TORCHELASTIC_RUN_ID
 ser_id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 ser_end=${SLURM_JOB_END_TIME:-}
 if [ -z "$ser_end" ]; then
   ser_end=$(squeue -h -j "$ser_id" -o %e 2>/dev/null || true)
   case $ser_end in *T*:*) ser_end=$(date -d "$ser_end" +%s || true) ;; *) ser_end= ;; esac
 fi
-[ -z "$ser_end" ] || export SER_HPC_STOP_TIME=$((ser_end - MARGIN))
-ser_quick=FOLDER/.quick-$ser_id
-export SER_HPC_FINAL=FOLDER/.final-$ser_id-${SLURM_RESTART_COUNT:-0}
+# The ranks are sent a signal some time before the end; at half of that they stop even if it never came.
+[ -z "$ser_end" ] || export SER_HPC_STOP_TIME=$((ser_end - ser_warning / 2))
+ser_starts=$ser_folder/.starts-$ser_id
+export SER_HPC_FINAL=$ser_folder/.final-$ser_id-${SLURM_RESTART_COUNT:-0}
+export SER_HPC_MARK=$ser_folder/.mark-$ser_id-${SLURM_RESTART_COUNT:-0}
+
+ser_said() {  # the log's lines since this start
+  [ ! -f "$ser_log" ] || tail -c +$((ser_log_before + 1)) "$ser_log" 2>/dev/null
+}
+
+ser_why() {  # the last of them that is not an account of who ended whom
+  [ -z "${ser_bad:-}" ] || echo "$ser_bad"
+  ser_said | grep -a -v -E '^ *$|^(srun|slurmstepd|submitit|ser_hpc)\b' | tail -n 1 | cut -c 1-300
+}
+
+ser_note() {  # a line for ser_hpc.cluster.starts: when, where, exit code, what became of it, why
+  echo "$(date +%s) ${SLURMD_NODENAME:-?} $code $1 $why" 2>/dev/null >>"$ser_starts"
+}
+
+ser_not_here() {  # not to this node again; but where none of its kind were left, the job would wait for ever
+  bad=$(ser_said | sed -n -E 's/^srun: error: ([^][ :,]+): task.*/\1/p' | head -n 1)  # of several nodes, the first to fail
+  bad=${bad:-${SLURMD_NODENAME:-}}
+  others=$(sed -n -E 's/.* ExcNodeList=([^ (]+).*/\1/p' <<<"$said")
+  kind=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -n "$bad" -o '%G %f.' | head -n 1)
+  left=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -t idle,mixed,allocated,completing -o '%N %G %f.' | grep -F " $kind" |
+    cut -d ' ' -f 1 | grep -c -v -x -F "$bad${others:+$'\n'$(scontrol show hostnames "$others")}")
+  [ "${left:-0}" -ge "${SLURM_JOB_NUM_NODES:-1}" ] &&
+    scontrol update JobId="$ser_id" ExcNodeList="${others:+$others,}$bad" &&
+    echo "ser_hpc: not on $bad, where this project's code was not even reached"
+}
+
 ser_start_again() {
   code=$?
+  set +eu
   trap '' TERM
-  [ ! -s "$SER_HPC_FINAL" ] || code=$(cat "$SER_HPC_FINAL")
-  rm -f "$SER_HPC_FINAL"
+  outcome=absent  # our code was not reached
+  [ ! -e "$SER_HPC_MARK" ] || outcome=stuck
+  [ ! -s "$SER_HPC_MARK" ] || outcome=further
+  final=$(cat "$SER_HPC_FINAL" 2>/dev/null)
+  rm -f "$ser_folder/.mark-$ser_id-"* "$ser_folder/.final-$ser_id-"*
+  [ -z "$final" ] || exit "$final"
   for _ in $(seq 60); do  # the controller may be away for a while
     said=$(scontrol show job -o "$ser_id" 2>&1) && break
     command -v scontrol >/dev/null || break
     sleep 10
   done
-  now=$(grep -o -E 'JobState=RUNNING|Reason=TimeLimit' <<<"$said" | head -n 1 || true)
-  case $code:$now in
-    *:Reason=TimeLimit) ;;
-    0:*|2:*|3:*) exit $code ;;
-    *:JobState=RUNNING) ;;
+  why="exit code $code"
+  [ $code -ne 0 ] || code=1  # without a word of ours: whatever ended well, it was not the trial
+  case $said in
+    *Reason=TimeLimit*) why="the time limit" ;;
+    *JobState=RUNNING*) ;;
     *) command -v scontrol >/dev/null || echo "ser_hpc: no scontrol here: submit again to go on"; exit $code ;;
   esac
-  # A Python that does not even come to the trial would go round for ever; a signal, or being asked to stop, is no such thing.
-  if [ $SECONDS -lt 10 ] && [ $code -lt 128 ] && [ $code -ne 75 ]; then
-    echo $code >>"$ser_quick"
-    if [ "$(wc -l <"$ser_quick")" -ge 4 ]; then
-      echo "ser_hpc: exit code $code at once, 4 times in a row: it is not tried any more"
-      rm -f "$ser_quick"
-      exit $code
-    fi
+  why="$why: $(ser_why | paste -s -d ' ')"
+  # Killed, or so near the end that it was asked to stop, it may just not have come so far: no fault of the node.
+  [ "$(date +%s)" -lt $((${SER_HPC_STOP_TIME:-9999999999} - ser_warning / 2 - 60)) ] || outcome=${outcome/absent/stuck}
+  case $code in 130|137|138|140|143) outcome=${outcome/absent/stuck} ;; esac
+  in_vain=0
+  if grep -q -E ' PreemptTime=[0-9]' <<<"$said"; then
+    outcome=preempted  # within its time of grace: it does not count, as what Slurm ends and starts again by itself does not
+  elif ser_note $outcome; then
+    in_vain=$(tail -n "$ser_most" "$ser_starts" | grep -a -c -E '^[0-9]+ [^ ]+ [0-9]+ (absent|stuck) ')
   else
-    rm -f "$ser_quick"
+    in_vain=$((${SLURM_RESTART_COUNT:-0} + 1))  # they cannot be counted here, and still must end
   fi
-  echo "ser_hpc: exit code $code: job $ser_id is started again"
-  scontrol requeue "$ser_id"
+  if [ "$in_vain" -ge "$ser_most" ]; then
+    why="given up after $ser_most starts in a row without a new step; the last: $why"
+    ser_note given-up
+    echo "ser_hpc: $why"
+    exit 2
+  fi
+  echo "ser_hpc: $why"
+  echo "ser_hpc: job $ser_id is started again"
+  scontrol requeue "$ser_id" && [ $outcome = absent ] && ser_not_here
   exit $code
 }
 trap ser_start_again EXIT"""
 
 
-def start_again(stop_before_end_s: int, folder: Path) -> str:
-    """`stop_before_end_s`: when the ranks are signalled; `folder`: on a disk that all nodes see, for the ranks' last word."""
-    return _TEXT.replace("MARGIN", str(-(-stop_before_end_s // 2))).replace("FOLDER", shlex.quote(str(folder.resolve())))
+def start_again(stop_before_end_s: int, folder: Path, *, max_starts: int | None = None) -> str:
+    """`stop_before_end_s`: when the ranks are signalled; `folder`: on a disk that all nodes see, for what ranks and starts
+    leave behind; `max_starts`: in a row without progress (none: the setting's default)."""
+    most = ClusterSettings().max_starts_without_progress if max_starts is None else max_starts
+    values = f"ser_folder={shlex.quote(str(folder.resolve()))} ser_warning={stop_before_end_s} ser_most={most}"
+    return f"{values}\n{_LOG}\n{_TEXT}"
+
+
+def checked(setup: Sequence[str]) -> list[str]:
+    """The profile's own lines of shell, and after each a note of its exit status: what it does inside is its own affair.
+
+    `refused()`, to be put after everything, ends the job if one failed.
+    """
+    note = (
+        "ser_bad=\n"
+        'ser_setup() { [ $1 -eq 0 ] || ser_bad=${ser_bad:-"cluster.setup: exit code $1 of: $2"}; }  # the first one counts'
+    )
+    return [_LOG, note, *(f"{line}\nser_setup $? {shlex.quote(line)}" for line in setup)] if setup else []
+
+
+def refused(setup: Sequence[str]) -> list[str]:
+    """After `checked` lines and the trap of `start_again`: what the job would run with is not what was asked for."""
+    return ['[ -z "$ser_bad" ] || { echo "ser_hpc: $ser_bad"; exit 1; }'] if setup else []
 
 
 def exports(environment: Mapping[str, str]) -> list[str]:
@@ -85,7 +151,7 @@ def main(run_path: str, stop_before_end_s: str) -> int:
     array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), int(os.environ.get("SLURM_ARRAY_TASK_ID", "-1"))
     trial = dict(enumerate(run.trials())).get(element)
     if array and trial and (job := jobs.older(run, trial, array)) is not None:
-        print(f"echo 'ser_hpc: {trial} is queued or running as job {job.job}: it is left to that'; exit 0")
+        print(f"trap - EXIT; echo 'ser_hpc: {trial} is queued or running as job {job.job}: it is left to that'; exit 0")
         return 0
     digest = next((known.code for known in submissions(run) if known.job == array and known.code), None)
     if digest is not None:

@@ -21,10 +21,12 @@ from typing import IO
 
 from ser_hpc.cluster import ready
 from ser_hpc.cluster.site import Machine
-from ser_hpc.engine.attempt import CANNOT_GO_ON, LAST_WORD, SUPERSEDED
+from ser_hpc.engine import word
+from ser_hpc.engine.attempt import CANNOT_GO_ON, SUPERSEDED
 from ser_hpc.engine.rank import OF_LAUNCHERS
 from ser_hpc.errors import UserError, listed
 from ser_hpc.files import locked
+from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial
 
 FINAL = (0, CANNOT_GO_ON, SUPERSEDED)  # exit codes after which a trial is not started again
@@ -35,7 +37,8 @@ _GRACE_S = 60.0
 
 @dataclass(slots=True)
 class LocalJob:
-    """One trial's ranks. `started`: seconds since the epoch; `exit_code`: None while they run, then a failure's, or 0."""
+    """One trial's ranks. `started`: seconds since the epoch; `exit_code`: None while they run, then a failure's, or 0;
+    `mark`: what they write into when the trial comes further than ever; `came_further`: whether they had, at the end."""
 
     trial: Trial
     slot: int
@@ -43,6 +46,8 @@ class LocalJob:
     log: IO[bytes]
     started: float
     exit_code: int | None = None
+    mark: Path | None = None
+    came_further: bool = False
     asked: bool = False
 
     def poll(self) -> int | None:
@@ -54,6 +59,11 @@ class LocalJob:
         if all(code is not None for code in codes):
             self.exit_code = CANNOT_GO_ON if CANNOT_GO_ON in codes else failed or 0
             self.log.close()
+            if self.mark is not None and self.mark.exists():
+                self.came_further = self.mark.stat().st_size > 0
+                self.mark.unlink()
+            if self.came_further:
+                word.came_further()  # where this is a job of several trials, its batch script is told as well
         return self.exit_code
 
     def ask_to_stop(self) -> None:
@@ -80,12 +90,14 @@ def run_trials(
     environment: Mapping[str, str] | None = None,
     *,
     alone: bool = True,
+    max_starts: int = 3,
     say: Callable[[str], None] = _say,
 ) -> dict[Trial, int]:
     """Run every trial, as many at a time as there are slots; returns their exit codes. `on_poll` sees each trial's last job.
 
-    What was killed, or failed in a way that another attempt may get over, is started again; after one failed for a reason that
-    all share, no other is started, and those have no exit code. `environment`: more variables.
+    What was killed, or failed in a way that another attempt may get over, is started again, until `max_starts` starts in a row
+    have come no further: then its exit code is CANNOT_GO_ON. After one failed for a reason that all share, no other is started,
+    and those have no exit code. `environment`: more variables.
     `alone`: no other launcher may run trials of this run on this machine; jobs that hold several trials each are many.
     Ctrl-C and its like: the ranks save and end, within a minute, and what is being waited for is said, each time.
 
@@ -93,6 +105,7 @@ def run_trials(
     """
     waiting, free = list(trials), list(range(machine.slots))
     jobs: list[LocalJob] = []
+    in_vain: dict[Trial, int] = {}  # starts in a row
     more = {"SER_HPC_LAUNCH": uuid.uuid4().hex, **(environment or {})}
     with _only_launcher(run) if alone else nullcontext(), _counted_signals() as signals:
         try:
@@ -105,7 +118,13 @@ def run_trials(
                 for job in [job for job in jobs if job.exit_code is None]:
                     if job.poll() is not None:
                         free.append(job.slot)
-                        if job.exit_code not in FINAL:  # the trial itself refuses to fail at the same step for ever
+                        in_vain[job.trial] = 0 if job.came_further else in_vain.get(job.trial, 0) + 1
+                        if job.exit_code not in FINAL and in_vain[job.trial] >= max_starts:
+                            say(
+                                f"{job.trial}: given up after {max_starts} starts in a row without a new step: {_why(run, job)}"
+                            )
+                            job.exit_code = CANNOT_GO_ON
+                        if job.exit_code not in FINAL:
                             waiting.insert(0, job.trial)
                             jobs.remove(job)
                         elif job.exit_code == CANNOT_GO_ON and ready.fails_for_all(run.trial(job.trial)):
@@ -134,6 +153,13 @@ def _stop(running: list[LocalJob], signals: Sequence[int], say: Callable[[str], 
     finally:
         for job in running:
             job.kill()
+            job.poll()
+
+
+def _why(run: RunDir, job: LocalJob) -> str:
+    attempt = run.trial(job.trial).newest
+    told = how_it_ended(attempt).error if attempt is not None else None
+    return told or f"exit code {job.exit_code}; see {log_path(run, job.trial)}"
 
 
 def log_path(run: RunDir, trial: Trial) -> Path:
@@ -144,11 +170,13 @@ def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, more: Mapping
     run.jobs.mkdir(parents=True, exist_ok=True)
     log = log_path(run, trial).open("ab")
     command = [sys.executable, "-m", "ser_hpc.train", "--run-dir", str(run.path), "--fold", str(trial.fold)]
-    inherited = {name: value for name, value in os.environ.items() if name not in (*OF_LAUNCHERS, LAST_WORD)}
+    inherited = {name: value for name, value in os.environ.items() if name not in (*OF_LAUNCHERS, word.LAST_WORD)}
+    start = uuid.uuid4().hex
     environment = {**inherited, **more} | {
         "WORLD_SIZE": str(machine.ranks),
         "LOCAL_WORLD_SIZE": str(machine.ranks),
-        "SER_HPC_START": uuid.uuid4().hex,
+        "SER_HPC_START": start,
+        word.MARK: str(run.jobs / f".mark-{start}"),
         "SER_HPC_TRIALS_HERE": str(machine.slots),
         "SER_HPC_LOG": str(log_path(run, trial)),
         "OMP_NUM_THREADS": str(machine.threads),
@@ -157,7 +185,7 @@ def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, more: Mapping
     if machine.gpus:
         first = slot % (len(machine.gpus) // machine.ranks) * machine.ranks
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(machine.gpus[first : first + machine.ranks])
-    job = LocalJob(trial, slot, [], log, time.time())
+    job = LocalJob(trial, slot, [], log, time.time(), mark=run.jobs / f".mark-{start}")
     try:
         for rank in range(machine.ranks):
             process = subprocess.Popen(

@@ -22,6 +22,7 @@ from ser_hpc.config.cluster import ClusterSettings, expanded
 from ser_hpc.errors import UserError, listed
 
 T = TypeVar("T")
+START_UP_S = 30  # until a trial's first step, at the least: Python, torch, shards, the ranks' meeting
 
 
 def check(
@@ -40,7 +41,7 @@ def check(
     trial = _trial_job(cluster)
     kinds = site.query(queries.NODE_KINDS, queries.node_kinds, "partitions and nodes")
     config = site.query(queries.CONFIG, queries.config, "the size of arrays") or {}
-    problems: list[str] = []
+    problems = [*_too_short(cluster, trial, kinds or ())]
     if kinds:
         problems += _nodes(site, trial, kinds)
         problems += _nodes(site, _report_job(cluster), kinds) if cluster.report_partition else ()
@@ -127,6 +128,20 @@ def _trial_job(cluster: ClusterSettings) -> _Job:
         minutes=cluster.time_min,
         constraint=cluster.constraint,
     )
+
+
+def _too_short(cluster: ClusterSettings, job: _Job, kinds: Sequence[NodeKind]) -> Iterator[str]:
+    """A job that is asked to stop before it has started to train would be started again in vain."""
+    mine = [kind for kind in kinds if (kind.partition in job.partition.split(",") if job.partition else kind.is_default)]
+    allowed = [kind.max_minutes for kind in mine if kind.max_minutes is not None]
+    at_most = max(allowed) if allowed and len(allowed) == len(mine) else job.minutes
+    minutes, stop = min(job.minutes, at_most), cluster.stop_before_end_s
+    if minutes * 60 <= stop + START_UP_S:
+        where = f"cluster.time_min={minutes}" if minutes == job.minutes else f"a partition that allows {minutes} min"
+        yield (
+            f"{where} leaves no time to train: of its {minutes * 60} s a trial needs about {START_UP_S} to start, and is asked "
+            f"to stop {stop} before the end (cluster.stop_before_end_s); give it more time, or less to stop in"
+        )
 
 
 def _report_job(cluster: ClusterSettings) -> _Job:

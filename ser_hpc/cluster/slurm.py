@@ -138,7 +138,8 @@ def _trials_script(run: RunDir, mark: str, num_jobs: int, cluster: ClusterSettin
     log = f"export SER_HPC_LOG={shlex.quote(str(folder))}/$SLURM_ARRAY_TASK_ID/$ser_id_%t_log.out".replace(
         "$ser_id", "${ser_id}"
     )
-    setup = [*batch.exports(environment), batch.start_again(cluster.stop_before_end_s, run.jobs), log]
+    again = batch.start_again(cluster.stop_before_end_s, run.jobs, max_starts=cluster.max_starts_without_progress)
+    setup = [*batch.exports(environment), again, log]
     executor = _executor(folder / "%a", _name(run, "trials", mark), cluster, parameters(cluster, setup))
     executor.parameters["map_count"] = num_jobs
     together = " --side-by-side" if cluster.trials_per_gpu > 1 else ""
@@ -181,7 +182,7 @@ def _common(cluster: ClusterSettings, setup: Sequence[str]) -> dict[str, Any]:
         "account": cluster.account,
         "qos": cluster.qos,
         "exclude": ",".join(cluster.exclude) or None,
-        "setup": [*cluster.setup, *setup] or None,
+        "setup": [*batch.checked(cluster.setup), *setup, *batch.refused(cluster.setup)] or None,
         "stderr_to_stdout": True,
         "additional_parameters": {"requeue": True},
     }

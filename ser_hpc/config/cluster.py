@@ -85,12 +85,16 @@ class ClusterSettings(Section):
     """Time limit of a trial's job: minutes, or as Slurm writes it (4:00:00, 1-12:00:00)."""
     stop_before_end_s: Positive = 120
     """Seconds before its job's time limit at which a trial is asked to save and stop, to be started again."""
+    max_starts_without_progress: Positive = 3
+    """Starts of a trial in a row without a new optimizer step (or epoch scored) after which it is given up. Preemptions and
+    lost nodes do not count."""
     parallel: Positive | None = None
     """Trials at the same time at most."""
     trials_per_gpu: Positive = 1
     """Trials that share a job and its GPUs, where a model is small; on one node."""
     setup: Words = ()
-    """Lines of shell before the jobs' Python starts, as `module load anaconda3` or `conda activate ser`."""
+    """Lines of shell before the jobs' Python starts, as `module load anaconda3` or `conda activate ser`. Each is a command of
+    its own: where one fails, the job is started on another node (write `... || true` where that does no harm)."""
     python: str | None = None
     """Command that the jobs start Python with, as `apptainer exec --nv /images/ser.sif python`; none: the launcher's own. It
     must have this project's dependencies, submitit in the same version, and see the run directory under the same path."""

@@ -13,7 +13,9 @@ from typing import Any, Self
 
 from ser_hpc.engine.checkpoint import TrainState
 from ser_hpc.engine.pace import Pace
+from ser_hpc.engine.word import came_further
 from ser_hpc.files import read_json, rename_over
+from ser_hpc.results.endings import furthest
 from ser_hpc.results.run_dir import AttemptDir
 
 _EVERY_S = 1.0
@@ -33,6 +35,7 @@ class Progress:
         self._attempt, self._active = attempt, active
         self._total_steps, self._epochs = total_steps, epochs
         self._start_step = state.step
+        self._furthest = max(furthest(attempt.path.parent), (state.epoch, state.step))
         self._clock: tuple[int, float] | None = None  # a step, and when it was made: from there on time is taken
         self._written = 0.0
         self._began = float(read_json(attempt.attempt)["started"]) if active else time.time()
@@ -47,7 +50,7 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Whatever ends training, the step that it was at is written down: two failures at one step are a crash loop."""
+        """Whatever ends training, the step that it was at is written down."""
         if self._active:
             if kind is not None and self._what != "stopped":
                 self.tell("failed", self._state)
@@ -99,6 +102,9 @@ class Progress:
         self._what, self._state = what, state
         if not self._active:
             return
+        # A stop has saved: the next start goes on from there, even where one before had come further and lost it.
+        if (state.epoch, state.step) > self._furthest or (what == "stopped" and state.step > self._start_step):
+            came_further()
         left = None
         if self._clock is not None and state.step > self._clock[0]:
             a_step = (time.monotonic() - self._clock[1]) / (state.step - self._clock[0])

@@ -35,6 +35,7 @@ from ser_hpc.engine.frozen import FrozenBase
 from ser_hpc.engine.preemption import StopFlag, Stopped
 from ser_hpc.engine.probe import CPU_SECONDS
 from ser_hpc.engine.watchdog import Watchdog
+from ser_hpc.engine.word import came_further
 from ser_hpc.engine.world import World
 from ser_hpc.files import write_once
 from ser_hpc.models.classifier import Classifier
@@ -134,8 +135,8 @@ def source(
                 if not _encoded(model, batches, settings.train, world.device, asked, means, causes):
                     break
                 made += 1
-                if not causes.any() and not _put(path, means):
-                    _read(path, means)
+                if not causes.any():
+                    came_further() if _put(path, means) else _read(path, means)
             watchdog.beat()
     model.cpu()
     gpu.release(world.device)  # small trials may share the GPU

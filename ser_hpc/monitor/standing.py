@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from ser_hpc.cluster import starts
 from ser_hpc.cluster.slurm_queue import UNKNOWN, JobState
 from ser_hpc.files import read_json
 from ser_hpc.monitor.logs import Cause, find_cause, log_files
@@ -143,26 +144,29 @@ def look(run: RunDir, jobs: Mapping[Trial, JobState], now: float) -> tuple[Stand
     return tuple(standings)
 
 
-def failed_nodes(standings: Iterable[Standing]) -> tuple[str, ...]:
+def failed_nodes(run: RunDir, standings: Iterable[Standing]) -> tuple[str, ...]:
     """Where these trials failed, as Slurm writes nodes; without those that are not to blame: a mistake fails everywhere."""
-    return tuple(
-        sorted(
-            {
-                standing.nodes
-                for standing in standings
-                if standing.state in ("failed", "lost")
-                and standing.attempts
-                and standing.attempts[-1].told.get("job") is not None
-                and (standing.error is None or standing.error.blames_node)
-            }
-        )
-    )
+    found: set[str] = set()
+    for standing in standings:
+        unreached = starts.unreached(run, standing.job.job) if standing.job is not None else set()
+        if standing.attempts or len(unreached) == 1:  # what cannot be started on any node is no node's fault
+            found |= unreached
+        if (
+            standing.state in ("failed", "lost")
+            and standing.attempts
+            and standing.attempts[-1].told.get("job") is not None
+            and (standing.error is None or standing.error.blames_node)
+        ):
+            found.add(standing.nodes)
+    return tuple(sorted(found))
 
 
 def _look(run: RunDir, place: TrialDir, number: int, job: JobState | None, now: float, lost_after_s: float) -> Standing:
     attempts = tuple(_read(attempt) for attempt in place.attempts if attempt.number <= place.current.number)
     newest = attempts[-1] if attempts else None
     state, why = ("done", "") if place.is_done else _state(job, newest, now, lost_after_s)
+    if state in ("failed", "stopped") and job is not None and (told := starts.given_up(run, job.job)) is not None:
+        state, why = "failed", told
     # What a new attempt does not know yet is what the one before it knew.
     progress = {key: value for attempt in attempts for key, value in attempt.progress.items() if value is not None}
     logs = log_files(run, place.trial, newest.told if newest else {"job": job and job.job})

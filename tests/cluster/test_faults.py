@@ -195,7 +195,8 @@ def test_random_kills(slurm: Cluster, base: Path, kills: int) -> None:
     """SIGKILL of one of two ranks at random moments, saving, starting and predicting included."""
     random.seed(kills)
     epochs = f"train.epochs={max(24, 4 * kills)}"
-    run, jobs = submitted(slurm, base, f"kills-{kills}", "ddp", epochs)
+    patient = "cluster.max_starts_without_progress=100"  # chance may kill several starts in a row before they have come far
+    run, jobs = submitted(slurm, base, f"kills-{kills}", "ddp", epochs, patient)
     trial = run.trial(TRIAL)
     killed = 0
     while killed < kills:

@@ -92,6 +92,12 @@ def test_what_a_site_takes_passes_with_slurms_own_words() -> None:
         (["report_partition=cpus"], "cluster.report_partition=cpus: no such partition here; there are big, cpu, gpu"),
         (["partitions={gpu: ice}", "partition=gpu"], "cluster.partition=ice: no such partition"),
         (["time_min=16:01:00"], "cluster.time_min=961: partition gpu allows 960 minutes"),
+        (
+            ["time_min=2"],
+            "cluster.time_min=2 leaves no time to train: of its 120 s a trial needs about 30 to start, and is asked",
+        ),
+        (["stop_before_end_s=14400"], "to stop 14400 before the end (cluster.stop_before_end_s)"),
+        (["stop_before_end_s=57600", "time_min=20:00:00"], "a partition that allows 960 min leaves no time to train"),
         (["gpu_type=H100"], "cluster.gpu_type=H100: partition gpu has GPUs a40, h100"),
         (
             ["gpus_per_node=3", "cpus_per_gpu=1", "mem_gb_per_gpu=1"],
@@ -121,6 +127,10 @@ def test_what_a_site_takes_passes_with_slurms_own_words() -> None:
 )
 def test_what_was_asked_what_there_is_and_where_to_change_it(overrides: list[str], words: str) -> None:
     assert any(words in problem for problem in refused(*overrides)), refused(*overrides)
+
+
+def test_a_limit_that_leaves_a_little_time_passes() -> None:
+    preflight(Site(), "time_min=3", "stop_before_end_s=149")
 
 
 def test_every_problem_at_once_and_slurms_own_words_last() -> None:

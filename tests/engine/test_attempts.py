@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -16,15 +17,17 @@ import torch
 from small import packed_tones, planned, run_here
 from torch import nn
 
-from ser_hpc.cluster import code
+from ser_hpc.cluster import code, local
 from ser_hpc.config.settings import TrainSettings
 from ser_hpc.engine import attempt as attempts
-from ser_hpc.engine import strategy
-from ser_hpc.engine.attempt import SUPERSEDED
+from ser_hpc.engine import strategy, word
+from ser_hpc.engine.attempt import CANNOT_GO_ON, SUPERSEDED
+from ser_hpc.engine.checkpoint import TrainState
+from ser_hpc.engine.progress import Progress
 from ser_hpc.engine.rank import Rank
 from ser_hpc.engine.world import World
 from ser_hpc.errors import UserError
-from ser_hpc.files import read_json, write_json
+from ser_hpc.files import read_json
 from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
 
@@ -148,18 +151,41 @@ def test_zero_without_deepspeed_is_refused_in_words(monkeypatch: pytest.MonkeyPa
         )
 
 
-def test_the_same_failure_twice_is_not_tried_a_third_time(base: Path) -> None:
-    """Restarts of one submission only: submitted again by a person, it is tried again."""
+def test_what_comes_no_further_is_given_up(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here as on Slurm: three starts after the one that came to that step; its error is the trial's."""
     run = planned(base / "failing", packed_tones(base))
-    program = AT_STEP_3.replace("WHAT", "raise RuntimeError('the device is on fire')")
-    codes = []
-    for launch in ("a", "a", "a", "b"):
-        (process,) = start(run, program, SER_HPC_LAUNCH=launch)
-        output, _ = process.communicate(timeout=120)
-        codes.append(process.returncode)
-        assert "the device is on fire" in output and ("2 times in a row at step 3" in output) == (len(codes) == 3)
-        assert ("Traceback" in output) == (len(codes) != 3)
-    assert codes == [1, 1, 2, 1]
+    program = base / "python"
+    fire = AT_STEP_3.replace("WHAT", "raise RuntimeError('the device is on fire')")
+    program.write_text(f"#!{sys.executable}\nimport sys\nsys.argv[1:3] = []{fire}")
+    program.chmod(0o755)
+    monkeypatch.setattr(local.sys, "executable", str(program))
+    assert run_here(run, TRIAL) == {TRIAL: CANNOT_GO_ON}
+    assert [how_it_ended(attempt).step for attempt in run.trial(TRIAL).attempts] == [3] * 4
+    said = "seed 0 fold 0: given up after 3 starts in a row without a new step: RuntimeError: the device is on fire"
+    assert said in capsys.readouterr().out
+    assert not list(run.jobs.glob(".mark-*"))
+
+
+@pytest.mark.parametrize("argument", ["", "--trial 9", "--nonsense"], ids=["done", "no such trial", "argparse"])
+def test_every_final_end_is_told_to_the_batch_script(base: Path, argument: str) -> None:
+    """Not by its exit code alone: a node without Python has the same."""
+    run = planned(base / "final", packed_tones(base), "train.epochs=1")
+    told = {name: str(base / f"{name}-{argument}") for name in (word.LAST_WORD, word.MARK)}
+    command = [sys.executable, "-m", "ser_hpc.train", "--run-dir", str(run.path), *(argument.split() or ["--trial", "0"])]
+    code = subprocess.run(command, env=os.environ | told, capture_output=True).returncode
+    assert code == (2 if argument else 0) and Path(told[word.LAST_WORD]).read_text() == str(code)
+    assert Path(told[word.MARK]).read_text() == ("" if argument else "further")
+
+
+def test_what_another_start_may_get_over_is_no_last_word(base: Path) -> None:
+    run = planned(base / "open", packed_tones(base))
+    told = {name: str(base / f"open-{name}") for name in (word.LAST_WORD, word.MARK)}
+    (process,) = start(run, AT_STEP_3.replace("WHAT", "raise RuntimeError('no luck')"), **told)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and not Path(told[word.LAST_WORD]).exists(), output
+    assert Path(told[word.MARK]).read_text() == "further"
 
 
 @pytest.mark.slow
@@ -183,42 +209,28 @@ def test_rank_0_may_be_the_last_to_come(base: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0], outputs
 
 
-def test_deaths_without_a_word_are_a_crash_loop_at_the_third_time(tmp_path: Path) -> None:
-    """Killed at the same step twice may be chance; an order to stop in between, or progress, starts the count again.
+def test_a_start_that_comes_further_than_any_before_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New steps and scored epochs; steps made again are none. A stop has saved what the next start goes on from."""
+    trial, mark = TrialDir(tmp_path, TRIAL), tmp_path / "mark"
+    monkeypatch.setenv(word.MARK, str(mark))
 
-    While it starts it may be preempted without a word more often than that.
-    """
-    trial, rank = TrialDir(tmp_path, TRIAL), Rank(0, 1, 0, 1)
+    def told(begins: TrainState, *tells: tuple[str, TrainState]) -> bool:
+        mark.unlink(missing_ok=True)
+        attempt = attempts.claim(trial, Rank(0, 1, 0, 1))
+        with Progress(attempt, None, begins, total_steps=100, epochs=10, active=True) as progress:
+            for what, state in tells:
+                progress.tell(what, state)
+        return mark.exists()
 
-    def attempt(step: int | None, how: str | None = None) -> None:
-        made = attempts.claim(trial, rank)
-        try:
-            attempts.refuse_crash_loop(trial, made)
-        except UserError as error:
-            attempts.end(made, "failed", str(error))
-            raise
-        if step is not None:
-            write_json(made.progress, {"step": step, "startup_s": 20.0})
-        if how is not None:
-            attempts.end(made, how)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SER_HPC_LAUNCH", "one")
-        for step, how in (
-            *[(None, None)] * 9,
-            (7, None),
-            (7, None),
-            (7, "stopped"),
-            (7, None),
-            (9, None),
-            (9, None),
-            (9, None),
-        ):
-            attempt(step, how)
-        for _ in range(3):
-            with pytest.raises(UserError, match="3 times in a row at step 9; it is not tried again"):
-                attempt(9)
-        assert "not tried again" in str(how_it_ended(trial.attempts[-1]).error)
+    at = {step: TrainState(step=step) for step in (0, 5, 7, 9)}
+    assert not told(at[0])
+    assert told(at[0], ("training", at[7]))
+    assert not told(at[0], ("training", at[5]), ("failed", at[7]))
+    assert told(at[0], ("stopped", at[5]))
+    assert not told(at[5], ("stopped", at[5]))
+    assert told(at[5], ("training", replace(at[7], epoch=1)))
+    assert not told(replace(at[7], epoch=1), ("predicting", replace(at[7], epoch=1)))
+    assert told(at[5], ("training", replace(at[9], epoch=1)))
 
 
 def test_numbers_of_attempts_are_never_given_twice(tmp_path: Path) -> None:

@@ -342,6 +342,31 @@ def test_retry_leaves_out_the_nodes_where_it_failed_but_not_for_mistakes(
     assert len(asked) == 1
 
 
+def test_where_our_code_was_not_reached_is_left_out_too_and_what_was_given_up_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of these starts there is no attempt. What could be started nowhere (the third) is no node's fault."""
+    asked: list[object] = []
+    monkeypatch.setattr(launch, "resubmit", lambda *given: asked.append(given) or 0)
+    made = MadeRun(tmp_path / "x", seeds=1)
+    made.submit()
+    made.attempt(2, began=9, until=8, node="n2", end="stopped")
+    why = "given up after 3 starts in a row without a new step; the last: exit code 127: srun: no python"
+    for element, lines in {
+        0: ["1 n7 127 absent exit code 127: "],
+        1: ["1 n8 127 absent exit code 127: ", "2 n2 75 stuck exit code 75: ", f"3 n2 75 given-up {why}"],
+        2: [f"{number} n{number} 255 absent no image" for number in (3, 4, 5)] + [f"6 n5 255 given-up {why}"],
+    }.items():
+        write_text(made.run.jobs / f".starts-123_{element}", "\n".join([*lines, "cut o"]))
+    slurm(monkeypatch, squeue=queue(*(f"{element} FAILED NonZeroExitCode n2 0:10 0" for element in range(3))))
+    assert status.main([str(made.run.path)]) == 1
+    shown = capsys.readouterr().out
+    assert f"2-3 failed: {why}" in " ".join(shown.split())
+    assert status.main([str(made.run.path), "--retry"]) == 0
+    ((_, _, exclude, _),) = asked
+    assert exclude == ("n2", "n7", "n8")
+
+
 def test_cancelling_says_what_it_did_and_what_it_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
