@@ -17,7 +17,8 @@ from ser_hpc.engine.watchdog import Watchdog
 with Watchdog(3, lambda: print("hung", flush=True), 7, second_s=0) as watchdog:
     print("begins", flush=True)
     for number in range(6):
-        time.sleep(1.2)  # also right after it was woken: it had no time to give a sign of life
+        for _ in range(12):  # as it is woken, only one of these is over: its next sign of life is a second away
+            time.sleep(0.1)
         watchdog.beat()
 print("done", flush=True)
 """
