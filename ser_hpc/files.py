@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ser_hpc.clock import awake_s
+
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CANNOT_SYNC = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM)
 _CLAIM_S = 10.0  # renaming a file takes no longer: whoever has claimed the name, and has not done it by then, was killed
@@ -130,12 +132,12 @@ def _claim(temporary: Path, path: Path) -> bool:
     Making a folder is what only one can do. It is in the way for a moment, or a killed caller has left it.
     """
     content, claim = temporary.read_bytes(), path.with_name(f".{path.name}.claim")
-    deadline = time.monotonic() + _CLAIM_S
+    deadline = awake_s() + _CLAIM_S
     while not path.exists():
         try:
             claim.mkdir()
         except FileExistsError:
-            if time.monotonic() < deadline:
+            if awake_s() < deadline:
                 time.sleep(0.05)
                 continue
         try:

@@ -49,7 +49,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +57,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ser_hpc import console
+from ser_hpc import console, cores
+from ser_hpc.clock import awake_s
 from ser_hpc.corpora.catalogue import PARSERS, parser
 from ser_hpc.corpora.declared import COLUMNS as NAMED
 from ser_hpc.corpora.declared import Declared
@@ -143,12 +143,12 @@ def _pack_one(
     declared: Declared,
     screen: Console,
 ) -> PackReport:
-    began = time.monotonic()
+    began = awake_s()
     with show.ProgressBars() as progress:
         report = pack(
             parsed.utterances,
             out,
-            workers=_cores() if options.workers is None else options.workers,
+            workers=cores.of_process(os.environ).cores if options.workers is None else options.workers,
             rules=rules,
             shard_mb=options.shard_mb,
             left_out=parsed.skipped,
@@ -156,7 +156,7 @@ def _pack_one(
             declared=declared,
             on_progress=progress,
         )
-    show.result(report, out, time.monotonic() - began, screen)
+    show.result(report, out, awake_s() - began, screen)
     if part != (0, 1):
         complete = (out / DATASET).exists()
         state = "all parts are packed" if complete else "others are still to be packed; the last one completes the dataset"
@@ -228,10 +228,6 @@ def _part(text: str) -> tuple[int, int]:
     )
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         "python -m ser_hpc.pack",
@@ -247,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar = "NAME=OTHER" if what == "distinct" else "NAME=OTHER|FILE"
             options.add_argument(f"--{what}-{column}", action="append", default=[], metavar=metavar, help=meaning)
     options.add_argument("--longest", type=float, metavar="S", default=LONGEST_S, help="seconds (default: %(default)g)")
-    options.add_argument("--workers", type=int, metavar="N", help="processes (default: the cores here; 8 in a job)")
+    options.add_argument("--workers", type=int, metavar="N", help="processes (default: its share of the cores; 8 in a job)")
     options.add_argument(
         "--shard-mb", type=int, metavar="MB", default=64, help="close a shard at about this size (default: %(default)s)"
     )

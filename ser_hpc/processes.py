@@ -14,14 +14,17 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+from ser_hpc.cores import THREADS
+
+_starting = threading.Lock()
 DEAF_TO = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
@@ -79,10 +82,27 @@ class Processes:
         context = multiprocessing.get_context("spawn")
         pipe, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, *self._begin))
-        process.start()
+        with _one_thread():
+            process.start()
         theirs.close()  # the worker has the only one: its death is the end of the file
         self._workers.append((process, pipe))
         return process, pipe
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What is started within it works on one core: there are as many processes as cores, and numpy's library would give each
+    of them a thread for every core of the machine, which some sites do not even permit."""
+    with _starting:
+        before = os.environ.get(THREADS)
+        os.environ[THREADS] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[THREADS]
+            else:
+                os.environ[THREADS] = before
 
 
 def _serve(pipe: Connection, begin: Callable[..., None], arguments: tuple[Any, ...]) -> None:

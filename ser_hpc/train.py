@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ser_hpc import console
+from ser_hpc import console, cores
 from ser_hpc.engine import attempt as attempts
 from ser_hpc.engine import word
 from ser_hpc.engine.attempt import CANNOT_GO_ON, FAILED, STOPPED, SUPERSEDED
@@ -125,6 +125,7 @@ def _side_by_side(run: RunDir, trials: Sequence[Trial]) -> int:
         return 0
     cluster = load_run(run.settings).cluster
     shared, most = machine(cluster, together=len(trials)), cluster.max_starts_without_progress
+    print(shared.words(), flush=True)
     try:
         codes = run_trials(run, trials, shared, lambda jobs: None, alone=False, max_starts=most)
     except KeyboardInterrupt:
@@ -166,6 +167,9 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
         if (said := disbelieved(os.environ, rank)) is not None:
             print(said, flush=True)
     prepare_allocator(os.environ)
+    said = cores.limit_threads(os.environ, cores.of_rank(os.environ, rank.local_size))
+    if rank.is_main and said is not None:
+        print(said, flush=True)
     from ser_hpc.cluster.plan import reopen
     from ser_hpc.engine import world  # torch takes seconds to import: after the mistakes that need none
     from ser_hpc.engine.feed import TrialData
@@ -185,7 +189,7 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
     attempt = place.attempt(number)
     mine[:] = [attempt]
     if ranks.is_main:
-        attempts.add(attempt, device=world.device_name(ranks.device))
+        attempts.add(attempt, device=world.device_name(ranks.device), threads=world.num_threads())
     data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold, staged)
     with Watchdog(
         limit.total_seconds(), lambda: attempts.end(attempt, "hung", "no step was made any more"), FAILED

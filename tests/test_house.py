@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ser_hpc"
 # Each room may import from itself and from those before it.
 ROOMS = ("ground", "config", "corpora", "results", "shards", "data", "models", "engine", "cluster", "monitor", "entry")
-GROUND = {"errors", "files", "console", "processes", "versions"}
+GROUND = {"errors", "files", "clock", "cores", "console", "processes", "versions"}
 WITHOUT_TORCH = ("ground", "config", "corpora", "results", "shards", "cluster", "monitor")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ser_hpc import cores
 from ser_hpc.corpora import synthetic
 from ser_hpc.errors import counted
 from ser_hpc.files import locked
@@ -22,5 +23,5 @@ def make_demo_shards(shards: Path, out: Console) -> None:
             return
         out.print("No data.shards given: making the built-in demo corpus (synthetic speech) ...")
         corpus = synthetic.make(shards.parent / "corpus")
-        report = pack(corpus.utterances, shards, workers=len(os.sched_getaffinity(0)))
+        report = pack(corpus.utterances, shards, workers=cores.of_process(os.environ).cores)
         out.print(f"Packed {counted(report.clips, 'clip')}, {report.seconds / 60:.1f} minutes, into {shards}", soft_wrap=True)

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from ser_hpc.clock import awake_s
 from ser_hpc.cluster import ready
 from ser_hpc.cluster.site import Machine
+from ser_hpc.cores import THREADS
 from ser_hpc.engine import word
 from ser_hpc.engine.attempt import CANNOT_GO_ON, SUPERSEDED
 from ser_hpc.engine.rank import OF_LAUNCHERS
@@ -139,10 +141,10 @@ def _stop(running: list[LocalJob], signals: Sequence[int], say: Callable[[str], 
     """Ask these to save and end, wait, and kill what is left; says what it waits for, and again at each further signal."""
     for job in running:
         job.ask_to_stop()
-    deadline, heard = time.monotonic() + _GRACE_S, 0
+    deadline, heard = awake_s() + _GRACE_S, 0
     words = "Stopping: asked to save and end"
     try:
-        while running and (left := deadline - time.monotonic()) > 0:
+        while running and (left := deadline - awake_s()) > 0:
             if heard < max(1, len(signals)):
                 heard = max(1, len(signals))
                 with suppress(OSError):  # nobody listens any more
@@ -179,7 +181,7 @@ def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, more: Mapping
         word.MARK: str(run.jobs / f".mark-{start}"),
         "SER_HPC_TRIALS_HERE": str(machine.slots),
         "SER_HPC_LOG": str(log_path(run, trial)),
-        "OMP_NUM_THREADS": str(machine.threads),
+        THREADS: str(machine.threads),
         "PYTHONUNBUFFERED": "1",
     }
     if machine.gpus:

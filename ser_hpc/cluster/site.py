@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ser_hpc import cores
 from ser_hpc.config.cluster import ClusterSettings
-from ser_hpc.errors import UserError
+from ser_hpc.errors import UserError, counted
 
 _CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
 _PING_S = 20
@@ -24,7 +25,7 @@ _ASKED = (
 class Machine:
     """What trials on this machine share: `slots` of them at a time, `ranks` processes each, `threads` each.
 
-    With more slots than GPUs for them, trials share GPUs.
+    With more slots than GPUs for them, trials share GPUs. `why` they have no more than so many `cores` and `threads`.
     """
 
     cores: int
@@ -32,10 +33,12 @@ class Machine:
     slots: int
     ranks: int
     threads: int
+    why: str = ""
 
     def words(self) -> str:
         what = f"{self.ranks} {'GPU' if self.gpus else 'CPU'} rank{'s' * (self.ranks > 1)}"
-        return f"{self.slots} trial{'s' * (self.slots > 1)} at a time, {what} each"
+        threads = f", {counted(self.threads, 'thread')} each ({self.why})" if self.why else ""
+        return f"{self.slots} trial{'s' * (self.slots > 1)} at a time, {what} each{threads}"
 
 
 def choose(kind: Literal["auto", "slurm", "local"]) -> tuple[Literal["slurm", "local"], str]:
@@ -75,16 +78,17 @@ def choose(kind: Literal["auto", "slurm", "local"]) -> tuple[Literal["slurm", "l
 
 def machine(cluster: ClusterSettings, together: int | None = None) -> Machine:
     """How trials share this machine, or just `together` of them. Raises UserError if one trial asks for more than there is."""
-    cores, gpus = len(os.sched_getaffinity(0)), _gpus()
+    share, gpus = cores.of_process(os.environ), _gpus()
     if cluster.nodes > 1:
         raise UserError(f"cluster.nodes is {cluster.nodes}, but trials on this machine have one node; set cluster.nodes=1")
-    ranks = cluster.gpus_per_node or (1 if gpus else min(2, cores))
-    have, what = (len(gpus), "GPUs") if gpus else (cores, "cores")
+    ranks = cluster.gpus_per_node or (1 if gpus else min(2, share.cores))
+    have, what = (len(gpus), "GPUs") if gpus else (share.cores, "cores")
     if ranks > have and gpus:
         raise UserError(f"cluster.gpus_per_node is {ranks}, but this machine has {have} {what}")
     slots = max(1, have // ranks) * (cluster.trials_per_gpu if gpus else 1)
     slots = together or min(slots, cluster.parallel or slots)
-    return Machine(cores, gpus, slots, ranks, max(1, cores // (slots * ranks)))
+    threads, why = cores.num_threads(os.environ, share, slots * ranks)
+    return Machine(share.cores, gpus, slots, ranks, threads, why)
 
 
 def _configured() -> bool:

@@ -6,7 +6,6 @@ sorts or packs is its own affair, on its own device.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ser_hpc.clock import awake_s
 from ser_hpc.config.augment import Transform
 from ser_hpc.data.augment import Augment
 from ser_hpc.data.kept import KeepingReader
@@ -125,10 +125,10 @@ class BatchSource:
         batches = self._ahead(self._wanted(window) for window in self._windows(cycle(micros)))
         for _ in range(self._ahead.workers or 1):
             next(batches)
-        began, samples = time.monotonic(), 0
+        began, samples = awake_s(), 0
         for window in batches:
             samples += sum(len(sounds.samples) for sounds in window)
-            if (took := time.monotonic() - began) > limit_s:
+            if (took := awake_s() - began) > limit_s:
                 return samples / RATE / took
         return None
 

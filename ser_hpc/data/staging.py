@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from ser_hpc.clock import awake_s
 from ser_hpc.errors import UserError
 from ser_hpc.files import aside, read_json, write_json
 from ser_hpc.shards.index import Shard, ShardIndex
@@ -59,7 +60,7 @@ def stage(index: ShardIndex, positions: np.ndarray, where: Path, *, wait_s: floa
 
 def _stage(root: Place, fingerprint: str, shards: Sequence[Shard], where: Path, wait_s: float) -> tuple[Place, str]:
     """One dataset's folder to read from, and what was copied there, or why it is its own."""
-    began = time.monotonic()
+    began = awake_s()
     try:
         home = _own_folder(where)
         with _alone(home / f"{fingerprint}.lock", wait_s):
@@ -69,7 +70,7 @@ def _stage(root: Place, fingerprint: str, shards: Sequence[Shard], where: Path, 
     except (OSError, UserError, _CannotStageError) as error:
         why = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
         return root, f"not from a copy in {where}: {why}"
-    took = time.monotonic() - began
+    took = awake_s() - began
     size = sum(shard.bytes for shard in copied) / 1e6
     return folder, f"{len(copied)} copied, {size:,.1f} MB in {took:.1f} s" if copied else "all there already"
 
@@ -158,13 +159,13 @@ def _own_folder(where: Path) -> Path:
 def _alone(lock: Path, wait_s: float) -> Iterator[None]:
     """Hold the lock; it goes with its holder, however that ends. Raises _CannotStageError after `wait_s` seconds of waiting."""
     with lock.open("a") as file:
-        deadline = time.monotonic() + wait_s
+        deadline = awake_s() + wait_s
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline:
+                if awake_s() > deadline:
                     raise _CannotStageError(f"another process still copied after {wait_s:.0f} s") from None
                 time.sleep(_POLL_S)
         yield

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from ser_hpc.cores import of_rank
 from ser_hpc.data.sounds import SoundMaker, Sounds, Wanted
 from ser_hpc.processes import Processes, WorkerKilledError
 
@@ -25,10 +26,7 @@ def default_workers(augments: bool, ranks_here: int) -> int:
     """Decoding alone outruns training in one thread; with augmentation, a process for each core that this rank can spare."""
     if not augments:
         return 0
-    cores = len(os.sched_getaffinity(0))
-    told = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    mine = min(cores, int(told)) if told.isdigit() else cores // ranks_here
-    return max(1, min(_MOST, mine - 1))
+    return max(1, min(_MOST, of_rank(os.environ, ranks_here).cores - 1))
 
 
 class Ahead:

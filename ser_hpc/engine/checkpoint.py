@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ser_hpc.clock import awake_s
 from ser_hpc.engine.budget import Budget
 from ser_hpc.engine.sharing import TrainTensors
 from ser_hpc.engine.world import World
@@ -143,9 +143,9 @@ class Writer:
             pending.result()
 
     def _save(self, state: TrainState, tensors: TrainTensors) -> None:
-        start = time.monotonic()
+        start = awake_s()
         _save(self._trial, self._attempt, state, tensors)
-        self.seconds = time.monotonic() - start
+        self.seconds = awake_s() - start
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
-import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ser_hpc.clock import awake_s
 from ser_hpc.config.settings import TrainSettings
 from ser_hpc.errors import UserError
 
@@ -31,7 +31,7 @@ class Regions:
     """
 
     def __init__(self, encoder: nn.Module, settings: TrainSettings) -> None:
-        self._end = time.monotonic() + 60 * settings.compile_minutes if settings.compile else float("inf")
+        self._end = awake_s() + 60 * settings.compile_minutes if settings.compile else float("inf")
         if not settings.compile:
             return
         if (lacking := missing()) is not None:
@@ -41,7 +41,7 @@ class Regions:
 
     def look(self) -> None:
         """Between steps: is the time over?"""
-        if time.monotonic() > self._end:
+        if awake_s() > self._end:
             self._end = float("inf")
             torch.compiler.set_stance("eager_on_recompile")
 

@@ -8,7 +8,6 @@ The test part is touched once, after the dev part alone has chosen the epoch.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ser_hpc.clock import awake_s
 from ser_hpc.config.settings import Settings
 from ser_hpc.data.batches import Source
 from ser_hpc.data.order import epoch_size, epoch_steps, mix, step_micro_batches, tighter
@@ -61,7 +61,7 @@ def train_trial(
     settings = precision.settle(settings, RunDir(trial.path.parents[1]), world)
     gpu.reproducible(settings.train.deterministic)
     train, seed, fold = settings.train, trial.trial.seed, data.fold
-    began = time.monotonic()
+    began = awake_s()
     max_samples = feed.max_samples(settings)
     weights = class_weights(data.targets[fold.train.positions], len(data.classes), train.class_weights)[data.targets]
     groups = feed.groups(settings.data.balance, data)
@@ -102,7 +102,7 @@ def train_trial(
 
     with source, progress, checkpoint.Writer(trial, attempt) as writer:
         pace, ledger = Pace(), Ledger()
-        last_save, last_look, last_saved, save_s = time.monotonic(), 0.0, state, 0.0
+        last_save, last_look, last_saved, save_s = awake_s(), 0.0, state, 0.0
 
         def score(forward: Forward, positions: np.ndarray) -> np.ndarray:
             return predict(forward, source, positions, samples, how, len(data.classes), world)
@@ -122,13 +122,13 @@ def train_trial(
 
         def save() -> None:
             nonlocal last_save, last_saved, save_s
-            start = time.monotonic()
+            start = awake_s()
             progress.sync()
             tensors = ranks.tensors()
             if tensors is not None:
                 tensors = replace(tensors, model=base.without(tensors.model), average=average.tensors(), base=base.sha256)
                 writer.save(replace(state, seconds=seconds_before + start - began), tensors)
-            last_save, last_saved = time.monotonic(), state
+            last_save, last_saved = awake_s(), state
             save_s = last_save - start
             progress.saved(save_s)
 
@@ -137,7 +137,7 @@ def train_trial(
             nonlocal last_look
             watchdog.beat()
             regions.look()
-            reason, now, superseded = stop.reason(save_s + writer.seconds), time.monotonic(), False
+            reason, now, superseded = stop.reason(save_s + writer.seconds), awake_s(), False
             if world.is_main and now - last_look > _LOOK_S:
                 last_look, superseded = now, attempt.is_superseded
             due = world.is_main and now - last_save > train.checkpoint_minutes * 60
@@ -226,7 +226,7 @@ def train_trial(
             with autocast(train, world.device):
                 found += outcome.predicted(part, positions, score(model, positions), data)
         if world.is_main:
-            state = replace(state, seconds=seconds_before + time.monotonic() - began)
+            state = replace(state, seconds=seconds_before + awake_s() - began)
             how_trained = {"ranks": world.size, "strategy": train.strategy, "precision": train.precision}
             outcome.complete(trial, attempt, state, found, how_trained)
         progress.tell("done", state)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch.distributed import Store, TCPStore, rendezvous  # type: ignore[attr-defined]  # public, but not in __all__
 
+from ser_hpc.clock import awake_s
 from ser_hpc.engine.rank import Rank, is_torchruns, start_name
 from ser_hpc.errors import UserError, listed
 from ser_hpc.files import read_json, write_json
@@ -48,9 +49,9 @@ def meet(place: Path, rank: Rank, patience: timedelta) -> tuple[Store, str]:
 
 
 def _find(address_file: Path, rank: Rank, patience: timedelta) -> tuple[str, Store]:
-    deadline = time.monotonic() + patience.total_seconds()
+    deadline = awake_s() + patience.total_seconds()
     while not address_file.exists():
-        if time.monotonic() > deadline:
+        if awake_s() > deadline:
             raise UserError(f"rank {rank.number} of {rank.size} waited {patience} for rank 0 at {address_file}")
         time.sleep(0.05)
     address = read_json(address_file)
@@ -64,11 +65,12 @@ def _find(address_file: Path, rank: Rank, patience: timedelta) -> tuple[str, Sto
 def _wait_for_all(store: Store, rank: Rank, patience: timedelta) -> None:
     store.set(f"here/{rank.number}", "")
     everyone = {f"here/{other}": other for other in range(rank.size)}
-    try:
-        store.wait(list(everyone), patience)
-    except RuntimeError as error:
-        missing = [other for key, other in everyone.items() if not store.check([key])]
-        raise UserError(
-            f"rank {rank.number} of {rank.size} waited {patience} for others that did not come, {listed(missing)}: "
-            "did every task start?"
-        ) from error
+    deadline = awake_s() + patience.total_seconds()  # not store.wait: its clock goes on while a job is suspended
+    while not store.check(list(everyone)):
+        if awake_s() > deadline:
+            missing = [other for key, other in everyone.items() if not store.check([key])]
+            raise UserError(
+                f"rank {rank.number} of {rank.size} waited {patience} for others that did not come, {listed(missing)}: "
+                "did every task start?"
+            )
+        time.sleep(0.05)

@@ -6,9 +6,9 @@ waited for data not counted; seconds of audio a second, of this rank. Training r
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 
+from ser_hpc.clock import awake_s
 from ser_hpc.data.batches import Batch, Source
 from ser_hpc.data.order import MicroBatch
 
@@ -32,11 +32,11 @@ class Pace:
     def steps(self, steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
         """`steps` as they are; from when one is there until the next is asked for is the model's time."""
         for batches in steps:
-            began = time.monotonic()
+            began = awake_s()
             yield batches
             self._steps += 1
             if self._steps > _WARM_UP and self.model is None:
-                self._seconds += time.monotonic() - began
+                self._seconds += awake_s() - began
                 self._audio += sum(batch.seconds for batch in batches)
                 if self._steps == _WARM_UP + _STEPS:
                     self.model = self._audio / self._seconds

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Self
 
+from ser_hpc.clock import stopped_s
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
@@ -47,6 +49,7 @@ class StopFlag:
 
     def __init__(self, stop_time: float | None = None) -> None:
         self._stop_time = stop_time
+        self._stopped_before: float | None = None
         self._signal: signal.Signals | None = None
         self._leave: Callable[[str], None] | None = None
         self._process = os.getpid()
@@ -100,9 +103,17 @@ class StopFlag:
         """Why to stop now, if at all. `save_s`: how long the last save took; it must fit in before the end, with room."""
         if self._signal is not None:
             return self._signal.name
-        if self._stop_time is not None and time.time() > self._stop_time - 3 * save_s:
+        if self._stop_time is not None and time.time() > self._stop_time + self._suspended_s() - 3 * save_s:
             return "the job's end time"
         return None
+
+    def _suspended_s(self) -> float:
+        """Slurm gives a job that was suspended that time back, at its end. From the first question on: before it, libraries
+        are loaded, which can look the same (see clock.py)."""
+        now = stopped_s()
+        if self._stopped_before is None:
+            self._stopped_before = now
+        return now - self._stopped_before
 
 
 def stop_time(env: Mapping[str, str]) -> float | None:

@@ -11,6 +11,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Self
 
+from ser_hpc.clock import awake_s
 from ser_hpc.engine.checkpoint import TrainState
 from ser_hpc.engine.pace import Pace
 from ser_hpc.engine.word import came_further
@@ -66,13 +67,13 @@ class Progress:
         self._state = state
         self._last.setdefault("startup_s", round(time.time() - self._began, 1))
         if self._clock is None and state.step - self._start_step >= _WARM_UP:
-            self._clock = state.step, time.monotonic()
+            self._clock = state.step, awake_s()
         if self._active:
             norm = grad_norm if math.isfinite(grad_norm) else None
             line = {"step": state.step - 1, "epoch": state.epoch, "loss": loss, "lr": lr, "grad_norm": norm}
             self._steps.write(json.dumps(line) + "\n")
             self._last["loss"] = loss
-            if time.monotonic() - self._written > _EVERY_S:
+            if awake_s() - self._written > _EVERY_S:
                 self.tell("training", state)
 
     def epoch(self, state: TrainState, train_loss: float, dev_uar: float, dev_loss: float) -> None:
@@ -107,7 +108,7 @@ class Progress:
             came_further()
         left = None
         if self._clock is not None and state.step > self._clock[0]:
-            a_step = (time.monotonic() - self._clock[1]) / (state.step - self._clock[0])
+            a_step = (awake_s() - self._clock[1]) / (state.step - self._clock[0])
             left = a_step * (self._total_steps - state.step)
         write_progress(
             self._attempt,
@@ -123,7 +124,7 @@ class Progress:
         )
         self._steps.flush()
         self._epoch_lines.flush()
-        self._written = time.monotonic()
+        self._written = awake_s()
 
     def sync(self) -> None:
         """Before a checkpoint: a resume from it must find the lines of every step before it."""

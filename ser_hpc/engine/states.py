@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ser_hpc.clock import awake_s
 from ser_hpc.config.settings import Settings, TrainSettings
 from ser_hpc.data.batches import Batch, BatchSource, batch_of
 from ser_hpc.data.order import Cut, MicroBatch, epoch_order, evaluation_order, mix
@@ -105,7 +105,7 @@ def source(
 
     Raises Stopped on all ranks when one is asked to stop, UserError for a shard that cannot be read.
     """
-    began = time.monotonic()
+    began = awake_s()
     assert isinstance(model.head, MeanPool)
     width = model.head.projector.in_features
     used = np.flatnonzero(data.targets >= 0)  # by all trials alike, so that their blocks are the same
@@ -147,7 +147,7 @@ def source(
         why = reason or "another rank was asked to"
         raise Stopped(f"{trial.trial} stopped while its frozen encoder ran; the states that it made are kept ({why})")
     if world.is_main:
-        took = time.monotonic() - began
+        took = awake_s() - began
         print(f"the frozen encoder's states: {made} of {len(numbers)} blocks made here, {took:.1f} s", flush=True)
     return StateSource(states, data.index, data.targets, weights), width
 

@@ -23,6 +23,7 @@ from ser_hpc.engine.meeting import meet
 from ser_hpc.engine.rank import Rank
 from ser_hpc.errors import UserError
 
+_FOR_EVER = timedelta(days=20)  # in milliseconds, it fits into 32 bits
 _SIOCGIFADDR = 0x8915
 
 
@@ -100,22 +101,28 @@ class World:
 def join(meeting_place: Path, rank: Rank, timeout: timedelta, meeting: timedelta = timedelta(minutes=5)) -> World:
     """Find the other ranks and this rank's device. `meeting_place`: a folder that every rank can see.
 
-    `timeout` of a collective; `meeting`: how long to wait for the others. Raises UserError if there are more ranks on this node
+    `timeout` of connecting; `meeting`: how long to wait for the others. Raises UserError if there are more ranks on this node
     than GPUs, or if a rank does not come.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", _own_gpu(rank, os.environ)) if cuda else torch.device("cpu")
     if cuda:
         gpu.set_up(device)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // rank.local_size))
     words = None
     if rank.size > 1:
         store, host = meet(meeting_place, rank, meeting)
         _speak_over(host)
         _open_group(device, store=store, rank=rank.number, world_size=rank.size, timeout=timeout)
         words = dist.new_group(backend="gloo", timeout=timeout) if cuda else None
+        wait_for_ever()
     return World(rank.number, rank.size, rank.local, rank.local_size, device, words)
+
+
+def wait_for_ever() -> None:
+    """Let no collective of the groups that there are now give up: their clock goes on while a suspended job's ranks are
+    stopped, and all of them would fail as they wake up. A rank that hangs is ended by its watchdog, which knows better."""
+    for group in dist.distributed_c10d._world.pg_map:
+        dist.distributed_c10d._set_pg_timeout(_FOR_EVER, group)
 
 
 def need_group(world: World) -> None:
@@ -141,6 +148,11 @@ def _own_gpu(rank: Rank, env: Mapping[str, str]) -> int:
     raise UserError(
         f"{rank.local_size} ranks were started on this node, which has {visible} GPUs for them: ask for one task per GPU"
     )
+
+
+def num_threads() -> int:
+    """Of torch's own, for one operation on the CPU: it sums in another order on another number of them."""
+    return torch.get_num_threads()
 
 
 def device_name(device: torch.device) -> str:

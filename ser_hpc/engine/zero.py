@@ -19,7 +19,7 @@ from ser_hpc.engine import gpu
 from ser_hpc.engine.memory import REDUCE_BUCKET
 from ser_hpc.engine.optim import adamw
 from ser_hpc.engine.sharing import LOSS_SCALE_WINDOW, TrainTensors
-from ser_hpc.engine.world import World, need_group
+from ser_hpc.engine.world import World, need_group, wait_for_ever
 from ser_hpc.errors import UserError
 
 if not torch.cuda.is_available():
@@ -56,6 +56,7 @@ class Zero:
         self._engine: Any = deepspeed.initialize(
             model=module, optimizer=adamw(module, settings), config=self._config(module, saved), dist_init_required=False
         )[0]
+        wait_for_ever()  # DeepSpeed makes groups of its own
         if saved is not None and saved.updates:
             self._restore(saved)
         if saved is not None and settings.precision == "fp16":

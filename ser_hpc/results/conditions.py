@@ -41,6 +41,7 @@ def _version(package: str) -> Callable[[dict[str, Any]], Any]:
 _READ: dict[str, Callable[[dict[str, Any]], Any]] = {
     **{f"under different versions of {package}": _version(package) for package in _PACKAGES},
     "on different devices": lambda about: about.get("device"),
+    "with different numbers of threads": lambda about: about.get("threads") if about.get("device") == "CPU" else None,
     "on different numbers of ranks": lambda about: about.get("ranks"),
     "in different precisions": lambda about: about.get("precision"),
     "with different strategies": lambda about: about.get("strategy"),

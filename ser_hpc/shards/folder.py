@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from ser_hpc.clock import awake_s
 from ser_hpc.errors import UserError, listed
 from ser_hpc.files import sync
 from ser_hpc.shards.index import DATASET
@@ -96,13 +97,13 @@ def _shard_files(out: Path) -> list[Path]:
 
 def _lock(file: IO[str], how: int, wait_s: float) -> bool:
     """Whether the lock was had within `wait_s` seconds. Raises OSError where files cannot be locked."""
-    deadline = time.monotonic() + wait_s
+    deadline = awake_s() + wait_s
     while True:
         try:
             fcntl.flock(file, how | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            if time.monotonic() > deadline:
+            if awake_s() > deadline:
                 return False
             time.sleep(0.1)
 

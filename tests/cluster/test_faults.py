@@ -190,6 +190,42 @@ def test_interrupted_is_uninterrupted(slurm: Cluster, base: Path, monkeypatch: p
     assert json.loads(run.report_json.read_text())["missing"] == []
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("way", ["single", "ddp"])
+def test_suspended_is_uninterrupted(slurm: Cluster, base: Path, way: str) -> None:
+    """For longer than a trial may hang: it goes on, in the same attempt."""
+    run, jobs = submitted(slurm, base, f"suspended-{way}", way, "train.hang_minutes=0.4")
+    trial = run.trial(TRIAL)
+    wait_for_step(trial, 20)
+    slurm.run("scontrol", "suspend", jobs[0])
+    time.sleep(5)
+    before = how_it_ended(trial.current).step
+    time.sleep(30)
+    assert how_it_ended(trial.current).step == before and not trial.is_done, "it was not suspended"
+    slurm.run("scontrol", "resume", jobs[0])
+    assert set(slurm.wait(jobs, timeout_s=600).values()) == {"COMPLETED"}, log_of(run)
+    assert len(trial.attempts) == 1, log_of(run)
+    same(trial, uninterrupted(base, *WAYS[way]))
+
+
+@pytest.mark.faults
+def test_a_job_takes_as_many_threads_as_its_share(slurm: Cluster, base: Path) -> None:
+    """Nothing binds it to its cores here, and the node has more of them."""
+    env = {name: value for name, value in slurm.env.items() if not name.startswith(("OMP_", "MKL_"))}
+    root = base / "threads"
+    where = ["--partition", "gpu", "--gpus-per-node", "1", "cluster.cpus_per_gpu=1", "cluster.mem_gb_per_gpu=2"]
+    command = [sys.executable, "-m", "ser_hpc.launch", *where, *overrides(base, root, "train.epochs=1")]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (path,) = root.glob("ser-*")
+    run = RunDir(path)
+    told = json.loads(run.submitted.read_text().splitlines()[-1])
+    assert set(slurm.wait([told["array"], told["report"]], timeout_s=300).values()) == {"COMPLETED"}, log_of(run)
+    assert json.loads(run.trial(TRIAL).current.attempt.read_text())["threads"] == 1
+    if (os.cpu_count() or 1) > 1:
+        assert "1 thread: SLURM_CPUS_" in log_of(run)
+
+
 @pytest.mark.parametrize("kills", [pytest.param(5, marks=pytest.mark.faults), *MANY])
 def test_random_kills(slurm: Cluster, base: Path, kills: int) -> None:
     """SIGKILL of one of two ranks at random moments, saving, starting and predicting included."""

@@ -17,6 +17,7 @@ import pytest
 import torch
 from small import packed_tones
 
+from ser_hpc import cores
 from ser_hpc.config.augment import Transform
 from ser_hpc.config.load import load
 from ser_hpc.data.batches import Batch, BatchSource
@@ -265,9 +266,16 @@ def test_a_killed_worker_is_told(index: ShardIndex) -> None:
 
 def test_as_many_workers_as_a_rank_can_spare_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(24)))
-    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    monkeypatch.setattr(cores, "cpu_quota", lambda: None)
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "SER_HPC_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SER_HPC_START", "one")
     assert [default_workers(True, ranks) for ranks in (1, 2, 4, 8, 24)] == [8, 8, 5, 2, 1]
     assert default_workers(False, 1) == 0
+    monkeypatch.setenv("SER_HPC_TRIALS_HERE", "3")
+    assert default_workers(True, 2) == 3
+    monkeypatch.delenv("SER_HPC_START")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
     assert default_workers(True, 4) == 5
 

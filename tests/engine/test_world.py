@@ -23,7 +23,6 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What process groups are asked for; none is made."""
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **how: asked.append({"backend": backend, **how}))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else joining sets the number of this process's threads
     return asked
 
 

@@ -248,6 +248,16 @@ def test_conditions_that_differed_between_trials_are_listed(make_run: MakeRun) -
     assert "(2.11.0: seed 0 fold 0, seed 0 fold 1; 2.11.1: seed 0 fold 2)" in found[0]
 
 
+@pytest.mark.parametrize(("device", "told"), [("CPU", True), ("NVIDIA H100", False)])
+def test_numbers_of_threads_that_differed_are_listed_where_they_computed(make_run: MakeRun, device: str, told: bool) -> None:
+    """Threads of a CPU share out its sums; those beside a GPU do not compute."""
+    run = make_run(num_folds=3)
+    for fold, threads in enumerate((2, 2, 1)):
+        write_json(run.trial(Trial(0, fold)).current.attempt, {"device": device, "threads": threads})
+    found = [note for note in write_report(run).notes if "numbers of threads (1: seed 0 fold 2; 2: " in note]
+    assert bool(found) == told
+
+
 def edited(text: str, chance: random.Random) -> str:
     """One small edit, as a person or a script makes it: a digit, a word, a line."""
     lines = text.split("\n")
