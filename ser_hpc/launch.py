@@ -12,7 +12,8 @@ The same command again goes on with what is unfinished, leaves alone what is don
 twice. More --seeds later add trials to the run. On a machine with Slurm the trials are jobs of one array and the report follows
 them; elsewhere they run here. Jobs run a copy of this code, kept in the run. --settings lists every setting with its meaning.
 
-exit codes: 0 done (or submitted); 1 trials are missing, named; 2 a mistake in command, settings or data; 130 interrupted
+exit codes: 0 done (or submitted); 1 trials are missing, named; 2 a mistake in command, settings or data, or a dry run
+whose jobs would be refused; 130 interrupted
 """
 
 from __future__ import annotations
@@ -62,9 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     settings = _settings(options)
     out = console.screen(stderr=options.prepare)
-    from ser_hpc.cluster import plan, ready, show, site
+    from ser_hpc.cluster import inherited, plan, ready, show, site
 
     where, why = site.choose(settings.cluster.kind) if not options.prepare else ("local", "")
+    if where == "slurm":
+        settings = settings.model_copy(update={"cluster": inherited.drop(settings.cluster, out)})
     ready.check_root(settings)
     if plan.DEMO in settings.data.shards:
         from ser_hpc.cluster.demo import make_demo_shards
@@ -72,27 +75,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_demo_shards(plan.demo_folder(settings), out)
     experiment = plan.prepare(settings)
     if options.dry_run:
-        show.plan(experiment, where, _command(argv), ready.check(experiment), out)
-        return 0
+        return 0 if show.plan(experiment, where, _command(argv), ready.check(experiment), out) else 2
     if options.prepare:
         ready.check(experiment)
         print(_prepare(experiment).path)
         return 0
     out.print(why)
-    return _start(experiment, experiment.trials, where, options.code, options.wait, out)
+    return _start(experiment, experiment.trials, where, options.code, options.wait, out, not options.queue_anyway)
 
 
 def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), policy: Policy = "refuse") -> int:
     """Start these trials of a planned run again, with its own settings, not on the nodes `exclude`."""
-    from ser_hpc.cluster import plan, site
+    from ser_hpc.cluster import inherited, plan, site
 
     experiment = plan.reopen(run)
     settings = experiment.settings
     cluster = settings.cluster.model_copy(update={"exclude": (*settings.cluster.exclude, *exclude)})
-    experiment = replace(experiment, settings=settings.model_copy(update={"cluster": cluster}))
     out = console.screen()
     where, why = site.choose(cluster.kind)
     out.print(why)
+    cluster = inherited.drop(cluster, out) if where == "slurm" else cluster
+    experiment = replace(experiment, settings=settings.model_copy(update={"cluster": cluster}))
     return _start(experiment, trials, where, policy, False, out)
 
 
@@ -115,8 +118,19 @@ def _prepare(experiment: Experiment) -> RunDir:
     return run
 
 
-def _start(experiment: Experiment, wanted: Sequence[Trial], where: str, policy: Policy, wait: bool, out: Console) -> int:
-    """Start what is neither done nor on its way; one launcher of a run at a time decides that, and writes nothing before."""
+def _start(
+    experiment: Experiment,
+    wanted: Sequence[Trial],
+    where: str,
+    policy: Policy,
+    wait: bool,
+    out: Console,
+    own_test: bool = True,
+) -> int:
+    """Start what is neither done nor on its way; one launcher of a run at a time decides that, and writes nothing before.
+
+    `own_test`: whether Slurm's own test of the jobs must be passed.
+    """
     from ser_hpc.cluster import code, jobs, plan, ready, show
     from ser_hpc.files import locked
 
@@ -132,7 +146,7 @@ def _start(experiment: Experiment, wanted: Sequence[Trial], where: str, policy: 
             _refuse_run_of_before(experiment, policy)
             environment = code.environment(code.choose(run, policy, jobs.queued_codes(run, held)))
             if where == "slurm":
-                _submit(experiment, todo, held, environment, out)
+                _submit(experiment, todo, held, environment, out, own_test)
             else:
                 plan.write(experiment)
         else:
@@ -163,16 +177,18 @@ def _submit(
     held: Mapping[Trial, JobState],
     environment: Mapping[str, str],
     out: Console,
+    own_test: bool,
 ) -> None:
     from ser_hpc.cluster import jobs, plan, preflight, slurm
     from ser_hpc.cluster.estimate import estimate
 
-    run, cluster = experiment.run, experiment.settings.cluster
+    run = experiment.run
+    cluster, chosen = preflight.choose_gpus(experiment.settings.cluster)
     together = cluster.trials_per_gpu
     elements = [todo[start : start + together] for start in range(0, len(todo), together)]
     scripts = slurm.scripts(run, len(elements), cluster, environment)
     needed = estimate(experiment, on_gpu=True).disk_peak
-    for note in preflight.check(cluster, len(elements), run.path, needed, scripts):
+    for note in (*chosen, *preflight.check(cluster, run.path, needed, scripts, own_test=own_test)):
         out.print(f"note: {note}", soft_wrap=True)
     plan.write(experiment)
     submission = slurm.submit(run, elements, cluster, environment)
@@ -238,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{flag}", metavar=metavar, help=f"{meaning}  ({key})")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and start nothing")
     parser.add_argument("--prepare", action="store_true", help="write the run directory, print its path and start nothing")
+    parser.add_argument("--queue-anyway", action="store_true", help="submit without Slurm's own test (sbatch --test-only)")
     parser.add_argument("--wait", action="store_true", help="follow submitted jobs to their end, then report")
     parser.add_argument(
         "--code",

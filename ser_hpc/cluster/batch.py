@@ -77,7 +77,7 @@ def exports(environment: Mapping[str, str]) -> list[str]:
 def main(run_path: str, stop_before_end_s: str) -> int:
     import os
 
-    from ser_hpc.cluster import code, jobs
+    from ser_hpc.cluster import code, inherited, jobs
     from ser_hpc.results.run_dir import RunDir
 
     run = RunDir(Path(run_path))
@@ -85,6 +85,7 @@ def main(run_path: str, stop_before_end_s: str) -> int:
     digest = next((told.code for told in jobs.submissions(run) if told.array == array and told.code), None)
     if digest is not None:
         print(*exports(code.environment(code.Code(run.code.resolve() / digest))), sep="\n")
+    print(*inherited.shell(), sep="\n")
     print(start_again(int(stop_before_end_s), run.jobs))
     return 0
 
