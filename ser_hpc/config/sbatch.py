@@ -23,7 +23,6 @@ _VARIABLES = "jobs run in the launcher's environment: see cluster.setup"
 _SERVED = {  # options that the launcher gives itself, and what serves instead
     "account": "see cluster.account",
     "array": "one element for each trial: see cluster.parallel",
-    "begin": "give it to `sbatch slurm/train.sbatch`",
     "chdir": "jobs run by full paths",
     "clusters": _ELSEWHERE,
     "constraint": "see cluster.constraint",

@@ -214,7 +214,7 @@ def test_nodes_that_are_away_are_waited_for(tmp_path: Path) -> None:
     assert "b200" in refused("partition=gpu", "gpu_type=b200", site=Site(sinfo=DRAINED, sbatch=NOT_NOW))[0]
     invalid = Reply(1, err="allocation failure: Invalid qos specification\n")
     assert "Invalid qos" in refused("partition=gpu", site=Site(sinfo=DRAINED, sbatch=invalid))[0]
-    assert preflight(Site(sbatch=NOT_NOW), "partition=gpu", own_test=False)
+    assert preflight(Site(sbatch=NOT_NOW), "partition=gpu", own_test=False) == []
 
 
 @pytest.mark.parametrize("state", ["idle", "mixed", "allocated", "planned", "completing", "idle~", "allocated#", "mixed-"])
