@@ -13,7 +13,6 @@ from ser_hpc.cluster import pack_jobs, slurm
 from ser_hpc.cluster.slurm import scripts, submit, submit_report
 from ser_hpc.config.cluster import ClusterSettings, expanded, slurm_minutes
 from ser_hpc.config.load import dump, find, load
-from ser_hpc.config.sbatch import of_all_jobs
 from ser_hpc.config.schema import identity
 from ser_hpc.errors import ConfigError, UserError
 from ser_hpc.results.run_dir import RunDir, Trial
@@ -201,15 +200,13 @@ def test_what_a_site_needs_and_no_setting_says(tmp_path: Path, sbatch: Path) -> 
         assert "'--container-image=/a b.sqsh' --container-writable" in text
     elsewhere = site.model_copy(update={"report_partition": "cpu"})
     assert "reservation" not in scripts(RunDir(tmp_path / "run"), 2, elsewhere, {})[1][1]  # which is of other nodes
-    assert not [
-        flag for _, text in scripts(RunDir(tmp_path / "run"), 2, cluster(), {}) for flag in flags(text) if "wckey" in flag
-    ]
+    assert not [text for _, text in scripts(RunDir(tmp_path / "run"), 2, cluster(), {}) if "wckey" in text]
 
 
-def test_packing_jobs_are_given_them_as_the_report_is() -> None:
-    found = pack_jobs.settings({"profile": "generic"}, 2).model_copy(update={"sbatch": {}})
-    assert found.sbatch == {} and "wckey" not in slurm.parameters(found)["additional_parameters"]
-    assert of_all_jobs({"comment": "x", "gres": "disk:1"}) == {"comment": "x"}
+def test_packing_jobs_are_given_them_as_the_report_is(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("kind: slurm\nsbatch: {comment: x, gres: 'disk:1'}\nsrun_args: --label\n")
+    given = slurm.parameters(pack_jobs.settings({"profile": str(tmp_path / "site.yaml")}, 2))
+    assert given["additional_parameters"] == {"requeue": True, "comment": "x"} and "--label" in given["srun_args"]
 
 
 def test_resources_other_than_gpus_stand_beside_them(tmp_path: Path, sbatch: Path) -> None:
