@@ -12,7 +12,8 @@ The same command again goes on with what is unfinished, leaves alone what is don
 twice. More --seeds later add trials to the run. On a machine with Slurm the trials are jobs of one array and the report follows
 them; elsewhere they run here. Jobs run a copy of this code, kept in the run. --settings lists every setting with its meaning.
 
-exit codes: 0 done (or submitted); 1 trials are missing, named; 2 a mistake in command, settings or data; 130 interrupted
+exit codes: 0 done (or submitted); 1 trials are missing, named; 2 a mistake in command, settings or data, or a dry run
+whose jobs would be refused; 130 interrupted
 """
 
 from __future__ import annotations
@@ -63,9 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     settings = _settings(options)
     out = console.screen(stderr=options.prepare)
-    from ser_hpc.cluster import plan, ready, show, site
+    from ser_hpc.cluster import inherited, plan, ready, show, site
 
     where, why = site.choose(settings.cluster.kind) if not options.prepare else ("local", "")
+    if where == "slurm":
+        settings = settings.model_copy(update={"cluster": inherited.drop(settings.cluster, out)})
     ready.check_root(settings)
     if plan.DEMO in settings.data.shards and not (options.prepare and options.dry_run):
         from ser_hpc.cluster.demo import make_demo_shards
@@ -77,27 +80,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({"run": str(experiment.run.path.resolve()), "trials": trials}))
         return 0
     if options.dry_run:
-        show.plan(experiment, where, _command(argv), ready.check(experiment), out)
-        return 0
+        return 0 if show.plan(experiment, where, _command(argv), ready.check(experiment), out) else 2
     if options.prepare:
         ready.check(experiment)
         print(_prepare(experiment).path)
         return 0
     out.print(why)
-    return _start(experiment, experiment.trials, where, options.code, out, wait=options.wait, ended=options.ended)
+    ways = {"wait": options.wait, "ended": options.ended, "own_test": not options.queue_anyway}
+    return _start(experiment, experiment.trials, where, options.code, out, **ways)
 
 
 def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), policy: Policy = "refuse") -> int:
     """Start these trials of a planned run again, with its own settings, not on the nodes `exclude`."""
-    from ser_hpc.cluster import plan, site
+    from ser_hpc.cluster import inherited, plan, site
 
     experiment = plan.reopen(run)
     settings = experiment.settings
     cluster = settings.cluster.model_copy(update={"exclude": (*settings.cluster.exclude, *exclude)})
-    experiment = replace(experiment, settings=settings.model_copy(update={"cluster": cluster}))
     out = console.screen()
     where, why = site.choose(cluster.kind)
     out.print(why)
+    cluster = inherited.drop(cluster, out) if where == "slurm" else cluster
+    experiment = replace(experiment, settings=settings.model_copy(update={"cluster": cluster}))
     return _start(experiment, trials, where, policy, out)
 
 
@@ -129,10 +133,12 @@ def _start(
     *,
     wait: bool = False,
     ended: Sequence[str] = (),
+    own_test: bool = True,
 ) -> int:
     """Start what is neither done nor on its way; one launcher of a run at a time decides that, and writes nothing before.
 
-    `wait`: for submitted jobs, feeding in those for which there was no room; `ended`: clusters whose jobs are known to be over.
+    `wait`: for submitted jobs, feeding in those for which there was no room; `ended`: clusters whose jobs are known to be over;
+    `own_test`: whether Slurm's own test of the jobs must be passed.
     """
     from ser_hpc.cluster import code, jobs, plan, queueing, ready, show
 
@@ -153,7 +159,7 @@ def _start(
             _refuse_run_of_before(experiment, policy)
             environment = code.environment(code.choose(run, policy, jobs.queued_codes(run, held)))
             if where == "slurm":
-                left = queueing.submit(experiment, todo, held, environment, lock, out)
+                left = queueing.submit(experiment, todo, held, environment, lock, out, own_test=own_test)
             else:
                 plan.write(experiment)
         else:
@@ -271,6 +277,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write the run directory, print its path and start nothing (with --dry-run: write nothing, print path and trials)",
     )
+    parser.add_argument("--queue-anyway", action="store_true", help="submit without Slurm's own test (sbatch --test-only)")
     parser.add_argument("--wait", action="store_true", help="follow submitted jobs to their end, then report")
     parser.add_argument(
         "--ended",

@@ -70,7 +70,7 @@ from ser_hpc.shards.index import DATASET
 from ser_hpc.shards.report import PackReport
 from ser_hpc.shards.write import pack
 
-_ON_THE_CLUSTER = ("partition", "cluster", "account", "time", "jobs", "dry_run")
+_ON_THE_CLUSTER = ("partition", "cluster", "account", "time", "jobs", "dry_run", "queue_anyway")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,9 +110,8 @@ def _submitted(sources: Sequence[Source], out: Path, options: argparse.Namespace
     choices += [word for name, texts in _names(options).items() for text in texts for word in (f"--{name}={text}",)]
     arguments = [*what, str(out.resolve()), *choices, "--shard-mb", str(options.shard_mb), "--workers", str(workers)]
     cluster = pack_jobs.settings(chosen, workers)
-    return pack_jobs.submit(
-        arguments, out, pack_jobs.JOBS if options.jobs is None else options.jobs, cluster, options.dry_run, screen
-    )
+    jobs, own_test = pack_jobs.JOBS if options.jobs is None else options.jobs, not options.queue_anyway
+    return pack_jobs.submit(arguments, out, jobs, cluster, screen, dry_run=options.dry_run, own_test=own_test)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     cluster.add_argument("--time", metavar="T", help="time limit of a job, as 240 (minutes) or 4:00:00 (the default)")
     cluster.add_argument("--jobs", type=int, metavar="N", help="number of jobs (default: 8)")
     cluster.add_argument("--dry-run", action="store_true", help="show what would be submitted, and submit nothing")
+    cluster.add_argument("--queue-anyway", action="store_true", help="submit without Slurm's own test (sbatch --test-only)")
     return options
 
 

@@ -184,7 +184,14 @@ class Cluster:
             if not self._alive(node) or self.node_state(node).startswith("down"):
                 self.kill_slurmd(node, with_steps=True)
                 self._start_slurmd(node)
+        self.undrain()
         self._until_free()
+
+    def undrain(self) -> None:
+        """Take back drained nodes."""
+        for node in self.nodes:
+            if "drain" in self.node_state(node):
+                self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
     # Start and stop
 

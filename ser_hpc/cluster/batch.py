@@ -143,7 +143,7 @@ def exports(environment: Mapping[str, str]) -> list[str]:
 def main(run_path: str, stop_before_end_s: str) -> int:
     import os
 
-    from ser_hpc.cluster import code, jobs
+    from ser_hpc.cluster import code, inherited, jobs
     from ser_hpc.cluster.submissions import submissions
     from ser_hpc.results.run_dir import RunDir
 
@@ -156,6 +156,7 @@ def main(run_path: str, stop_before_end_s: str) -> int:
     digest = next((known.code for known in submissions(run) if known.job == array and known.code), None)
     if digest is not None:
         print(*exports(code.environment(code.Code(run.code.resolve() / digest))), sep="\n")
+    print(*inherited.shell(), sep="\n")
     print(start_again(int(stop_before_end_s), run.jobs))
     return 0
 

@@ -22,10 +22,11 @@ from typing import Any
 from rich.console import Console
 
 from ser_hpc import console
-from ser_hpc.cluster import batch, code, preflight, site, slurm
+from ser_hpc.cluster import batch, code, inherited, preflight, site, slurm
 from ser_hpc.cluster.slurm_queue import SlurmError, squeue
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.load import load
+from ser_hpc.config.sbatch import of_all_jobs
 from ser_hpc.errors import UserError, counted
 from ser_hpc.files import write_json
 from ser_hpc.results.run_dir import RunDir
@@ -57,13 +58,21 @@ def settings(choices: Mapping[str, str | None], workers: int) -> ClusterSettings
     cluster = load(None, [f"cluster.{name}={value}" for name, value in choices.items() if value is not None]).cluster
     cpu_only = {"gpus_per_node": 0, "gpu_type": None, "constraint": None, "trials_per_gpu": 1, "nodes": 1}
     per_job = {"cpus_per_gpu": workers, "mem_gb_per_gpu": _GB_PER_WORKER * workers, "report_partition": None, "parallel": None}
-    return cluster.model_copy(update=cpu_only | per_job)
+    return cluster.model_copy(update=cpu_only | per_job | {"sbatch": of_all_jobs(cluster.sbatch)})
 
 
 def submit(
-    arguments: Sequence[str], out: Path, num_jobs: int, cluster: ClusterSettings, dry_run: bool, screen: Console
+    arguments: Sequence[str],
+    out: Path,
+    num_jobs: int,
+    cluster: ClusterSettings,
+    screen: Console,
+    *,
+    dry_run: bool,
+    own_test: bool = True,
 ) -> bool:
-    """Submit an array of `num_jobs` that pack with these arguments; `dry_run`: only show it. False: there is no Slurm here.
+    """Submit an array of `num_jobs` that pack with these arguments; `dry_run`: only show it; `own_test`: Slurm's own
+    test must be passed. False: there is no Slurm here.
 
     Raises UserError if the site would not run the jobs, if an earlier array still packs there, or with Slurm's words.
     """
@@ -72,12 +81,13 @@ def submit(
         return False
     if num_jobs < 1:
         raise UserError(f"--jobs {num_jobs}: give at least 1")
+    cluster = inherited.drop(cluster, screen)
     folder = out.resolve().with_name(f"{out.resolve().name}.jobs")
     home = RunDir(folder)  # of which only its `code` is used
     _refuse_second(out)
     environment = code.environment(code.Code(home.code / code.present()))
     script = _script(_executor(folder, out, cluster, environment), num_jobs)
-    for note in preflight.check_packing(cluster, num_jobs, script):
+    for note in preflight.check_packing(cluster, num_jobs, folder, script, own_test=own_test):
         screen.print(f"note: {note}")
     if dry_run:
         screen.print(f"{script}\n\nNothing was submitted: {counted(num_jobs, 'job')} as above would be.")
@@ -122,7 +132,7 @@ def _executor(folder: Path, out: Path, cluster: ClusterSettings, environment: Ma
     # submitit's own limit of restarts is out of the way: each start packs some more.
     executor = submitit.SlurmExecutor(folder=folder / "logs", max_num_timeout=1000, python=cluster.python)
     parameters = slurm.parameters(cluster, batch.exports(environment))
-    executor.update_parameters(job_name=_name(out), **slurm.present(parameters))
+    executor.update_parameters(job_name=_name(out), wckey=None, **slurm.present(parameters))
     return executor
 
 

@@ -8,88 +8,113 @@ So the site is asked what it has and what this user may do (queries.py), and las
 from __future__ import annotations
 
 import os
-import pwd
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from ser_hpc.cluster import queries
-from ser_hpc.cluster.queries import Ask, Limits, NodeKind
-from ser_hpc.cluster.slurm import REPORT_MEM_GB, REPORT_MIN, gpus_per_node, partition
+from ser_hpc.cluster.queries import Ask, NodeKind, Site
+from ser_hpc.cluster.rights import Charge, charge, max_array_size, over, submit_room
+from ser_hpc.cluster.slurm import REPORT_MEM_GB, REPORT_MIN, gpus_per_node
 from ser_hpc.config.cluster import ClusterSettings, expanded
 from ser_hpc.errors import UserError, listed
 
-T = TypeVar("T")
+# In these words Slurm's test refuses what would never start, and also what only cannot start now.
 START_UP_S = 30  # until a trial's first step, at the least: Python, torch, shards, the ranks' meeting
+_NOT_NOW = re.compile(r"node configuration is not available|node not available|down, drained|not available now|nodes are busy")
 
 
 def check(
     cluster: ClusterSettings,
-    num_jobs: int,
     run_root: Path,
     disk_bytes: float,
     scripts: Sequence[tuple[str, str]],
     ask: Ask = queries.ask,
+    *,
+    own_test: bool = True,
 ) -> list[str]:
-    """Notes worth reading; raises UserError with everything that is in the way of `num_jobs` trials' jobs and their report.
+    """Notes worth reading; raises UserError with everything that is in the way of the trials' jobs and their report.
 
-    `disk_bytes`: what the run may come to need below `run_root`; `scripts`: name and text of the batch scripts (slurm.scripts).
+    `disk_bytes`: what the run may come to need below `run_root`; `scripts`: name and text of the batch scripts (slurm.scripts);
+    `own_test`: whether Slurm is asked if it would take them.
     """
-    site = _Site(ask)
-    trial = _trial_job(cluster)
+    site = Site(ask)
+    trial, report = _trial_job(cluster), _report_job(cluster)
     kinds = site.query(queries.NODE_KINDS, queries.node_kinds, "partitions and nodes")
-    config = site.query(queries.CONFIG, queries.config, "the size of arrays") or {}
-    problems = [*_too_short(cluster, trial, kinds or ())]
+    problems = [*_path("run.root", run_root), *_too_short(cluster, trial, kinds or ())]
     if kinds:
         problems += _nodes(site, trial, kinds)
-        problems += _nodes(site, _report_job(cluster), kinds) if cluster.report_partition else ()
-    problems += _rights(site, cluster, trial, num_jobs, config)
-    most = int(config.get("MaxArraySize", num_jobs))
-    if num_jobs > most:
-        problems.append(
-            f"{_counted(num_jobs, 'job')}: an array holds {most} here (MaxArraySize); launch fewer seeds now, add seeds later"
-        )
+        problems += _nodes(site, report, kinds) if cluster.report_partition else ()
+    problems += _rights(site, cluster, trial)
     problems += _disk(site, cluster, run_root, disk_bytes)
-    for name, text in scripts:
-        problems += _test(site, name, text)
-    if problems:
-        raise UserError("\n  ".join(["the jobs would not run at this site, so nothing was submitted:", *problems]))
-    return site.notes
+    tests = [(name, text, report if name == "report" else trial) for name, text in scripts] if own_test else []
+    return _concluded(site, kinds, problems, tests)
 
 
-def check_packing(cluster: ClusterSettings, num_jobs: int, script: str, ask: Ask = queries.ask) -> list[str]:
-    """As `check`, for `num_jobs` jobs that pack: is there such a partition, with such nodes, for that long?"""
-    site = _Site(ask)
+def check_packing(
+    cluster: ClusterSettings, num_jobs: int, folder: Path, script: str, ask: Ask = queries.ask, *, own_test: bool = True
+) -> list[str]:
+    """As `check`, for `num_jobs` jobs that pack: is there such a partition, with such nodes, for that long?
+
+    `folder`: where their logs go.
+    """
+    site = Site(ask)
     kinds = site.query(queries.NODE_KINDS, queries.node_kinds, "partitions and nodes")
-    problems = [*_nodes(site, _trial_job(cluster), kinds)] if kinds else []
-    config = site.query(queries.CONFIG, queries.config, "the size of arrays") or {}
-    most = int(config.get("MaxArraySize", num_jobs))
-    if num_jobs > most:
-        problems.append(f"--jobs {num_jobs}: an array holds {most} here (MaxArraySize)")
-    problems += _test(site, "packing", script)
-    if problems:
-        raise UserError("\n  ".join(["the jobs would not run at this site, so nothing was submitted:", *problems]))
-    return site.notes
+    job = _trial_job(cluster)
+    problems = _path("OUT", folder)
+    problems += _nodes(site, job, kinds) if kinds else ()
+    for most, what in ((max_array_size(ask), "an array holds {} here (MaxArraySize)"), (submit_room(cluster, ask), _ROOM)):
+        if most is not None and num_jobs > most:
+            problems.append(f"--jobs {num_jobs}: {what.format(most)}")
+    return _concluded(site, kinds, problems, [("packing", script, job)] if own_test else [])
 
 
-class _Site:
-    """Asks, and keeps notes of what was not to be had."""
+_ROOM = "your limits allow {} more at the moment"
 
-    def __init__(self, ask: Ask) -> None:
-        self.ask = ask
-        self.notes: list[str] = []
 
-    def query(self, command: Sequence[str], read: Callable[[str], T], what: str) -> T | None:
-        reply = self.ask(command, "")
-        if reply.code == 0:
-            try:
-                return read(reply.out)
-            except (ValueError, IndexError):
-                reply = queries.Reply(1, reply.out, "answer not understood:")
-        self.notes.append(f"{what}: not checked ({reply.words[:300]})")
-        return None
+def choose_gpus(cluster: ClusterSettings, ask: Ask = queries.ask) -> tuple[ClusterSettings, list[str]]:
+    """The settings with one type of GPU, of several the first that will do, and a note which.
+
+    That is the first with nodes enough that fit the job and are there; else the first with such nodes, which are away at the
+    moment; else the first, which the preflight then refuses in words.
+    """
+    types = cluster.gpu_types
+    ways = [cluster.model_copy(update={"gpu_type": kind}) for kind in types]
+    if len(types) == 1 or not gpus_per_node(cluster):
+        return ways[0], []
+    site = Site(ask)
+    kinds = site.query(queries.NODE_KINDS, queries.node_kinds, "partitions and nodes")
+    if not kinds:
+        return ways[0], [f"cluster.gpu_type: {types[0]}, for it cannot be asked which of them there are"]
+    jobs = [(way, _trial_job(way)) for way in ways]
+    will_do = [(way, job) for way, job in jobs if not [*_nodes(site, job, kinds)] and not _rights(site, way, job)]
+    there = [way for way, job in will_do if not _are_away(job, kinds)]
+    chosen = (there or [way for way, _ in will_do] or ways)[0]
+    return chosen, [f"cluster.gpu_type: {chosen.gpu_type}, of {listed(types)}"]
+
+
+def _concluded(
+    site: Site, kinds: Sequence[NodeKind] | None, problems: Sequence[str], tests: Sequence[tuple[str, str, _Job]]
+) -> list[str]:
+    """The notes, if there is no problem and Slurm's own test of the scripts finds none. Raises UserError."""
+    refused: list[str] = []
+    for name, text, job in tests:
+        refused += _test(site, name, text, kinds is not None and _are_away(job, kinds))
+    if refused and not problems:
+        refused.append("where that is so only at the moment, --queue-anyway submits without Slurm's own test")
+    if problems or refused:
+        head = "the jobs would not run at this site, so nothing was submitted:"
+        raise UserError("\n  ".join([head, *problems, *refused]))
+    return list(dict.fromkeys(site.notes))
+
+
+def _path(setting: str, folder: Path) -> list[str]:
+    """Slurm fills in %j and the like in the paths of logs, and takes backslashes away: they would be scattered elsewhere."""
+    path = str(folder.resolve())
+    if found := sorted({letter for letter in "%\\" if letter in path}):
+        return [f"{setting}: Slurm would read {' and '.join(found)} in {path} in a way of its own; choose a path without it"]
+    return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +144,10 @@ def _trial_job(cluster: ClusterSettings) -> _Job:
     ranks = max(1, gpus)
     return _Job(
         setting="cluster.partition",
-        partition=partition(cluster, cluster.partition),
+        partition=cluster.site_name(cluster.partition),
         nodes=cluster.nodes,
         gpus=gpus,
-        gpu_type=cluster.gpu_type if gpus else None,
+        gpu_type=cluster.gpu_types[0] if gpus else None,
         cpus=ranks * cluster.cpus_per_gpu,
         mem_mb=ranks * cluster.mem_gb_per_gpu * 1024,
         minutes=cluster.time_min,
@@ -145,13 +170,13 @@ def _too_short(cluster: ClusterSettings, job: _Job, kinds: Sequence[NodeKind]) -
 
 
 def _report_job(cluster: ClusterSettings) -> _Job:
-    name = partition(cluster, cluster.report_partition)
+    name = cluster.site_name(cluster.report_partition or cluster.partition)
     return _Job("cluster.report_partition", name, 1, 0, None, 1, REPORT_MEM_GB * 1024, REPORT_MIN, None)
 
 
-def _nodes(site: _Site, job: _Job, kinds: Sequence[NodeKind]) -> Iterator[str]:
+def _nodes(site: Site, job: _Job, kinds: Sequence[NodeKind]) -> Iterator[str]:
     there = sorted({kind.partition for kind in kinds})
-    wanted = job.partition.split(",") if job.partition else [kind.partition for kind in kinds if kind.is_default]
+    wanted = _wanted(job, kinds)
     unknown = [name for name in wanted if name not in there]
     if not wanted:
         yield f"{job.setting} is not given, and no partition here is the default; there are {listed(there, 30)}"
@@ -162,6 +187,10 @@ def _nodes(site: _Site, job: _Job, kinds: Sequence[NodeKind]) -> Iterator[str]:
         if not any(kind.is_up for kind in mine):
             site.notes.append(f"partition {listed(wanted)} is not up at the moment: jobs wait until it is")
         yield from _lacking(job, mine, f"partition {','.join(dict.fromkeys(wanted))}")
+
+
+def _wanted(job: _Job, kinds: Sequence[NodeKind]) -> list[str]:
+    return job.partition.split(",") if job.partition else [kind.partition for kind in kinds if kind.is_default]
 
 
 def _lacking(job: _Job, kinds: Sequence[NodeKind], where: str) -> Iterator[str]:
@@ -193,20 +222,13 @@ def _lacking(job: _Job, kinds: Sequence[NodeKind], where: str) -> Iterator[str]:
 
 
 def _too_few(job: _Job, kinds: Sequence[NodeKind], where: str) -> Iterator[str]:
-    fits = [
-        kind
-        for kind in kinds
-        if kind.gpus_of(job.gpu_type) >= job.gpus
-        and kind.cpus >= job.cpus
-        and kind.mem_mb >= job.mem_mb
-        and (not _is_word(job.constraint) or job.constraint in kind.features)
-    ]
+    fits = _fitting(job, kinds)
     if not fits:
         feature = f" and the feature {job.constraint}" if job.constraint else ""
         together = f"{job.gpus} GPUs, {job.cpus} CPU cores, {job.mem_mb / 1024:.0f} GB{feature}"
         yield f"{together}: no node of {where} has all of these at once"
         return
-    count = max(sum(kind.count for kind in fits if kind.partition == name) for name in {kind.partition for kind in fits})
+    count = _most_of_a_partition(fits)
     most = [kind.max_nodes for kind in fits if kind.max_nodes is not None]
     if job.nodes > count:
         yield f"cluster.nodes={job.nodes}: {where} has {count} such nodes"
@@ -214,58 +236,38 @@ def _too_few(job: _Job, kinds: Sequence[NodeKind], where: str) -> Iterator[str]:
         yield f"cluster.nodes={job.nodes}: {where} allows {_counted(max(most), 'node')} a job"
 
 
+def _fitting(job: _Job, kinds: Sequence[NodeKind]) -> list[NodeKind]:
+    return [
+        kind
+        for kind in kinds
+        if kind.gpus_of(job.gpu_type) >= job.gpus
+        and kind.cpus >= job.cpus
+        and kind.mem_mb >= job.mem_mb
+        and (not _is_word(job.constraint) or job.constraint in kind.features)
+    ]
+
+
+def _most_of_a_partition(kinds: Sequence[NodeKind]) -> int:
+    """Nodes: all of a job's are of one partition."""
+    names = {kind.partition for kind in kinds}
+    return max((sum(kind.count for kind in kinds if kind.partition == name) for name in names), default=0)
+
+
+def _are_away(job: _Job, kinds: Sequence[NodeKind]) -> bool:
+    """Whether there are nodes enough that fit the job, but too many of them down, drained or reserved at the moment."""
+    wanted = _wanted(job, kinds)
+    fits = _fitting(job, [kind for kind in kinds if kind.partition in wanted])
+    return _most_of_a_partition([kind for kind in fits if kind.is_there]) < job.nodes <= _most_of_a_partition(fits)
+
+
 def _is_word(constraint: str | None) -> bool:
     """A single feature; other expressions (a&b, [a|b]) are left to Slurm's own test."""
     return constraint is not None and re.fullmatch(r"[\w.-]+", constraint) is not None
 
 
-def _rights(site: _Site, cluster: ClusterSettings, job: _Job, num_jobs: int, config: Mapping[str, str]) -> Iterator[str]:
-    """Accounts and QOS, where the site enforces them."""
-    if config.get("AccountingStorageEnforce", "associations") in ("none", "(null)", ""):
-        return
-    try:
-        user = pwd.getpwuid(os.getuid()).pw_name  # not what USER says
-    except KeyError:
-        site.notes.append(f"accounts and QOS: not checked (the user id {os.getuid()} has no name here)")
-        return
-    mine = site.query(queries.associations_of(user), queries.associations, "accounts and QOS")
-    if mine is None:
-        return
-    mine = [row for row in mine if row.cluster == config.get("ClusterName", row.cluster)]
-    if not mine:
-        yield f"user {user} has no account in Slurm here: ask the site for one"
-        return
-    account = (cluster.account or mine[0].default_account).lower()
-    charged = [row for row in mine if row.account == account and row.partition in ("", *(job.partition or "").split(","))]
-    if not charged:
-        accounts = sorted({f"{row.account} (partition {row.partition})" if row.partition else row.account for row in mine})
-        yield f"cluster.account={account}: not an account of {user} for this partition; there are {listed(accounts)}"
-        return
-    allowed = sorted({name for row in charged for name in row.qos})
-    qos = cluster.qos or charged[0].default_qos or (allowed[0] if len(allowed) == 1 else None)
-    if qos and qos not in allowed:
-        yield f"cluster.qos={qos}: account {account} may use {listed(allowed) or 'none'}"
-    elif qos and (limits := site.query(queries.limits_of(qos), queries.limits, f"limits of QOS {qos}")) and qos in limits:
-        yield from _over(limits[qos], f"QOS {qos}", job, num_jobs)
-
-
-def _over(limits: Limits, where: str, job: _Job, num_jobs: int) -> Iterator[str]:
-    if limits.max_minutes is not None and job.minutes > limits.max_minutes:
-        yield f"cluster.time_min={job.minutes}: {where} allows {_counted(limits.max_minutes, 'minute')}"
-    for name, count in job.counted.items():
-        unit = "MB of memory" if name == "mem" else {"node": "nodes", "cpu": "CPU cores"}.get(name, f"GPUs ({name})")
-        for most, whose in ((limits.per_job.get(name), "a job"), (limits.per_user.get(name), "a user")):
-            if most is not None and count > most:
-                yield f"{count} {unit} for each trial's job: {where} allows {whose} {most}"
-        most = limits.minutes_per_job.get(name)
-        if most is not None and count * job.minutes > most:
-            asked = f"{count} {unit} for {job.minutes} minutes are {count * job.minutes / 60:.1f} hours of them"
-            yield f"{asked}: {where} allows a job {most / 60:.1f}, so cluster.time_min={most // count} at most"
-    if limits.max_submitted is not None and num_jobs + 1 > limits.max_submitted:
-        yield (
-            f"{_counted(num_jobs, 'trial')} and their report are {num_jobs + 1} jobs: {where} allows a user "
-            f"{limits.max_submitted} at a time; launch fewer seeds now and add seeds later, or see cluster.trials_per_gpu"
-        )
+def _rights(site: Site, cluster: ClusterSettings, job: _Job) -> list[str]:
+    charged = charge(site, cluster)
+    return list(over(charged, job.counted, job.minutes)) if isinstance(charged, Charge) else charged
 
 
 def _counted(number: int, what: str) -> str:
@@ -273,7 +275,7 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def _disk(site: _Site, cluster: ClusterSettings, run_root: Path, needed: float) -> Iterator[str]:
+def _disk(site: Site, cluster: ClusterSettings, run_root: Path, needed: float) -> Iterator[str]:
     existing = next(path for path in (run_root, *run_root.absolute().parents) if path.exists()).resolve()
     try:
         scratch = expanded(cluster.scratch or "/").resolve()
@@ -299,22 +301,15 @@ def _disk(site: _Site, cluster: ClusterSettings, run_root: Path, needed: float) 
         )
 
 
-def _test(site: _Site, name: str, text: str) -> Iterator[str]:
-    """Slurm's own word on a batch script; what the script waits for is not there yet."""
+def _test(site: Site, name: str, text: str, are_away: bool) -> Iterator[str]:
+    """Slurm's own word on a batch script; what the script waits for is not there yet. `are_away`: its nodes, all that fit."""
     lines = [line for line in text.splitlines() if not line.startswith("#SBATCH --dependency")]
     reply = site.ask(("sbatch", "--test-only"), "\n".join(lines) + "\n")
     if reply.code in (124, 127):
         site.notes.append(f"Slurm's own test of the {name} script: not made ({reply.words})")
+    elif reply.code and are_away and _NOT_NOW.search(reply.words):
+        site.notes.append(f"the {name} are queued; they wait until nodes come back that are down, drained or reserved now")
     elif reply.code:
         yield f"Slurm's own test of the {name} script: {reply.words}"
     else:
         site.notes.append(f"Slurm's own test of the {name} script: {reply.words.removeprefix('sbatch: ')}")
-
-
-def submit_room(cluster: ClusterSettings, ask: Ask = queries.ask) -> int | None:
-    return None
-
-
-def max_array_size(ask: Ask = queries.ask) -> int | None:
-    reply = ask(queries.CONFIG, "")
-    return int(queries.config(reply.out).get("MaxArraySize", 0)) or None if reply.code == 0 else None

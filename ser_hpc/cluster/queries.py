@@ -10,12 +10,12 @@ import re
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from ser_hpc.cluster import inherited
 from ser_hpc.config.cluster import slurm_minutes
 
 _ASK_S = 30  # squeue alone takes 18 s to find that the controller is away
-# A user's own filters and formats (SQUEUE_PARTITION, SACCT_FORMAT ...) would hide jobs or change what is read.
-_PRIVATE = ("SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SLURM_TIME_FORMAT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,16 @@ class Reply:
         return " ".join(f"{self.err} {self.out}".split()) or f"exit code {self.code}"
 
 
+T = TypeVar("T")
 Ask = Callable[[Sequence[str], str], Reply]  # (command, standard input) -> its reply
 
 
 def ask(command: Sequence[str], stdin: str) -> Reply:
-    """Run a command of the site, for 30 s at most."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
-    environment["SLURM_BITSTR_LEN"] = "0"  # elements of an array are all named, however many
+    """Run a command of the site, for 30 s at most.
+
+    A user's own filters and formats (SQUEUE_PARTITION, SACCT_FORMAT ...) would hide jobs or change what is read.
+    """
+    environment = inherited.without(os.environ) | {"SLURM_BITSTR_LEN": "0"}  # elements of an array are all named
     try:
         done = subprocess.run(
             command, env=environment, input=stdin, capture_output=True, text=True, timeout=_ASK_S, check=False
@@ -47,6 +50,31 @@ def ask(command: Sequence[str], stdin: str) -> Reply:
     except OSError as error:
         return Reply(127, err=f"{command[0]}: {error.strerror}")
     return Reply(done.returncode, done.stdout, done.stderr)
+
+
+class Site:
+    """Asks, each question once, and keeps notes of what was not to be had."""
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
+        self.notes: list[str] = []
+        self._replies: dict[tuple[str, ...], Reply] = {}
+
+    def query(self, command: Sequence[str], read: Callable[[str], T], what: str) -> T | None:
+        known = self._replies.get(tuple(command))
+        reply = known or self.ask(command, "")
+        if reply.code == 0:
+            try:
+                answer = read(reply.out)
+            except (ValueError, IndexError):
+                reply = Reply(1, reply.out, "answer not understood:")
+            else:
+                self._replies[tuple(command)] = reply
+                return answer
+        self._replies[tuple(command)] = reply
+        if known is None:
+            self.notes.append(f"{what}: not checked ({reply.words[:300]})")
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +92,23 @@ class NodeKind:
     """Count by type; the type is empty where the site names none."""
     features: frozenset[str]
     count: int
+    is_there: bool
+    """Its nodes take jobs, now or when those that run there have ended: not down, drained, reserved or in maintenance."""
 
     def gpus_of(self, gpu_type: str | None) -> int:
         return self.gpus.get(gpu_type, 0) if gpu_type else sum(self.gpus.values())
 
 
 # --exact: without it nodes that differ are one line, with their smallest numbers.
-NODE_KINDS = ("sinfo", "--exact", "--noheader", "--format=%P|%a|%l|%s|%c|%m|%G|%f|%D")
+NODE_KINDS = ("sinfo", "--exact", "--noheader", "--format=%P|%a|%l|%s|%c|%m|%G|%f|%D|%T")
+# Of a node's state: words, then a mark: * no answer, $ reserved for maintenance.
+_AWAY = re.compile(r"(down|drain|fail|error|inval|unknown|maint|reserved|blocked|future).*|.*[*$]")
 
 
 def node_kinds(text: str) -> list[NodeKind]:
     kinds = []
     for line in text.splitlines():
-        name, up, limit, size, cpus, mem_mb, gres, features, count = line.split("|")
+        name, up, limit, size, cpus, mem_mb, gres, features, count, state = line.split("|")
         most_nodes = size.rpartition("-")[2]
         kinds.append(
             NodeKind(
@@ -90,6 +122,7 @@ def node_kinds(text: str) -> list[NodeKind]:
                 gpus=gpus_by_type(gres),
                 features=frozenset() if features == "(null)" else frozenset(features.split(",")),
                 count=int(count),
+                is_there=_AWAY.fullmatch(state) is None,
             )
         )
     return kinds
@@ -111,30 +144,52 @@ class Association:
     qos: tuple[str, ...]
     default_qos: str
     partition: str
-
-
-def associations_of(user: str) -> tuple[str, ...]:
-    fields = "format=Cluster,DefaultAccount,Account,QOS,DefaultQOS,Partition"
-    return ("sacctmgr", "--noheader", "--parsable2", "show", "user", user, "withassoc", fields)
-
-
-def associations(text: str) -> list[Association]:
-    rows = (line.split("|") for line in text.splitlines())
-    return [
-        Association(cluster, default, account, tuple(qos.split(",")) if qos else (), default_qos, partition)
-        for cluster, default, account, qos, default_qos, partition in rows
-    ]
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of a QOS, none or an empty mapping where it sets no limit. The mappings are by Slurm's names of what it counts."""
+    """Of an association or a QOS, none or an empty mapping where it sets no limit.
+
+    The mappings are by Slurm's names of what it counts.
+    """
 
     max_minutes: int | None
     per_job: dict[str, int]
     per_user: dict[str, int]
     minutes_per_job: dict[str, int]
     max_submitted: int | None
+    """Jobs of a user in the queue, running ones too."""
+
+
+def associations_of(user: str) -> tuple[str, ...]:
+    limits = "MaxWall,MaxTRES,MaxTRESMins,MaxSubmitJobs,GrpSubmitJobs"
+    fields = f"format=Cluster,DefaultAccount,Account,QOS,DefaultQOS,Partition,{limits}"
+    return ("sacctmgr", "--noheader", "--parsable2", "show", "user", user, "withassoc", fields)
+
+
+def associations(text: str) -> list[Association]:
+    rows = (line.split("|") for line in text.splitlines())
+    return [
+        Association(
+            cluster,
+            default,
+            account,
+            tuple(qos.split(",")) if qos else (),
+            default_qos,
+            partition,
+            Limits(_minutes(wall), _tres(job), {}, _tres(minutes), _least(submit, group_submit)),
+        )
+        for cluster, default, account, qos, default_qos, partition, wall, job, minutes, submit, group_submit in rows
+    ]
+
+
+def _minutes(text: str) -> int | None:
+    return slurm_minutes(text) if text else None
+
+
+def _least(*numbers: str) -> int | None:
+    return min((int(number) for number in numbers if number), default=None)
 
 
 def limits_of(qos: str) -> tuple[str, ...]:
@@ -146,9 +201,7 @@ def limits(text: str) -> dict[str, Limits]:
     """By name of the QOS."""
     rows = (line.split("|") for line in text.splitlines())
     return {
-        name: Limits(
-            slurm_minutes(wall) if wall else None, _tres(job), _tres(user), _tres(minutes), int(submit) if submit else None
-        )
+        name: Limits(_minutes(wall), _tres(job), _tres(user), _tres(minutes), _least(submit))
         for name, wall, job, user, minutes, submit in rows
     }
 
@@ -161,6 +214,35 @@ def _tres(text: str) -> dict[str, int]:
         unit = "MGTP".find(number[-1:])
         found[name] = int(float(number[:-1]) * 1024**unit) if unit >= 0 else int(number)
     return found
+
+
+def queue_of(user: str) -> tuple[str, ...]:
+    """Every job of a user, each element of an array by itself, with what it is counted under."""
+    return ("squeue", "--all", "--array", "--noheader", f"--user={user}", "--format=%a|%q|%P")
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedJob:
+    """`partition`: several where it has not started, `a,b`."""
+
+    account: str
+    qos: str
+    partition: str
+
+
+def queue(text: str) -> list[QueuedJob]:
+    lines = (line.strip() for line in text.splitlines())
+    return [QueuedJob(*line.split("|")) for line in lines if line and not line.startswith("CLUSTER:")]
+
+
+def partition(name: str) -> tuple[str, ...]:
+    return ("scontrol", "--oneliner", "show", "partition", name)
+
+
+def partition_qos(text: str) -> str | None:
+    """The QOS whose limits are those of a partition; none: it has none."""
+    found = re.search(r"\bQoS=(\S+)", text)
+    return None if found is None or found[1] == "N/A" else found[1]
 
 
 CONFIG = ("scontrol", "show", "config")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rich.console import Console
 
-from ser_hpc.cluster import jobs, plan, preflight, slurm
+from ser_hpc.cluster import jobs, plan, preflight, rights, slurm
 from ser_hpc.cluster.estimate import estimate
 from ser_hpc.cluster.plan import Experiment
 from ser_hpc.cluster.slurm_queue import JobState, SlurmError
@@ -27,22 +27,26 @@ def submit(
     environment: Mapping[str, str],
     lock: int,
     out: Console,
+    *,
+    own_test: bool = True,
 ) -> list[Trial]:
     """Submit trials and their report; returns the trials for which there is no room in the queue now.
 
-    `held`: trials that are queued or running; `lock`: descriptor of the run's lock. Raises UserError with everything that is in
-    the way, or with Slurm's words.
+    `held`: trials that are queued or running; `lock`: descriptor of the run's lock; `own_test`: as in preflight.check. Raises
+    UserError with everything that is in the way, or with Slurm's words.
     """
-    run, cluster = experiment.run, experiment.settings.cluster
+    run = experiment.run
+    cluster, notes = preflight.choose_gpus(experiment.settings.cluster)
     groups = [todo[start : start + cluster.trials_per_gpu] for start in range(0, len(todo), cluster.trials_per_gpu)]
     fit = _fitting(cluster, len(groups))
-    size = min(fit, preflight.max_array_size() or fit)
+    size = min(fit, rights.max_array_size() or fit)
     if size:
         scripts = slurm.scripts(run, size, cluster, environment)
-        for note in preflight.check(cluster, size, run.path, estimate(experiment, on_gpu=True).disk_peak, scripts):
+        needed = estimate(experiment, on_gpu=True).disk_peak
+        for note in (*notes, *preflight.check(cluster, run.path, needed, scripts, own_test=own_test)):
             out.print(f"note: {note}", soft_wrap=True)
         plan.write(experiment)
-    made = _arrays(experiment, groups[:fit], size, environment, lock, must=not held)
+    made = _arrays(run, groups[:fit], size, cluster, environment, lock, must=not held)
     queued = {trial for submission in made for trial in submission.trials}
     left = [trial for trial in todo if trial not in queued]
     if made:
@@ -93,14 +97,15 @@ def _is_grouped(cluster: ClusterSettings) -> bool:
 
 def _fitting(cluster: ClusterSettings, wanted: int) -> int:
     """How many of so many jobs fit into the queue now, beside their report."""
-    room = preflight.submit_room(cluster)
+    room = rights.submit_room(cluster)
     return wanted if room is None else max(0, min(wanted, room - 1))
 
 
 def _arrays(
-    experiment: Experiment,
+    run: RunDir,
     groups: Sequence[Sequence[Trial]],
     size: int,
+    cluster: ClusterSettings,
     environment: Mapping[str, str],
     lock: int,
     *,
@@ -112,7 +117,7 @@ def _arrays(
     while start < len(groups):
         part = groups[start : start + size]
         try:
-            made.append(slurm.submit(experiment.run, part, experiment.settings.cluster, environment, lock))
+            made.append(slurm.submit(run, part, cluster, environment, lock))
             start += len(part)
         except RefusedError as error:
             if error.too_many and len(part) > 1:

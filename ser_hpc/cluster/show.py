@@ -23,8 +23,8 @@ from ser_hpc.results import precision
 from ser_hpc.results.run_dir import Trial
 
 
-def plan(experiment: Experiment, where: str, command: str, notes: Sequence[str], out: Console) -> None:
-    """Everything that `--dry-run` shows. `notes`: what the model's check had to say."""
+def plan(experiment: Experiment, where: str, command: str, notes: Sequence[str], out: Console) -> bool:
+    """Everything that `--dry-run` shows. `notes`: what the model's check had to say. Returns whether the site would take it."""
     settings, run = experiment.settings, experiment.run
     exists = "  (exists: only what is unfinished would run)" if run.plan.exists() else ""
     out.print(Text.assemble((str(run.path), "bold"), exists), soft_wrap=True)
@@ -49,19 +49,22 @@ def plan(experiment: Experiment, where: str, command: str, notes: Sequence[str],
     seeds = f"seed{'s' * (len(settings.seeds) > 1)} {listed(settings.seeds, 12)}"
     out.print(f"\n{len(todo)} of {counted(len(experiment.trials), 'trial')} to run, {seeds}; each:")
     out.print(f"  python -m ser_hpc.train --run-dir {shlex.quote(str(run.path))} --fold K --seed S", soft_wrap=True)
+    is_taken = True
     if where == "slurm":
-        _jobs(experiment, -(-len(todo) // settings.cluster.trials_per_gpu), out)
+        is_taken = _jobs(experiment, -(-len(todo) // settings.cluster.trials_per_gpu), out)
     else:
         out.print(f"  here: {machine(settings.cluster).words()}")
         out.print(f"then\n  python -m ser_hpc.report {shlex.quote(str(run.path))}", soft_wrap=True)
     out.print(f"\nNothing was started. To start: {command.replace(' --dry-run', '')}", soft_wrap=True)
+    return is_taken
 
 
-def _jobs(experiment: Experiment, num_jobs: int, out: Console) -> None:
-    """The batch scripts, to the letter, and what the site would say to them."""
+def _jobs(experiment: Experiment, num_jobs: int, out: Console) -> bool:
+    """The batch scripts, to the letter, and what the site would say to them: whether it would take them."""
     run, cluster = experiment.run, experiment.settings.cluster
     if not num_jobs:
-        return
+        return True
+    cluster, chosen = preflight.choose_gpus(cluster)
     environment = code.environment(code.Code(run.code.resolve() / code.present()))
     scripts = slurm.scripts(run, num_jobs, cluster, environment)
     for name, text in scripts:
@@ -69,10 +72,12 @@ def _jobs(experiment: Experiment, num_jobs: int, out: Console) -> None:
         out.print(text, soft_wrap=True)
     out.print("-----")
     try:
-        notes = preflight.check(cluster, num_jobs, run.path, estimate(experiment, on_gpu=True).disk_peak, scripts)
-        out.print("The site would take these jobs." + "".join(f"\nnote: {note}" for note in notes))
+        notes = preflight.check(cluster, run.path, estimate(experiment, on_gpu=True).disk_peak, scripts)
+        out.print("The site would take these jobs." + "".join(f"\nnote: {note}" for note in (*chosen, *notes)))
     except UserError as error:
         out.print(Text.assemble(("Launched like this, it would be refused: ", "red"), str(error)))
+        return False
+    return True
 
 
 def start(

@@ -19,6 +19,7 @@ from ser_hpc.cluster.slurm_queue import cluster_name
 from ser_hpc.cluster.submissions import Submission
 from ser_hpc.cluster.submit import submit as submit_script
 from ser_hpc.config.cluster import ClusterSettings
+from ser_hpc.config.sbatch import Value, of_all_jobs
 from ser_hpc.errors import UserError
 from ser_hpc.results.run_dir import RunDir, Trial
 
@@ -30,8 +31,11 @@ def parameters(cluster: ClusterSettings, setup: Sequence[str] = ()) -> dict[str,
     ranks = max(1, gpus_per_node(cluster))
     tasks = 1 if cluster.trials_per_gpu > 1 else ranks
     cpus = cluster.cpus_per_gpu * ranks // tasks
-    return _common(cluster, setup) | {
-        "partition": partition(cluster, cluster.partition),
+    options, gpus = dict(cluster.sbatch), _gpus(cluster)
+    if "gres" in gpus and (others := options.pop("gres", None)):
+        gpus["gres"] += f",{others}"
+    return _common(cluster, setup, options) | {
+        "partition": cluster.site_name(cluster.partition),
         "nodes": cluster.nodes,
         "ntasks_per_node": tasks,
         "cpus_per_task": cpus,
@@ -40,16 +44,19 @@ def parameters(cluster: ClusterSettings, setup: Sequence[str] = ()) -> dict[str,
         "constraint": cluster.constraint,
         "signal_delay_s": cluster.stop_before_end_s,
         # srun does not inherit these from sbatch, and a task that dies must end its fellows, who would wait for it for ever.
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"],
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}", *cluster.srun_args],
         "array_parallelism": cluster.parallel,
-        **_gpus(cluster),
+        **gpus,
     }
 
 
 def report_parameters(cluster: ClusterSettings, dependency: str | None, setup: Sequence[str] = ()) -> dict[str, Any]:
     """After the array, whatever became of it (`afterany`): the report names what is missing."""
-    return _common(cluster, setup) | {
-        "partition": partition(cluster, cluster.report_partition or cluster.partition),
+    options = of_all_jobs(cluster.sbatch)
+    if cluster.report_partition:
+        options.pop("reservation", None)  # it is of the trials' nodes
+    return _common(cluster, setup, options) | {
+        "partition": cluster.site_name(cluster.report_partition or cluster.partition),
         "constraint": None if cluster.report_partition else cluster.constraint,
         "nodes": 1,
         "ntasks_per_node": 1,
@@ -58,11 +65,6 @@ def report_parameters(cluster: ClusterSettings, dependency: str | None, setup: S
         "time": REPORT_MIN,
         "dependency": dependency,
     }
-
-
-def partition(cluster: ClusterSettings, name: str | None) -> str | None:
-    """The site's own name of a partition; none: the site's default."""
-    return cluster.partitions.get(name, name) if name else None
 
 
 def gpus_per_node(cluster: ClusterSettings) -> int:
@@ -173,27 +175,33 @@ def _executor(folder: Path, name: str, cluster: ClusterSettings, values: dict[st
     import submitit
 
     executor = submitit.SlurmExecutor(folder=folder, python=cluster.python)
-    executor.update_parameters(job_name=name, **present(values))
+    executor.update_parameters(job_name=name, wckey=None, **present(values))  # not submitit's own, which sites may refuse
     return executor
 
 
-def _common(cluster: ClusterSettings, setup: Sequence[str]) -> dict[str, Any]:
+def _common(cluster: ClusterSettings, setup: Sequence[str], options: Mapping[str, Value]) -> dict[str, Any]:
+    """`options`: of sbatch, beside those that are settings of their own."""
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
     return {
         "account": cluster.account,
         "qos": cluster.qos,
         "exclude": ",".join(cluster.exclude) or None,
         "setup": [*batch.checked(cluster.setup), *setup, *batch.refused(cluster.setup)] or None,
         "stderr_to_stdout": True,
-        "additional_parameters": {"requeue": True},
+        "srun_args": list(cluster.srun_args),
+        "additional_parameters": {"requeue": True, **given},
     }
 
 
 def _gpus(cluster: ClusterSettings) -> dict[str, Any]:
-    count = gpus_per_node(cluster)
-    what = f"{cluster.gpu_type}:{count}" if cluster.gpu_type else count
+    """Of several types the first: preflight.choose_gpus has left one."""
+    count, kind = gpus_per_node(cluster), cluster.gpu_types[0]
+    what = f"{kind}:{count}" if kind else count
     if not count:
         return {}
-    return {"gres": f"gpu:{what}"} if cluster.gpu_request == "gres" else {"gpus_per_node": what}
+    if cluster.gpu_request == "gpus-per-node":
+        return {"gpus_per_node": what}
+    return {"gres": f"gpu:{what}"}
 
 
 def present(values: dict[str, Any]) -> dict[str, Any]:

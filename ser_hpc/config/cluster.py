@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ser_hpc.config.sbatch import SbatchOptions, SrunArguments
 from ser_hpc.config.section import Positive, Section, Words
 from ser_hpc.errors import UserError
 
@@ -69,8 +70,9 @@ class ClusterSettings(Section):
     """Nodes per trial."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
     """GPUs, and so ranks, per node and trial; none: 1 on a cluster; here, 1 GPU, or 2 ranks on a CPU with 2 cores or more."""
-    gpu_type: str | None = None
-    """Kind of GPU as the site writes it (`h100`); none: any."""
+    gpu_type: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Kind of GPU as the site writes it (`h100`), or several in order of preference (`[h100, a100]`): the first whose nodes fit
+    and are not down, else the first whose nodes fit; none: any."""
     gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"
     """How the site wants GPUs asked for: `--gpus-per-node=h100:2`, or the older `--gres=gpu:h100:2`."""
     constraint: str | None = None
@@ -98,12 +100,28 @@ class ClusterSettings(Section):
     python: str | None = None
     """Command that the jobs start Python with, as `apptainer exec --nv /images/ser.sif python`; none: the launcher's own. It
     must have this project's dependencies, submitit in the same version, and see the run directory under the same path."""
+    sbatch: SbatchOptions = Field(default={})
+    """Other options of sbatch that the site wants, by their long names: `{comment: thesis, reservation: class, licenses: "x:1",
+    wckey: mine, mail-type: END}`; true: an option without a value; null or false: left out (what a profile gives). The report's
+    and packing jobs get them too, but for those that ask for hardware, nodes or licences (`gres`, `licenses`, `exclusive`,
+    `nodelist` ...)."""
+    srun_args: SrunArguments = ()
+    """Other options of srun, for all jobs: `["--container-image=/images/ser.sqsh"]`; taken as written, without a shell."""
     scratch: str | None = None
     """Folder for large files that all nodes see (`~` and $VARIABLES are expanded): the launcher says so where `run.root` is not
     below it."""
     node_local: str | None = None
     """Folder on a node's own disk (`$TMPDIR`, expanded there), to which shards are copied once per node before training; none:
     they are read where they lie."""
+
+    def site_name(self, partition: str | None) -> str | None:
+        """The site's own name of a partition; none: the site's default."""
+        return self.partitions.get(partition, partition) if partition else None
+
+    @property
+    def gpu_types(self) -> tuple[str | None, ...]:
+        """In order of preference; (None,): any."""
+        return self.gpu_type if isinstance(self.gpu_type, tuple) else (self.gpu_type,)
 
     @model_validator(mode="after")
     def _sharing_on_one_node(self) -> Self:

@@ -67,6 +67,7 @@ _PATTERNS = tuple(
         (Nearness.EXCEPTION, True, r"Fatal Python error|Segmentation fault|Bus error|Illegal instruction"),
         (Nearness.EXCEPTION, True, r"^([A-Za-z_]\w*\.)*[A-Z]\w*(Error|Exception|Expired)(: |$)"),
         (Nearness.EXCEPTION, True, r": command not found|execve\(\)"),
+        (Nearness.EXCEPTION, False, r"^(srun|sbatch): fatal: "),
         (Nearness.AFTERMATH, True, r"slurmstepd: error: |srun: error: |^Killed|^Terminated"),
     )
 )

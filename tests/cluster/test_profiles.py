@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ser_hpc.cluster import pack_jobs, slurm
 from ser_hpc.cluster.slurm import scripts, submit, submit_report
 from ser_hpc.config.cluster import ClusterSettings, expanded, slurm_minutes
 from ser_hpc.config.load import dump, find, load
@@ -183,6 +184,67 @@ def test_what_jobs_ask_for_is_stated(tmp_path: Path, sbatch: Path) -> None:
 def test_how_it_is_asked_for(tmp_path: Path, sbatch: Path, overrides: list[str], flag: str | None) -> None:
     found = flags(scripts(RunDir(tmp_path / "run"), 2, cluster(*overrides), {})[0][1])
     assert flag in found if flag else not [word for word in found if "gpu" in word or "gres" in word]
+
+
+def test_what_a_site_needs_and_no_setting_says(tmp_path: Path, sbatch: Path) -> None:
+    """Options reach the scripts as written; the report is not given what asks for hardware; a wckey only if there is one."""
+    profile = tmp_path / "site.yaml"
+    profile.write_text(
+        "kind: slurm\npartition: gpu\npython: python\nsrun_args: ['--container-image=/a b.sqsh', '--container-writable']\n"
+        "sbatch: {comment: my thesis, mail_type: END, licenses: 'x:1', reservation: class, exclusive: true, nice: 5}\n"
+    )
+    site = cluster(f"profile={profile}", "sbatch={nice: null, wckey: mine, --begin: false}")
+    (_, trials), (_, report) = scripts(RunDir(tmp_path / "run"), 2, site, {})
+    both = {"--comment='my thesis'", "--mail-type=END", "--reservation=class", "--wckey=mine", "--requeue"}
+    assert flags(trials) >= both | {"--licenses=x:1", "--exclusive"} and flags(report) >= both
+    for word in ("nice", "begin", "None", "False"):
+        assert word not in trials + report
+    assert "licenses" not in report and "exclusive" not in report
+    for text in (trials, report):
+        assert "'--container-image=/a b.sqsh' --container-writable" in text
+    elsewhere = site.model_copy(update={"report_partition": "cpu"})
+    assert "reservation" not in scripts(RunDir(tmp_path / "run"), 2, elsewhere, {})[1][1]  # which is of other nodes
+    assert not [text for _, text in scripts(RunDir(tmp_path / "run"), 2, cluster(), {}) if "wckey" in text]
+
+
+def test_packing_jobs_are_given_them_as_the_report_is(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("kind: slurm\nsbatch: {comment: x, gres: 'disk:1'}\nsrun_args: --label\n")
+    given = slurm.parameters(pack_jobs.settings({"profile": str(tmp_path / "site.yaml")}, 2))
+    assert given["additional_parameters"] == {"requeue": True, "comment": "x"} and "--label" in given["srun_args"]
+
+
+def test_resources_other_than_gpus_stand_beside_them(tmp_path: Path, sbatch: Path) -> None:
+    for request, expected in (("gres", {"--gres=gpu:1,disk:100"}), ("gpus-per-node", {"--gres=disk:100", "--gpus-per-node=1"})):
+        site = cluster(f"gpu_request={request}", "sbatch={gres: disk:100}")
+        assert {flag for flag in flags(scripts(RunDir(tmp_path / "run"), 2, site, {})[0][1]) if "g" in flag[:4]} == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sbatch={requeue: false}", "requeue cannot be given: jobs are always queued again"),
+        ("sbatch={array: 0-3}", "array cannot be given: one element for each trial: see cluster.parallel"),
+        ("sbatch={output: x}", "output cannot be given: logs lie in the run"),
+        ("sbatch={job_name: x}", "job-name cannot be given: see run.name"),
+        ("sbatch={--time: 5}", "time cannot be given: see cluster.time_min"),
+        ("sbatch={signal: USR1}", "see cluster.stop_before_end_s"),
+        ("sbatch={ntasks-per-node: 2}", "see cluster.gpus_per_node and cluster.nodes"),
+        ("sbatch={chdir: /, dependency: 'afterok:1', nodes: 1, open-mode: append}", "dependency cannot be given"),
+        ("sbatch={C: a100}", "'C' is no option of sbatch: write its long name"),
+        ("sbatch={gres: 'gpu:1'}", "gres=gpu:1 names GPUs"),
+        ('sbatch={comment: "a\\nb"}', "one line"),
+        ("sbatch={comment: [1]}", "cluster.sbatch"),
+        ("sbatch=[comment]", "cluster.sbatch"),
+        ("srun_args=[--cpus-per-task=3]", "--cpus-per-task=3 cannot be given: see cluster.cpus_per_gpu"),
+        ("srun_args=['--output=/dev/null']", "logs lie in the run"),
+        ("srun_args=[-n2]", "long names"),
+        ("gpu_type=[]", "cluster.gpu_type"),
+    ],
+)
+def test_options_that_settings_serve_are_refused_with_their_names(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        cluster(override)
+    assert words in str(caught.value)
 
 
 def test_label_sets_and_configurations_are_still_found() -> None:

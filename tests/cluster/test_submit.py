@@ -22,7 +22,7 @@ from slurm_here import Cluster
 from small import packed_tones, wav2vec2
 
 from ser_hpc import console, launch
-from ser_hpc.cluster import jobs, plan, preflight, ready, submit
+from ser_hpc.cluster import jobs, plan, preflight, ready, rights, submit
 from ser_hpc.cluster.plan import Experiment
 from ser_hpc.cluster.submissions import submissions
 from ser_hpc.config.load import load
@@ -188,7 +188,7 @@ def test_more_trials_than_an_array_or_the_queue_holds_go_out_bit_by_bit(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(preflight, "max_array_size", lambda: 3)
+    monkeypatch.setattr(rights, "max_array_size", lambda: 3)
     limit = (
         'n=$(squeue -h -r | wc -l); a=$(grep -o "array=0-[0-9]*" "$2" | grep -o "[0-9]*$"); [ -n "$a" ] || exec $REAL "$@"; '
     )

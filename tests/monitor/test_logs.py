@@ -82,6 +82,7 @@ slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-11-21T13:00:00 DUE TO TI
             "Fatal Python error",
             True,
         ),
+        ("srun: fatal: SLURM_MEM_PER_CPU and SLURM_MEM_PER_NODE are mutually exclusive.\n", "srun: fatal: SLURM_MEM", False),
         ("/var/spool/slurmd/job7/slurm_script: line 9: module: command not found\n", "/var/spool/slurmd", True),
     ],
 )
