@@ -94,6 +94,7 @@ def _description(attempt: AttemptDir, rank: Rank, env: Mapping[str, str]) -> dic
         "number": attempt.number,
         "submission": submission(env),
         "job": job,
+        "restart": int(env.get("SLURM_RESTART_COUNT", 0)) if job else None,
         "nodes": env.get("SLURM_JOB_NODELIST", socket.gethostname()),
         "ranks": rank.size,
         "host": env.get("SLURMD_NODENAME", socket.gethostname()),

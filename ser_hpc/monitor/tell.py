@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ser_hpc.errors import counted
-from ser_hpc.monitor.standing import QUEUED, RUNNING, Standing
+from ser_hpc.monitor.standing import Standing
+from ser_hpc.monitor.states import QUEUED, RUNNING
 from ser_hpc.results.run_dir import RunDir
 
 _COLOURS = {"done": "green", "failed": "red", "lost": "red", "held": "yellow", "stopped": "yellow", "unknown": "yellow"}
