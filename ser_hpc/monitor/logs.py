@@ -119,7 +119,8 @@ def _newest_start(text: str) -> list[str]:
             starts.append([])
             began = ""
     starts = [start for start in starts if any(start)]
-    return sum(starts[-2:] if any(REFUSED in line for start in starts[-1:] for line in start) else starts[-1:], [])
+    only_refused = any(REFUSED in line for start in starts[-1:] for line in start)
+    return [line for start in starts[-2 if only_refused else -1 :] for line in start]
 
 
 def _tail(path: Path) -> str:

@@ -28,7 +28,6 @@ making its folder, which only one can, and no file of a trial but the marker is 
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -158,7 +157,7 @@ class TrialDir:
 def _names_in(folder: Path) -> list[str]:
     """What lies in a folder; nothing, where there is none."""
     try:
-        return os.listdir(folder)
+        return [path.name for path in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
