@@ -8,8 +8,7 @@
   --json      the same for programs
 
 What Slurm says comes first (squeue, then sacct); then what the trials themselves have written into the run directory, so it
-works without accounting, while Slurm is away, and for runs on this machine. Of a run of many trials those have a row that need a
-look; --state shows the others.
+works without accounting, while Slurm is away, and for runs on this machine. Of many trials those that need a look have a row.
 
 exit codes: 0 everything is done or still going on; 1 a trial failed for good, or is missing and not queued; 2 a mistake
 """
@@ -70,8 +69,8 @@ def _show(run: RunDir, out: Console, asked_for: Choice, *, as_json: bool) -> Seq
     if as_json:
         print(json.dumps(tell.to_json(run, standings, notes, asked_for), indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        most = len(standings) if asked_for else tell.MOST_ROWS
-        out.print(tell.screen(run, standings, notes, time.time(), out, asked_for, most))
+        limits = (len(standings), len(standings)) if asked_for else ()
+        out.print(tell.screen(run, standings, notes, time.time(), out, asked_for, *limits))
     return standings
 
 
@@ -121,9 +120,8 @@ def _retry(run: RunDir, out: Console, policy: Policy, asked_for: Choice) -> int:
     busy = jobs.active(run)
     again = [standing for standing in asked_for.of(standings) if standing.is_open and standing.trial not in busy]
     if not again:
-        out.print(
-            "Nothing to submit again: every trial is done, queued or running" + (", or not asked for." if asked_for else ".")
-        )
+        which = "every trial that is asked for" if asked_for else "every trial"
+        out.print(f"Nothing to submit again: {which} is done, queued or running.")
         return 0
     exclude = failed_nodes(again)
     out.print(

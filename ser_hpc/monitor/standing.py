@@ -15,7 +15,8 @@ import yaml
 from ser_hpc.cluster.jobs import submissions
 from ser_hpc.cluster.slurm_queue import JobState
 from ser_hpc.monitor.attempts import Attempt, read, said
-from ser_hpc.monitor.logs import Cause, find_cause, log_files
+from ser_hpc.monitor.cause_words import Cause
+from ser_hpc.monitor.logs import find_cause, log_files
 from ser_hpc.monitor.states import RUNNING, Known, state_of
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
 

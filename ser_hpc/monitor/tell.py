@@ -50,6 +50,8 @@ def screen(
     if words := when(standings, now):
         parts.append(Text(words))
     parts += [_table_for(out, rows)] if rows else []
+    if not chosen:
+        parts.append(Text("No trial is what --state, --seed and --fold ask for."))
     parts += _left_out(chosen, rows)
     parts += _details(chosen, causes)
     if example := next((standing.number for standing in chosen if standing.is_open and standing.logs), None):
@@ -228,9 +230,8 @@ def _details(standings: Sequence[Standing], most: int) -> list[RenderableType]:
     table.add_column(justify="right")
     for (state, words), numbers in told:
         table.add_row(Text(_ranges(numbers), style="bold"), Text.assemble((state, _COLOURS.get(state, "")), ": ", words))
-    more = (
-        [Text(f"and {counted(len(groups) - len(told), 'more thing')} of this kind: --state")] if len(groups) > len(told) else []
-    )
+    left = len(groups) - len(told)
+    more = [Text(f"and {counted(left, 'other reason')}: ask for fewer trials, as by --state failed")] if left else []
     return ["", table, *more] if told else []
 
 
