@@ -62,7 +62,11 @@ _PATTERNS = tuple(
         (Nearness.AFTERMATH, True, r"pyxis: (child |printing |printing enroot| +\[(INFO|WARN)|couldn't start container)"),
         (Nearness.LAUNCH, True, r"error: (pyxis: |spank: )|^nvidia-container-cli: |^FATAL: |^ch-run\[\d+\]: error"),
         (Nearness.LAUNCH, True, r"execve\(\)|couldn't chdir to|Could not open std(out|err) file"),
-        (Nearness.LAUNCH, True, r"error while loading shared libraries|version `\w+' not found \(required by [^)]*\)$"),
+        (
+            Nearness.LAUNCH,
+            True,
+            r"^(?!\w+Error: ).*(error while loading shared libraries|version `\S+' not found \(required by )",
+        ),
         (Nearness.LAUNCH, False, r"^srun: fatal: |^sbatch: (error|fatal): |^srun: error: .*mutually exclusive"),
         (Nearness.LAUNCH, False, r"^srun: error: .*([Ii]nvalid|Unable to (create|allocate|confirm)|[Uu]nrecognized)"),
         (Nearness.LAUNCH, True, r"^srun: error: .*([Tt]ask|Application) launch .*failed"),

@@ -29,7 +29,7 @@ class Standing:
     """One trial. `number` counts the run's trials from 1; `why` says in words what `state` does not.
 
     `progress`: the newest that its attempts know, as in progress.json. `left_s`: seconds until it is trained, where known;
-    `took_s`: seconds that a trial which is done took.
+    `took_s`: seconds that a trial which is done took; `is_untried`: no attempt of its newest job has begun.
     """
 
     number: int
@@ -42,6 +42,7 @@ class Standing:
     left_s: float | None = None
     took_s: float | None = None
     error: Cause | None = None
+    is_untried: bool = False
     find_logs: Callable[[], tuple[Path, ...]] = tuple
 
     @property
@@ -51,7 +52,7 @@ class Standing:
 
     @property
     def nodes(self) -> str:
-        if self.job is not None and self.job.nodes and (self.state in (*RUNNING, "suspended") or not self.attempts):
+        if self.job is not None and self.job.nodes and (self.state in (*RUNNING, "suspended") or self.is_untried):
             return self.job.nodes
         return self.attempts[-1].nodes if self.attempts else ""
 
@@ -141,6 +142,7 @@ def _look(
         progress={key: value for attempt in attempts for key, value in attempt.progress.items() if value is not None},
         left_s=_left_s(newest, now) if newest and where == "running" else None,
         took_s=done.get("seconds") if done else None,
+        is_untried=done is None and known.is_untried,
         find_logs=partial(log_files, place.run, place.trial, of_job or (newest.told if newest else {})),
     )
     return _with_cause(standing, known)
