@@ -25,7 +25,6 @@ _COLOURS |= dict.fromkeys(RUNNING, "cyan") | dict.fromkeys(("waiting", "not star
 
 MOST_ROWS = 60
 MOST_CAUSES = 20
-_FEWEST_ROWS = 3
 _MOST_RANGES = 4
 
 
@@ -65,15 +64,15 @@ def fitted(
     """As `screen`, but not higher than the terminal: rows are left out, the least telling first, and then causes."""
     shown: RenderableType = ""
     for causes in (MOST_CAUSES, 6, 3, 1, 0):
-        rows = out.height
+        rows, fewest = out.height, 3 if causes else 1
         while True:
             shown = screen(run, standings, notes, now, out, asked_for, rows, causes)
             over = len(out.render_lines(shown)) - (out.height - 1)  # a terminal keeps a line for the cursor
             if over <= 0:
                 return shown
-            if rows <= _FEWEST_ROWS:
+            if rows <= fewest:
                 break
-            rows = max(_FEWEST_ROWS, min(rows, len(standings)) - over)
+            rows = max(fewest, min(rows, len(standings)) - over)
     return shown
 
 

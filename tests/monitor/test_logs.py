@@ -101,7 +101,7 @@ def test_the_cause_is_found_behind_the_fellow_ranks_errors(
             assert cause and cause.line.startswith(line) and cause.blames_node == blames_node
 
 
-# What is said before Python runs, and then Slurm's account of it. Recorded from bash 5.2, Slurm 22.05 and the tools' sources.
+# What is said before Python runs, in the words of bash, srun, containers' runtimes and the linker; then Slurm's account of it.
 LAUNCH = [
     ("srun: fatal: SLURM_MEM_PER_CPU, SLURM_MEM_PER_GPU, and SLURM_MEM_PER_NODE are mutually exclusive.", False),
     ("srun: error: --gpus-per-task and --gpus-per-node are mutually exclusive", False),
@@ -143,7 +143,7 @@ slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-11-21T12:36:00 ***
 
 @pytest.mark.parametrize(("line", "blames_node"), LAUNCH)
 def test_what_kept_python_from_starting_is_found(tmp_path: Path, line: str, blames_node: bool) -> None:
-    """Before what Slurm says of the tasks, and before what the ranks say that did start; but once Python ran, it had no part."""
+    """Before what Slurm says of the tasks, and before what ranks say that did start; once Python ran, it had no part."""
     log = tmp_path / "log"
     for text in (f"{AFTERMATH}{line}\n", f"{line}\n{AFTERMATH}", BEGIN + GLOO + f"{line}\n", f"{line}\n{TIME_LIMIT}"):
         log.write_text(text)
