@@ -21,10 +21,10 @@ from ser_hpc.results.run_dir import RunDir
 DONE, FAILED, RUNNING = 20, 40, 50  # the trials up to these; all others wait but the last, which is held
 
 
-@pytest.fixture
-def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeRun:
-    """200 seeds of 5 folds, little of which has begun."""
-    made = MadeRun(tmp_path / "x", seeds=200)
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
+    """200 seeds of 5 folds, little of which has begun. No test here writes into it."""
+    made = MadeRun(tmp_path_factory.mktemp("many") / "x", seeds=200)
     made.submit()
     for number in range(1, RUNNING + 1):
         if number <= DONE:
@@ -33,6 +33,12 @@ def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeRun:
             made.attempt(number, began=100, until=50, end="failed", error=f"ValueError: {number % 7}")
         else:
             made.attempt(number, began=10, left=30 * MIN)
+    return made
+
+
+@pytest.fixture
+def many(made_once: MadeRun, monkeypatch: pytest.MonkeyPatch) -> MadeRun:
+    """With what Slurm says of it."""
     slurm(
         monkeypatch,
         squeue=queue(
@@ -42,7 +48,7 @@ def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeRun:
             "999 PENDING JobHeldUser - 0:00 0",
         ),
     )
-    return made
+    return made_once
 
 
 def rows(shown: str) -> list[tuple[int, str]]:
