@@ -41,7 +41,7 @@ class Cause:
 
 
 REFUSED = r"it is not tried again"  # what an attempt says that finds itself in a crash loop: the cause was told before
-_SHELL = r"^\S+: line \d+: |^\S*sh: \d+: "  # bash, with its script's name; dash
+_SHELL = r"^\S+: line \d+: |^\S*(sh|slurm_script): \d+: "  # bash; dash
 _NO_FILE = r"(No such file or directory|Permission denied|Not a directory|Exec format error|Read-only file system)$"
 # Tried from above; a line has the nearness of the first pattern that it matches.
 _PATTERNS = tuple(
@@ -78,7 +78,11 @@ _PATTERNS = tuple(
         (Nearness.AFTERMATH, False, r"^KeyboardInterrupt|^SystemExit"),
         (Nearness.EXCEPTION, True, r"Fatal Python error|Segmentation fault|Bus error|Illegal instruction"),
         (Nearness.AFTERMATH, True, r": line \d+: +\d+ \w"),  # bash, of a process of its own that was killed
-        (Nearness.LAUNCH, False, rf"({_SHELL})(syntax error|unexpected EOF|.*(unbound variable|conditional binary operator))"),
+        (
+            Nearness.LAUNCH,
+            False,
+            rf"({_SHELL})([Ss]yntax error|unexpected EOF|.*(unbound variable|conditional binary operator))",
+        ),
         (Nearness.LAUNCH, True, rf"{_SHELL}|: command not found|^Lmod has detected the following error|modulefile for '"),
         (Nearness.LAUNCH, True, r"^Environment(Name|Location)NotFound|^\S*python[\d.]*: (can't open|No module|Error while)"),
         (Nearness.EXCEPTION, True, r"^([A-Za-z_]\w*\.)*[A-Z]\w*(Error|Exception|Expired)(: |$)"),

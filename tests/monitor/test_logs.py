@@ -118,6 +118,8 @@ LAUNCH = [
     ("/var/spool/slurmd/job00007/slurm_script: line 9: ./python: Permission denied", True),
     ("/var/spool/slurmd/job00007/slurm_script: line 9: ./python: cannot execute: required file not found", True),
     ("/bin/sh: 1: module: not found", True),
+    ("/var/spool/slurmd/job00007/slurm_script: 4: source: not found", True),
+    ("/var/spool/slurmd/job00007/slurm_script: 4: Syntax error: end of file unexpected", False),
     ("bash: module: command not found", True),
     ("mkdir: cannot create directory '/scratch/me': Permission denied", True),
     ("/usr/bin/env: 'python': No such file or directory", True),
