@@ -217,21 +217,28 @@ def _left_out(chosen: Sequence[Standing], rows: Sequence[Standing]) -> list[Rend
 
 def _details(standings: Sequence[Standing], most: int) -> list[RenderableType]:
     """What the rows do not say, once for all trials of which it is true; of what is worst first where that is too much."""
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, str], list[Standing]] = {}
     for standing in standings:
-        words = standing.error.line if standing.error else standing.why
-        if words:
-            groups.setdefault((standing.state, words), []).append(standing.number)
+        if words := _words(standing):
+            job = standing.job
+            # To release or resume several elements one names their array.
+            groups.setdefault((standing.state, words.replace(job.job, job.array) if job else words), []).append(standing)
     told = list(groups.items())
     if len(told) > most:
         told = sorted(told, key=lambda group: ORDER.index(group[0][0]))[:most]
     table = Table.grid(padding=(0, 1))
     table.add_column(justify="right")
-    for (state, words), numbers in told:
-        table.add_row(Text(_ranges(numbers), style="bold"), Text.assemble((state, _COLOURS.get(state, "")), ": ", words))
+    for (state, words), those in told:
+        words = words if len(those) > 1 else _words(those[0])
+        numbers = _ranges([standing.number for standing in those])
+        table.add_row(Text(numbers, style="bold"), Text.assemble((state, _COLOURS.get(state, "")), ": ", words))
     left = len(groups) - len(told)
     more = [Text(f"and {counted(left, 'other reason')}: ask for fewer trials, as by --state failed")] if left else []
     return ["", table, *more] if told else []
+
+
+def _words(standing: Standing) -> str:
+    return standing.error.line if standing.error else standing.why
 
 
 def _ranges(numbers: Sequence[int]) -> str:

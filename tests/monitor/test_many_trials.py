@@ -78,6 +78,15 @@ def test_a_thousand_trials_are_told_by_those_that_need_a_look(
     assert "51-999 waiting: for others of its array" in " ".join(out.split())
 
 
+def test_of_many_that_are_held_one_sentence_tells_how_to_let_them_go(
+    many: MadeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = (f"{number - 1} PENDING JobHeldUser - 0:00 0" for number in range(RUNNING + 1, 1000))
+    slurm(monkeypatch, squeue=queue(*held, "998 SUSPENDED None n1 1:00 0"), sacct="")
+    out = shown(many, capsys)
+    assert re.findall("scontrol [a-z]+ [0-9_]+", out) == ["scontrol release 123", "scontrol resume 123_998"]
+
+
 def test_what_is_asked_for_is_shown_whole(many: MadeRun, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(rows(shown(many, capsys, "--state", "waiting"))) == 949
     assert rows(shown(many, capsys, "--state", "done,held", "--seed", "0,199", "--fold", "1,4")) == [
