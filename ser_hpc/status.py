@@ -1,5 +1,6 @@
 """`python -m ser_hpc.status RUN`: where every trial of a run stands, and what went wrong.
 
+  --state S   only trials in these states, as failed,running; --seed and --fold likewise
   --watch     look again every few seconds until nothing runs or waits
   --logs K    the end of the log of trial number K (the first column), of each of its ranks
   --cancel    stop what is queued or running
@@ -7,7 +8,7 @@
   --json      the same for programs
 
 What Slurm says comes first (squeue, then sacct); then what the trials themselves have written into the run directory, so it
-works without accounting, while Slurm is away, and for runs on this machine.
+works without accounting, while Slurm is away, and for runs on this machine. Of many trials those that need a look have a row.
 
 exit codes: 0 everything is done or still going on; 1 a trial failed for good, or is missing and not queued; 2 a mistake
 """
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ser_hpc.cluster.code import Policy
+    from ser_hpc.monitor.choice import Choice
     from ser_hpc.monitor.standing import Standing
 
 _LOG_LINES = 40
@@ -38,30 +40,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     run = RunDir(options.run)
     out = console.screen()
+    from ser_hpc.monitor.choice import choice
+
+    asked_for = choice(options.state, options.seed, options.fold)
+    if asked_for and (options.cancel or options.logs is not None):
+        what = "--cancel stops the whole run" if options.cancel else "--logs takes one trial, by its number"
+        raise UserError(f"{what}: leave out --state, --seed and --fold")
     if options.logs is not None:
         return _logs(run, options.logs)
     if options.cancel:
         return _cancel(run, out)
     if options.retry:
-        return _retry(run, out, options.code)
+        return _retry(run, out, options.code, asked_for)
     if options.watch:
         from ser_hpc.monitor.follow import follow
 
-        standings = follow(run, out)
+        standings = follow(run, out, asked_for=asked_for)
     else:
-        standings = _show(run, out, as_json=options.json)
+        standings = _show(run, out, asked_for, as_json=options.json)
     return 1 if any(standing.is_open for standing in standings) else 0
 
 
-def _show(run: RunDir, out: Console, *, as_json: bool) -> Sequence[Standing]:
+def _show(run: RunDir, out: Console, asked_for: Choice, *, as_json: bool) -> Sequence[Standing]:
     from ser_hpc.monitor import tell
     from ser_hpc.monitor.follow import look_once
 
     standings, notes = look_once(run)
     if as_json:
-        print(json.dumps(tell.to_json(run, standings, notes), indent=1, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(tell.to_json(run, standings, notes, asked_for), indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        out.print(tell.screen(run, standings, notes, time.time(), out))
+        limits = (len(standings), len(standings)) if asked_for else ()
+        out.print(tell.screen(run, standings, notes, time.time(), out, asked_for, *limits))
     return standings
 
 
@@ -100,7 +109,7 @@ def _cancel(run: RunDir, out: Console) -> int:
     return 0
 
 
-def _retry(run: RunDir, out: Console, policy: Policy) -> int:
+def _retry(run: RunDir, out: Console, policy: Policy, asked_for: Choice) -> int:
     from ser_hpc.cluster import jobs
     from ser_hpc.errors import listed
     from ser_hpc.launch import resubmit
@@ -109,9 +118,10 @@ def _retry(run: RunDir, out: Console, policy: Policy) -> int:
 
     standings, _ = look_once(run)
     busy = jobs.active(run)
-    again = [standing for standing in standings if standing.is_open and standing.trial not in busy]
+    again = [standing for standing in asked_for.of(standings) if standing.is_open and standing.trial not in busy]
     if not again:
-        out.print("Nothing to submit again: every trial is done, queued or running.")
+        which = "every trial that is asked for" if asked_for else "every trial"
+        out.print(f"Nothing to submit again: {which} is done, queued or running.")
         return 0
     exclude = failed_nodes(run, again)
     out.print(
@@ -123,6 +133,9 @@ def _retry(run: RunDir, out: Console, policy: Policy) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ser_hpc.status", description=__doc__, formatter_class=console.Help)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, as printed by the launcher")
+    parser.add_argument("--state", metavar="S", help="only trials in these states, as failed,running")
+    parser.add_argument("--seed", metavar="N", help="only trials of these seeds, as 0,3")
+    parser.add_argument("--fold", metavar="N", help="only trials of these folds")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--watch", action="store_true", help="look again every few seconds")
     what.add_argument("--logs", type=int, metavar="K", help="the end of trial number K's logs")

@@ -63,6 +63,7 @@ def _description(attempt: AttemptDir, rank: Rank, env: Mapping[str, str]) -> dic
         "job_name": env.get("SLURM_JOB_NAME") if job else None,
         "user": os.getuid(),
         "cluster": env.get("SLURM_CLUSTER_NAME") if job else None,
+        "restart": int(env.get("SLURM_RESTART_COUNT", 0)) if job else None,
         "nodes": env.get("SLURM_JOB_NODELIST", socket.gethostname()),
         "ranks": rank.size,
         "host": env.get("SLURMD_NODENAME", socket.gethostname()),

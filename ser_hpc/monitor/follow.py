@@ -10,10 +10,12 @@ from rich.live import Live
 
 from ser_hpc.cluster.jobs import job_states
 from ser_hpc.monitor import tell
+from ser_hpc.monitor.choice import EVERYTHING, Choice
 from ser_hpc.monitor.standing import Standing, look
 from ser_hpc.results.run_dir import RunDir
 
 _LOOK_S = 3.0
+_REST = 4  # times as long as it took to look: a run of many trials, or a slow disk, is not kept busy by being watched
 _ASK_SLURM_S = 20.0  # its controller serves everybody
 
 
@@ -23,23 +25,28 @@ def look_once(run: RunDir) -> tuple[tuple[Standing, ...], tuple[str, ...]]:
     return look(run, jobs, time.time()), notes
 
 
-def follow(run: RunDir, out: Console, feed: Callable[[], int] = lambda: 0) -> Sequence[Standing]:
+def follow(
+    run: RunDir, out: Console, feed: Callable[[], int] = lambda: 0, asked_for: Choice = EVERYTHING
+) -> Sequence[Standing]:
     """In a terminal the screen is drawn again; in a log each change of the headline is a line, and the screen comes last.
 
     `feed`: called whenever Slurm is asked; the number of trials that it has yet to submit.
     """
     said, asked, left = "", 0.0, 0
+    standings: tuple[Standing, ...] = ()
+    draw = tell.fitted if out.is_terminal else tell.screen
     with Live(console=out, auto_refresh=False) as live:
         while True:
-            if time.monotonic() - asked > _ASK_SLURM_S or not asked:
+            began = time.monotonic()
+            if began - asked > _ASK_SLURM_S or not asked:
                 left = feed()
                 jobs, notes = job_states(run)
                 asked = time.monotonic()
-            standings = look(run, jobs, time.time())
-            live.update(tell.screen(run, standings, notes, time.time(), out), refresh=out.is_terminal)
+            standings = look(run, jobs, time.time(), standings)
+            live.update(draw(run, standings, notes, time.time(), out, asked_for), refresh=out.is_terminal)
             if not out.is_terminal and (headline := tell.headline(standings)) != said:
                 out.print(time.strftime("%F %T"), headline, soft_wrap=True)
                 said = headline
             if not left and all(standing.state == "done" or standing.is_open for standing in standings):
                 return standings
-            time.sleep(_LOOK_S)
+            time.sleep(max(_LOOK_S, _REST * (time.monotonic() - began)))

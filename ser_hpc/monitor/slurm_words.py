@@ -7,7 +7,8 @@ import re
 _WAITS_FOR = (
     (r"Priority", "jobs of higher priority"),
     (r"Resources", "free nodes"),
-    (r"BeginTime|Cleaning", "Slurm's pause after a requeue"),
+    (r"BeginTime", "its begin time, which Slurm sets a little ahead when it requeues"),
+    (r"Cleaning", "its earlier start to be cleaned up"),
     (r"JobArrayTaskLimit", "others of its array, as cluster.parallel asks"),
     (r"QOSGrp.*|QOSUsageThreshold", "other jobs of its QOS, which is used up"),
     (r"QOS.*", "other jobs of yours: its QOS limits what you may use at a time"),
@@ -31,6 +32,20 @@ _ENDED = {
     "TIMEOUT": "its job's time limit came before it had stopped by itself",
 }
 
+_EXIT_CODES = {
+    "0:53": "Slurm could not open its log there: the folder is not to be seen from that node, or its disk is full",
+    "126:0": "a command of its script may not be executed there",
+    "127:0": "a command of its script was not found there",
+}
+_SIGNALS = {
+    4: "illegal instruction: the node's CPU lacks what a program was built for",
+    6: "a program gave up, SIGABRT",
+    7: "bus error: often no room in /dev/shm, or a file that was cut off under it",
+    9: "killed, SIGKILL: often for its memory",
+    11: "segmentation fault",
+    15: "ended by SIGTERM",
+}
+
 
 def waits_for(reason: str) -> str:
     """Of squeue's reason for a job that is pending: `for free nodes (Resources)`."""
@@ -43,6 +58,26 @@ def is_held(state: str, reason: str) -> bool:
     return state in ("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD") or "held" in reason.lower()
 
 
-def ended(state: str, exit_code: str | None) -> str:
-    """Of a job that has ended: what that means for its trial."""
-    return _ENDED.get(state) or f"its job ended as {state}" + (f" with exit code {exit_code}" if exit_code else "")
+def suspended(state: str, job: str) -> str | None:
+    """Of a job that has its nodes and stands still: why, and what lets it go on. None: it does not."""
+    return {
+        "SUSPENDED": f"by Slurm for another job, or because somebody asked: then scontrol resume {job} lets it go on",
+        "STOPPED": f"its processes were stopped (SIGSTOP); to let them go on: scancel --signal=CONT {job}",
+    }.get(state)
+
+
+def ended(state: str, exit_code: str | None, *, began: bool = True) -> str:
+    """Of a job that has ended: what that means for its trial. `began`: an attempt of it had begun."""
+    if state == "CANCELLED" and not began:
+        return "cancelled before it began"
+    return _ENDED.get(state) or f"its job ended as {state}" + (f" with exit code {_explained(exit_code)}" if exit_code else "")
+
+
+def _explained(exit_code: str) -> str:
+    """Slurm's `code:signal`, and what is known of it; a shell tells of a signal by 128 and more."""
+    code, _, number = exit_code.partition(":")
+    if not (code.isdecimal() and number.isdecimal()):
+        return exit_code
+    killed_by = int(number) or max(0, int(code) - 128)
+    words = _EXIT_CODES.get(exit_code) or _SIGNALS.get(killed_by)
+    return f"{exit_code} ({words})" if words else exit_code

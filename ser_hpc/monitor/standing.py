@@ -1,84 +1,28 @@
-"""Where each trial stands: what Slurm says of its job, held against what its attempts have written down.
-
-done                           its marker is there
-running, starting, ending      a job or a process of it is at work
-waiting, requeued, held        queued: for the first time; again, after an attempt; until somebody releases it
-lost                           it should be running, and gives no sign of life
-failed, stopped, not started   nothing of it is queued or running
-unknown                        Slurm cannot be asked, and the trial's own files do not tell
-"""
+"""Where each trial of a run stands: its state (done, or as in monitor/states.py), how far it is, and what went wrong."""
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ser_hpc.cluster import starts
-from ser_hpc.cluster.slurm_queue import UNKNOWN, JobState
-from ser_hpc.files import read_json
-from ser_hpc.monitor.logs import Cause, find_cause, log_files
-from ser_hpc.monitor.slurm_words import ended, is_held, waits_for
-from ser_hpc.results.endings import End, how_it_ended
-from ser_hpc.results.run_dir import AttemptDir, RunDir, Trial, TrialDir
+from ser_hpc.cluster.slurm_queue import JobState
+from ser_hpc.cluster.submissions import Submission, submissions
+from ser_hpc.monitor.attempts import Attempt, read, said
+from ser_hpc.monitor.cause_words import Cause
+from ser_hpc.monitor.logs import find_cause, log_files
+from ser_hpc.monitor.states import RUNNING, Known, state_of
+from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
 
-RUNNING = ("running", "starting", "ending")
-QUEUED = ("waiting", "requeued", "held")
-_SLURM_QUEUED = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
-_CLOCKS_DIFFER_S = 60.0
-_NO_PROCESS_S = 30.0
+_READERS = 16
 _HANG_MINUTES = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """An attempt as it has written itself down. `last_sign`: when it last wrote, in epoch seconds."""
-
-    number: int
-    told: Mapping[str, Any]
-    progress: Mapping[str, Any]
-    end: End
-    last_sign: float
-
-    @property
-    def started(self) -> float:
-        return float(self.told.get("started") or 0.0)
-
-    @property
-    def has_ended(self) -> bool:
-        return self.end.how != "killed"
-
-    @property
-    def nodes(self) -> str:
-        """As Slurm writes them: `n[1-2]`."""
-        nodes = self.told.get("nodes") or self.told.get("host") or ""
-        return nodes if isinstance(nodes, str) else ",".join(nodes)
-
-    @property
-    def is_here(self) -> bool:
-        """Without Slurm, on this machine."""
-        return self.told.get("job") is None and self.told.get("host") == socket.gethostname()
-
-    @property
-    def process_is_gone(self) -> bool:
-        return self.is_here and not Path(f"/proc/{self.told.get('pid')}").exists()
-
-    @property
-    def who_to_stop(self) -> tuple[str, int]:
-        """Host and process id: the launcher, which stops every trial, where it can be seen; else the trial's own process."""
-        process = int(self.told["pid"])
-        if self.is_here:
-            with suppress(OSError, ValueError):
-                parent = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-                command = Path(f"/proc/{parent}/cmdline").read_bytes()
-                if b"ser_hpc.launch" in command or b"ser_hpc.status" in command:  # the latter after --retry
-                    return str(self.told["host"]), parent
-        return str(self.told["host"]), process
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +30,7 @@ class Standing:
     """One trial. `number` counts the run's trials from 1; `why` says in words what `state` does not.
 
     `progress`: the newest that its attempts know, as in progress.json. `left_s`: seconds until it is trained, where known;
-    `took_s`: seconds that a trial which is done took.
+    `took_s`: seconds that a trial which is done took; `is_untried`: no attempt of its newest job has begun.
     """
 
     number: int
@@ -99,11 +43,17 @@ class Standing:
     left_s: float | None = None
     took_s: float | None = None
     error: Cause | None = None
-    logs: tuple[Path, ...] = ()
+    is_untried: bool = False
+    find_logs: Callable[[], tuple[Path, ...]] = tuple
+
+    @property
+    def logs(self) -> tuple[Path, ...]:
+        """Those of its newest start, rank by rank. Each call looks for them."""
+        return self.find_logs()
 
     @property
     def nodes(self) -> str:
-        if self.job is not None and self.job.nodes and self.state in RUNNING:
+        if self.job is not None and self.job.nodes and (self.state in (*RUNNING, "suspended") or self.is_untried):
             return self.job.nodes
         return self.attempts[-1].nodes if self.attempts else ""
 
@@ -127,13 +77,24 @@ class Standing:
         return self.state in RUNNING and not self.has_job
 
 
-def look(run: RunDir, jobs: Mapping[Trial, JobState], now: float) -> tuple[Standing, ...]:
-    """Every trial of the plan, in its order. `now`: epoch seconds. Raises UserError if this is no run directory."""
+def look(run: RunDir, jobs: Mapping[Trial, JobState], now: float, before: Sequence[Standing] = ()) -> tuple[Standing, ...]:
+    """Every trial of the plan, in its order. `now`: epoch seconds. Raises UserError if this is no run directory.
+
+    `before`: of an earlier look at this run; what was done then is not read again.
+    """
     lost_after_s = _lost_after(run)
-    standings = [
-        _look(run, run.trial(trial), number, jobs.get(trial), now, lost_after_s)
-        for number, trial in enumerate(run.trials(), start=1)
-    ]
+    submitted = {submission.job: submission for submission in submissions(run)}
+    done = {standing.trial: standing for standing in before if standing.state == "done"}
+
+    def one(number: int, trial: Trial) -> Standing:
+        place, job = run.trial(trial), jobs.get(trial)
+        if trial in done and place.is_done:
+            return replace(done[trial], number=number, job=job)
+        return _look(place, number, job, submitted.get(job.array) if job else None, now, lost_after_s)
+
+    trials = run.trials()
+    with ThreadPoolExecutor(_READERS) as pool:  # thousands of small files: on a network's file system each one is a wait
+        standings = list(pool.map(one, range(1, len(trials) + 1), trials))
     if any(standing.runs_without_slurm for standing in standings):
         standings = [
             replace(standing, state="waiting", why="for the trials that run here")
@@ -161,96 +122,51 @@ def failed_nodes(run: RunDir, standings: Iterable[Standing]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _look(run: RunDir, place: TrialDir, number: int, job: JobState | None, now: float, lost_after_s: float) -> Standing:
-    attempts = tuple(_read(attempt) for attempt in place.attempts if attempt.number <= place.current.number)
+def _look(
+    place: TrialDir, number: int, job: JobState | None, submission: Submission | None, now: float, lost_after_s: float
+) -> Standing:
+    done = said(place.done) if place.is_done else None
+    last = done.get("attempt") if done else None
+    attempts = tuple(read(attempt) for attempt in place.attempts if not isinstance(last, int) or attempt.number <= last)
     newest = attempts[-1] if attempts else None
-    state, why = ("done", "") if place.is_done else _state(job, newest, now, lost_after_s)
-    if state in ("failed", "stopped") and job is not None and (told := starts.given_up(run, job.job)) is not None:
-        state, why = "failed", told
-    # What a new attempt does not know yet is what the one before it knew.
-    progress = {key: value for attempt in attempts for key, value in attempt.progress.items() if value is not None}
-    logs = log_files(run, place.trial, newest.told if newest else {"job": job and job.job})
-    standing = Standing(number, place.trial, state, why, job, attempts, progress, logs=logs)
-    if state == "done":
-        return replace(standing, took_s=_json(place.done).get("seconds"))
-    left_s = newest.progress.get("seconds_left") if newest else None
-    if newest and state == "running" and left_s is not None:
-        return replace(standing, left_s=max(0.0, left_s - (now - newest.last_sign)))
-    if state in ("failed", "lost") or (newest and state == "requeued" and newest.end.how != "stopped"):
-        return replace(standing, error=find_cause(logs, newest.end.error if newest else None))
-    return standing
+    known = Known(job, newest, submission.when if submission else None, now, lost_after_s)
+    folders = {submission.job: submission.mark} if submission and submission.job and submission.mark else {}
+    where, why = ("done", "") if done is not None else state_of(known)
+    if where in ("failed", "stopped") and job is not None and (given_up := starts.given_up(place.run, job.job)) is not None:
+        where, why = "failed", given_up
+    # Until a job has come to an attempt, its own log is what there is to read; while it waits, that of the attempt before.
+    of_job = {"job": job.job} if job and known.is_untried and not (newest and known.is_queued) else None
+    standing = Standing(
+        number=number,
+        trial=place.trial,
+        state=where,
+        why=why,
+        job=job,
+        attempts=attempts,
+        # What a new attempt does not know yet is what the one before it knew.
+        progress={key: value for attempt in attempts for key, value in attempt.progress.items() if value is not None},
+        left_s=_left_s(newest, now) if newest and where == "running" else None,
+        took_s=done.get("seconds") if done else None,
+        is_untried=done is None and known.is_untried,
+        find_logs=partial(log_files, place.run, place.trial, of_job or (newest.told if newest else {}), folders),
+    )
+    return _with_cause(standing, known)
 
 
-def _state(job: JobState | None, newest: Attempt | None, now: float, lost_after_s: float) -> tuple[str, str]:
-    """A state of the list above, and why."""
-    if job is not None and not job.is_active:
-        of_it = newest is None or str(newest.told.get("job")).split("_")[0] == job.array
-        if of_it and (newest is None or not newest.has_ended):
-            return "stopped" if job.state == "CANCELLED" else "failed", ended(job.state, job.exit_code)
-    if job is None or not job.is_active:
-        return _by_itself(newest, now, lost_after_s)
-    if job.state == UNKNOWN:
-        state, why = _by_itself(newest, now, lost_after_s)
-        return (state, why) if state in ("running", "starting", "failed") else ("unknown", "it may be queued")
-    if job.state in _SLURM_QUEUED:
-        return _queued(job, newest)
-    if job.state == "COMPLETING":
-        return "ending", ""
-    return _on_nodes(job, newest, now, lost_after_s)
+def _left_s(newest: Attempt, now: float) -> float | None:
+    told = newest.progress.get("seconds_left")
+    return None if told is None else max(0.0, told - (now - newest.last_sign))
 
 
-def _queued(job: JobState, newest: Attempt | None) -> tuple[str, str]:
-    if is_held(job.state, job.reason):
-        return "held", f"Slurm holds it ({job.reason}); to let it start: scontrol release {job.job}"
-    if newest is None:
-        return "waiting", waits_for(job.reason)
-    before = {"stopped": "stopped, its state is saved", "killed": "was killed without a word"}
-    return "requeued", f"{before.get(newest.end.how, newest.end.how)}; waits {waits_for(job.reason)}"
-
-
-def _on_nodes(job: JobState, newest: Attempt | None, now: float, lost_after_s: float) -> tuple[str, str]:
-    """Slurm says that it runs."""
-    began = now - (job.elapsed_s or 0.0)
-    at_work = newest is not None and newest.started > began - _CLOCKS_DIFFER_S
-    silent_s = now - (newest.last_sign if newest is not None and at_work else began)
-    if silent_s > lost_after_s:
-        return "lost", f"no sign of life for {silent_s / 60:.0f} min, although Slurm says that it runs on {job.nodes}"
-    if newest is None or not at_work:
-        return "starting", ""
-    if newest.has_ended:
-        return "ending", ""
-    return ("starting" if newest.progress.get("state", "starting") == "starting" else "running"), ""
-
-
-def _by_itself(newest: Attempt | None, now: float, lost_after_s: float) -> tuple[str, str]:
-    """From its own files, when there is no job to ask for."""
-    if newest is None:
-        return "not started", "nothing of it is queued"
-    if newest.end.how in ("failed", "hung", "lost"):
-        return "failed", {"failed": "", "hung": "it hung", "lost": "another of its ranks was lost"}[newest.end.how]
-    if newest.has_ended:
-        return "stopped", "its state is saved; nothing of it is queued"
-    silent_s = now - newest.last_sign
-    if silent_s > lost_after_s or (silent_s > _NO_PROCESS_S and newest.process_is_gone):
-        return "lost", f"no sign of life for {silent_s / 60:.0f} min" + (
-            "; its process is gone" if newest.process_is_gone else ""
-        )
-    return ("starting" if newest.progress.get("state", "starting") == "starting" else "running"), ""
-
-
-def _read(attempt: AttemptDir) -> Attempt:
-    told, progress = _json(attempt.attempt), _json(attempt.progress)
-    last_sign = max(float(told.get("started") or 0.0), float(progress.get("updated") or 0.0))
-    return Attempt(attempt.number, told, progress, how_it_ended(attempt), last_sign)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """What a file says; nothing, where it is not there or was cut off by a kill."""
-    with suppress(OSError, ValueError):
-        value = read_json(path)
-        if isinstance(value, dict):
-            return value
-    return {}
+def _with_cause(standing: Standing, known: Known) -> Standing:
+    """What went wrong, where something did: of a job that ended before an attempt of it began, from its log alone."""
+    end = known.newest.end if known.newest and not known.is_untried else None
+    again = standing.state == "requeued" and (end is None or end.how != "stopped")
+    if standing.state not in ("failed", "lost") and not again:
+        return standing
+    logs = standing.logs
+    why = standing.why + "; it has left no log" * (known.is_untried and standing.state == "failed" and not logs)
+    return replace(standing, why=why, error=find_cause(logs, end.error if end else None))
 
 
 def _lost_after(run: RunDir) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,36 +14,81 @@ from rich.table import Table
 from rich.text import Text
 
 from ser_hpc.errors import counted
-from ser_hpc.monitor.standing import QUEUED, RUNNING, Standing
+from ser_hpc.monitor.choice import EVERYTHING, ORDER, Choice, that_need_a_look
+from ser_hpc.monitor.standing import Standing
+from ser_hpc.monitor.states import QUEUED, RUNNING
 from ser_hpc.results.run_dir import RunDir
 
 _COLOURS = {"done": "green", "failed": "red", "lost": "red", "held": "yellow", "stopped": "yellow", "unknown": "yellow"}
+_COLOURS |= {"suspended": "yellow"}
 _COLOURS |= dict.fromkeys(RUNNING, "cyan") | dict.fromkeys(("waiting", "not started"), "dim")
 
+MOST_ROWS = 60
+MOST_CAUSES = 20
+_MOST_RANGES = 4
 
-def screen(run: RunDir, standings: Sequence[Standing], notes: Iterable[str], now: float, out: Console) -> RenderableType:
-    """Everything that the status command shows, for the width of `out`. `now`: epoch seconds."""
-    table = _table(standings, with_steps=True)
-    if out.measure(table, options=out.options.update(width=1000)).maximum > out.width:
-        table = _table(standings, with_steps=False)
+
+def screen(
+    run: RunDir,
+    standings: Sequence[Standing],
+    notes: Iterable[str],
+    now: float,
+    out: Console,
+    asked_for: Choice = EVERYTHING,
+    most: int = MOST_ROWS,
+    causes: int = MOST_CAUSES,
+) -> RenderableType:
+    """Everything that the status command shows, for the width of `out`. `now`: epoch seconds.
+
+    Of the whole run the headline; rows of the trials `asked_for`, and of more than `most` only of those that need a look.
+    `causes`: so many different things are said of them at most.
+    """
+    chosen = asked_for.of(standings)
+    rows = chosen if len(chosen) <= most else that_need_a_look(chosen)[:most]
     parts: list[RenderableType] = [Text(f"{run.path.resolve().name}: {headline(standings)}", style="bold")]
     if words := when(standings, now):
         parts.append(Text(words))
-    parts += [table, *_details(standings)]
-    if example := next((standing.number for standing in standings if standing.is_open and standing.logs), None):
+    parts += [_table_for(out, rows)] if rows else []
+    if not chosen:
+        parts.append(Text("No trial is what --state, --seed and --fold ask for."))
+    parts += _left_out(chosen, rows)
+    parts += _details(chosen, causes)
+    if example := next((standing.number for standing in chosen if standing.is_open and standing.logs), None):
         parts.append(Text(f"\nTo read on: --logs {example}. To submit again what failed or is missing: --retry."))
     return Group(*parts, *(Text(f"note: {note}", style="yellow") for note in notes))
+
+
+def fitted(
+    run: RunDir, standings: Sequence[Standing], notes: Sequence[str], now: float, out: Console, asked_for: Choice
+) -> RenderableType:
+    """As `screen`, but not higher than the terminal: rows are left out, the least telling first, and then causes."""
+    shown: RenderableType = ""
+    for causes in (MOST_CAUSES, 6, 3, 1, 0):
+        rows, fewest = out.height, 3 if causes else 1
+        while True:
+            shown = screen(run, standings, notes, now, out, asked_for, rows, causes)
+            over = len(out.render_lines(shown)) - (out.height - 1)  # a terminal keeps a line for the cursor
+            if over <= 0:
+                return shown
+            if rows <= fewest:
+                break
+            rows = max(fewest, min(rows, len(standings)) - over)
+    return shown
 
 
 def headline(standings: Sequence[Standing]) -> str:
     """`15 trials: 3 done, 2 running, 10 waiting`."""
     counts: dict[str, int] = dict.fromkeys(("done", "running"), 0)
     for standing in standings:
-        state = "running" if standing.state in RUNNING else standing.state
+        state = _in_short(standing.state)
         counts[state] = counts.get(state, 0) + 1
     if counts["done"] == len(standings):
         return f"{counted(len(standings), 'trial')}, all done"
-    return f"{counted(len(standings), 'trial')}: " + ", ".join(f"{number} {state}" for state, number in counts.items())
+    return f"{counted(len(standings), 'trial')}: " + ", ".join(f"{number:,} {state}" for state, number in counts.items())
+
+
+def _in_short(state: str) -> str:
+    return "running" if state in RUNNING else state
 
 
 def when(standings: Sequence[Standing], now: float) -> str:
@@ -92,8 +138,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} d"
 
 
-def to_json(run: RunDir, standings: Sequence[Standing], notes: Iterable[str]) -> dict[str, Any]:
-    """The same for programs; seconds and epoch seconds."""
+def to_json(run: RunDir, standings: Sequence[Standing], notes: Iterable[str], asked_for: Choice = EVERYTHING) -> dict[str, Any]:
+    """The same for programs, every trial that is asked for; seconds and epoch seconds."""
     return {
         "run": str(run.path.resolve()),
         "notes": list(notes),
@@ -114,7 +160,7 @@ def to_json(run: RunDir, standings: Sequence[Standing], notes: Iterable[str]) ->
                 "job": asdict(standing.job) if standing.job else None,
                 "logs": [str(path) for path in standing.logs],
             }
-            for standing in standings
+            for standing in asked_for.of(standings)
         ],
     }
 
@@ -151,29 +197,63 @@ def _so_far(standing: Standing, counter: str) -> str:
     return f"{min(done + 1, of) if counter == 'epoch' and standing.state != 'done' else done}/{of}"
 
 
-def _details(standings: Sequence[Standing]) -> list[RenderableType]:
-    """What the rows do not say, once for all trials of which it is true."""
-    groups: dict[tuple[str, str], list[int]] = {}
+def _table_for(out: Console, rows: Sequence[Standing]) -> Table:
+    """With as many columns as there is room for."""
+    table = _table(rows, with_steps=True)
+    if out.measure(table, options=out.options.update(width=1000)).maximum > out.width:
+        return _table(rows, with_steps=False)
+    return table
+
+
+def _left_out(chosen: Sequence[Standing], rows: Sequence[Standing]) -> list[RenderableType]:
+    """How many of each state have no row, and how to see them."""
+    told = {standing.number for standing in rows}
+    left = Counter(_in_short(standing.state) for standing in chosen if standing.number not in told)
+    if not left:
+        return []
+    how = ", ".join(f"{state.replace(' ', '-')} ({count:,})" for state, count in left.items())
+    return [Text(f"{'and ' if rows else ''}{sum(left.values()):,} more: --state {how}")]
+
+
+def _details(standings: Sequence[Standing], most: int) -> list[RenderableType]:
+    """What the rows do not say, once for all trials of which it is true; of what is worst first where that is too much."""
+    groups: dict[tuple[str, str], list[Standing]] = {}
     for standing in standings:
-        words = standing.error.line if standing.error else standing.why
-        if words:
-            groups.setdefault((standing.state, words), []).append(standing.number)
+        if words := _words(standing):
+            job = standing.job
+            # To release or resume several elements one names their array.
+            groups.setdefault((standing.state, words.replace(job.job, job.array) if job else words), []).append(standing)
+    told = list(groups.items())
+    if len(told) > most:
+        told = sorted(told, key=lambda group: ORDER.index(group[0][0]))[:most]
     table = Table.grid(padding=(0, 1))
     table.add_column(justify="right")
-    for (state, words), numbers in groups.items():
-        table.add_row(Text(_ranges(numbers), style="bold"), Text.assemble((state, _COLOURS.get(state, "")), ": ", words))
-    return ["", table] if groups else []
+    for (state, words), those in told:
+        words = words if len(those) > 1 else _words(those[0])
+        numbers = _ranges([standing.number for standing in those])
+        table.add_row(Text(numbers, style="bold"), Text.assemble((state, _COLOURS.get(state, "")), ": ", words))
+    left = len(groups) - len(told)
+    more = [Text(f"and {counted(left, 'other reason')}: ask for fewer trials, as by --state failed")] if left else []
+    return ["", table, *more] if told else []
+
+
+def _words(standing: Standing) -> str:
+    return standing.error.line if standing.error else standing.why
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """`1, 4-6`."""
+    """`1, 4-6`; of many ranges the first and how many trials are in the others."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][1] + 1:
             parts[-1][1] = number
         else:
             parts.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+    words = [str(first) if first == last else f"{first}-{last}" for first, last in parts]
+    if len(words) <= _MOST_RANGES:
+        return ", ".join(words)
+    left = sum(last - first + 1 for first, last in parts[_MOST_RANGES - 1 :])
+    return ", ".join(words[: _MOST_RANGES - 1]) + f" and {left:,} more"
 
 
 def _clock(seconds: float) -> str:

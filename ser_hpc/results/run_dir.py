@@ -125,7 +125,7 @@ class TrialDir:
     @property
     def attempts(self) -> tuple[AttemptDir, ...]:
         """Oldest first."""
-        found = (re.fullmatch(r"attempt_(\d{4,})", path.name) for path in self.path.glob("attempt_[0-9]*"))
+        found = (re.fullmatch(r"attempt_(\d{4,})", name) for name in _names_in(self.path))
         return tuple(self.attempt(number) for number in sorted(int(name[1]) for name in found if name))
 
     def attempt(self, number: int) -> AttemptDir:
@@ -152,6 +152,14 @@ class TrialDir:
             with suppress(FileExistsError):
                 attempt.path.mkdir()
                 return attempt
+
+
+def _names_in(folder: Path) -> list[str]:
+    """What lies in a folder; nothing, where there is none."""
+    try:
+        return [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _attempt_name(number: int) -> str:
@@ -211,10 +219,9 @@ class RunDir:
 
     def begun(self) -> list[Trial]:
         """The trials that have a folder, whatever a plan says."""
-        found = (
-            re.fullmatch(r"seed_(\d+)/fold_(\d+)", path.relative_to(self.path).as_posix()) for path in self.path.glob("*/*")
-        )
-        return sorted(Trial(int(names[1]), int(names[2])) for names in found if names)
+        seeds = [seed for name in _names_in(self.path) if (seed := re.fullmatch(r"seed_(\d+)", name))]
+        found = ((seed, re.fullmatch(r"fold_(\d+)", name)) for seed in seeds for name in _names_in(self.path / seed[0]))
+        return sorted(Trial(int(seed[1]), int(fold[1])) for seed, fold in found if fold)
 
     def read_plan(self) -> dict[str, Any]:
         """The plan as written by the launcher. Raises UserError if this is no run directory."""

@@ -244,3 +244,16 @@ def test_numbers_of_attempts_are_never_given_twice(tmp_path: Path) -> None:
         thread.join()
     assert sorted(numbers) == list(range(1, 161))
     assert [attempt.number for attempt in trial.attempts if attempt.is_superseded] == list(range(1, 160))
+
+
+def test_an_attempt_says_which_start_of_its_job_it_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By which status tells a start that has not come so far from one that is silent. A launcher's trial has no job."""
+    for name in ("SER_HPC_LAUNCH", "SLURM_ARRAY_JOB_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    trial, told = TrialDir(tmp_path / "seed_0" / "fold_0", TRIAL), []
+    for name, value in (("SER", ""), ("SLURM_RESTART_COUNT", "2"), ("SER_HPC_LAUNCH", "x")):
+        monkeypatch.setenv(name, value)
+        about = read_json(attempts.claim(trial, Rank(0, 1, 0, 1)).attempt)
+        told.append((about["job"], about["restart"]))
+    assert told == [("7", 0), ("7", 2), (None, None)]

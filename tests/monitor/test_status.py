@@ -2,113 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
+from made_run import MIN, MadeRun, queue, slurm, states, told
 
 from ser_hpc import launch, report, status
-from ser_hpc.cluster import jobs, slurm_queue
-from ser_hpc.cluster.slurm_queue import SlurmError
-from ser_hpc.cluster.submissions import Submission, record
 from ser_hpc.errors import UserError
 from ser_hpc.files import write_json, write_text
 from ser_hpc.monitor import follow
-from ser_hpc.results.run_dir import RunDir, Trial
-
-MIN = 60.0
-
-
-class MadeRun:
-    """A run directory of `seeds` x 5 folds as the launcher and its jobs leave it, without any of them."""
-
-    def __init__(self, path: Path, seeds: int = 3) -> None:
-        self.run = RunDir(path)
-        self.trials = [Trial(seed, fold) for seed in range(seeds) for fold in range(5)]
-        write_json(self.run.plan, {"trials": [{"seed": t.seed, "fold": t.fold} for t in self.trials]})
-        write_text(self.run.settings, "train: {hang_minutes: 30}\n")
-
-    def submit(self, array: str = "123", trials: Sequence[Trial] | None = None) -> None:
-        elements = {number: (trial,) for number, trial in enumerate(self.trials if trials is None else trials)}
-        when = time.time() - 200 * MIN
-        record(self.run, Submission("trials", "ser-x", when, elements, job=array, user=0))
-        record(self.run, Submission("report", "report-x", when, job=str(int(array) + 1), user=0))
-
-    def attempt(
-        self,
-        number: int,
-        *,
-        began: float,
-        until: float = 0.0,
-        job: bool = True,
-        node: str = "n1",
-        state: str = "training",
-        end: str | None = None,
-        error: str | None = None,
-        step: int = 400,
-        uar: float | None = 0.5,
-        left: float | None = 1800.0,
-        log: Sequence[str] = (),
-        pid: int = 1,
-    ) -> None:
-        """Another attempt of the `number`-th trial: it began `began` minutes ago and wrote last `until` minutes ago."""
-        trial = self.trials[number - 1]
-        attempt = self.run.trial(trial).claim()
-        name = f"123_{number - 1}" if job else None
-        write_json(
-            attempt.attempt,
-            {
-                "number": attempt.number,
-                "job": name,
-                "nodes": node,
-                "host": node,
-                "pid": pid,
-                "started": time.time() - began * MIN,
-            },
-        )
-        progress = {"state": state, "step": step, "steps": 1200, "epoch": step // 20, "epochs": 60}
-        progress |= {"best_dev_uar": uar, "seconds_left": left, "updated": time.time() - until * MIN}
-        write_json(attempt.progress, progress)
-        if end is not None:
-            write_json(attempt.end, {"how": end, "error": error, "host": node, "when": time.time() - until * MIN})
-        if end == "done":
-            write_json(self.run.trial(trial).done, {"attempt": attempt.number, "seconds": (began - until) * MIN})
-        for rank, text in enumerate(log):
-            where = self.run.jobs / "trials" / f"{name}_{rank}_log.out"
-            write_text(where if job else self.run.jobs / f"seed_{trial.seed}-fold_{trial.fold}.log", text)
-
-
-def queue(*lines: str) -> str:
-    """squeue's answer: element, state, reason, node, time used, restarts."""
-    rows = []
-    for line in lines:
-        element, state, reason, node, used, restarts = line.split()
-        rows.append(f"123_{element}|0|ser-x|{state}|{reason}|{node.strip('-')}|{used}|2:00:00|{restarts}|0|||\n")
-    return "".join(rows)
-
-
-def slurm(monkeypatch: pytest.MonkeyPatch, **answers: str) -> list[tuple[str, ...]]:
-    """Let Slurm's commands answer this, and be missing otherwise; returns what they are asked."""
-    asked = []
-
-    def answer(*command: str) -> str:
-        asked.append(command)
-        if command[0] not in answers:
-            raise SlurmError(f"there is no {command[0]} on this machine")
-        return answers[command[0]].replace("|", "\x1f")
-
-    for module in (jobs, slurm_queue):
-        monkeypatch.setattr(module, "ask_slurm", answer)
-    return asked
-
 
 BEGIN = "submitit INFO (2026-11-21 12:35:07,424) - Starting with JobEnvironment(job_id=123_4, hostname=n2, local_rank=0(2))\n"
 FELLOW = """\
@@ -159,18 +67,6 @@ NIGHT = queue(
 def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeRun:
     slurm(monkeypatch, squeue=NIGHT)
     return at_night(tmp_path / "x")
-
-
-def told(made: MadeRun, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dict[str, Any]]]:
-    """Exit code and trials of `--json`."""
-    capsys.readouterr()
-    code = status.main([str(made.run.path), "--json"])
-    return code, json.loads(capsys.readouterr().out)["trials"]
-
-
-def states(made: MadeRun, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
-    code, trials = told(made, capsys)
-    return code, [trial["state"] for trial in trials]
 
 
 def test_every_trial_has_a_row_with_its_state(night: MadeRun, capsys: pytest.CaptureFixture[str]) -> None:
