@@ -74,14 +74,14 @@ def gpus_per_node(cluster: ClusterSettings) -> int:
 def scripts(run: RunDir, num_jobs: int, cluster: ClusterSettings, environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """Name and exact text of the batch scripts of `num_jobs` trials and of their report, as `submit` hands them to sbatch.
 
-    ARRAY_JOB_ID stands for the number that Slurm will give the trials' job, MARK for what makes a submission's names its own.
+    ARRAY_JOB_ID stands for the number that Slurm will give the trials' job, THE_MARK for what makes its names its own.
     Writes nothing.
     """
     here = RunDir(run.path.resolve())
     dependency = "afterany:ARRAY_JOB_ID"
     return [
-        ("trials", _trials_script(here, "MARK", num_jobs, cluster, environment)),
-        ("report", _report_script(here, "MARK", dependency, cluster, environment)),
+        ("trials", _trials_script(here, "THE_MARK", num_jobs, cluster, environment)),
+        ("report", _report_script(here, "THE_MARK", dependency, cluster, environment)),
     ]
 
 

@@ -143,7 +143,7 @@ def test_the_printed_scripts_are_the_submitted_ones(tmp_path: Path, sbatch: Path
         report = submit_report(run, [str(made.job)], site, environment, lock)
     assert (made.job, report.job, made.code, len(made.elements)) == ("1", "2", "0123", count)
     for number, known, (_, text) in zip((1, 2), (made, report), printed, strict=True):
-        expected = text.replace("afterany:ARRAY_JOB_ID", "afterany:1").replace("MARK", str(known.mark))
+        expected = text.replace("afterany:ARRAY_JOB_ID", "afterany:1").replace("THE_MARK", str(known.mark))
         assert (sbatch / f"{number}.sh").read_text() == expected
 
 
