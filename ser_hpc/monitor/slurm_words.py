@@ -33,7 +33,6 @@ _ENDED = {
 }
 
 _EXIT_CODES = {
-    "0:53": "Slurm could not open its log there: the folder is not to be seen from that node, or its disk is full",
     "126:0": "a command of its script may not be executed there",
     "127:0": "a command of its script was not found there",
 }
@@ -44,6 +43,7 @@ _SIGNALS = {
     9: "killed, SIGKILL: often for its memory",
     11: "segmentation fault",
     15: "ended by SIGTERM",
+    53: "Slurm could not open its log there: the folder is not to be seen from that node, or its disk is full",  # Slurm's own
 }
 
 

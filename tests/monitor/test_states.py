@@ -121,6 +121,7 @@ def test_a_restart_is_known_by_its_count_whatever_the_clocks_say(
     ("status_of_it", "words"),
     [
         ("53", "0:53 (Slurm could not open its log"),
+        (str(15 * 256 + 53), ":53 (Slurm could not open its log"),  # as squeue of a real Slurm 22.05 writes it
         (str(127 * 256), "127:0 (a command of its script was not found"),
         (str(126 * 256), "126:0 (a command of its script may not be executed"),
         ("9", "0:9 (killed, SIGKILL"),
