@@ -1,8 +1,9 @@
 """The caller's Slurm variables: what an allocation, a profile or an earlier job left in the environment is no word to us.
 
 sbatch, srun, squeue and others take options from variables, and these win over a batch script. Jobs submitted from within an
-allocation inherit them as well (`--export=ALL`), and their srun obeys them or refuses to start. Settings are the one way to say
-what jobs ask for, so the launcher drops all that speaks to Slurm's commands, and says which of it would have mattered.
+allocation inherit them as well, and their srun obeys them or refuses to start. Settings are the one way to say what jobs ask
+for, so the launcher drops all that speaks to Slurm's commands, and says which of it would have mattered. The rest of its
+environment jobs do inherit (`--export=ALL`, which is sbatch's default): PATH, HF_HOME, proxies.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def _concluded(
     for name, text, job in tests:
         refused += _test(site, name, text, kinds is not None and _are_away(job, kinds))
     if refused and not problems:
-        refused.append("where that is so only at the moment, --queue-anyway submits without Slurm's own test")
+        refused.append("where that is so only at the moment, launch (or pack) with --queue-anyway: without Slurm's own test")
     if problems or refused:
         head = "the jobs would not run at this site, so nothing was submitted:"
         raise UserError("\n  ".join([head, *problems, *refused]))

@@ -164,6 +164,23 @@ def test_jobs_launched_from_within_an_allocation_are_those_that_were_asked_for(
 
 
 @needs_slurm
+@pytest.mark.faults
+def test_so_are_those_that_are_submitted_again(slurm: Cluster, tmp_path: Path, python: Path) -> None:
+    assert launch(slurm, [], tmp_path, f"cluster.python={python}").returncode == 0
+    name, before = the_jobs(tmp_path)
+    slurm.wait(before)
+    again = [sys.executable, "-m", "ser_hpc.status", str(tmp_path / "runs" / name), "--retry"]
+    environment = slurm.env | CALLERS | {"SLURM_MEM_PER_CPU": "100", "SBATCH_ACCOUNT": "root"}
+    done = subprocess.run(again, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "SBATCH_PARTITION=short" in done.stdout, done.stdout + done.stderr
+    assert "Account: root, from SBATCH_ACCOUNT" in done.stdout
+    _, jobs = the_jobs(tmp_path)
+    assert jobs != before
+    states = slurm.wait(jobs)
+    assert len(states) == 4 and set(states.values()) == {"COMPLETED"}
+
+
+@needs_slurm
 def test_the_script_typed_by_hand_trains_from_within_an_allocation(slurm: Cluster, tmp_path: Path, python: Path) -> None:
     path = f"PATH={python.parent}:{slurm.env['PATH']}"
     variables = ["SLURM_GPUS_PER_TASK=1", "SBATCH_EXPORT=PATH,SLURM_CONF", "SLURM_CPU_BIND=map_cpu:7", path]

@@ -31,9 +31,11 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return words
 
 
-def command(slurm: Cluster, *arguments: str | Path, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def command(slurm: Cluster, *arguments: str | Path, path: Path = ROOT, **caller: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "ser_hpc.pack", *map(str, arguments), "--workers", "1"]
-    environment = slurm.env | {"PYTHONPATH": os.pathsep.join([str(path), str(ROOT)]), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = (
+        slurm.env | caller | {"PYTHONPATH": os.pathsep.join([str(path), str(ROOT)]), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    )
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
@@ -42,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_an_array_packs_what_packing_here_packs(slurm: Cluster, tmp_path: Path, sources: list[str]) -> None:
-    """Two corpora in three jobs; a second array is refused while the first one is there, and afterwards finds nothing to do."""
+    """Two corpora in three jobs, whatever variables the caller has; a second array is refused while the first one is there."""
     out, here = tmp_path / "out", tmp_path / "here"
     jobs = ("--partition", "cpu", "--jobs", "3", "--time", "5")
     before = slurm.states()
@@ -52,7 +54,7 @@ def test_an_array_packs_what_packing_here_packs(slurm: Cluster, tmp_path: Path, 
         assert line in shown.stdout
     assert slurm.states() == before and list(tmp_path.iterdir()) == []
     slurm.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
-    first = command(slurm, *sources, out, *jobs)
+    first = command(slurm, *sources, out, *jobs, SBATCH_ARRAY_INX="0", SBATCH_EXPORT="NONE", SLURM_MEM_PER_CPU="100")
     assert first.returncode == 0, first.stderr
     array = json.loads((tmp_path / "out.jobs" / "submitted.json").read_text())["array"]
     assert f"Submitted 3 jobs as array {array}" in first.stdout and f"squeue -j {array}" in first.stdout
