@@ -22,7 +22,7 @@ import yaml
 from ser_hpc.cluster import starts
 from ser_hpc.cluster.slurm_queue import UNKNOWN, JobState
 from ser_hpc.files import read_json
-from ser_hpc.monitor.logs import Cause, find_cause, log_files
+from ser_hpc.monitor.logs import Cause, Nearness, find_cause, log_files
 from ser_hpc.monitor.slurm_words import ended, is_held, waits_for
 from ser_hpc.results.endings import End, how_it_ended
 from ser_hpc.results.run_dir import AttemptDir, RunDir, Trial, TrialDir
@@ -165,8 +165,8 @@ def _look(run: RunDir, place: TrialDir, number: int, job: JobState | None, now: 
     attempts = tuple(_read(attempt) for attempt in place.attempts if attempt.number <= place.current.number)
     newest = attempts[-1] if attempts else None
     state, why = ("done", "") if place.is_done else _state(job, newest, now, lost_after_s)
-    if state in ("failed", "stopped") and job is not None and (told := starts.given_up(run, job.job)) is not None:
-        state, why = "failed", told
+    given_up = starts.given_up(run, job.job) if job is not None and state in ("failed", "stopped") else None
+    state, why = (state, why) if given_up is None else ("failed", given_up)
     # What a new attempt does not know yet is what the one before it knew.
     progress = {key: value for attempt in attempts for key, value in attempt.progress.items() if value is not None}
     logs = log_files(run, place.trial, newest.told if newest else {"job": job and job.job})
@@ -177,7 +177,10 @@ def _look(run: RunDir, place: TrialDir, number: int, job: JobState | None, now: 
     if newest and state == "running" and left_s is not None:
         return replace(standing, left_s=max(0.0, left_s - (now - newest.last_sign)))
     if state in ("failed", "lost") or (newest and state == "requeued" and newest.end.how != "stopped"):
-        return replace(standing, error=find_cause(logs, newest.end.error if newest else None))
+        cause = find_cause(logs, newest.end.error if newest else None)
+        if given_up is not None and cause is not None and cause.nearness == Nearness.AFTERMATH:
+            cause = None  # the batch script's own words say more
+        return replace(standing, error=cause)
     return standing
 
 
