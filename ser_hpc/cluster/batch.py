@@ -43,7 +43,7 @@ ser_said() {  # the log's lines since this start
 
 ser_why() {  # the last of them that is not an account of who ended whom
   [ -z "${ser_bad:-}" ] || echo "$ser_bad"
-  ser_said | grep -a -v -E '^ *$|^(srun|slurmstepd|submitit|ser_hpc)\b' | tail -n 1 | cut -c 1-300
+  ser_said | grep -a -v -E '^ *$|^(srun|slurmstepd|submitit|ser_hpc)\b' | tail -n 1 | sed -E 's/\r$//; s/.*\r//' | cut -c 1-300
 }
 
 ser_note() {  # a line for ser_hpc.cluster.starts: when, where, exit code, what became of it, why

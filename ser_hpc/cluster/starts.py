@@ -30,7 +30,7 @@ def starts(run: RunDir, job: str) -> tuple[Start, ...]:
     found: list[Start] = []
     for path in sorted((*run.jobs.glob(f".starts-{job}"), *run.jobs.glob(f"*/.starts-{job}"))):
         try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         except OSError:
             continue
         matches = (_LINE.fullmatch(line) for line in lines)

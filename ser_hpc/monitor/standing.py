@@ -16,7 +16,7 @@ from ser_hpc.cluster import starts
 from ser_hpc.cluster.slurm_queue import JobState
 from ser_hpc.cluster.submissions import Submission, submissions
 from ser_hpc.monitor.attempts import Attempt, read, said
-from ser_hpc.monitor.cause_words import Cause
+from ser_hpc.monitor.cause_words import Cause, Nearness
 from ser_hpc.monitor.logs import find_cause, log_files
 from ser_hpc.monitor.states import RUNNING, Known, state_of
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
@@ -132,8 +132,8 @@ def _look(
     known = Known(job, newest, submission.when if submission else None, now, lost_after_s)
     folders = {submission.job: submission.mark} if submission and submission.job and submission.mark else {}
     where, why = ("done", "") if done is not None else state_of(known)
-    if where in ("failed", "stopped") and job is not None and (given_up := starts.given_up(place.run, job.job)) is not None:
-        where, why = "failed", given_up
+    given_up = starts.given_up(place.run, job.job) if job is not None and where in ("failed", "stopped") else None
+    where, why = (where, why) if given_up is None else ("failed", given_up)
     # Until a job has come to an attempt, its own log is what there is to read; while it waits, that of the attempt before.
     of_job = {"job": job.job} if job and known.is_untried and not (newest and known.is_queued) else None
     standing = Standing(
@@ -150,7 +150,7 @@ def _look(
         is_untried=done is None and known.is_untried,
         find_logs=partial(log_files, place.run, place.trial, of_job or (newest.told if newest else {}), folders),
     )
-    return _with_cause(standing, known)
+    return _with_cause(standing, known, given_up=given_up is not None)
 
 
 def _left_s(newest: Attempt, now: float) -> float | None:
@@ -158,15 +158,18 @@ def _left_s(newest: Attempt, now: float) -> float | None:
     return None if told is None else max(0.0, told - (now - newest.last_sign))
 
 
-def _with_cause(standing: Standing, known: Known) -> Standing:
+def _with_cause(standing: Standing, known: Known, *, given_up: bool) -> Standing:
     """What went wrong, where something did: of a job that ended before an attempt of it began, from its log alone."""
     end = known.newest.end if known.newest and not known.is_untried else None
     again = standing.state == "requeued" and (end is None or end.how != "stopped")
     if standing.state not in ("failed", "lost") and not again:
         return standing
     logs = standing.logs
+    cause = find_cause(logs, end.error if end else None)
+    if given_up and (cause is None or cause.nearness == Nearness.AFTERMATH):
+        return standing  # the batch script's own words say more
     why = standing.why + "; it has left no log" * (known.is_untried and standing.state == "failed" and not logs)
-    return replace(standing, why=why, error=find_cause(logs, end.error if end else None))
+    return replace(standing, why=why, error=cause)
 
 
 def _lost_after(run: RunDir) -> float:

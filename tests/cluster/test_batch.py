@@ -193,14 +193,15 @@ def test_a_ranks_last_word_counts_more_than_the_signal_that_ended_the_others(tmp
 )
 def test_what_comes_no_further_is_given_up_with_its_reason(tmp_path: Path, code: int, last: str, late: int) -> None:
     """However it ends, and however long it takes. A start that comes further begins the count anew."""
-    last = f"SECONDS={late}; {last}\necho 'FATAL: no such image'\necho 'srun: error: n1: task 0: Exited'"
+    reason = "FATAL: no such image"
+    last = f"SECONDS={late}; {last}\necho 'something else'\necho 'srun: error: n1: task 0: Exited'"
     outcomes = [FURTHER, last, last, FURTHER, last, last, last]
     for number, lines in enumerate(outcomes, start=1):
-        returned, said, calls = run(tmp_path, code, RUNNING, f"{lines}\necho 'FATAL: no such image'", **ELEMENT)
+        returned, said, calls = run(tmp_path, code, RUNNING, f"{lines}\nprintf '10 %%\\r{reason}\\r\\n'", **ELEMENT)
         assert calls.count("requeue") == min(number, 6)
         assert ("given up" in said) == (number == 7)
     assert returned == 2
-    why = f"given up after 3 starts in a row without a new step; the last: exit code {code}: FATAL: no such image"
+    why = f"given up after 3 starts in a row without a new step; the last: exit code {code}: {reason}"
     assert f"ser_hpc: {why}\n" in said and starts.given_up(of(tmp_path), "7_3") == why
 
 
