@@ -22,7 +22,6 @@ from ser_hpc.errors import UserError, listed
 
 # In these words Slurm's test refuses what would never start, and also what only cannot start now.
 _NOT_NOW = re.compile(r"node configuration is not available|node not available|down, drained|not available now|nodes are busy")
-
 _ROOM = "your limits allow {} more at the moment"
 
 
