@@ -23,6 +23,7 @@ from ser_hpc.errors import UserError, listed
 # In these words Slurm's test refuses what would never start, and also what only cannot start now.
 START_UP_S = 30  # until a trial's first step, at the least: Python, torch, shards, the ranks' meeting
 _NOT_NOW = re.compile(r"node configuration is not available|node not available|down, drained|not available now|nodes are busy")
+_ROOM = "your limits allow {} more at the moment"
 
 
 def check(
@@ -68,9 +69,6 @@ def check_packing(
         if most is not None and num_jobs > most:
             problems.append(f"--jobs {num_jobs}: {what.format(most)}")
     return _concluded(site, kinds, problems, [("packing", script, job)] if own_test else [])
-
-
-_ROOM = "your limits allow {} more at the moment"
 
 
 def choose_gpus(cluster: ClusterSettings, ask: Ask = queries.ask) -> tuple[ClusterSettings, list[str]]:
@@ -308,7 +306,7 @@ def _test(site: Site, name: str, text: str, are_away: bool) -> Iterator[str]:
     if reply.code in (124, 127):
         site.notes.append(f"Slurm's own test of the {name} script: not made ({reply.words})")
     elif reply.code and are_away and _NOT_NOW.search(reply.words):
-        site.notes.append(f"the {name} are queued; they wait until nodes come back that are down, drained or reserved now")
+        site.notes.append(f"{name}: queued, to wait until nodes come back that are down, drained or reserved now")
     elif reply.code:
         yield f"Slurm's own test of the {name} script: {reply.words}"
     else:

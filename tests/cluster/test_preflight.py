@@ -211,7 +211,7 @@ DRAINED = Reply(0, SINFO.replace("|mixed", "|drained").replace("a40|1|idle", "a4
 def test_nodes_that_are_away_are_waited_for(tmp_path: Path) -> None:
     """Slurm's test refuses what plain sbatch queues; so it does what no node will ever run, in the same words."""
     notes = preflight(Site(sinfo=DRAINED, sbatch=NOT_NOW), "partition=gpu")
-    assert "the trials are queued; they wait until nodes come back that are down, drained or reserved now" in notes
+    assert "trials: queued, to wait until nodes come back that are down, drained or reserved now" in notes
     told = refused("partition=gpu", site=Site(sbatch=NOT_NOW))
     assert "Requested node configuration" in told[0] and "--queue-anyway" in told[-1]
     part = Reply(0, SINFO.replace("|mixed", "|drained"))  # an a40 is there, and would do
