@@ -67,7 +67,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="instead of fold and seed: the N-th trial of the plan, from 0, or SEED:FOLD",
     )
-    which.add_argument("--submission", metavar="MARK", help="those of this job's element of the submission of that mark")
     parser.add_argument("--side-by-side", action="store_true", help="the trials share this one task and its GPUs")
     parser.add_argument("--seed", type=int, help="default: the run's first seed")
     return parser
@@ -86,8 +85,6 @@ def _run(run: RunDir, chosen: Sequence[Trial], *, side_by_side: bool) -> int:
 
 
 def _chosen(run: RunDir, options: argparse.Namespace) -> list[Trial]:
-    if options.submission is not None:
-        return _of_element(run, options.submission)
     trials = run.trials()
     if options.trial is not None:
         known = {str(number): trial for number, trial in enumerate(trials)}
@@ -99,20 +96,6 @@ def _chosen(run: RunDir, options: argparse.Namespace) -> list[Trial]:
     if trial not in trials:
         raise UserError(f"{run.path} has no {trial}; it has {listed(trials, 20)}")
     return [trial]
-
-
-def _of_element(run: RunDir, mark: str) -> list[Trial]:
-    """What a job's array element is to run: nothing, where its submission was given up before Slurm answered."""
-    from ser_hpc.cluster.submissions import submissions
-
-    known = next((submission for submission in submissions(run) if submission.mark == mark), None)
-    element = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
-    if known is None or element not in known.elements:
-        raise UserError(f"--submission {mark}: {run.submitted} has no such submission with an element {element}")
-    if known.outcome == "void":
-        print("this submission was given up before Slurm answered, and its trials were submitted anew: nothing to do here")
-        return []
-    return list(known.elements[element])
 
 
 def _side_by_side(run: RunDir, trials: Sequence[Trial]) -> int:

@@ -20,6 +20,8 @@ from pathlib import Path
 
 from ser_hpc.config.cluster import ClusterSettings
 
+# In a submission's folder: there, if nothing of it is to run; in an element's, what it runs, as SEED:FOLD ...
+VOID, TRIALS = "void", "trials"
 # Where this start's lines begin in the job's log; a failing line of the profile's setup has said why before the trap is set.
 _LOG = r"""ser_log=$(readlink /proc/$$/fd/1 || true)
 ser_log_before=${ser_log_before:-$( (wc -c <"$ser_log") 2>/dev/null || echo 0)}"""
@@ -62,6 +64,13 @@ ser_not_here() {  # not to this node again; but where none of its kind were left
     echo "ser_hpc: not on $bad, where this project's code was not even reached"
 }
 
+ser_done() {  # said nothing, but complete: code of an earlier version, or an ended write
+  [ -n "${ser_trials:-}" ] || return 1
+  for trial in $ser_trials; do
+    [ -e "${ser_folder%/jobs}/seed_${trial%:*}/fold_${trial#*:}/done.json" ] || return 1
+  done
+}
+
 ser_start_again() {
   code=$?
   set +eu
@@ -69,9 +78,11 @@ ser_start_again() {
   outcome=absent  # our code was not reached
   [ ! -e "$SER_HPC_MARK" ] || outcome=stuck
   [ ! -s "$SER_HPC_MARK" ] || outcome=further
+  [ "$ser_marks" = yes ] || outcome=further  # the run's own code, of an earlier version, leaves none
   final=$(cat "$SER_HPC_FINAL" 2>/dev/null)
   rm -f "$ser_folder/.mark-$ser_id-"* "$ser_folder/.final-$ser_id-"*
   [ -z "$final" ] || exit "$final"
+  [ $code -ne 0 ] || ! ser_done || exit 0
   for _ in $(seq 60); do  # the controller may be away for a while
     said=$(scontrol show job -o "$ser_id" 2>&1) && break
     command -v scontrol >/dev/null || break
@@ -110,11 +121,13 @@ ser_start_again() {
 trap ser_start_again EXIT"""
 
 
-def start_again(stop_before_end_s: int, folder: Path, *, max_starts: int | None = None) -> str:
+def start_again(stop_before_end_s: int, folder: Path, *, max_starts: int | None = None, leaves_marks: bool = True) -> str:
     """`stop_before_end_s`: when the ranks are signalled; `folder`: on a disk that all nodes see, for what ranks and starts
-    leave behind; `max_starts`: in a row without progress (none: the setting's default)."""
+    leave behind; `max_starts`: in a row without progress (none: the setting's default); `leaves_marks`: whether the code that
+    the job runs knows of SER_HPC_MARK."""
     most = ClusterSettings().max_starts_without_progress if max_starts is None else max_starts
-    values = f"ser_folder={shlex.quote(str(folder.resolve()))} ser_warning={stop_before_end_s} ser_most={most}"
+    counts = f"ser_warning={stop_before_end_s} ser_most={most} ser_marks={'yes' if leaves_marks else 'no'}"
+    values = f"ser_folder={shlex.quote(str(folder.resolve()))} {counts}"
     return f"{values}\n{_LOG}\n{_TEXT}"
 
 
@@ -133,6 +146,17 @@ def checked(setup: Sequence[str]) -> list[str]:
 def refused(setup: Sequence[str]) -> list[str]:
     """After `checked` lines and the trap of `start_again`: what the job would run with is not what was asked for."""
     return ['[ -z "$ser_bad" ] || { echo "ser_hpc: $ser_bad"; exit 1; }'] if setup else []
+
+
+def element(folder: Path) -> list[str]:
+    """What an element of a submission runs, and where its logs are, as laid down in the submission's folder."""
+    given_up = "this submission was given up before Slurm answered, and its trials were submitted anew: nothing to do here"
+    return [
+        f"ser_submission={shlex.quote(str(folder))}",
+        f'[ ! -e "$ser_submission/{VOID}" ] || {{ echo "ser_hpc: {given_up}"; exit 0; }}',
+        f'ser_trials=$(cat "$ser_submission/$SLURM_ARRAY_TASK_ID/{TRIALS}")',
+        'export SER_HPC_LOG="$ser_submission/$SLURM_ARRAY_TASK_ID/${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_%t_log.out"',
+    ]
 
 
 def exports(environment: Mapping[str, str]) -> list[str]:
@@ -157,7 +181,9 @@ def main(run_path: str, stop_before_end_s: str) -> int:
     if digest is not None:
         print(*exports(code.environment(code.Code(run.code.resolve() / digest))), sep="\n")
     print(*inherited.shell(), sep="\n")
-    print(start_again(int(stop_before_end_s), run.jobs))
+    if trial:
+        print(f"ser_trials={trial.seed}:{trial.fold}")
+    print(start_again(int(stop_before_end_s), run.jobs, leaves_marks=code.leaves_marks(run, digest)))
     return 0
 
 

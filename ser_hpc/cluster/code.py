@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import ser_hpc
 from ser_hpc.config.load import configs_folder
+from ser_hpc.engine import word
 from ser_hpc.errors import UserError, listed
 from ser_hpc.files import read_json, write_json
 from ser_hpc.results.endings import trained
@@ -99,6 +100,12 @@ def environment(code: Code) -> dict[str, str]:
     before = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in ("", str(code.path))]
     # Without a safe path, `python -m` looks into the current folder first: the checkout.
     return {"PYTHONPATH": os.pathsep.join([str(code.path), *before]), "PYTHONSAFEPATH": "1", "SER_HPC_CODE": code.digest}
+
+
+def leaves_marks(run: RunDir, digest: str | None) -> bool:
+    """Whether the run's code of that digest tells the batch script how far it came: earlier versions' did not."""
+    path = run.code / (digest or "")
+    return digest is None or not path.is_dir() or any(path.rglob(Path(word.__file__).name))
 
 
 def used(run: RunDir) -> dict[str, list[Trial]]:

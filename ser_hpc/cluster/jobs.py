@@ -24,10 +24,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from ser_hpc.cluster import batch
 from ser_hpc.cluster.slurm_queue import FORGOTTEN, UNKNOWN, JobState, SlurmError, ask_slurm, cluster_name, sacct, squeue
 from ser_hpc.cluster.submissions import Submission, record, submissions
 from ser_hpc.errors import UserError, listed
-from ser_hpc.files import read_json
+from ser_hpc.files import read_json, write_text
 from ser_hpc.results.run_dir import RunDir, Trial
 
 SCRIPT = "train.sbatch"
@@ -112,7 +113,7 @@ def settle(run: RunDir) -> list[str]:
     """Find out about submissions whose answer was never noted: their launcher was killed, or Slurm did not say.
 
     The caller holds the run's lock, so none is being made now. What is in the queue is adopted; what is not is declared void,
-    and should Slurm take it all the same its jobs end at once (ser_hpc.train). Returns what was found, in words.
+    and should Slurm take it all the same its jobs end at once (batch.element). Returns what was found, in words.
     Raises UserError if squeue cannot be asked.
     """
     unanswered = [submission for submission in submissions(run) if submission.outcome == "asked"]
@@ -129,6 +130,8 @@ def settle(run: RunDir) -> list[str]:
     for submission in unanswered:
         if None in (cluster, submission.cluster) or cluster == submission.cluster:
             job = find(submission, rows)
+            if job is None and submission.mark:
+                write_text(run.jobs / submission.mark / batch.VOID, "")
             record(run, replace(submission, job=job, outcome="queued" if job else "void"))
             if job and submission.kind == "trials":
                 found.append(f"job {job} was queued by a launch that was cut off: it is this run's, and is left alone.")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ser_hpc.cluster import batch
+from ser_hpc.cluster import batch, code
 from ser_hpc.cluster.slurm_queue import cluster_name
 from ser_hpc.cluster.submissions import Submission
 from ser_hpc.cluster.submit import submit as submit_script
@@ -137,15 +137,14 @@ def _name(run: RunDir, kind: str, mark: str) -> str:
 
 def _trials_script(run: RunDir, mark: str, num_jobs: int, cluster: ClusterSettings, environment: Mapping[str, str]) -> str:
     folder = run.jobs / mark
-    log = f"export SER_HPC_LOG={shlex.quote(str(folder))}/$SLURM_ARRAY_TASK_ID/$ser_id_%t_log.out".replace(
-        "$ser_id", "${ser_id}"
-    )
-    again = batch.start_again(cluster.stop_before_end_s, run.jobs, max_starts=cluster.max_starts_without_progress)
-    setup = [*batch.exports(environment), again, log]
+    marks = code.leaves_marks(run, environment.get("SER_HPC_CODE"))
+    most = cluster.max_starts_without_progress
+    again = batch.start_again(cluster.stop_before_end_s, run.jobs, max_starts=most, leaves_marks=marks)
+    setup = [*batch.exports(environment), *batch.element(folder), again]
     executor = _executor(folder / "%a", _name(run, "trials", mark), cluster, parameters(cluster, setup))
     executor.parameters["map_count"] = num_jobs
     together = " --side-by-side" if cluster.trials_per_gpu > 1 else ""
-    command = f"-u -m ser_hpc.train --run-dir {shlex.quote(str(run.path))} --submission {mark}{together}"
+    command = f"-u -m ser_hpc.train --run-dir {shlex.quote(str(run.path))}{together} --trial $ser_trials"
     return _script(executor, command)
 
 

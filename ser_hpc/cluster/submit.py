@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from ser_hpc.cluster import jobs
+from ser_hpc.cluster import batch, jobs
 from ser_hpc.cluster.slurm_queue import SlurmError, squeue
 from ser_hpc.cluster.submissions import Submission, record
 from ser_hpc.errors import UserError
@@ -48,8 +48,8 @@ def submit(run: RunDir, asked: Submission, script: str, lock: int) -> Submission
     assert asked.mark is not None
     path = run.jobs / asked.mark / f"{asked.kind}.sh"
     write_text(path, script)
-    for element in asked.elements:
-        (path.parent / str(element)).mkdir()  # for its logs: Slurm makes no folders
+    for element, trials in asked.elements.items():  # and for its logs: Slurm makes no folders
+        write_text(path.parent / str(element) / batch.TRIALS, " ".join(f"{trial.seed}:{trial.fold}" for trial in trials))
     record(run, asked)
     job, said = _sbatch(path, lock)
     uncertain = job is None and (not said or _UNCERTAIN.search(said) is not None)

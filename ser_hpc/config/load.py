@@ -70,8 +70,10 @@ def dump(settings: Settings) -> str:
     """The resolved settings as YAML that `load` takes back.
 
     What a profile said is written out and its name left out: jobs need no profile, which may change, or be a file elsewhere.
+    Of the cluster only what differs from the defaults is: a run that goes on with its own, older code must know each name.
     """
-    tree = {"schema": schemas.SCHEMA} | settings.model_dump(mode="json", exclude={"cluster": {"profile"}})
+    cluster = settings.cluster.model_dump(mode="json", exclude={"profile"}, exclude_defaults=True)
+    tree = {"schema": schemas.SCHEMA} | settings.model_dump(mode="json") | {"cluster": cluster}
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
