@@ -219,8 +219,7 @@ def test_a_job_takes_as_many_threads_as_its_share(slurm: Cluster, base: Path) ->
     assert result.returncode == 0, result.stdout + result.stderr
     (path,) = root.glob("ser-*")
     run = RunDir(path)
-    told = json.loads(run.submitted.read_text().splitlines()[-1])
-    assert set(slurm.wait([told["array"], told["report"]], timeout_s=300).values()) == {"COMPLETED"}, log_of(run)
+    assert set(slurm.wait(newest_jobs(run), timeout_s=300).values()) == {"COMPLETED"}, log_of(run)
     assert json.loads(run.trial(TRIAL).current.attempt.read_text())["threads"] == 1
     if (os.cpu_count() or 1) > 1:
         assert "1 thread: SLURM_CPUS_" in log_of(run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from slurm_here import Cluster
-from small import tones, wav2vec2
+from small import newest_jobs, tones, wav2vec2
 from test_faults import with_slow_steps
 
 from ser_hpc.cluster import starts
@@ -43,10 +42,10 @@ def launched(slurm: Cluster, root: Path, shards: Path, *more: str) -> tuple[RunD
     done = subprocess.run(command, env=with_slow_steps(slurm), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunDir(next(root.glob("ser-*")))
-    told = json.loads(run.submitted.read_text().splitlines()[-1])
-    slurm.wait([told["array"], told["report"]], timeout_s=1500)
+    jobs = newest_jobs(run)
+    slurm.wait(jobs, timeout_s=1500)
     assert not slurm.run("squeue", "--noheader")
-    return run, told["array"], "\n".join(log.read_text() for log in sorted(run.jobs.rglob("*_log.out")))
+    return run, f"{jobs[0]}_0", "\n".join(log.read_text() for log in sorted(run.jobs.rglob("*_log.out")))
 
 
 def python(folder: Path, *lines: str) -> str:

@@ -52,7 +52,7 @@ def test_an_array_packs_what_packing_here_packs(slurm: Cluster, tmp_path: Path, 
     assert shown.returncode == 0, shown.stderr
     for line in ("--array=0-2", "--partition=cpu", "--cpus-per-task=1", "--mem=2G", "--time=5", "Nothing was submitted"):
         assert line in shown.stdout
-    assert slurm.states() == before and list(tmp_path.iterdir()) == []
+    assert slurm.states().keys() <= before.keys() and list(tmp_path.iterdir()) == []
     slurm.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
     first = command(slurm, *sources, out, *jobs, SBATCH_ARRAY_INX="0", SBATCH_EXPORT="NONE", SLURM_MEM_PER_CPU="100")
     assert first.returncode == 0, first.stderr
@@ -110,7 +110,7 @@ def test_what_would_not_run_is_not_submitted(
     assert result.returncode == 2 and "Traceback" not in said, said
     for word in words:
         assert word in said
-    assert slurm.states() == before and list(tmp_path.iterdir()) == []
+    assert slurm.states().keys() <= before.keys() and list(tmp_path.iterdir()) == []
 
 
 def test_a_corpus_that_is_not_there_is_told_before_anything_is_submitted(slurm: Cluster, tmp_path: Path) -> None:

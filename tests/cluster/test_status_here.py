@@ -41,7 +41,7 @@ def standing(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_suspended_job_is_told_apart_from_one_that_runs(slurm: Cluster, standing: Callable[..., Standing]) -> None:
-    job = slurm.sbatch("--output=/dev/null", "--array=0-0", "--wrap", "sleep 100")
+    job = slurm.sbatch("--job-name=wrap", "--output=/dev/null", "--array=0-0", "--wrap", "sleep 100")
     assert standing(job, "starting").nodes
     slurm.run("scontrol", "suspend", job)
     told = standing(job, "suspended")
@@ -63,11 +63,11 @@ def test_why_a_job_ended_before_python_began(slurm: Cluster, standing: Callable[
         ("srun --ntasks=5000 hostname", "srun: error: Unable to create step"),
     ):
         (tmp_path / "script").write_text(f"#!/bin/bash\n{script}\n")
-        told = standing(slurm.sbatch(output, "--array=0-0", tmp_path / "script"), "failed")
+        told = standing(slurm.sbatch("--job-name=wrap", output, "--array=0-0", tmp_path / "script"), "failed")
         assert told.error and words in told.error.line, told
-    told = standing(slurm.sbatch("--output=/no/such/folder/%A_%a.out", "--array=0-0", "--wrap", "true"), "failed")
+    told = standing(slurm.sbatch("--job-name=wrap", "--output=/no/such/%A_%a.out", "--array=0-0", "--wrap", "true"), "failed")
     assert ":53 (Slurm could not open its log there" in told.why and told.why.endswith("it has left no log")
-    job = slurm.sbatch(output, "--array=0-0", "--hold", "--wrap", "true")
+    job = slurm.sbatch("--job-name=wrap", output, "--array=0-0", "--hold", "--wrap", "true")
     assert standing(job, "held").is_open is False
     slurm.run("scancel", job)
     assert standing(job, "stopped").why == "cancelled before it began"
