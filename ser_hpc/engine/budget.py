@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ser_hpc.data.order import Cut
-from ser_hpc.models.classifier import Front
+from ser_hpc.models.classifier import Frontend
 
 _AS_MUCH = 0.98  # free memory is never twice the same
 
@@ -35,7 +35,7 @@ class Budget:
     place: Place
     lowered: bool = False
 
-    def cut(self, ranks: int, accumulation: int | None, front: Front) -> Cut:
+    def cut(self, ranks: int, accumulation: int | None, front: Frontend) -> Cut:
         """By `accumulation`, if it is given and memory sufficed for it."""
         return Cut(ranks, self.samples, None if self.lowered else accumulation, front.padded, front.group)
 

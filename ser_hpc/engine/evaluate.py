@@ -14,7 +14,7 @@ from torch import Tensor
 from ser_hpc.data.batches import Source
 from ser_hpc.data.order import Cut, evaluation_order
 from ser_hpc.engine.world import World
-from ser_hpc.models.ragged import moved
+from ser_hpc.models.packed import to_device
 
 Forward = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
@@ -37,9 +37,9 @@ def predict(
     times = torch.zeros(len(positions), device=world.device)
     micros = evaluation_order(positions, samples[positions], cut, world.rank)
     for batch in source.ahead(micros):
-        outputs = forward(moved(batch.samples, world.device), batch.offsets)["emotion"].float()
+        outputs = forward(to_device(batch.samples, world.device), batch.offsets)["emotion"].float()
         if len(batch.rows):  # else a filler
-            rows = moved(torch.from_numpy(batch.rows), world.device)
+            rows = to_device(torch.from_numpy(batch.rows), world.device)
             logits[rows] = outputs
             times[rows] += 1
     # Each row is zero on all ranks but one: the sum is exact, and nothing that was pickled crosses the network.

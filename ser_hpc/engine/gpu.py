@@ -12,7 +12,7 @@ import torch
 
 from ser_hpc.errors import UserError
 
-# cuFFT's plans (models/fourier.py), about half a megabyte each; torch would keep 4,096.
+# cuFFT's plans (models/packed.py, fft_rows), about half a megabyte each; torch would keep 4,096.
 PLANS = 128
 # Memory that a library wanted from the driver itself, past torch's allocator: a plain RuntimeError. cuFFT also calls it an
 # internal error (pytorch issue 119420).

@@ -39,8 +39,8 @@ from ser_hpc.engine.step import gradients
 from ser_hpc.engine.watchdog import Watchdog
 from ser_hpc.engine.world import World
 from ser_hpc.errors import UserError, listed
-from ser_hpc.models.batch_norm import RunningStatistics
 from ser_hpc.models.classifier import build
+from ser_hpc.models.norms import RunningStatistics
 from ser_hpc.results.predictions import Prediction
 from ser_hpc.results.run_dir import AttemptDir, RunDir, TrialDir
 from ser_hpc.shards.audio import RATE

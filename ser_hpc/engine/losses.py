@@ -9,13 +9,13 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from ser_hpc.models.ragged import moved
+from ser_hpc.models.packed import to_device
 
 
 def clip_losses(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
     """Cross-entropy of each clip, (B,) float32."""
     logits = outputs["emotion"]
-    return F.cross_entropy(logits.float(), moved(targets["emotion"], logits.device), reduction="none")
+    return F.cross_entropy(logits.float(), to_device(targets["emotion"], logits.device), reduction="none")
 
 
 def class_weights(targets: np.ndarray, num_classes: int, kind: str) -> np.ndarray:

@@ -39,8 +39,7 @@ from ser_hpc.engine.world import World
 from ser_hpc.files import write_once
 from ser_hpc.models.classifier import Classifier
 from ser_hpc.models.heads import MeanPool
-from ser_hpc.models.packed import Packing
-from ser_hpc.models.ragged import moved
+from ser_hpc.models.packed import Packing, to_device
 from ser_hpc.results.run_dir import Trial, TrialDir
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
@@ -174,7 +173,7 @@ def _encoded(
         if asked():
             return False
         with autocast(settings, device):
-            frames, lengths = model.front(model.encoder, moved(batch.samples, device), batch.offsets)
+            frames, lengths = model.front(model.encoder, to_device(batch.samples, device), batch.offsets)
         means[batch.rows] = mean_frames(frames, lengths).cpu().numpy()
         causes[batch.rows] = batch.damaged.numpy()
     return True

@@ -16,8 +16,8 @@ from ser_hpc.data.order import mix
 from ser_hpc.engine import gpu
 from ser_hpc.engine.losses import clip_losses
 from ser_hpc.engine.sharing import Strategy
-from ser_hpc.models.batch_norm import RunningStatistics
-from ser_hpc.models.ragged import moved
+from ser_hpc.models.norms import RunningStatistics
+from ser_hpc.models.packed import to_device
 
 
 def gradients(
@@ -59,12 +59,12 @@ def _gradients(
     statistics.begin()
     for turn, batch in enumerate(batches, start=1):
         torch.manual_seed(mix(*seed, batch.number))
-        outputs = ranks.forward(moved(batch.samples, device), batch.offsets, last=turn == len(batches))
+        outputs = ranks.forward(to_device(batch.samples, device), batch.offsets, last=turn == len(batches))
         losses = clip_losses(outputs, batch.targets)
-        ranks.backward((losses * moved(batch.weights, device)).sum() / weight)
+        ranks.backward((losses * to_device(batch.weights, device)).sum() / weight)
         if len(batch.rows):  # else a filler
             statistics.add(len(batch.rows))
-            wrong = moved(batch.damaged, device)
+            wrong = to_device(batch.damaged, device)
             told = torch.stack([losses.detach().masked_fill(wrong > 0, 0), wrong.to(seen)])
-            seen[:, moved(torch.from_numpy(batch.rows), device)] = told
+            seen[:, to_device(torch.from_numpy(batch.rows), device)] = told
     return seen

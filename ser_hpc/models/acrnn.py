@@ -1,5 +1,5 @@
-"""3-D convolutional recurrent network with attention (Chen et al. 2018, doi 10.1109/LSP.2018.2860246), the field's baseline
-without pre-training: log-Mel spectrogram with deltas -> convolutions -> linear -> BLSTM -> (`heads.AttentionPool`).
+"""Build the 3-D convolutional recurrent network with attention (Chen et al. 2018, doi 10.1109/LSP.2018.2860246), the field's
+baseline without pre-training: log-Mel spectrogram with deltas -> convolutions -> linear -> BLSTM -> (`heads.AttentionPool`).
 
 Every layer sees zeros beyond a clip's end, as it would if the clip stood alone; what looks at single frames sees those of all
 clips one after another, and only the recurrent layers pad. Features are normalised by each clip's own statistics, so nothing of
@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ser_hpc.config.settings import AcrnnModel
-from ser_hpc.models import ragged
-from ser_hpc.models.batch_norm import FrameBatchNorm
-from ser_hpc.models.packed import gathered, spread
+from ser_hpc.models.norms import FrameBatchNorm
+from ser_hpc.models.packed import at_least_float32, insert_gaps, remove_gaps, to_device
 
 RATE = 16_000
 WINDOW = 400  # samples: 25 ms
@@ -32,7 +31,7 @@ SLOPE = 0.01  # of the leaky rectifier
 FLOOR = 1e-7  # of a band's power: about the noise of 16-bit quantisation, so that digital silence is no outlier
 
 
-class MelDeltas:
+class MelFrontend:
     """Log-Mel spectrogram, its deltas and their deltas as three channels; SpecAugment masks in training.
 
     Frames lie wholly inside the clip (no centring); a clip too short for `POOL[0]` of them is padded with zeros to just that.
@@ -54,10 +53,12 @@ class MelDeltas:
 
     def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         parameter = next(encoder.parameters())
-        dtype = ragged.at_least_float32(parameter.dtype)
+        dtype = at_least_float32(parameter.dtype)
         self.mel.to(parameter.device, dtype)
         with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
-            mels = [self.log_mel(clip) for clip in ragged.clips(samples, offsets, parameter.device, dtype)]
+            here = to_device(samples, parameter.device)
+            scaled = here.to(dtype) if here.is_floating_point() else here.to(dtype) / 32768
+            mels = [self.log_mel(clip) for clip in torch.split(scaled, offsets.diff().tolist())]
             if encoder.training:
                 features = [self.masked(with_deltas(self.warped(self.filtered(mel)))) for mel in mels]
             else:
@@ -67,7 +68,7 @@ class MelDeltas:
         return frames
 
     def log_mel(self, clip: Tensor) -> Tensor:
-        """(samples,) -> (mels, frames)."""
+        """Compute (samples,) -> (mels, frames)."""
         mel: Tensor = self.mel(F.pad(clip, (0, max(0, self.least - len(clip)))))
         return (mel + FLOOR).log()
 
@@ -135,16 +136,18 @@ class Acrnn(nn.Module):
         """(T, 3, mels), all clips one after another, `lengths` (B,) -> frames (B, most, width), padded, and their lengths."""
         given, pooled = lengths.tolist(), (lengths // POOL[0]).tolist()
         rooms = [-(-length // POOL[0]) + KERNEL[0] // 2 for length in given]  # of pooled frames, none within reach of another's
-        x = spread(features.transpose(1, 2), given, [POOL[0] * room for room in rooms])
+        x = insert_gaps(features.transpose(1, 2), given, [POOL[0] * room for room in rooms])
         for index, convolution in enumerate(self.convolutions):
-            x = convolution((x if index == 0 else spread(x, pooled, rooms)).permute(2, 0, 1)[None])  # channels last, in memory
+            x = convolution(
+                (x if index == 0 else insert_gaps(x, pooled, rooms)).permute(2, 0, 1)[None]
+            )  # channels last, in memory
             if index == 0:  # before the rectifier, which is monotonic: the same result with an eighth of the work
                 x = F.max_pool2d(x, POOL)
-            x = gathered(x[0].permute(1, 2, 0), pooled, rooms)
+            x = remove_gaps(x[0].permute(1, 2, 0), pooled, rooms)
             x = F.leaky_relu(self.norms[index](x) if self.norms else x, SLOPE)
         x = F.leaky_relu(self.linear(x.transpose(1, 2).flatten(1)), SLOPE)
         most = max(pooled)
-        x = spread(x, pooled, [most] * len(pooled)).view(len(pooled), most, -1)
+        x = insert_gaps(x, pooled, [most] * len(pooled)).view(len(pooled), most, -1)
         # Two directions as two layers, the second on clips turned round: exact without packing, whose backward pass takes
         # four times as long on a CPU.
         turn = _turned(lengths // POOL[0], most).to(x.device)

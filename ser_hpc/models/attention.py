@@ -48,7 +48,7 @@ def attend(
         return out
     masks: list[Tensor | None] = [group.mask for group in packing.groups] if biases is None else [*biases]
     outs = []
-    for q, k, v, mask in zip(*(packing.grouped(x) for x in (query, key, value)), masks, strict=True):
+    for (q, k, v), mask in zip(packing.grouped(query, key, value), masks, strict=True):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         outs.append(F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale).transpose(1, 2))
     return packing.ungrouped(outs)
@@ -57,7 +57,7 @@ def attend(
 def gated(packing: Packing, gate: Tensor, bias: Tensor) -> list[Tensor]:
     """For each group the biases (clips, heads, frames, frames): `gate` (T, heads, 1) times `bias` (heads, longest, longest)."""
     biases = []
-    for part, group in zip(packing.grouped(gate), packing.groups, strict=True):
+    for (part,), group in zip(packing.grouped(gate), packing.groups, strict=True):
         product = part.transpose(1, 2) * bias[:, : group.frames, : group.frames]
         biases.append(product if group.mask is None else product.masked_fill(~group.mask, -torch.inf))
     return biases
@@ -96,7 +96,7 @@ AttentionInterface.register(PACKED, _interface)
 class GatedAttention(WavLMAttention):
     """WavLM's attention, packed: each head's relative position bias, times a gate of each frame, on the scaled products."""
 
-    def forward(  # type: ignore[override]  # called by WavLM's layers alone, as `Waveform` calls these
+    def forward(  # type: ignore[override]  # called by WavLM's layers alone, as `Wav2Vec2Frontend` calls these
         self,
         hidden_states: Tensor,
         attention_mask: None = None,

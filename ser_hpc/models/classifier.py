@@ -21,7 +21,7 @@ from ser_hpc.errors import of_every_trial
 from ser_hpc.models import acrnn, heads
 
 
-class Front(Protocol):
+class Frontend(Protocol):
     """Feeds an encoder: no parameters, so nothing of it is trained, cast or saved.
 
     `group`: clips that normalise each other in training, and so make up a micro-batch; None: any cut of a step will do.
@@ -41,7 +41,7 @@ class Front(Protocol):
 class Classifier(nn.Module):
     """`max_seconds` is the longest clip that the encoder can take (Whisper: 30; longer ones are cut), or None."""
 
-    def __init__(self, front: Front, encoder: nn.Module, head: nn.Module, freeze_encoder: bool = False) -> None:
+    def __init__(self, front: Frontend, encoder: nn.Module, head: nn.Module, freeze_encoder: bool = False) -> None:
         super().__init__()
         self.front = front
         self.encoder = encoder
@@ -98,8 +98,8 @@ def build(settings: Model, num_classes: int, seed: int, states: int | None = Non
         torch.default_generator.manual_seed(seed)
         if isinstance(settings, AcrnnModel):
             network = acrnn.Acrnn(settings)
-            return Classifier(acrnn.MelDeltas(settings), network, heads.AttentionPool(settings, network.width, num_classes))
-        front: Front
+            return Classifier(acrnn.MelFrontend(settings), network, heads.AttentionPool(settings, network.width, num_classes))
+        front: Frontend
         if states is None:
             from ser_hpc.models import encoder  # transformers takes seconds to import
 

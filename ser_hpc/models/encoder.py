@@ -25,11 +25,11 @@ from ser_hpc.errors import UserError, listed
 from ser_hpc.models import configuration
 from ser_hpc.models.configuration import in_words
 from ser_hpc.models.spec_augment import SpecAugment
-from ser_hpc.models.waveform import Waveform
-from ser_hpc.models.whisper import WhisperMel
+from ser_hpc.models.wav2vec2 import Wav2Vec2Frontend
+from ser_hpc.models.whisper import WhisperFrontend
 
 
-def load(settings: EncoderModel) -> tuple[Waveform | WhisperMel, nn.Module, int]:
+def load(settings: EncoderModel) -> tuple[Wav2Vec2Frontend | WhisperFrontend, nn.Module, int]:
     """The front, transformers' encoder (float32, on the CPU) and the width of its frames.
 
     Random weights are drawn from torch's CPU generator. Raises UserError in words where the weights or the configuration are
@@ -48,8 +48,8 @@ def load(settings: EncoderModel) -> tuple[Waveform | WhisperMel, nn.Module, int]
         part.requires_grad_(False)
     masks = SpecAugment(settings.spec_augment)
     if config.model_type == "whisper":
-        return WhisperMel(model, config, settings.whisper_pad_to_30s, masks), model, config.hidden_size
-    return Waveform(model, config, _normalize(settings), masks), model, config.hidden_size
+        return WhisperFrontend(model, config, settings.whisper_pad_to_30s, masks), model, config.hidden_size
+    return Wav2Vec2Frontend(model, config, _normalize(settings), masks), model, config.hidden_size
 
 
 def _frozen(model: Any, settings: EncoderModel) -> list[nn.Module]:

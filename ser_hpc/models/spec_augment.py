@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ser_hpc.config.settings import SpecAugmentSettings
-from ser_hpc.models.ragged import moved
+from ser_hpc.models.packed import to_device
 
 
 class SpecAugment:
@@ -26,12 +26,12 @@ class SpecAugment:
         told, rooms = self.settings, rooms or lengths
         if told.time_prob:
             kept = [_kept(length, told.time_prob, told.time_frames, room) for length, room in zip(lengths, rooms, strict=True)]
-            x = x * moved(torch.cat(kept), x.device).to(x.dtype)[:, None]
+            x = x * to_device(torch.cat(kept), x.device).to(x.dtype)[:, None]
         if told.feature_prob:
             width = x.shape[1]
             features = torch.stack([_kept(width, told.feature_prob, told.feature_width, width) for _ in lengths])
-            counts = moved(torch.tensor(rooms), x.device)
-            x = x * torch.repeat_interleave(moved(features, x.device).to(x.dtype), counts, dim=0, output_size=len(x))
+            counts = to_device(torch.tensor(rooms), x.device)
+            x = x * torch.repeat_interleave(to_device(features, x.device).to(x.dtype), counts, dim=0, output_size=len(x))
         return x
 
 

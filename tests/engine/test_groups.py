@@ -27,8 +27,8 @@ from ser_hpc.engine.ddp import Replicated
 from ser_hpc.engine.step import gradients
 from ser_hpc.engine.world import World
 from ser_hpc.errors import ConfigError, UserError
-from ser_hpc.models.batch_norm import RunningStatistics
 from ser_hpc.models.classifier import Classifier, build
+from ser_hpc.models.norms import RunningStatistics
 from ser_hpc.results.run_dir import RunDir, Trial
 
 TRIAL = Trial(0, 0)

@@ -23,7 +23,7 @@ from ser_hpc.models.packed import Packing
 
 
 class Stem(nn.Module):
-    """The modules of transformers' feature encoder, with another forward. Make it with `adopt`."""
+    """The modules of transformers' feature encoder, with another forward. Make it with `patch_feature_encoder`."""
 
     conv_layers: nn.ModuleList
     gradient_checkpointing: bool
@@ -160,7 +160,7 @@ def _window_statistics(windows: Tensor, slots: Packing, frames: Tensor) -> tuple
     return mean, slots.sum(centred.mT @ centred) / count[:, None, None]
 
 
-def adopt(extractor: Any) -> None:
+def patch_feature_encoder(extractor: Any) -> None:
     """Give transformers' feature encoder and its convolutions the forward of this module; parameters and names stay."""
     extractor.__class__ = Stem
     for layer in extractor.conv_layers:
