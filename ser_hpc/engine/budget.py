@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ser_hpc.data.order import Cut
+from ser_hpc.data.sampler import BatchSpec
 from ser_hpc.models.classifier import Frontend
 
 _AS_MUCH = 0.98  # free memory is never twice the same
@@ -35,9 +35,9 @@ class Budget:
     place: Place
     lowered: bool = False
 
-    def cut(self, ranks: int, accumulation: int | None, front: Frontend) -> Cut:
+    def cut(self, ranks: int, accumulation: int | None, front: Frontend) -> BatchSpec:
         """By `accumulation`, if it is given and memory sufficed for it."""
-        return Cut(ranks, self.samples, None if self.lowered else accumulation, front.padded, front.group)
+        return BatchSpec(ranks, self.samples, None if self.lowered else accumulation, front.padded, front.group)
 
     def below(self, samples: int) -> Budget:
         return replace(self, samples=samples, lowered=True)

@@ -52,7 +52,7 @@ class Buckets:
         self._sure = self._sizes == self._before
         self._before, self._sizes = self._sizes, []
 
-    def make_up(self, device: torch.device) -> None:
+    def join_pending_collectives(self, device: torch.device) -> None:
         """Raises RuntimeError where the buckets are not known yet."""
         if not self._sure:
             raise RuntimeError("memory ran out in the first steps, before ranks know what the others wait for")
@@ -101,11 +101,11 @@ class Replicated:
     def backward(self, loss: Tensor) -> None:
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def make_up(self) -> None:
+    def join_pending_collectives(self) -> None:
         if self._parallel is not None:
-            self._buckets.make_up(self._world.device)
+            self._buckets.join_pending_collectives(self._world.device)
 
-    def forget(self) -> None:
+    def discard_step(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         alone, self._parallel = self._parallel is None, None
         gpu.release(self._world.device)
@@ -124,8 +124,8 @@ class Replicated:
         self._buckets.end_step()
         return norm
 
-    def training(self, mode: bool) -> None:
-        self._world.same(self._module.buffers())
+    def train_mode(self, mode: bool) -> None:
+        self._world.broadcast_from_main(self._module.buffers())
         self._module.train(mode)
 
     def weights(self) -> dict[str, Tensor] | None:

@@ -1,4 +1,4 @@
-"""Predictions of a part: every clip in exactly one micro-batch of one rank, gathered by clip, fillers left behind.
+"""Predict a part, for the training loop: every clip in exactly one micro-batch of one rank, gathered by clip, no fillers.
 
 The micro-batches are cut by the budget alone, so a clip's logits do not depend on the number of ranks.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ser_hpc.data.batches import Source
-from ser_hpc.data.order import Cut, evaluation_order
+from ser_hpc.data.sampler import BatchSpec, evaluation_order
 from ser_hpc.engine.world import World
 from ser_hpc.models.packed import to_device
 
@@ -25,11 +25,11 @@ def predict(
     source: Source,
     positions: np.ndarray,
     samples: np.ndarray,
-    cut: Cut,
+    cut: BatchSpec,
     num_classes: int,
     world: World,
 ) -> np.ndarray:
-    """Logits of the clips at `positions`, float32 (len(positions), num_classes), on every rank.
+    """Compute logits of the clips at `positions`, float32 (len(positions), num_classes), on every rank.
 
     `samples`: what every clip of the index takes of the budget of `cut`.
     """

@@ -26,7 +26,7 @@ def settle(settings: Settings, run: RunDir, world: World) -> Settings:
 
     Raises UserError on every rank if one's GPU lacks it.
     """
-    able = world.least(int(has_bf16(world.device))) > 0
+    able = world.min_over_ranks(int(has_bf16(world.device))) > 0
     asked, found = settings.train.precision, Found(settings.train.precision, False, "")
     if asked == AUTO:
         here = Found("bf16" if able else "fp32", able, device_name(world.device))

@@ -1,4 +1,4 @@
-"""What a trial tells while it runs, for people and programs that watch: rank 0 writes it, training never reads it."""
+"""Write where a trial stands while it runs, for people and programs that watch: rank 0 writes it, training never reads it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from ser_hpc.engine.checkpoint import TrainState
-from ser_hpc.engine.pace import Pace
 from ser_hpc.files import read_json, rename_over
 from ser_hpc.results.run_dir import AttemptDir
 
@@ -41,7 +40,7 @@ class Progress:
         if active:
             self._steps = continued(attempt.steps, before.steps if before else None, "step", state.step)
             self._epoch_lines = continued(attempt.epochs, before.epochs if before else None, "epoch", state.epoch)
-            self.tell("starting", state)
+            self.write("starting", state)
 
     def __enter__(self) -> Self:
         return self
@@ -50,16 +49,16 @@ class Progress:
         """Whatever ends training, the step that it was at is written down: two failures at one step are a crash loop."""
         if self._active:
             if kind is not None and self._what != "stopped":
-                self.tell("failed", self._state)
+                self.write("failed", self._state)
             self._steps.close()
             self._epoch_lines.close()
 
-    def now(self, step: int) -> None:
-        """Training is at the step with this number; the one before it may not be told yet."""
+    def at_step(self, step: int) -> None:
+        """Note the step that training is at; the one before it may not be told yet."""
         self._state = replace(self._state, step=step)
 
     def step(self, state: TrainState, loss: float, lr: float, grad_norm: float) -> None:
-        """After an optimizer step; `state.step` counts it already."""
+        """Write a line after an optimizer step; `state.step` counts it already."""
         self._state = state
         self._last.setdefault("startup_s", round(time.time() - self._began, 1))
         if self._clock is None and state.step - self._start_step >= _WARM_UP:
@@ -70,10 +69,10 @@ class Progress:
             self._steps.write(json.dumps(line) + "\n")
             self._last["loss"] = loss
             if time.monotonic() - self._written > _EVERY_S:
-                self.tell("training", state)
+                self.write("training", state)
 
     def epoch(self, state: TrainState, train_loss: float, dev_uar: float, dev_loss: float) -> None:
-        """After an epoch's evaluation; `state.epoch` counts it already."""
+        """Write a line after an epoch's evaluation; `state.epoch` counts it already."""
         if self._active:
             line = {
                 "epoch": state.epoch - 1,
@@ -84,17 +83,17 @@ class Progress:
             }
             self._epoch_lines.write(json.dumps(line) + "\n")
             self._last["dev_uar"] = dev_uar
-            self.tell("training", state)
+            self.write("training", state)
 
-    def speeds(self, pace: Pace) -> None:
-        """Of rank 0."""
-        self._last |= {"data_audio_s_per_s": pace.data, "model_audio_s_per_s": pace.model}
+    def speeds(self, data: float | None, model: float | None) -> None:
+        """Note rank 0's throughput, in seconds of audio a second."""
+        self._last |= {"data_audio_s_per_s": data, "model_audio_s_per_s": model}
 
     def saved(self, seconds: float) -> None:
-        """A save kept training waiting for so long."""
+        """Note how long a save kept training waiting."""
         self._last["save_s"] = round(seconds, 3)
 
-    def tell(self, what: str, state: TrainState, **more: Any) -> None:
+    def write(self, what: str, state: TrainState) -> None:
         """Write progress.json now."""
         self._what, self._state = what, state
         if not self._active:
@@ -113,14 +112,13 @@ class Progress:
             best_dev_uar=state.best_uar if state.best_epoch >= 0 else None,
             seconds_left=left,
             **self._last,
-            **more,
         )
         self._steps.flush()
         self._epoch_lines.flush()
         self._written = time.monotonic()
 
     def sync(self) -> None:
-        """Before a checkpoint: a resume from it must find the lines of every step before it."""
+        """Bring lines to the disk before a checkpoint: a resume from it must find those of every step before it."""
         if self._active:
             for file in (self._steps, self._epoch_lines):
                 file.flush()

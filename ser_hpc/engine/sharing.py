@@ -42,19 +42,19 @@ class Strategy(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of this rank's share of the step's loss. All ranks call it equally often."""
 
-    def make_up(self) -> None:
+    def join_pending_collectives(self) -> None:
         """On a rank whose memory ran out in the middle of a step: do its part of the exchanges that the others are waiting in.
 
         Raises UserError where the strategy has no way to.
         """
 
-    def forget(self) -> None:
+    def discard_step(self) -> None:
         """On all ranks, after that: clear the step's gradients, so that it can be made again."""
 
     def step(self, lr: float) -> Tensor:
         """Clip, update, clear. Returns the gradient's norm before clipping, over all parameters of the step, on its device."""
 
-    def training(self, mode: bool) -> None:
+    def train_mode(self, mode: bool) -> None:
         """Dropout on or off. Buffers (BatchNorm's running statistics) become rank 0's everywhere; all ranks must call it."""
 
     def tensors(self) -> TrainTensors | None:

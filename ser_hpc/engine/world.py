@@ -30,7 +30,7 @@ _SIOCGIFADDR = 0x8915
 class World:
     """`device` is this rank's own; `size` 1 needs no process group.
 
-    `words`: a group for what the CPUs tell each other, so that nobody waits for a GPU to hear it; None: the group of all.
+    `cpu_group`: a group for what the CPUs tell each other, so that nobody waits for a GPU to hear it; None: the group of all.
     """
 
     rank: int
@@ -38,7 +38,7 @@ class World:
     local_rank: int
     local_size: int
     device: torch.device
-    words: dist.ProcessGroup | None = None
+    cpu_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -53,21 +53,21 @@ class World:
         return {name: str(value) for name, value in names.items()}
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place; every rank gets it."""
+        """Sum over all ranks, in place; every rank gets it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag, true on every rank if it is true on one: how ranks agree before they act."""
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
+        """Agree before acting: each flag is true on every rank if it is true on one."""
         if self.size == 1:
             return flags
         raised = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(raised, group=self.words)
+        dist.all_reduce(raised, group=self.cpu_group)
         return tuple(count > 0 for count in raised.tolist())
 
-    def least(self, number: int) -> int:
-        """The smallest of all ranks' numbers, on every rank."""
+    def min_over_ranks(self, number: int) -> int:
+        """Take the smallest of all ranks' numbers, on every rank."""
         if self.size == 1:
             return number
         value = torch.tensor(number, device=self.device)
@@ -75,13 +75,13 @@ class World:
         return int(value)
 
     def from_main(self, *numbers: int) -> tuple[int, ...]:
-        """Rank 0's numbers, on every rank."""
+        """Take rank 0's numbers, on every rank."""
         values = torch.tensor(numbers, device=self.device)
-        self.same([values])
+        self.broadcast_from_main([values])
         return tuple(values.tolist())
 
-    def same(self, tensors: Iterable[Tensor]) -> None:
-        """Rank 0's values in these tensors, on every rank."""
+    def broadcast_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Put rank 0's values into these tensors, on every rank."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
@@ -109,13 +109,13 @@ def join(meeting_place: Path, rank: Rank, timeout: timedelta, meeting: timedelta
         gpu.set_up(device)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // rank.local_size))
-    words = None
+    cpu_group = None
     if rank.size > 1:
         store, host = meet(meeting_place, rank, meeting)
         _speak_over(host)
         _open_group(device, store=store, rank=rank.number, world_size=rank.size, timeout=timeout)
-        words = dist.new_group(backend="gloo", timeout=timeout) if cuda else None
-    return World(rank.number, rank.size, rank.local, rank.local_size, device, words)
+        cpu_group = dist.new_group(backend="gloo", timeout=timeout) if cuda else None
+    return World(rank.number, rank.size, rank.local, rank.local_size, device, cpu_group)
 
 
 def need_group(world: World) -> None:

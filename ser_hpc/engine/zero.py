@@ -93,14 +93,14 @@ class Zero:
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss * self._world.size, scale_wrt_gas=False)
 
-    def make_up(self) -> None:
+    def join_pending_collectives(self) -> None:
         raise UserError(
             f"memory ran out in the middle of a step, which strategy {self._settings.strategy} cannot make again: lower "
             "train.budget_seconds, or set data.max_seconds"
         )
 
-    def forget(self) -> None:
-        raise AssertionError("no rank goes on after make_up")
+    def discard_step(self) -> None:
+        raise AssertionError("no rank goes on after join_pending_collectives")
 
     def step(self, lr: float) -> Tensor:
         for group in self._engine.optimizer.param_groups:
@@ -108,8 +108,8 @@ class Zero:
         self._engine.step()
         return torch.as_tensor(self._engine.get_global_grad_norm())
 
-    def training(self, mode: bool) -> None:
-        self._world.same(self._engine.module.buffers())
+    def train_mode(self, mode: bool) -> None:
+        self._world.broadcast_from_main(self._engine.module.buffers())
         self._engine.module.train(mode)
 
     def weights(self) -> dict[str, Tensor] | None:

@@ -127,8 +127,7 @@ class FourierConv(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (1, C, T) -> (1, C', T + 2 * padding - taps + 1)."""
-        taps, pad, dtype = self.kernel_size[0], int(self.padding[0]), at_least_float32(x.dtype)
-        hop, size = self.stretch()
+        (hop, size), taps, pad, dtype = self.stretch(), self.kernel_size[0], int(self.padding[0]), at_least_float32(x.dtype)
         frames = x.shape[-1] + 2 * pad - taps + 1
         stretches = fft_rows(-(-frames // hop), x.device)
         with torch.autocast(x.device.type, enabled=False):

@@ -159,7 +159,7 @@ def test_a_group_that_is_normalised_together_must_fit() -> None:
 
 def test_idle_ranks_are_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a step has fewer groups than ranks."""
-    monkeypatch.setattr(World, "any", lambda self, *flags: flags)
+    monkeypatch.setattr(World, "any_rank", lambda self, *flags: flags)
     model, settings = build(ACRNN.model_copy(update={"norm_group": 3}), 4, 0), Settings()
     find(model, settings, CLIPS, replace(ALONE, size=11), None)
     assert not capsys.readouterr().out
@@ -171,10 +171,10 @@ def test_ranks_take_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
     """And whoever's memory is too small, no rank is left waiting."""
     model, train = encoder("wav2vec2, layer norm"), TrainSettings(precision="fp32", global_batch=8)
     two = replace(ALONE, size=2)
-    monkeypatch.setattr(World, "least", lambda self, number: min(number, 40_000))
-    monkeypatch.setattr(World, "any", lambda self, *flags: flags)
+    monkeypatch.setattr(World, "min_over_ranks", lambda self, number: min(number, 40_000))
+    monkeypatch.setattr(World, "any_rank", lambda self, *flags: flags)
     assert search(model, train, CLIPS, two, room(model, train, 100)) == 40_000
-    monkeypatch.setattr(World, "any", lambda self, *flags: (True, True))
+    monkeypatch.setattr(World, "any_rank", lambda self, *flags: (True, True))
     with pytest.raises(UserError, match="another rank"):
         search(model, train, CLIPS, two, room(model, train, 100))
 

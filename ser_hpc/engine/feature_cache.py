@@ -26,14 +26,14 @@ import torch
 from torch import Tensor
 
 from ser_hpc.config.settings import Settings, TrainSettings
-from ser_hpc.data.batches import Batch, BatchSource, batch_of
-from ser_hpc.data.order import Cut, MicroBatch, epoch_order, evaluation_order, mix
+from ser_hpc.data.batches import Batch, BatchSource, collate
+from ser_hpc.data.sampler import BatchSpec, MicroBatch, epoch_order, evaluation_order, mix
 from ser_hpc.engine import gpu
 from ser_hpc.engine.ddp import autocast
-from ser_hpc.engine.feed import TrialData, max_samples
-from ser_hpc.engine.frozen import FrozenBase
+from ser_hpc.engine.frozen_params import FrozenBase
 from ser_hpc.engine.preemption import StopFlag, Stopped
 from ser_hpc.engine.probe import CPU_SECONDS
+from ser_hpc.engine.trial_data import TrialData, lengths
 from ser_hpc.engine.watchdog import Watchdog
 from ser_hpc.engine.world import World
 from ser_hpc.files import write_once
@@ -49,7 +49,7 @@ _FEWEST_CLIPS, _MOST_BLOCKS = 64, 512  # of a block; of a run
 
 
 @dataclass(frozen=True, slots=True)
-class States:
+class PooledFeatures:
     """Row i belongs to the clip at `positions[i]` of the index; `positions` rise.
 
     `means` (clips, width) float32: the mean of each clip's frames; zeros where the trial has no use for them; `causes`
@@ -61,10 +61,10 @@ class States:
     causes: np.ndarray
 
 
-class StateSource:
+class FeatureSource:
     """Batches as `BatchSource` makes them, with states in the place of sounds; `targets`, `weights`: over the whole index."""
 
-    def __init__(self, states: States, index: ShardIndex, targets: np.ndarray, weights: np.ndarray) -> None:
+    def __init__(self, states: PooledFeatures, index: ShardIndex, targets: np.ndarray, weights: np.ndarray) -> None:
         self._states, self._index, self._targets, self._weights = states, index, targets, weights
 
     def ahead(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]:
@@ -75,9 +75,9 @@ class StateSource:
             for i in () if training else np.flatnonzero(causes):
                 raise damaged(self._index, int(micro.clips.positions[i]), Cause(causes[i]))
             offsets = np.arange(len(rows) + 1)
-            yield batch_of(micro, self._states.means[rows], offsets, causes, self._targets, self._weights)
+            yield collate(micro, self._states.means[rows], offsets, causes, self._targets, self._weights)
 
-    def delivers(self, micros: Sequence[MicroBatch], limit_s: float) -> None:
+    def measure_throughput(self, micros: Sequence[MicroBatch], limit_s: float) -> None:
         """No audio."""
 
     def __enter__(self) -> Self:
@@ -98,7 +98,7 @@ def source(
     world: World,
     stop: StopFlag,
     watchdog: Watchdog,
-) -> tuple[StateSource, int]:
+) -> tuple[FeatureSource, int]:
     """The states of the trial's clips, and their width; what is not there yet `model` makes of `clips`, which is closed then.
 
     Raises Stopped on all ranks when one is asked to stop, UserError for a shard that cannot be read.
@@ -107,14 +107,13 @@ def source(
     assert isinstance(model.head, MeanPool)
     width = model.head.projector.in_features
     used = np.flatnonzero(data.targets >= 0)  # by all trials alike, so that their blocks are the same
-    states = States(used, np.zeros((len(used), width), np.float32), np.zeros(len(used), np.int64))
+    states = PooledFeatures(used, np.zeros((len(used), width), np.float32), np.zeros(len(used), np.int64))
     size = max(_FEWEST_CLIPS, -(-len(used) // _MOST_BLOCKS))
     folder = trial.states / _fingerprint(model, base, settings, data.index, used, size)
     folder.mkdir(parents=True, exist_ok=True)
-    lengths = data.index.num_samples[used]
-    costs = model.front.costs(np.minimum(lengths, max_samples(settings) or lengths))
+    costs = model.front.costs(lengths(settings, data)[used])
     budget = settings.train.budget_seconds or CPU_SECONDS  # without gradients it is small for any GPU
-    cut = Cut(1, round(budget * RATE), padded=model.front.padded)  # alike, whoever computes
+    cut = BatchSpec(1, round(budget * RATE), padded=model.front.padded)  # alike, whoever computes
     numbers = _shuffled(np.unique(np.searchsorted(used, data.fold.positions) // size), trial.trial, world.rank)
     made, reason = 0, None
 
@@ -140,14 +139,14 @@ def source(
     gpu.release(world.device)  # small trials may share the GPU
 
     # A rank that has them all waits here until the others do: for one block at most.
-    (stopping,) = world.any(reason is not None)
+    (stopping,) = world.any_rank(reason is not None)
     if stopping:
         why = reason or "another rank was asked to"
         raise Stopped(f"{trial.trial} stopped while its frozen encoder ran; the states that it made are kept ({why})")
     if world.is_main:
         took = time.monotonic() - began
         print(f"the frozen encoder's states: {made} of {len(numbers)} blocks made here, {took:.1f} s", flush=True)
-    return StateSource(states, data.index, data.targets, weights), width
+    return FeatureSource(states, data.index, data.targets, weights), width
 
 
 def _shuffled(numbers: np.ndarray, trial: Trial, rank: int) -> list[int]:

@@ -21,12 +21,12 @@ from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 from ser_hpc.cluster.plan import reopen
 from ser_hpc.config.load import load
 from ser_hpc.config.settings import Settings
-from ser_hpc.engine import states
+from ser_hpc.engine import feature_cache
 from ser_hpc.engine.attempt import claim
-from ser_hpc.engine.feed import TrialData
 from ser_hpc.engine.loop import train_trial
 from ser_hpc.engine.preemption import StopFlag, Stopped
 from ser_hpc.engine.rank import Rank
+from ser_hpc.engine.trial_data import TrialData
 from ser_hpc.engine.watchdog import Watchdog
 from ser_hpc.engine.world import World
 from ser_hpc.errors import UserError
@@ -110,7 +110,7 @@ class StopAfter(StopFlag):
 class AnotherIsAsked(World):
     """One of whose other ranks is asked to stop."""
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
         return tuple(True for _ in flags)
 
 
@@ -123,7 +123,7 @@ def test_a_head_learns_the_same_from_states(name: str) -> None:
     width = whole.head.projector.in_features  # type: ignore[union-attr]
     alone = build(settings, 4, 7, width).double().train()  # type: ignore[arg-type]
     with torch.no_grad():
-        pooled = states.mean_frames(*whole.front(whole.encoder, samples, offsets))
+        pooled = feature_cache.mean_frames(*whole.front(whole.encoder, samples, offsets))
     ours, theirs = alone(pooled, torch.arange(5))["emotion"], whole(samples, offsets)["emotion"]
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
     slope = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -1,10 +1,8 @@
-"""torch.compile, region by region: every transformer layer without its attention.
+"""Compile a model with torch.compile, region by region, for the training loop: every transformer layer without its attention.
 
 Layers share their compiled code, so compiling costs as much for two as for 24; lengths are dynamic, so a new batch does not
 compile anew. Attention stays as it is: a kernel for variable lengths, or one call for each group of clips. So does the stem:
 it takes minutes to compile and is then slower (five times, on a CPU).
-Where the time is up early, code that was compiled and code that was not round differently: a trial that is stopped and resumed
-is then the same up to rounding, not bit for bit.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
-import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,34 +17,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from ser_hpc.config.settings import TrainSettings
 from ser_hpc.errors import UserError
 
 
-class Regions:
-    """Compiled when they first run, if `settings.compile`, in the first `compile_minutes`; what is not by then stays as it is.
-
-    Raises UserError where nothing can be compiled.
-    """
-
-    def __init__(self, encoder: nn.Module, settings: TrainSettings) -> None:
-        self._end = time.monotonic() + 60 * settings.compile_minutes if settings.compile else float("inf")
-        if not settings.compile:
-            return
-        if (lacking := missing()) is not None:
-            raise UserError(f"train.compile needs {lacking} on the compute node; or set it to false")
-        for layer in _without_attention(encoder):
-            layer.compile(dynamic=True)
-
-    def look(self) -> None:
-        """Between steps: is the time over?"""
-        if time.monotonic() > self._end:
-            self._end = float("inf")
-            torch.compiler.set_stance("eager_on_recompile")
+def compile_layers(encoder: nn.Module) -> None:
+    """Have each layer compiled when it first runs. Raises UserError where nothing can be compiled."""
+    if (lacking := missing()) is not None:
+        raise UserError(f"train.compile needs {lacking} on the compute node; or set it to false")
+    for layer in _without_attention(encoder):
+        layer.compile(dynamic=True)
 
 
 def missing() -> str | None:
-    """What it lacks here: torch writes C++ that includes Python's own headers."""
+    """Name what compiling lacks here: torch writes C++ that includes Python's own headers."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None and shutil.which("clang++") is None:
         return f"a C++ compiler ({compiler}; or set CXX)"
