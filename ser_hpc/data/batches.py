@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import cycle, islice
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -57,19 +57,15 @@ class Batch:
         return len(self.samples) / RATE
 
 
-class Source(Protocol):
+class Source(AbstractContextManager[Any], Protocol):
     """Where the loop's batches come from; leaving it as a context manager frees what it holds."""
 
     def ahead(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]: ...
 
     def measure_throughput(self, micros: Sequence[MicroBatch], limit_s: float) -> float | None: ...
 
-    def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
-
-
-class BatchSource:
+class BatchSource(AbstractContextManager[Any]):
     """Micro-batches to batches. A context manager: leaving it ends its workers.
 
     `copies`: see ClipReader; `targets` and `weights`: columns over the whole index; clips are cut to `max_samples`; `workers`:
@@ -129,15 +125,9 @@ class BatchSource:
                 return samples / RATE / took
         return None
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._prefetch.close()
         self._reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def _windows(self, micros: Iterable[MicroBatch]) -> Iterator[list[MicroBatch]]:
         window: list[MicroBatch] = []

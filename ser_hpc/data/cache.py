@@ -63,11 +63,11 @@ def memory_bytes(env: Mapping[str, str], root: Path = Path("/")) -> int:
 
     `root`: of the file system that holds /proc and /sys.
     """
-    told = env.get("SLURM_MEM_PER_NODE", "")
-    asked = [int(told) << 20] if told.isdigit() and int(told) else []
+    requested = env.get("SLURM_MEM_PER_NODE", "")
+    job = [int(requested) << 20] if requested.isdigit() and int(requested) else []
     available = re.search(r"MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text(encoding="ascii"))
     assert available, "every Linux since 3.14 says so"
-    return min([int(available[1]) << 10, *asked, *_limits(root)])
+    return min([int(available[1]) << 10, *job, *_limits(root)])
 
 
 def _limits(root: Path) -> Iterator[int]:

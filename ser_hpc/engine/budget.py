@@ -6,7 +6,7 @@ that it stopped with, as long as it runs in the like of the place for which that
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ser_hpc.data.sampler import BatchSpec
@@ -38,9 +38,6 @@ class Budget:
     def cut(self, ranks: int, accumulation: int | None, front: Frontend) -> BatchSpec:
         """By `accumulation`, if it is given and memory sufficed for it."""
         return BatchSpec(ranks, self.samples, None if self.lowered else accumulation, front.padded, front.group)
-
-    def below(self, samples: int) -> Budget:
-        return replace(self, samples=samples, lowered=True)
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Budget:

@@ -60,10 +60,6 @@ class TrainState:
         budget = saved.get("budget")
         return cls(**{**saved, "budget": Budget.from_json(budget) if budget else None})
 
-    def is_stale(self, patience: int | None) -> bool:
-        """Tell whether so many epochs have passed without a better one; None: never."""
-        return patience is not None and self.stale_epochs >= patience
-
     def after_epoch(self, dev_uar: float) -> TrainState:
         """Return the state once the current epoch is evaluated; the first of equally good epochs stays the best."""
         after = replace(self, epoch=self.epoch + 1, epoch_loss=0.0, epoch_weight=0.0)
@@ -190,10 +186,6 @@ def save_weights(path: Path, tensors: dict[str, Tensor]) -> str:
     with aside(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
         return _sha256(temporary)
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    return load_file(path)
 
 
 def clear(trial: TrialDir, attempt: AttemptDir, best_epoch: int) -> None:

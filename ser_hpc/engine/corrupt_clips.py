@@ -59,7 +59,7 @@ class CorruptClips:
         if len(self._seen) > self._most * self._clips:
             raise UserError(
                 f"{len(self._seen)} of the {self._clips} training clips are damaged so far, more than data.max_damaged="
-                f"{self._most:g} allows: {self._counts()}: {self._names()}. All damage: "
+                f"{self._most:g} allows: {self._counts()}: {listed([self._index.key(i) for i in self._seen], 4)}. All damage: "
                 f"python -m ser_hpc.shards.verify FOLDER; {PACK_AGAIN}"
             )
 
@@ -73,9 +73,6 @@ class CorruptClips:
         """Count by shard and cause, the most first."""
         counts = Counter((self._shard(position), cause.words) for position, cause in self._seen.items())
         return listed([f"{count} in {shard} ({cause})" for (shard, cause), count in counts.most_common()])
-
-    def _names(self) -> str:
-        return listed([self._index.key(position) for position in self._seen], 4)
 
     def _shard(self, position: int) -> str:
         number = self._index.shard[position]

@@ -16,12 +16,10 @@ from ser_hpc.data.sampler import BatchSpec, evaluation_order
 from ser_hpc.engine.world import World
 from ser_hpc.models.packed import to_device
 
-Forward = Callable[[Tensor, Tensor], dict[str, Tensor]]
-
 
 @torch.no_grad()
 def predict(
-    forward: Forward,
+    forward: Callable[[Tensor, Tensor], dict[str, Tensor]],
     source: Source,
     positions: np.ndarray,
     samples: np.ndarray,

@@ -1,4 +1,4 @@
-"""A frozen encoder makes the same of a clip in every epoch, fold and seed: it runs once, and what the head needs is kept.
+"""Run a frozen encoder once, for it makes the same of a clip in every epoch, fold and seed, and keep what the head needs.
 
 That is the mean of each clip's frames, its *state*: pooling commutes with the head's linear projection, exactly. All trials
 of a run share the states, in blocks of clips, a file each. Every rank of every trial goes through the blocks in an order of
@@ -15,11 +15,11 @@ import io
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from ser_hpc.files import write_once
 from ser_hpc.models.classifier import Classifier
 from ser_hpc.models.heads import MeanPool
 from ser_hpc.models.packed import Packing, to_device
-from ser_hpc.results.run_dir import Trial, TrialDir
+from ser_hpc.results.run_dir import TrialDir
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import Cause, damaged
@@ -61,7 +61,7 @@ class PooledFeatures:
     causes: np.ndarray
 
 
-class FeatureSource:
+class FeatureSource(AbstractContextManager[Any]):
     """Batches as `BatchSource` makes them, with states in the place of sounds; `targets`, `weights`: over the whole index."""
 
     def __init__(self, states: PooledFeatures, index: ShardIndex, targets: np.ndarray, weights: np.ndarray) -> None:
@@ -80,10 +80,7 @@ class FeatureSource:
     def measure_throughput(self, micros: Sequence[MicroBatch], limit_s: float) -> None:
         """No audio."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
 
@@ -99,7 +96,7 @@ def source(
     stop: StopFlag,
     watchdog: Watchdog,
 ) -> tuple[FeatureSource, int]:
-    """The states of the trial's clips, and their width; what is not there yet `model` makes of `clips`, which is closed then.
+    """Return the states of the trial's clips, and their width; those not there yet `model` makes of `clips`, then closed.
 
     Raises Stopped on all ranks when one is asked to stop, UserError for a shard that cannot be read.
     """
@@ -114,22 +111,16 @@ def source(
     costs = model.front.costs(lengths(settings, data)[used])
     budget = settings.train.budget_seconds or CPU_SECONDS  # without gradients it is small for any GPU
     cut = BatchSpec(1, round(budget * RATE), padded=model.front.padded)  # alike, whoever computes
-    numbers = _shuffled(np.unique(np.searchsorted(used, data.fold.positions) // size), trial.trial, world.rank)
-    made, reason = 0, None
-
-    def asked() -> bool:
-        nonlocal reason
-        watchdog.beat()
-        reason = stop.reason()
-        return reason is not None
-
+    numbers = np.unique(np.searchsorted(used, data.fold.positions) // size)
+    numbers = numbers[epoch_order(mix(trial.trial.seed, trial.trial.fold, world.rank), 0, len(numbers))]  # an order of its own
+    made = 0
     with clips:
-        for number in numbers:
+        for number in numbers.tolist():
             path, rows = folder / f"{number:05d}.npy", slice(number * size, (number + 1) * size)
             means, causes = states.means[rows], states.causes[rows]
             if not _read(path, means):
                 batches = clips.ahead(evaluation_order(used[rows], costs[rows], cut, rank=0), training=True)
-                if not _encoded(model, batches, settings.train, world.device, asked, means, causes):
+                if not _encoded(model, batches, settings.train, world.device, stop, watchdog, means, causes):
                     break
                 made += 1
                 if not causes.any() and not _put(path, means):
@@ -139,21 +130,14 @@ def source(
     gpu.release(world.device)  # small trials may share the GPU
 
     # A rank that has them all waits here until the others do: for one block at most.
-    (stopping,) = world.any_rank(reason is not None)
+    (stopping,) = world.any_rank(stop.reason() is not None)
     if stopping:
-        why = reason or "another rank was asked to"
+        why = stop.reason() or "another rank was asked to"
         raise Stopped(f"{trial.trial} stopped while its frozen encoder ran; the states that it made are kept ({why})")
     if world.is_main:
         took = time.monotonic() - began
         print(f"the frozen encoder's states: {made} of {len(numbers)} blocks made here, {took:.1f} s", flush=True)
     return FeatureSource(states, data.index, data.targets, weights), width
-
-
-def _shuffled(numbers: np.ndarray, trial: Trial, rank: int) -> list[int]:
-    """In an order of this rank's own."""
-    order = epoch_order(mix(trial.seed, trial.fold, rank), 0, len(numbers))
-    shuffled: list[int] = numbers[order].tolist()
-    return shuffled
 
 
 @torch.no_grad()
@@ -162,14 +146,16 @@ def _encoded(
     batches: Iterator[Batch],
     settings: TrainSettings,
     device: torch.device,
-    asked: Callable[[], bool],
+    stop: StopFlag,
+    watchdog: Watchdog,
     means: np.ndarray,
     causes: np.ndarray,
 ) -> bool:
     """Fill in the means and causes of a block's clips, row by row. False if asked to stop."""
     model.to(device)
     for batch in batches:
-        if asked():
+        watchdog.beat()
+        if stop.reason() is not None:
             return False
         with autocast(settings, device):
             frames, lengths = model.front(model.encoder, to_device(batch.samples, device), batch.offsets)
@@ -179,14 +165,14 @@ def _encoded(
 
 
 def mean_frames(frames: Tensor, lengths: Tensor) -> Tensor:
-    """(T, width), all clips' frames one after another, and their lengths (B,) -> (B, width), float32 or better."""
+    """Average frames (T, width), all clips' one after another, of lengths (B,): (B, width), float32 or better."""
     return Packing(tuple(lengths.tolist()), frames.device).mean(frames)
 
 
 def _fingerprint(
     model: Classifier, base: FrozenBase, settings: Settings, index: ShardIndex, positions: np.ndarray, block: int
 ) -> str:
-    """Of all that states depend on, but for rounding, and of what stands in which file."""
+    """Hash all that states depend on, but for rounding, and what stands in which file."""
     front: Any = model.front
     encoder: Any = model.encoder
     what = {
@@ -204,7 +190,7 @@ def _fingerprint(
 
 
 def _put(path: Path, means: np.ndarray) -> bool:
-    """NumPy's own format, and its crc32 behind it. False if a file is there already."""
+    """Write NumPy's own format, and its crc32 behind it. False if a file is there already."""
     buffer = io.BytesIO()
     np.save(buffer, means, allow_pickle=False)
     content = buffer.getvalue()

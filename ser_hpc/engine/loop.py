@@ -11,6 +11,8 @@ import time
 from dataclasses import replace
 from functools import partial
 
+from safetensors.torch import load_file
+
 from ser_hpc.config.settings import Settings
 from ser_hpc.data.batches import Source, group_by_step
 from ser_hpc.data.sampler import epoch_size, epoch_steps, mix, reduce_budget, step_micro_batches
@@ -94,7 +96,8 @@ def train_trial(
             strategy=ranks, ema=ema, base=base, metrics=metrics, writer=writer,
         )  # fmt: skip
         supervisor.obey(supervisor.agree())  # it may have been asked to stop while it started
-        while (epoch := metrics.state.epoch) < train.epochs and not metrics.state.is_stale(train.patience):
+        patience = train.patience or train.epochs
+        while (epoch := metrics.state.epoch) < train.epochs and metrics.state.stale_epochs < patience:
             # What is left of this epoch.
             ranks.train_mode(True)
             steps = epoch_steps(fold.train.positions, seed, epoch, train.global_batch, groups)
@@ -135,7 +138,7 @@ def train_trial(
         world.barrier()
         progress.write("predicting", metrics.state)
         model = new_model(width)
-        base.load(model, checkpoint.load_weights(attempt.best(metrics.state.best_epoch)))
+        base.load(model, load_file(attempt.best(metrics.state.best_epoch)))
         model.to(world.device).eval()
         found: list[Prediction] = []
         for part, positions in (("dev", fold.dev.positions), ("test", fold.test.positions)):

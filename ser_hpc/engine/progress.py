@@ -85,16 +85,12 @@ class Progress:
             self._last["dev_uar"] = dev_uar
             self.write("training", state)
 
-    def speeds(self, data: float | None, model: float | None) -> None:
-        """Note rank 0's throughput, in seconds of audio a second."""
-        self._last |= {"data_audio_s_per_s": data, "model_audio_s_per_s": model}
-
-    def saved(self, seconds: float) -> None:
-        """Note how long a save kept training waiting."""
-        self._last["save_s"] = round(seconds, 3)
+    def note(self, **numbers: float | None) -> None:
+        """Have these in progress.json from now on."""
+        self._last |= numbers
 
     def write(self, what: str, state: TrainState) -> None:
-        """Write progress.json now."""
+        """Replace progress.json now. Not synced to disk: a heartbeat may be lost, and syncing would slow training."""
         self._what, self._state = what, state
         if not self._active:
             return
@@ -102,17 +98,20 @@ class Progress:
         if self._clock is not None and state.step > self._clock[0]:
             a_step = (time.monotonic() - self._clock[1]) / (state.step - self._clock[0])
             left = a_step * (self._total_steps - state.step)
-        write_progress(
-            self._attempt,
-            state=what,
-            step=state.step,
-            steps=self._total_steps,
-            epoch=state.epoch,
-            epochs=self._epochs,
-            best_dev_uar=state.best_uar if state.best_epoch >= 0 else None,
-            seconds_left=left,
+        fields = {
+            "state": what,
+            "step": state.step,
+            "steps": self._total_steps,
+            "epoch": state.epoch,
+            "epochs": self._epochs,
+            "best_dev_uar": state.best_uar if state.best_epoch >= 0 else None,
+            "seconds_left": left,
             **self._last,
-        )
+            "updated": time.time(),
+        }
+        temporary = self._attempt.progress.with_name(f".{self._attempt.progress.name}.tmp")
+        temporary.write_text(json.dumps(fields), encoding="utf-8")
+        rename_over(temporary, self._attempt.progress)
         self._steps.flush()
         self._epoch_lines.flush()
         self._written = time.monotonic()
@@ -123,13 +122,6 @@ class Progress:
             for file in (self._steps, self._epoch_lines):
                 file.flush()
                 os.fsync(file.fileno())
-
-
-def write_progress(attempt: AttemptDir, **fields: Any) -> None:
-    """Replace progress.json. Not synced to disk: a heartbeat may be lost, and syncing once a second would slow training."""
-    temporary = attempt.progress.with_name(f".{attempt.progress.name}.tmp")
-    temporary.write_text(json.dumps(fields | {"updated": time.time()}), encoding="utf-8")
-    rename_over(temporary, attempt.progress)
 
 
 def continued(path: Path, before: Path | None, counter: str, until: int) -> TextIOWrapper:

@@ -38,39 +38,32 @@ def gradients(
     clips, and what is wrong with it (read.Cause, or 0); zeros for the clips of other ranks. None if memory ran out: what there
     is of gradients is worthless.
     """
+    per_clip_loss = torch.zeros(2, clips, device=device)
+    statistics.begin()
     try:
-        return _gradients(strategy, batches, clips, weight, seed, device, statistics)
+        for turn, batch in enumerate(batches, start=1):
+            torch.manual_seed(mix(*seed, batch.number))
+            losses = _forward_backward(strategy, batch, weight, device, last=turn == len(batches))
+            if len(batch.rows):  # else a filler
+                statistics.add(len(batch.rows))
+                wrong = to_device(batch.damaged, device)
+                found = torch.stack([losses.masked_fill(wrong > 0, 0), wrong.to(per_clip_loss)])
+                per_clip_loss[:, to_device(torch.from_numpy(batch.rows), device)] = found
+        return per_clip_loss
     except RuntimeError as error:
         if not gpu.ran_out(error):
             raise
         print(str(error).partition("\n")[0], file=sys.stderr, flush=True)
-    # Here, where the error no longer holds what it ran out of.
-    strategy.join_pending_collectives()
+    strategy.join_pending_collectives()  # here, where the error no longer holds what it ran out of
     return None
 
 
-def _gradients(
-    strategy: Strategy,
-    batches: Sequence[Batch],
-    clips: int,
-    weight: float,
-    seed: tuple[int, int],
-    device: torch.device,
-    statistics: RunningStatistics,
-) -> Tensor:
-    per_clip_loss = torch.zeros(2, clips, device=device)
-    statistics.begin()
-    for turn, batch in enumerate(batches, start=1):
-        torch.manual_seed(mix(*seed, batch.number))
-        outputs = strategy.forward(to_device(batch.samples, device), batch.offsets, last=turn == len(batches))
-        losses = clip_losses(outputs, batch.targets)
-        strategy.backward((losses * to_device(batch.weights, device)).sum() / weight)
-        if len(batch.rows):  # else a filler
-            statistics.add(len(batch.rows))
-            wrong = to_device(batch.damaged, device)
-            found = torch.stack([losses.detach().masked_fill(wrong > 0, 0), wrong.to(per_clip_loss)])
-            per_clip_loss[:, to_device(torch.from_numpy(batch.rows), device)] = found
-    return per_clip_loss
+def _forward_backward(strategy: Strategy, batch: Batch, weight: float, device: torch.device, *, last: bool) -> Tensor:
+    """Add one micro-batch's gradients. Returns the loss of each clip, (B,)."""
+    outputs = strategy.forward(to_device(batch.samples, device), batch.offsets, last=last)
+    losses = clip_losses(outputs, batch.targets)
+    strategy.backward((losses * to_device(batch.weights, device)).sum() / weight)
+    return losses.detach()
 
 
 def clip_losses(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:

@@ -133,7 +133,7 @@ class StepMetrics:
         self.read()
         if (summary := self._throughput.end(world.size)) and world.is_main:
             print(summary, flush=True)
-            self.progress.speeds(self._throughput.data, self._throughput.model)
+            self.progress.note(data_audio_s_per_s=self._throughput.data, model_audio_s_per_s=self._throughput.model)
 
     def read(self, *, all: bool = False) -> None:
         """Bring the state up to date: by all steps but the newest, whose numbers are still under way; or by that too."""

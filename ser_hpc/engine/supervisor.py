@@ -103,7 +103,7 @@ class Supervisor:
         budget = self.metrics.state.budget
         assert budget is not None, "it was found before the first step"
         self.metrics.read(all=True)
-        self.metrics.state = replace(self.metrics.state, budget=budget.below(samples))
+        self.metrics.state = replace(self.metrics.state, budget=replace(budget, samples=samples, lowered=True))
         if self.world.is_main:
             attempt.add(self.attempt, budget_s=round(samples / RATE, 3))
             print(f"memory ran out at step {step}: made again, {samples / RATE:.0f} s of audio at a time", flush=True)
@@ -119,4 +119,4 @@ class Supervisor:
             self.writer.save(replace(state, seconds=start - self._zero), tensors)
         self._saved, self._last_save = state, time.monotonic()
         self._save_s = self._last_save - start
-        progress.saved(self._save_s)
+        progress.note(save_s=round(self._save_s, 3))

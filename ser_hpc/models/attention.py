@@ -41,10 +41,10 @@ def attend(
     if biases is None and has_kernel(query.device, query.dtype, query.shape[-1]):
         ends, longest = packing.ends, max(packing.lengths)
         # What torch.nn.attention.varlen calls, but that it leaves no choice of dropout. (Not causal, no mask to look at.)
-        told = torch.ops.aten._flash_attention_forward(
+        outputs = torch.ops.aten._flash_attention_forward(
             query, key, value, ends, ends, longest, longest, dropout, False, False, scale=scale
         )
-        out: Tensor = told[0]
+        out: Tensor = outputs[0]
         return out
     masks: list[Tensor | None] = [group.mask for group in packing.groups] if biases is None else [*biases]
     outs = []

@@ -71,8 +71,8 @@ def _normalize(settings: EncoderModel) -> bool:
         return settings.normalize is not False
     with in_words(settings.weights):
         path = cached_file(settings.weights, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-        told = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-    return bool(told.get("do_normalize", True))
+        preprocessor = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    return bool(preprocessor.get("do_normalize", True))
 
 
 def _random(config: Any) -> nn.Module:

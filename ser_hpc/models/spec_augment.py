@@ -23,22 +23,25 @@ class SpecAugment:
 
     def __call__(self, x: Tensor, lengths: Sequence[int], rooms: Sequence[int] | None = None) -> Tensor:
         """Packed clips (T, D) -> the same, masked. `lengths`: each clip's real rows, the first of its `rooms` (None: all)."""
-        told, rooms = self.settings, rooms or lengths
-        if told.time_prob:
-            kept = [_kept(length, told.time_prob, told.time_frames, room) for length, room in zip(lengths, rooms, strict=True)]
-            x = x * to_device(torch.cat(kept), x.device).to(x.dtype)[:, None]
-        if told.feature_prob:
+        settings, rooms = self.settings, rooms or lengths
+        if settings.time_prob:
+            keep = [
+                _keep_mask(length, settings.time_prob, settings.time_frames, room)
+                for length, room in zip(lengths, rooms, strict=True)
+            ]
+            x = x * to_device(torch.cat(keep), x.device).to(x.dtype)[:, None]
+        if settings.feature_prob:
             width = x.shape[1]
-            features = torch.stack([_kept(width, told.feature_prob, told.feature_width, width) for _ in lengths])
+            features = torch.stack([_keep_mask(width, settings.feature_prob, settings.feature_width, width) for _ in lengths])
             counts = to_device(torch.tensor(rooms), x.device)
             x = x * torch.repeat_interleave(to_device(features, x.device).to(x.dtype), counts, dim=0, output_size=len(x))
         return x
 
 
-def _kept(length: int, part: float, width: int, room: int) -> Tensor:
+def _keep_mask(length: int, part: float, width: int, room: int) -> Tensor:
     """(room,) bool: False in stretches of `width` among the first `length`, together about `part` of them."""
-    kept = torch.ones(room, dtype=torch.bool)
+    keep = torch.ones(room, dtype=torch.bool)
     count = min(int(part * length / width + float(torch.rand(()))), length // width)
     for start in torch.randperm(max(0, length - width + 1))[:count].tolist():
-        kept[start : start + width] = False
-    return kept
+        keep[start : start + width] = False
+    return keep

@@ -53,15 +53,15 @@ class WhisperFrontend:
         model: Any = encoder
         parameter = next(encoder.parameters())
         given: list[int] = offsets.diff().tolist()
-        kept = [min(length, self.most * self.stride) for length in given]
-        real = Packing(tuple(max(1, -(-length // self.stride)) for length in kept), parameter.device)
-        frames = Packing((self.most,) * len(kept), parameter.device) if self.pad else real
+        lengths = [min(length, self.most * self.stride) for length in given]
+        real = Packing(tuple(max(1, -(-length // self.stride)) for length in lengths), parameter.device)
+        frames = Packing((self.most,) * len(lengths), parameter.device) if self.pad else real
 
-        moved = remove_gaps(to_device(samples, parameter.device), kept, given)
+        clips = remove_gaps(to_device(samples, parameter.device), lengths, given)
         with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
-            mel, own = self.log_mel(moved, kept, frames, at_least_float32(parameter.dtype))
+            mel, own = self.log_mel(clips, lengths, frames, at_least_float32(parameter.dtype))
             if model.training:
-                heard = [-(-length // self.hop) for length in kept]
+                heard = [-(-length // self.hop) for length in lengths]
                 mel = self.masks(mel, heard, [2 * length + GAP for length in frames.lengths])
         x = F.gelu(model.conv1(mel.to(parameter.dtype).T[None]))
         x = x * own.to(x.dtype)  # conv2 must see zeros around a clip again

@@ -35,7 +35,6 @@ PARTS = {
     "ser_hpc.engine.evaluate": {"predict": "evaluation"},
     "ser_hpc.engine.checkpoint": {
         "save_weights": "saving",
-        "load_weights": "saving",
         "Writer.save": "saving",
         "Writer.wait": "saving",
     },

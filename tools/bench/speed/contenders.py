@@ -111,15 +111,8 @@ class Ours:
         steps = list(step_micro_batches(draws, self.costs, self.cut, 0))
         batches = self.source.ahead(chain.from_iterable(steps), training=True)
         for number, (clips, micros) in enumerate(zip(draws, steps, strict=True)):
-            told = gradients(
-                self.ranks,
-                list(islice(batches, len(micros))),
-                len(clips),
-                float(len(clips)),
-                (0, number),
-                self.device,
-                self.statistics,
-            )
+            made, weight = list(islice(batches, len(micros))), float(len(clips))
+            losses = gradients(self.ranks, made, len(clips), weight, (0, number), self.device, self.statistics)
             if losses is None:
                 raise MemoryError("memory ran out: give --train budget_seconds=...")
             self.ledger.add(clips.positions, weight, LR, losses, self.ranks.step(LR))
