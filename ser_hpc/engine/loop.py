@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from ser_hpc.config.settings import Settings
 from ser_hpc.data.batches import Source, group_by_step
 from ser_hpc.data.sampler import epoch_size, epoch_steps, mix, reduce_budget, step_micro_batches
-from ser_hpc.engine import checkpoint, feature_cache, finish, gpu, precision, probe, strategy
+from ser_hpc.engine import checkpoint, feature_cache, finish, gpu, precision, probe
 from ser_hpc.engine.attempt import add as describe
 from ser_hpc.engine.corrupt_clips import CorruptClips
 from ser_hpc.engine.ddp import autocast
@@ -28,6 +28,7 @@ from ser_hpc.engine.preemption import StopFlag
 from ser_hpc.engine.progress import Progress
 from ser_hpc.engine.step import gradients
 from ser_hpc.engine.step_metrics import StepMetrics
+from ser_hpc.engine.strategy import build as build_strategy
 from ser_hpc.engine.supervisor import Supervisor
 from ser_hpc.engine.torch_compile import compile_layers
 from ser_hpc.engine.trial_data import TrialData, balance_groups, clip_weights, lengths, make_batch_source
@@ -51,7 +52,7 @@ def train_trial(
     Raises Stopped when asked to stop (all is saved), Superseded when a newer attempt of the trial is there, UserError when the
     loss is not finite, the disk is full, or a single clip takes more memory than there is.
     """
-    # Set up: what is learnt from ...
+    # Set up: the data.
     began = time.monotonic()
     settings = precision.settle(settings, RunDir(trial.path.parents[1]), world)
     gpu.reproducible(settings.train.deterministic)
@@ -61,7 +62,7 @@ def train_trial(
     total_steps = train.epochs * steps_per_epoch
     saved = checkpoint.restore(trial, attempt, world)
 
-    # ... the model ...
+    # Set up: the model, and how ranks share it.
     new_model, width = partial(build, settings.model, classes, mix(seed, 0x57E1)), None
     model = new_model()
     base = FrozenBase.of(model)
@@ -79,11 +80,11 @@ def train_trial(
         base.load(model, saved.tensors.model)
     if train.compile:
         compile_layers(model.encoder)
-    ranks = strategy.build(model, train, world, saved.tensors)
-    batch_norms = RunningStatistics(ranks.module, train.global_batch)
-    ema = WeightAverage(ranks.module, train.average, saved.tensors.average if saved.tensors else {})
+    strategy = build_strategy(model, train, world, saved.tensors)
+    batch_norms = RunningStatistics(strategy.module, train.global_batch)
+    ema = WeightAverage(strategy.module, train.average, saved.tensors.average if saved.tensors else {})
 
-    # ... and who keeps the books.
+    # Set up: what is recorded.
     if world.is_main:
         describe(attempt, strategy=train.strategy, precision=train.precision, budget_s=round(budget.samples / RATE, 3))
     state, many = replace(saved.state, budget=budget), settings.data.max_damaged
@@ -93,31 +94,31 @@ def train_trial(
     with source, progress, checkpoint.Writer(trial, attempt) as writer:
         supervisor = Supervisor(
             trial=trial, attempt=attempt, train=train, world=world, stop=stop, watchdog=watchdog, began=began,
-            strategy=ranks, ema=ema, base=base, metrics=metrics, writer=writer,
+            strategy=strategy, ema=ema, base=base, metrics=metrics, writer=writer,
         )  # fmt: skip
         supervisor.obey(supervisor.agree())  # it may have been asked to stop while it started
         patience = train.patience or train.epochs
         while (epoch := metrics.state.epoch) < train.epochs and metrics.state.stale_epochs < patience:
-            # What is left of this epoch.
-            ranks.train_mode(True)
+            # Steps: what is left of this epoch.
+            strategy.train_mode(True)
             steps = epoch_steps(fold.train.positions, seed, epoch, train.global_batch, groups)
             steps = steps[metrics.state.step - epoch * steps_per_epoch :]
             metrics.measure_data_once(source, step_micro_batches(steps[:_PROBED], samples, cut, world.rank))
             batches_of_steps = group_by_step(source, step_micro_batches(steps, samples, cut, world.rank))
-            for number, clips_and_batches in enumerate(zip(steps, batches_of_steps, strict=True), start=metrics.state.step):
+            clips_and_batches = zip(steps, batches_of_steps, strict=True)
+            for number, (step, batches) in enumerate(clips_and_batches, start=metrics.state.step):
                 # One step.
-                step, batches = clips_and_batches
                 metrics.begin_step(number, batches)
                 weight = float(weights[step.positions].sum())
-                losses = gradients(ranks, batches, len(step), weight, (seed, number), world.device, batch_norms)
+                losses = gradients(strategy, batches, len(step), weight, (seed, number), world.device, batch_norms)
                 decision = supervisor.agree(out_of_memory=losses is None)
                 if losses is None or decision.out_of_memory:
-                    ranks.discard_step()
+                    strategy.discard_step()
                     cut = reduce_budget(cut, step.positions, samples[step.positions])
                     supervisor.lower_budget(cut.budget_samples, number)
                     break
                 losses, lr = world.sum(losses), learning_rate(number, total_steps, train)
-                grad_norm = ranks.step(lr)
+                grad_norm = strategy.step(lr)
                 batch_norms.update(len(step), world.sum)
                 ema.update(number + 1)
                 metrics.end_step(step.positions, weight, lr, losses, grad_norm, world)
@@ -127,14 +128,14 @@ def train_trial(
                 continue  # memory ran out: the same step is made again, cut smaller
 
             # End of epoch.
-            ranks.train_mode(False)
+            strategy.train_mode(False)
             with ema.in_place(world):
-                logits = predict(ranks.forward, source, fold.dev.positions, samples, cut, classes, world)
+                logits = predict(strategy.forward, source, fold.dev.positions, samples, cut, classes, world)
             supervisor.end_epoch(*finish.score(logits, data.targets[fold.dev.positions], classes))
 
         # Test: once, with the epoch that dev chose; on a plain copy, whatever the strategy was.
         writer.wait()
-        ranks.close()
+        strategy.close()
         world.barrier()
         progress.write("predicting", metrics.state)
         model = new_model(width)
