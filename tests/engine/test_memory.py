@@ -241,7 +241,7 @@ def test_a_given_budget_is_taken() -> None:
 def test_a_trial_keeps_its_budget_where_there_is_as_much_memory() -> None:
     """And finds another with other GPUs, less memory, or a budget given anew."""
     model, given = encoder("whisper"), Settings.model_validate({"train": {"budget_seconds": 12.5}})
-    lowered = find(model, given, CLIPS, ALONE).below(3 * RATE)
+    lowered = replace(find(model, given, CLIPS, ALONE), samples=3 * RATE, lowered=True)
     assert find(model, given, CLIPS, ALONE, lowered) == lowered
     assert find(model, Settings(), CLIPS, ALONE, lowered).samples == CPU_SECONDS * RATE
     here = Place("2 x H200, ddp", 100e9)

@@ -424,7 +424,7 @@ def out_of_memory(task: Task, clips: Clips) -> dict[str, Any]:
         draws = [ClipSelection(np.tile(np.arange(len(clips)), 8))]
         micros = list(chain.from_iterable(step_micro_batches(draws, ours.costs, cut, 0)))
         batches = list(ours.source.ahead(iter(micros), training=True))
-        return gradients(ours.ranks, batches, 8 * len(clips), 1.0, (0, 0), device_of(task)) is not None
+        return gradients(ours.ranks, batches, 8 * len(clips), 1.0, (0, 0), device_of(task), ours.statistics) is not None
 
     small = float(ours.costs.max()) / 16_000
     torch.cuda.reset_peak_memory_stats()
