@@ -22,8 +22,8 @@ from ser_hpc.results.sealed import sealed
 
 def score(logits: np.ndarray, targets: np.ndarray, num_classes: int) -> tuple[float, float]:
     """Compute UAR and mean cross-entropy of a part."""
-    score = float(uar(confusion_matrix(targets, logits.argmax(axis=1), num_classes)))
-    return score, float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)))
+    confusion = confusion_matrix(targets, logits.argmax(axis=1), num_classes)
+    return float(uar(confusion)), float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)))
 
 
 def predictions_of(part: str, positions: np.ndarray, logits: np.ndarray, data: TrialData) -> list[Prediction]:

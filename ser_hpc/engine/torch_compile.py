@@ -20,11 +20,16 @@ from torch import nn
 from ser_hpc.errors import UserError
 
 
-def compile_layers(encoder: nn.Module) -> None:
+def compile_layers(encoder: Any) -> None:
     """Have each layer compiled when it first runs. Raises UserError where nothing can be compiled."""
     if (lacking := missing()) is not None:
         raise UserError(f"train.compile needs {lacking} on the compute node; or set it to false")
-    for layer in _without_attention(encoder):
+    if isinstance(encoder, nn.Identity):  # its features are cached
+        return
+    whisper = hasattr(encoder, "conv1")
+    for layer in encoder.layers if whisper else encoder.encoder.layers:
+        attention = layer.self_attn if whisper else layer.attention
+        attention.__class__ = _not_compiled(attention.__class__)
         layer.compile(dynamic=True)
 
 
@@ -36,17 +41,6 @@ def missing() -> str | None:
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "Python's headers (in Debian's python3-dev)"
     return None
-
-
-def _without_attention(encoder: Any) -> list[nn.Module]:
-    if isinstance(encoder, nn.Identity):  # its states suffice
-        return []
-    whisper = hasattr(encoder, "conv1")
-    layers: list[Any] = list(encoder.layers if whisper else encoder.encoder.layers)
-    for layer in layers:
-        attention: Any = layer.self_attn if whisper else layer.attention
-        attention.__class__ = _not_compiled(attention.__class__)
-    return layers
 
 
 @cache  # one class for all layers: they share compiled code
