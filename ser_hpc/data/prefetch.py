@@ -100,7 +100,7 @@ class Prefetcher:
 
     @property
     def pids(self) -> list[int]:
-        """The process ids of the workers that have begun."""
+        """Return the process ids of the workers that have begun."""
         return self._processes.pids if self._processes else []
 
     def __call__(self, windows: Iterable[Sequence[MicroBatch]]) -> Iterator[list[tuple[MicroBatch, DecodedClips]]]:

@@ -1,4 +1,4 @@
-"""How much audio a micro-batch may have: found when a trial begins, saved with it, lowered should memory run out after all.
+"""Say how much audio a micro-batch may have: found when a trial begins, saved with it, lowered should memory run out after all.
 
 Where a step is cut decides which micro-batch a clip is in, and so its dropout. A trial that goes on therefore keeps the budget
 that it stopped with, as long as it runs in the like of the place for which that was found.
@@ -36,7 +36,7 @@ class Budget:
     lowered: bool = False
 
     def cut(self, ranks: int, accumulation: int | None, front: Frontend) -> BatchSpec:
-        """By `accumulation`, if it is given and memory sufficed for it."""
+        """Cut steps by `accumulation`, if it is given and memory sufficed for it."""
         return BatchSpec(ranks, self.samples, None if self.lowered else accumulation, front.padded, front.group)
 
     @classmethod

@@ -212,7 +212,7 @@ def _sound(path: Path, sha256: str) -> None:
 
 
 def _drop(attempt: AttemptDir, markers: list[Path], best_epochs: set[int]) -> None:
-    """All but these. Markers go first; what a kill left half-written, or without its marker, goes too."""
+    """Drop all but these. Markers go first; what a kill left half-written, or without its marker, goes too."""
     kept = {path.with_suffix(suffix) for path in markers for suffix in (".json", ".safetensors")}
     kept |= {attempt.best(epoch) for epoch in best_epochs}
     old = {path for pattern in ("step_*", "best_*") for path in attempt.checkpoints.glob(pattern)} - kept
@@ -226,7 +226,7 @@ def _marker(attempt: AttemptDir, step: int) -> Path:
 
 
 def _markers(attempt: AttemptDir) -> list[Path]:
-    """Newest first."""
+    """List the markers, newest first."""
     return sorted(attempt.checkpoints.glob("step_*.json"), reverse=True)
 
 
@@ -236,5 +236,5 @@ def _sha256(path: Path) -> str:
 
 
 def _disk_is_full(error: BaseException) -> bool:
-    """safetensors reports the system's errors in words alone."""
+    """Look for a full disk: safetensors reports the system's errors in words alone."""
     return getattr(error, "errno", None) in DISK_IS_FULL or any(f"os error {number}" in str(error) for number in DISK_IS_FULL)

@@ -1,4 +1,4 @@
-"""Alone, or DistributedDataParallel: every rank holds the whole model."""
+"""Train alone, or by DistributedDataParallel: every rank holds the whole model. Made by `strategy.build`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DTYPES = {  # `auto` has become one of these (precision.py)
 
 
 def autocast(settings: TrainSettings, device: torch.device) -> AbstractContextManager[None]:
-    """The forward pass's precision over fp32 weights."""
+    """Compute the forward pass in the settings' precision, over fp32 weights."""
     dtype = DTYPES[settings.precision]
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
@@ -53,7 +53,7 @@ class Buckets:
         self._before, self._sizes = self._sizes, []
 
     def join_pending_collectives(self, device: torch.device) -> None:
-        """Raises RuntimeError where the buckets are not known yet."""
+        """Reduce zeros as often as the others still wait. Raises RuntimeError where the buckets are not known yet."""
         if not self._sure:
             raise RuntimeError("memory ran out in the first steps, before ranks know what the others wait for")
         for size in self._before[len(self._sizes) :]:
@@ -73,7 +73,7 @@ class Replicated:
             self._restore(saved)
 
     def _distributed(self, module: nn.Module) -> DistributedDataParallel:
-        """Without `device_ids`, for which DDP would move every input to the GPU: the offsets belong on the CPU.
+        """Wrap without `device_ids`, for which DDP would move every input to the GPU: the offsets belong on the CPU.
 
         Gradients that are there already become views of DDP's buckets; others would live beside them until the step's last
         micro-batch.

@@ -68,7 +68,7 @@ class FeatureSource(AbstractContextManager[Any]):
         self._states, self._index, self._targets, self._weights = states, index, targets, weights
 
     def ahead(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]:
-        """A damaged clip has weight zero in training; else it raises CorruptClipError."""
+        """Make batches. A damaged clip has weight zero in training; else it raises CorruptClipError."""
         for micro in micros:
             rows = np.searchsorted(self._states.positions, micro.clips.positions)
             causes = self._states.causes[rows]
@@ -78,7 +78,7 @@ class FeatureSource(AbstractContextManager[Any]):
             yield collate(micro, self._states.means[rows], offsets, causes, self._targets, self._weights)
 
     def measure_throughput(self, micros: Sequence[MicroBatch], limit_s: float) -> None:
-        """No audio."""
+        """Measure nothing: there is no audio."""
 
     def __exit__(self, *_: object) -> None:
         pass

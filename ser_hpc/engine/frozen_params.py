@@ -47,7 +47,7 @@ class FrozenBase:
         assert set(missing) <= self.names and not unexpected, "a checkpoint holds all but the base"
 
     def check(self, sha256: str) -> None:
-        """Raises UserError if a checkpoint was made over another base."""
+        """Compare fingerprints. Raises UserError if a checkpoint was made over another base."""
         if sha256 != self.sha256:
             raise UserError(
                 "the frozen weights are not those that this trial began with: has the folder or hub repository of "

@@ -74,7 +74,7 @@ class StopFlag:
 
     @contextmanager
     def at_once(self, leave: Callable[[str], None]) -> Iterator[None]:
-        """Within it nothing can be saved yet, and much is waited for: being asked to stop calls `leave`, from whatever thread.
+        """Have being asked to stop call `leave`, from whatever thread: nothing can be saved yet, and much is waited for.
 
         `leave` is given the reason, and ends the process: what waits in a library can be ended in no other way.
         """

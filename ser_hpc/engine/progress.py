@@ -46,7 +46,7 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Whatever ends training, the step that it was at is written down: two failures at one step are a crash loop."""
+        """Write down the step that training was at, whatever ended it: two failures at one step are a crash loop."""
         if self._active:
             if kind is not None and self._what != "stopped":
                 self.write("failed", self._state)

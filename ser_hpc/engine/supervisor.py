@@ -56,7 +56,7 @@ class Supervisor:
 
     @property
     def seconds(self) -> float:
-        """How long the trial has taken, over all its attempts."""
+        """Return how long the trial has taken, over all its attempts."""
         return time.monotonic() - self._zero
 
     def agree(self, *, out_of_memory: bool = False) -> Decision:

@@ -1,4 +1,4 @@
-"""The ranks of one trial: who am I, where are the others, and the few collectives that training needs."""
+"""Bring the ranks of one trial together: who am I, where are the others, and the few collectives that training needs."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class World:
 
     @property
     def environment(self) -> dict[str, str]:
-        """As DeepSpeed asks for it; where a name is missing it looks for mpi4py. It makes LOCAL_RANK its GPU: so that is the
-        device's index as this process sees it, which is 0 wherever each task sees its own GPU alone."""
+        """Return what DeepSpeed asks for; where a name is missing it looks for mpi4py. It makes LOCAL_RANK its GPU: so that is
+        the device's index as this process sees it, which is 0 wherever each task sees its own GPU alone."""
         local = self.local_rank if self.device.index is None else self.device.index
         names = {"RANK": self.rank, "WORLD_SIZE": self.size, "LOCAL_RANK": local, "LOCAL_SIZE": self.local_size}
         return {name: str(value) for name, value in names.items()}
@@ -91,7 +91,7 @@ class World:
             dist.barrier()
 
     def leave(self) -> None:
-        """The orderly end: ZeRO-3 aborts at exit without it."""
+        """Leave in order: ZeRO-3 aborts at exit without it."""
         if dist.is_initialized():
             self.barrier()
             dist.destroy_process_group()
@@ -119,20 +119,20 @@ def join(meeting_place: Path, rank: Rank, timeout: timedelta, meeting: timedelta
 
 
 def need_group(world: World) -> None:
-    """A process group even for one rank alone, as DeepSpeed wants it."""
+    """Open a process group even for one rank alone, as DeepSpeed wants it."""
     if not dist.is_initialized():
         assert world.size == 1, "several ranks have met already"
         _open_group(world.device, store=HashStore(), rank=0, world_size=1)
 
 
 def _open_group(device: torch.device, **how: Any) -> None:
-    """NCCL is told its GPU, rather than to guess it from the rank's number at the first exchange."""
+    """Tell NCCL its GPU, rather than have it guess from the rank's number at the first exchange."""
     cuda = device.type == "cuda"
     dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None, **how)
 
 
 def _own_gpu(rank: Rank, env: Mapping[str, str]) -> int:
-    """The index of this rank's GPU among those that it sees: all of the node's, or (as some sites bind them) its own alone."""
+    """Find this rank's GPU among those that it sees: all of the node's, or (as some sites bind them) its own alone."""
     visible = torch.cuda.device_count()
     if visible >= rank.local_size:
         return rank.local
@@ -148,8 +148,8 @@ def device_name(device: torch.device) -> str:
 
 
 def _speak_over(host: str) -> None:
-    """Gloo takes the address that this machine's own name stands for. On a node with several networks, or in a container, that
-    may not be the one that leads to the others: let it use the interface on the way to rank 0."""
+    """Choose gloo's interface. It takes the address that this machine's own name stands for. On a node with several networks,
+    or in a container, that may not be the one that leads to the others: let it use the interface on the way to rank 0."""
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))  # of a datagram socket: sends nothing
         mine: str = probe.getsockname()[0]
@@ -159,7 +159,7 @@ def _speak_over(host: str) -> None:
 
 
 def _address(probe: socket.socket, interface: str) -> str | None:
-    """IPv4 address of an interface."""
+    """Find the IPv4 address of an interface."""
     try:
         answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", interface.encode()))
     except OSError:

@@ -73,7 +73,7 @@ class MelFrontend:
         return (mel + FLOOR).log()
 
     def filtered(self, mel: Tensor) -> Tensor:
-        """(mels, frames): as through another microphone: a random gain at four places of the spectrum, lines between."""
+        """Filter (mels, frames) as through another microphone: a random gain at four places of the spectrum, lines between."""
         most = self.settings.filter_db * math.log(10) / 10
         if not most:
             return mel
@@ -82,7 +82,7 @@ class MelFrontend:
         return mel + curve.to(mel)[:, None]
 
     def warped(self, mel: Tensor) -> Tensor:
-        """(mels, frames) -> (mels, other frames): time and spectrum stretched or squeezed by factors of their own."""
+        """Warp (mels, frames) -> (mels, other frames): time and spectrum stretched or squeezed by factors of their own."""
         if not (self.settings.time_warp or self.settings.mel_warp):
             return mel
         bands, frames = mel.shape
@@ -93,7 +93,7 @@ class MelFrontend:
         return torch.cat([stretched[:bands], stretched[-1:].expand(missing, -1)])
 
     def masked(self, feature: Tensor) -> Tensor:
-        """Two stretches of frames and two of Mel bands become zero, the clip's mean (SpecAugment, Park et al. 2019)."""
+        """Mask two stretches of frames and two of Mel bands with zero, the clip's mean (SpecAugment, Park et al. 2019)."""
         keep = torch.ones(len(feature), 1, self.settings.mels)
         longest = round(self.settings.time_mask_s * RATE / HOP)
         for dim, most in ((0, longest), (2, self.settings.mel_mask), (0, longest), (2, self.settings.mel_mask)):
@@ -105,7 +105,7 @@ class MelFrontend:
 
 
 def with_deltas(mel: Tensor) -> Tensor:
-    """(mels, frames) -> (frames, 3, mels); zero mean and unit variance over the clip, channel by channel."""
+    """Stack deltas, (mels, frames) -> (frames, 3, mels); zero mean and unit variance over the clip, channel by channel."""
     delta = torchaudio.functional.compute_deltas(mel)
     stacked = torch.stack([mel, delta, torchaudio.functional.compute_deltas(delta)])
     variance, average = torch.var_mean(stacked, dim=(1, 2), keepdim=True, correction=0)
@@ -133,7 +133,7 @@ class Acrnn(nn.Module):
         self.width = 2 * settings.cells
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, 3, mels), all clips one after another, `lengths` (B,) -> frames (B, most, width), padded, and their lengths."""
+        """Encode (T, 3, mels), all clips one after another, of `lengths` (B,): frames (B, most, width), padded, and lengths."""
         given, pooled = lengths.tolist(), (lengths // POOL[0]).tolist()
         rooms = [-(-length // POOL[0]) + KERNEL[0] // 2 for length in given]  # of pooled frames, none within reach of another's
         x = insert_gaps(features.transpose(1, 2), given, [POOL[0] * room for room in rooms])
@@ -155,12 +155,12 @@ class Acrnn(nn.Module):
 
 
 def _turned(lengths: Tensor, frames: int) -> Tensor:
-    """(B, frames): the index of each frame when every clip is turned round within its own length; padding stays last."""
+    """Index each frame, (B, frames), when every clip is turned round within its own length; padding stays last."""
     index = torch.arange(frames)
     last = lengths[:, None] - 1
     return torch.where(index <= last, last - index, index)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
-    """Frames (B, T, D) in the order of `index` (B, T)."""
+    """Put frames (B, T, D) in the order of `index` (B, T)."""
     return x.gather(1, index[..., None].expand_as(x))

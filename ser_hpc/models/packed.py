@@ -64,12 +64,12 @@ class Packing:
 
     @cached_property
     def ends(self) -> Tensor:
-        """(B + 1,) int32 on the device: clip i has the frames from ends[i] up to ends[i + 1]."""
+        """Return (B + 1,) int32 on the device: clip i has the frames from ends[i] up to ends[i + 1]."""
         return to_device(_starts(self.lengths).to(torch.int32), self.device)
 
     @cached_property
     def counts(self) -> Tensor:
-        """(B,) int64 on the device: the lengths."""
+        """Return the lengths, (B,) int64 on the device."""
         return to_device(torch.tensor(self.lengths), self.device)
 
     def repeated(self, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Packing:
 
     @cached_property
     def positions(self) -> Tensor:
-        """(T,) int64 on the device: each frame's place within its clip."""
+        """Return (T,) int64 on the device: each frame's place within its clip."""
         return torch.arange(self.total, device=self.device) - self.repeated(self.ends[:-1])
 
     def sum(self, x: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Packing:
 
     @cached_property
     def _clips(self) -> Tensor:
-        """(T,) int64 on the device: which clip each frame is of."""
+        """Return (T,) int64 on the device: which clip each frame is of."""
         return self._repeat(torch.arange(len(self.lengths), device=self.device))
 
     def mean(self, x: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class Packing:
 
     @cached_property
     def groups(self) -> list[Group]:
-        """Clips that share one attention call."""
+        """Group clips that share one attention call."""
         return [Group.of([self.lengths[i] for i in members], self.device) for members in self._members]
 
     @cached_property
@@ -127,7 +127,7 @@ class Packing:
 
     @cached_property
     def _members(self) -> list[list[int]]:
-        """The clips of each group, longest first; where nothing is padded, no clip changes its place."""
+        """List the clips of each group, longest first; where nothing is padded, no clip changes its place."""
         clips = range(len(self.lengths))
         members: list[list[int]] = []
         for i in clips if self._like == 1 else sorted(clips, key=lambda i: -self.lengths[i]):
@@ -140,7 +140,7 @@ class Packing:
 
     @cached_property
     def _places(self) -> tuple[Tensor | None, Tensor | None]:
-        """The frames that the groups take, one after another, and where among them each frame is; None: all as they are."""
+        """Index the frames that the groups take, in order, and where among them each frame is; None: all as they are."""
         if self._like == 1:
             return None, None
         starts, take, found = _starts(self.lengths), [], torch.empty(self.total, dtype=torch.int64)

@@ -1,4 +1,5 @@
-"""SpecAugment (Park et al. 2019) for pretrained encoders: in training, stretches of a clip's frames and features become zero.
+"""Mask by SpecAugment (Park et al. 2019), for pretrained encoders: in training, stretches of a clip's frames and features
+become zero.
 
 Drawn clip by clip from torch's CPU generator, which the loop seeds for each micro-batch. Zeros, not transformers' learned
 vector: a parameter that some steps do not use would hold up ZeRO-3 and plain data parallelism.
@@ -22,7 +23,7 @@ class SpecAugment:
         self.settings = settings
 
     def __call__(self, x: Tensor, lengths: Sequence[int], rooms: Sequence[int] | None = None) -> Tensor:
-        """Packed clips (T, D) -> the same, masked. `lengths`: each clip's real rows, the first of its `rooms` (None: all)."""
+        """Mask packed clips (T, D). `lengths`: each clip's real rows, the first of its `rooms` (None: all)."""
         settings, rooms = self.settings, rooms or lengths
         if settings.time_prob:
             keep = [
@@ -39,7 +40,7 @@ class SpecAugment:
 
 
 def _keep_mask(length: int, part: float, width: int, room: int) -> Tensor:
-    """(room,) bool: False in stretches of `width` among the first `length`, together about `part` of them."""
+    """Draw (room,) bool: False in stretches of `width` among the first `length`, together about `part` of them."""
     keep = torch.ones(room, dtype=torch.bool)
     count = min(int(part * length / width + float(torch.rand(()))), length // width)
     for start in torch.randperm(max(0, length - width + 1))[:count].tolist():

@@ -1,4 +1,4 @@
-"""Whisper's encoder on packed clips: transformers' modules and weights, run on each clip's real frames alone.
+"""Run Whisper's encoder on packed clips: transformers' modules and weights, run on each clip's real frames alone.
 
 Whisper was trained on 30 seconds whatever the clip's length, and transformers accepts nothing else: 7 times the work for clips
 of 4.5 s. Here the encoder ends where the clip ends: its convolutions see zeros there, its table of positions is cut. Frames
@@ -44,12 +44,12 @@ class WhisperFrontend:
         model.set_attn_implementation(PACKED)
 
     def costs(self, samples: np.ndarray) -> np.ndarray:
-        """Whole frames, or the whole window."""
+        """Count whole frames, or the whole window."""
         most = np.full_like(samples, self.most * self.stride)
         return most if self.pad else np.minimum(-(-samples // self.stride) * self.stride, most)
 
     def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, width) and each clip's number of frames, (B,) on the CPU."""
+        """Return frames (T, width) and each clip's number of them, (B,) on the CPU."""
         model: Any = encoder
         parameter = next(encoder.parameters())
         given: list[int] = offsets.diff().tolist()
@@ -75,8 +75,8 @@ class WhisperFrontend:
         return remove_gaps(hidden, real.lengths, frames.lengths) if self.pad else hidden, torch.tensor(real.lengths)
 
     def log_mel(self, samples: Tensor, lengths: list[int], frames: Packing, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Two Mel frames for each of `frames`, then `GAP` of zeros, clip after clip: (Mel frames, bands); and a row of the
-        same length, 1 where they are a clip's and 0 in the gaps.
+        """Compute two Mel frames for each of `frames`, then `GAP` of zeros, clip after clip: (Mel frames, bands); and a row of
+        the same length, 1 where they are a clip's and 0 in the gaps.
 
         A clip ends in zeros and begins mirrored, as the extractor's does; one of the full length also ends mirrored.
         """
