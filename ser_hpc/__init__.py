@@ -5,7 +5,7 @@ The way of one utterance:
       corpora.<name>.parse(root)             -> Utterance ...
       shards.write.pack(utterances, out)     -> tar shards + index      once per corpus
       corpora.folds.plan(metadata, ...)      -> Fold ...                speakers never cross train / dev / test
-      data.order, data.batches               -> Batch (ragged)          order is a pure function of (seed, epoch, step)
+      data.sampler, data.batches             -> Batch (ragged)          order is a pure function of (seed, epoch, step)
       models.classifier                      -> {task: logits}
       engine.loop.train_trial(...)           -> checkpoints, predictions
       results.cross_validation(run)          -> UAR over folds and seeds, its interval, what is missing

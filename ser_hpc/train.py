@@ -155,8 +155,8 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
         print(said, flush=True)
     from ser_hpc.cluster.plan import reopen
     from ser_hpc.engine import world  # torch takes seconds to import: after the mistakes that need none
-    from ser_hpc.engine.feed import TrialData
     from ser_hpc.engine.loop import train_trial
+    from ser_hpc.engine.trial_data import TrialData
     from ser_hpc.engine.watchdog import Watchdog
 
     with of_every_trial():

@@ -17,12 +17,13 @@ from ser_hpc.config.section import Section
 SCHEMA = 2
 # By the last schema in which it was so; a section of several kinds is written with its kind: model[acrnn].norm.
 DEFAULTS_BEFORE: dict[int, dict[str, Any]] = {1: {"train.precision": "fp32"}}
-RENAMED: dict[int, dict[str, str | None]] = {}  # the old path to the new one; None: the setting is gone
+# By the last schema in which it was so: the old path to the new one; None: the setting is gone.
+RENAMED: dict[int, dict[str, str | None]] = {1: {"train.compile_minutes": None}}
 
 # Where and how an experiment runs: settings, or whole sections. Whatever does not stand here is part of the identity.
 _NO_PART = {
     *("run", "cluster", "seeds", "data.shards", "data.labels", "data.max_damaged", "data.workers", "data.read_ahead_mb"),
-    *("data.keep_gb", "train.strategy", "train.compile", "train.compile_minutes", "train.budget_seconds", "train.accumulation"),
+    *("data.keep_gb", "train.strategy", "train.compile", "train.budget_seconds", "train.accumulation"),
     *("train.activation_checkpointing", "train.deterministic", "train.checkpoint_minutes", "train.hang_minutes"),
 }
 # Schema 1 wrote every setting into the identity, its defaults too: these.

@@ -245,8 +245,6 @@ class TrainSettings(Section):
     run's first trial fixes it for all of them."""
     compile: bool = False
     """Compile the encoder's layers with torch.compile: fewer and larger GPU kernels, for a minute or so at each start."""
-    compile_minutes: PositiveFloat = 5.0
-    """What is not compiled after so long stays as it is."""
     deterministic: bool = False
     """The same bits from the same start on the same kind of GPU, with slower kernels; refused where a layer has none. (On a CPU
     it is so anyway.)"""

@@ -1,4 +1,4 @@
-"""Clips changed at random for training, by audiomentations, exactly the same ones whenever and wherever they are drawn again.
+"""Change clips at random for training, by audiomentations, exactly the same ones whenever and wherever they are drawn again.
 
 audiomentations draws from the global `random` and `numpy.random`. Both are seeded anew for each clip, from (seed, epoch, clip,
 repetition), and afterwards put back as they were: nothing else that draws from them notices, and neither workers, ranks nor a
@@ -37,7 +37,7 @@ class Augment:
         self._chain = [_built(transform.name, transform.arguments) for transform in transforms]
 
     def __call__(self, samples: np.ndarray, seed: int) -> np.ndarray:
-        """`samples`: int16 (num_samples,) at 16 kHz -> float32 (any number,), 1 being int16's full scale.
+        """Change `samples`, int16 (num_samples,) at 16 kHz -> float32 (any number,), 1 being int16's full scale.
 
         Noise may bring it above 1. Raises UserError where nothing is left, or what is left is not finite.
         """
@@ -56,7 +56,7 @@ class Augment:
         return Augment, (self.transforms,)
 
     def words(self) -> list[str]:
-        """Each transform with all its arguments, defaults as well."""
+        """Describe each transform with all its arguments, defaults as well."""
         with warnings.catch_warnings(action="ignore"):  # about arguments that audiomentations itself forgot
             return [repr(transform) for transform in self._chain]
 
@@ -76,7 +76,7 @@ def check(transforms: Sequence[Transform]) -> list[str]:
 
 
 def sounds_digest(transforms: Sequence[Transform]) -> str:
-    """Of the names and sizes of all sounds in the folders that a chain names, wherever those lie; "" if it names none."""
+    """Hash the names and sizes of all sounds in the folders that a chain names, wherever those lie; "" if it names none."""
     listing = []
     for path in paths(tuple(transforms)):
         files = [path] if path.is_file() else sorted(inner for inner in path.rglob("*") if inner.is_file())
@@ -129,7 +129,7 @@ def _built(name: str, arguments: dict[str, Any]) -> Callable[..., np.ndarray]:
 
 
 def _nested(argument: Any) -> Any:
-    """Transforms among a transform's arguments, as in OneOf."""
+    """Build transforms among a transform's arguments, as in OneOf."""
     if isinstance(argument, dict) and "name" in argument:
         return _built(argument["name"], {name: value for name, value in argument.items() if name != "name"})
     return [_nested(inner) for inner in argument] if isinstance(argument, list | tuple) else argument

@@ -1,4 +1,4 @@
-"""From positions to tensors: ragged batches, made ahead of the model.
+"""Make batches of clips, from their positions to tensors, ahead of the model: what training and evaluation iterate over.
 
 A `Batch` is never padded: the clips' samples stand one after another. Collating is concatenating; whether an encoder pads,
 sorts or packs is its own affair, on its own device.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import chain, cycle, pairwise
-from types import TracebackType
-from typing import Protocol, Self
+from itertools import cycle, islice
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,13 +20,12 @@ from torch import Tensor
 from ser_hpc.clock import awake_s
 from ser_hpc.config.augment import Transform
 from ser_hpc.data.augment import Augment
-from ser_hpc.data.kept import KeepingReader
-from ser_hpc.data.order import MicroBatch
-from ser_hpc.data.sounds import SoundMaker, Sounds, Wanted
-from ser_hpc.data.workers import Ahead
+from ser_hpc.data.cache import CachingClipReader
+from ser_hpc.data.prefetch import ClipLoader, Prefetcher
+from ser_hpc.data.sampler import MicroBatch
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
-from ser_hpc.shards.read import ClipReader, extents
+from ser_hpc.shards.read import ClipReader
 from ser_hpc.shards.storage import Place
 
 
@@ -50,27 +49,23 @@ class Batch:
     number: int
 
     def __post_init__(self) -> None:
-        assert all(a < b for a, b in pairwise(self.offsets.tolist())), "every clip has samples"
+        assert bool((self.offsets.diff() > 0).all()), "every clip has samples"
 
     @property
     def seconds(self) -> float:
-        """Of audio, padding not counted."""
+        """Count seconds of audio, padding left out."""
         return len(self.samples) / RATE
 
 
-class Source(Protocol):
+class Source(AbstractContextManager[Any], Protocol):
     """Where the loop's batches come from; leaving it as a context manager frees what it holds."""
 
     def ahead(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]: ...
 
-    def delivers(self, micros: Sequence[MicroBatch], limit_s: float) -> float | None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def measure_throughput(self, micros: Sequence[MicroBatch], limit_s: float) -> float | None: ...
 
 
-class BatchSource:
+class BatchSource(AbstractContextManager[Any]):
     """Micro-batches to batches. A context manager: leaving it ends its workers.
 
     `copies`: see ClipReader; `targets` and `weights`: columns over the whole index; clips are cut to `max_samples`; `workers`:
@@ -93,54 +88,46 @@ class BatchSource:
     ) -> None:
         self._index, self._targets, self._weights, self._window_bytes = index, targets, weights, window_bytes
         room = 0 if workers else keep_bytes
-        self._reader: ClipReader = KeepingReader(index.roots, copies, coalesce=window_bytes > 0, keep_bytes=room)
-        self._ahead = Ahead(SoundMaker(self._reader, max_samples, Augment(augment) if augment else None), workers)
+        self._reader: ClipReader = CachingClipReader(index.roots, copies, coalesce=window_bytes > 0, keep_bytes=room)
+        loader = ClipLoader(self._reader, max_samples, Augment(augment) if augment else None)
+        self._prefetch = Prefetcher(index, loader, workers)
 
     def ahead(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]:
-        """The batches of `micros`, in order, some of them made ahead.
+        """Make the batches of `micros`, in order, some of them ahead.
 
         A damaged clip has weight zero in training; else it raises CorruptClipError. Raises UserError for a shard that cannot be
         read, RuntimeError for a worker that was killed.
         """
-        waiting: deque[MicroBatch] = deque()
+        for window in self._prefetch(self._windows(micros)):
+            for micro, clips in window:
+                for error in () if training else clips.damaged.values():
+                    raise error
+                damaged = np.zeros(len(micro.clips.positions), dtype=np.int64)
+                for i, error in clips.damaged.items():
+                    damaged[i] = error.cause
+                yield collate(micro, clips.samples, clips.offsets, damaged, self._targets, self._weights)
 
-        def windows() -> Iterator[list[Wanted]]:
-            for window in self._windows(micros):
-                waiting.extend(window)
-                yield self._wanted(window)
-
-        for sounds in chain.from_iterable(self._ahead(windows())):
-            for error in () if training else sounds.damaged.values():
-                raise error
-            yield self._batch(waiting.popleft(), sounds)
-
-    def delivers(self, micros: Sequence[MicroBatch], limit_s: float) -> float | None:
-        """Seconds of audio a second that come when nobody waits for them, measured for about `limit_s`; what came is dropped.
+    def measure_throughput(self, micros: Sequence[MicroBatch], limit_s: float) -> float | None:
+        """Measure seconds of audio a second that come when nobody waits for them, for about `limit_s`; what came is dropped.
 
         The first window of each worker is not counted: it comes after the worker's own start. What is read is kept, if there is
         room, for training too. None if `micros` is empty.
         """
         if not micros:
             return None
-        batches = self._ahead(self._wanted(window) for window in self._windows(cycle(micros)))
-        for _ in range(self._ahead.workers or 1):
-            next(batches)
+        windows = self._prefetch(self._windows(cycle(micros)))
+        for _ in range(self._prefetch.workers or 1):
+            next(windows)
         began, samples = awake_s(), 0
-        for window in batches:
-            samples += sum(len(sounds.samples) for sounds in window)
+        for window in windows:
+            samples += sum(len(clips.samples) for _, clips in window)
             if (took := awake_s() - began) > limit_s:
                 return samples / RATE / took
         return None
 
-    def close(self) -> None:
-        self._ahead.close()
+    def __exit__(self, *_: object) -> None:
+        self._prefetch.close()
         self._reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def _windows(self, micros: Iterable[MicroBatch]) -> Iterator[list[MicroBatch]]:
         window: list[MicroBatch] = []
@@ -154,20 +141,25 @@ class BatchSource:
         if window:
             yield window
 
-    def _wanted(self, window: Sequence[MicroBatch]) -> list[Wanted]:
-        return [Wanted(extents(self._index, micro.clips.positions), micro.clips.seeds) for micro in window]
 
-    def _batch(self, micro: MicroBatch, sounds: Sounds) -> Batch:
-        damaged = np.zeros(len(micro.clips), dtype=np.int64)
-        for i, error in sounds.damaged.items():
-            damaged[i] = error.cause
-        return batch_of(micro, sounds.samples, sounds.offsets, damaged, self._targets, self._weights)
+def group_by_step(source: Source, steps: Iterable[list[MicroBatch]]) -> Iterator[list[Batch]]:
+    """Make the batches of each step, decoded ahead across the border between steps, which are cut up only as they come near."""
+    pending: deque[int] = deque()  # micro-batches of each step that was cut up
+
+    def micros() -> Iterator[MicroBatch]:
+        for step in steps:
+            pending.append(len(step))
+            yield from step
+
+    batches = source.ahead(micros(), training=True)
+    for first in batches:
+        yield [first, *islice(batches, pending.popleft() - 1)]
 
 
-def batch_of(
+def collate(
     micro: MicroBatch, samples: np.ndarray, offsets: np.ndarray, damaged: np.ndarray, targets: np.ndarray, weights: np.ndarray
 ) -> Batch:
-    """`targets` and `weights`: columns over the whole index; the rest as a `Batch` has it."""
+    """Join a micro-batch's clips. `targets`, `weights`: columns over the whole index; the rest as a `Batch` has it."""
     positions = micro.clips.positions
     real = (damaged == 0) & (not micro.filler)
     return Batch(

@@ -1,4 +1,4 @@
-"""How much audio a micro-batch may have: found when a trial begins, saved with it, lowered should memory run out after all.
+"""Say how much audio a micro-batch may have: found when a trial begins, saved with it, lowered should memory run out after all.
 
 Where a step is cut decides which micro-batch a clip is in, and so its dropout. A trial that goes on therefore keeps the budget
 that it stopped with, as long as it runs in the like of the place for which that was found.
@@ -6,11 +6,11 @@ that it stopped with, as long as it runs in the like of the place for which that
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from ser_hpc.data.order import Cut
-from ser_hpc.models.classifier import Front
+from ser_hpc.data.sampler import BatchSpec
+from ser_hpc.models.classifier import Frontend
 
 _AS_MUCH = 0.98  # free memory is never twice the same
 
@@ -35,12 +35,9 @@ class Budget:
     place: Place
     lowered: bool = False
 
-    def cut(self, ranks: int, accumulation: int | None, front: Front) -> Cut:
-        """By `accumulation`, if it is given and memory sufficed for it."""
-        return Cut(ranks, self.samples, None if self.lowered else accumulation, front.padded, front.group)
-
-    def below(self, samples: int) -> Budget:
-        return replace(self, samples=samples, lowered=True)
+    def cut(self, ranks: int, accumulation: int | None, front: Frontend) -> BatchSpec:
+        """Cut steps by `accumulation`, if it is given and memory sufficed for it."""
+        return BatchSpec(ranks, self.samples, None if self.lowered else accumulation, front.padded, front.group)
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Budget:

@@ -1,4 +1,4 @@
-"""A trial's state on disk: one format for every strategy and number of ranks, no pickle, the marker last.
+"""Keep a trial's state on disk, for `loop` and `supervisor`: one format for all strategies, no pickle, the marker last.
 
     checkpoints/step_00000120.safetensors    weights and AdamW moments by parameter name, full and fp32
     checkpoints/step_00000120.json           the marker: TrainState and the tensors' checksum, written after them
@@ -60,13 +60,8 @@ class TrainState:
         budget = saved.get("budget")
         return cls(**{**saved, "budget": Budget.from_json(budget) if budget else None})
 
-    def after_step(self, loss_sum: float, weight_sum: float) -> TrainState:
-        return replace(
-            self, step=self.step + 1, epoch_loss=self.epoch_loss + loss_sum, epoch_weight=self.epoch_weight + weight_sum
-        )
-
     def after_epoch(self, dev_uar: float) -> TrainState:
-        """The state once the current epoch is evaluated; the first of equally good epochs stays the best."""
+        """Return the state once the current epoch is evaluated; the first of equally good epochs stays the best."""
         after = replace(self, epoch=self.epoch + 1, epoch_loss=0.0, epoch_weight=0.0)
         if dev_uar > self.best_uar:
             return replace(after, best_uar=dev_uar, best_epoch=self.epoch, stale_epochs=0)
@@ -83,16 +78,22 @@ class Saved:
     damaged: tuple[str, ...]
 
 
-def newest(trial: TrialDir, world: World) -> Saved:
-    """The newest sound checkpoint of the newest attempt that has one; rank 0 chooses it for all ranks."""
+def restore(trial: TrialDir, attempt: AttemptDir, world: World) -> Saved:
+    """Find what `attempt` goes on from: the newest sound checkpoint of the newest attempt that has one; rank 0 chooses it.
+
+    The best weights of that attempt, which may be dropped from now on, are taken over into this one.
+    """
     saved = _newest(trial) if world.is_main else None
     number, step = world.from_main(*((saved.attempt.number, saved.state.step) if saved and saved.attempt else (0, 0)))
-    if saved is None:
-        if not number:
-            return Saved(TrainState(), None, None, ())
-        attempt = trial.attempt(number)
-        saved = Saved(*_load(_marker(attempt, step)), attempt, ())
-    return saved
+    if saved is not None:
+        for sentence in saved.damaged:
+            print(sentence, flush=True)
+        _adopt_best(attempt, saved)
+        return saved
+    if not number:
+        return Saved(TrainState(), None, None, ())
+    before = trial.attempt(number)
+    return Saved(*_load(_marker(before, step)), before, ())
 
 
 def _newest(trial: TrialDir) -> Saved:
@@ -109,8 +110,7 @@ def _newest(trial: TrialDir) -> Saved:
     return Saved(TrainState(), None, None, tuple(damaged))
 
 
-def adopt_best(attempt: AttemptDir, saved: Saved) -> None:
-    """Take over the best weights of the attempt that this one goes on from, which may be dropped from now on."""
+def _adopt_best(attempt: AttemptDir, saved: Saved) -> None:
     if saved.attempt is None or saved.state.best_epoch < 0 or saved.attempt == attempt:
         return
     source, target = (place.best(saved.state.best_epoch) for place in (saved.attempt, attempt))
@@ -137,7 +137,7 @@ class Writer:
         self._pending = self._pool.submit(self._save, state, tensors)
 
     def wait(self) -> None:
-        """Until what was handed over is on the disk. Raises UserError if the disk is full."""
+        """Wait until what was handed over is on the disk. Raises UserError if the disk is full."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -188,10 +188,6 @@ def save_weights(path: Path, tensors: dict[str, Tensor]) -> str:
         return _sha256(temporary)
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    return load_file(path)
-
-
 def clear(trial: TrialDir, attempt: AttemptDir, best_epoch: int) -> None:
     """Drop everything but the best weights: the trial is done."""
     _drop(attempt, [], {best_epoch})
@@ -216,7 +212,7 @@ def _sound(path: Path, sha256: str) -> None:
 
 
 def _drop(attempt: AttemptDir, markers: list[Path], best_epochs: set[int]) -> None:
-    """All but these. Markers go first; what a kill left half-written, or without its marker, goes too."""
+    """Drop all but these. Markers go first; what a kill left half-written, or without its marker, goes too."""
     kept = {path.with_suffix(suffix) for path in markers for suffix in (".json", ".safetensors")}
     kept |= {attempt.best(epoch) for epoch in best_epochs}
     old = {path for pattern in ("step_*", "best_*") for path in attempt.checkpoints.glob(pattern)} - kept
@@ -230,7 +226,7 @@ def _marker(attempt: AttemptDir, step: int) -> Path:
 
 
 def _markers(attempt: AttemptDir) -> list[Path]:
-    """Newest first."""
+    """List the markers, newest first."""
     return sorted(attempt.checkpoints.glob("step_*.json"), reverse=True)
 
 
@@ -240,5 +236,5 @@ def _sha256(path: Path) -> str:
 
 
 def _disk_is_full(error: BaseException) -> bool:
-    """safetensors reports the system's errors in words alone."""
+    """Look for a full disk: safetensors reports the system's errors in words alone."""
     return getattr(error, "errno", None) in DISK_IS_FULL or any(f"os error {number}" in str(error) for number in DISK_IS_FULL)

@@ -1,4 +1,4 @@
-"""Alone, or DistributedDataParallel: every rank holds the whole model."""
+"""Train alone, or by DistributedDataParallel: every rank holds the whole model. Made by `strategy.build`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DTYPES = {  # `auto` has become one of these (precision.py)
 
 
 def autocast(settings: TrainSettings, device: torch.device) -> AbstractContextManager[None]:
-    """The forward pass's precision over fp32 weights."""
+    """Compute the forward pass in the settings' precision, over fp32 weights."""
     dtype = DTYPES[settings.precision]
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
@@ -52,8 +52,8 @@ class Buckets:
         self._sure = self._sizes == self._before
         self._before, self._sizes = self._sizes, []
 
-    def make_up(self, device: torch.device) -> None:
-        """Raises RuntimeError where the buckets are not known yet."""
+    def join_pending_collectives(self, device: torch.device) -> None:
+        """Reduce zeros as often as the others still wait. Raises RuntimeError where the buckets are not known yet."""
         if not self._sure:
             raise RuntimeError("memory ran out in the first steps, before ranks know what the others wait for")
         for size in self._before[len(self._sizes) :]:
@@ -73,7 +73,7 @@ class Replicated:
             self._restore(saved)
 
     def _distributed(self, module: nn.Module) -> DistributedDataParallel:
-        """Without `device_ids`, for which DDP would move every input to the GPU: the offsets belong on the CPU.
+        """Wrap without `device_ids`, for which DDP would move every input to the GPU: the offsets belong on the CPU.
 
         Gradients that are there already become views of DDP's buckets; others would live beside them until the step's last
         micro-batch.
@@ -101,11 +101,11 @@ class Replicated:
     def backward(self, loss: Tensor) -> None:
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def make_up(self) -> None:
+    def join_pending_collectives(self) -> None:
         if self._parallel is not None:
-            self._buckets.make_up(self._world.device)
+            self._buckets.join_pending_collectives(self._world.device)
 
-    def forget(self) -> None:
+    def discard_step(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         alone, self._parallel = self._parallel is None, None
         gpu.release(self._world.device)
@@ -124,8 +124,8 @@ class Replicated:
         self._buckets.end_step()
         return norm
 
-    def training(self, mode: bool) -> None:
-        self._world.same(self._module.buffers())
+    def train_mode(self, mode: bool) -> None:
+        self._world.broadcast_from_main(self._module.buffers())
         self._module.train(mode)
 
     def weights(self) -> dict[str, Tensor] | None:

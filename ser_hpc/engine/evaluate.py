@@ -1,4 +1,4 @@
-"""Predictions of a part: every clip in exactly one micro-batch of one rank, gathered by clip, fillers left behind.
+"""Predict a part, for the training loop: every clip in exactly one micro-batch of one rank, gathered by clip, no fillers.
 
 The micro-batches are cut by the budget alone, so a clip's logits do not depend on the number of ranks.
 """
@@ -12,24 +12,22 @@ import torch
 from torch import Tensor
 
 from ser_hpc.data.batches import Source
-from ser_hpc.data.order import Cut, evaluation_order
+from ser_hpc.data.sampler import BatchSpec, evaluation_order
 from ser_hpc.engine.world import World
-from ser_hpc.models.ragged import moved
-
-Forward = Callable[[Tensor, Tensor], dict[str, Tensor]]
+from ser_hpc.models.packed import to_device
 
 
 @torch.no_grad()
 def predict(
-    forward: Forward,
+    forward: Callable[[Tensor, Tensor], dict[str, Tensor]],
     source: Source,
     positions: np.ndarray,
     samples: np.ndarray,
-    cut: Cut,
+    cut: BatchSpec,
     num_classes: int,
     world: World,
 ) -> np.ndarray:
-    """Logits of the clips at `positions`, float32 (len(positions), num_classes), on every rank.
+    """Compute logits of the clips at `positions`, float32 (len(positions), num_classes), on every rank.
 
     `samples`: what every clip of the index takes of the budget of `cut`.
     """
@@ -37,9 +35,9 @@ def predict(
     times = torch.zeros(len(positions), device=world.device)
     micros = evaluation_order(positions, samples[positions], cut, world.rank)
     for batch in source.ahead(micros):
-        outputs = forward(moved(batch.samples, world.device), batch.offsets)["emotion"].float()
+        outputs = forward(to_device(batch.samples, world.device), batch.offsets)["emotion"].float()
         if len(batch.rows):  # else a filler
-            rows = moved(torch.from_numpy(batch.rows), world.device)
+            rows = to_device(torch.from_numpy(batch.rows), world.device)
             logits[rows] = outputs
             times[rows] += 1
     # Each row is zero on all ranks but one: the sum is exact, and nothing that was pickled crosses the network.

@@ -1,5 +1,5 @@
-"""What torch leaves open on a GPU: how much memory libraries keep to themselves, what their lack of it looks like, and whether
-kernels may add up in any order."""
+"""Settle what torch leaves open on a GPU: how much memory libraries keep to themselves, what their lack of it looks like, and
+whether kernels may add up in any order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from ser_hpc.errors import UserError
 
-# cuFFT's plans (models/fourier.py), about half a megabyte each; torch would keep 4,096.
+# cuFFT's plans (models/packed.py, fft_rows), about half a megabyte each; torch would keep 4,096.
 PLANS = 128
 # Memory that a library wanted from the driver itself, past torch's allocator: a plain RuntimeError. cuFFT also calls it an
 # internal error (pytorch issue 119420).
@@ -23,13 +23,13 @@ _RAN_OUT = re.compile(
 
 
 def set_up(device: torch.device) -> None:
-    """Before anything is computed on `device`, a GPU with its index."""
+    """Choose `device`, a GPU with its index, before anything is computed."""
     torch.cuda.set_device(device)
     torch.backends.cuda.cufft_plan_cache.max_size = PLANS
 
 
 def ran_out(error: RuntimeError) -> bool:
-    """Whether it says that the GPU's memory does not suffice, in torch's words or in a library's."""
+    """Tell whether it says that the GPU's memory does not suffice, in torch's words or in a library's."""
     return isinstance(error, torch.OutOfMemoryError) or _RAN_OUT.search(str(error)) is not None
 
 
@@ -41,7 +41,7 @@ def release(device: torch.device) -> None:
 
 
 def reproducible(wanted: bool) -> None:
-    """Before anything is computed: only kernels that give the same bits every time, or any."""
+    """Allow, before anything is computed, only kernels that give the same bits every time, or any."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it with its first product
     torch.use_deterministic_algorithms(wanted)
@@ -50,7 +50,7 @@ def reproducible(wanted: bool) -> None:
 
 @contextmanager
 def kernels_in_words() -> Iterator[None]:
-    """A layer that has no such kernel, as a UserError."""
+    """Raise a UserError for a layer that has no such kernel."""
     try:
         yield
     except RuntimeError as error:

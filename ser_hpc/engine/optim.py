@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only, and the learning rate as a pure function of the step."""
+"""Make AdamW with decay on matrices only, and the learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ser_hpc.config.settings import TrainSettings
 
 
 def adamw(module: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """Biases, gains and other vectors are not decayed (Loshchilov & Hutter 2019; common practice for transformers)."""
+    """Make the optimizer; biases, gains and other vectors are not decayed (Loshchilov & Hutter 2019)."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
@@ -22,7 +22,7 @@ def adamw(module: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, total_steps: int, settings: TrainSettings) -> float:
-    """Of the step with this number (from 0): linear warm-up, then the chosen decay to zero after the last step."""
+    """Compute that of the step with this number (from 0): linear warm-up, then the chosen decay to zero after the last step."""
     warmup = round(total_steps * settings.warmup)
     if step < warmup:
         return settings.lr * (step + 1) / (warmup + 1)

@@ -1,4 +1,4 @@
-"""What this trial computes in: `train.precision`, or what its run's first trial made of `auto`; told to torch.
+"""Settle what this trial computes in: `train.precision`, or what its run's first trial made of `auto`; told to torch.
 
 Every trial of a run computes alike, wherever it runs: where the hardware cannot, it is refused.
 """
@@ -17,16 +17,16 @@ from ser_hpc.results.run_dir import RunDir
 
 
 def has_bf16(device: torch.device) -> bool:
-    """A GPU that computes in it. A CPU can, slowly: nothing to choose by itself."""
+    """Tell whether it is a GPU that computes in it. A CPU can, slowly: nothing to choose by itself."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_SINCE
 
 
 def settle(settings: Settings, run: RunDir, world: World) -> Settings:
-    """The settings with a precision by name. All ranks call it, before anything is computed.
+    """Return the settings with a precision by name. All ranks call it, before anything is computed.
 
     Raises UserError on every rank if one's GPU lacks it.
     """
-    able = world.least(int(has_bf16(world.device))) > 0
+    able = world.min_over_ranks(int(has_bf16(world.device))) > 0
     asked, found = settings.train.precision, Found(settings.train.precision, False, "")
     if asked == AUTO:
         here = Found("bf16" if able else "fp32", able, device_name(world.device))

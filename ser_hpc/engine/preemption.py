@@ -1,4 +1,5 @@
-"""Being asked to stop: a signal only sets a flag; the loop looks at it between steps, where all ranks agree and save together.
+"""Notice that a trial is asked to stop: a signal only sets a flag; `supervisor` looks at it between steps, where all ranks
+agree and save together.
 
 Nothing else is safe inside a handler: a collective there (every ZeRO save is one) deadlocks the other ranks. The job's end time
 is a second line, for clusters that send no signal, or not to us.
@@ -12,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import Self
 
@@ -27,16 +27,6 @@ class Stopped(Exception):  # noqa: N818  (not an error: the trial goes on later)
 
 class Superseded(Exception):  # noqa: N818  (not an error: somebody else does the work)
     """A newer attempt of this trial has begun: this one must end, and may write nothing more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What all ranks have agreed to do after a step. `stop`: why, or None."""
-
-    stop: str | None
-    superseded: bool
-    save: bool
-    out_of_memory: bool
 
 
 class StopFlag:
@@ -87,7 +77,7 @@ class StopFlag:
 
     @contextmanager
     def at_once(self, leave: Callable[[str], None]) -> Iterator[None]:
-        """Within it nothing can be saved yet, and much is waited for: being asked to stop calls `leave`, from whatever thread.
+        """Have being asked to stop call `leave`, from whatever thread: nothing can be saved yet, and much is waited for.
 
         `leave` is given the reason, and ends the process: what waits in a library can be ended in no other way.
         """
@@ -100,7 +90,7 @@ class StopFlag:
             self._leave = None
 
     def reason(self, save_s: float = 0.0) -> str | None:
-        """Why to stop now, if at all. `save_s`: how long the last save took; it must fit in before the end, with room."""
+        """Return why to stop now, if at all. `save_s`: how long the last save took, which must fit in before the end."""
         if self._signal is not None:
             return self._signal.name
         if self._stop_time is not None and time.time() > self._stop_time + self._suspended_s() - 3 * save_s:
@@ -117,6 +107,6 @@ class StopFlag:
 
 
 def stop_time(env: Mapping[str, str]) -> float | None:
-    """When to stop although nobody asked, as the batch script says; None where there is none."""
-    told = env.get("SER_HPC_STOP_TIME", "")
-    return float(told) if told.isdigit() else None
+    """Return when to stop although nobody asked, as the batch script says; None where there is none."""
+    written = env.get("SER_HPC_STOP_TIME", "")
+    return float(written) if written.isdigit() else None

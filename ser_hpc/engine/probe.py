@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ser_hpc.config.settings import Settings, TrainSettings
-from ser_hpc.data.order import Cut, cut
+from ser_hpc.data.sampler import BatchSpec, split_micro_batches
 from ser_hpc.engine import gpu
 from ser_hpc.engine.budget import Budget, Place
 from ser_hpc.engine.ddp import DTYPES, autocast
@@ -51,7 +51,7 @@ def find(model: Classifier, settings: Settings, samples: np.ndarray, world: Worl
         checkpointing.enable(model)
     searched = train.budget_seconds is None and world.device.type == "cuda" and not isinstance(model.front, PooledStates)
     place = Place(_words(train, world), _room(settings, world) if searched else 0.0)
-    (elsewhere,) = world.any(saved is None or not place.is_like(saved.place))
+    (elsewhere,) = world.any_rank(saved is None or not place.is_like(saved.place))
     if saved is not None and not elsewhere:
         if saved.again:
             checkpointing.enable(model)
@@ -82,7 +82,7 @@ def _words(train: TrainSettings, world: World) -> str:
 def _room(settings: Settings, world: World) -> float:
     """Bytes that every rank may use of its GPU: the least of theirs, as it is saved for all of them."""
     free, total = torch.cuda.mem_get_info(world.device)
-    return world.least(round(SHARE * min(free, total / settings.cluster.trials_per_gpu)))
+    return world.min_over_ranks(round(SHARE * min(free, total / settings.cluster.trials_per_gpu)))
 
 
 def search(model: Classifier, train: TrainSettings, samples: np.ndarray, world: World, room: float) -> int:
@@ -96,12 +96,12 @@ def search(model: Classifier, train: TrainSettings, samples: np.ndarray, world: 
     except UserError as error:
         problem = error
     gpu.release(world.device)  # what the copy had is for all libraries again
-    failed, again = world.any(problem is not None, budget.again)
+    failed, again = world.any_rank(problem is not None, budget.again)
     if failed:
         raise problem or UserError("another rank's GPU has too little memory for the longest clip: see that rank's log")
     if again:
         checkpointing.enable(model)
-    seconds = world.least(round(budget.seconds * RATE))
+    seconds = world.min_over_ranks(round(budget.seconds * RATE))
     if world.is_main:
         print(budget.said, flush=True)
     return seconds
@@ -116,7 +116,7 @@ class _Largest:
 
 def _largest(model: Classifier, train: TrainSettings, worst: np.ndarray, world: World, room: float) -> _Largest:
     padded, longest = model.front.padded, int(worst[0])
-    wanted = _wanted(worst, Cut(world.size, 1, train.accumulation, padded, model.front.group))
+    wanted = _wanted(worst, BatchSpec(world.size, 1, train.accumulation, padded, model.front.group))
     standing = standing_bytes(model, train, world.size)
     needs = "more than there is"
     for again in _ways(model, train):
@@ -147,11 +147,11 @@ def _largest(model: Classifier, train: TrainSettings, worst: np.ndarray, world: 
     )
 
 
-def _wanted(worst: np.ndarray, how: Cut) -> Wanted:
+def _wanted(worst: np.ndarray, spec: BatchSpec) -> Wanted:
     """Of a step (or its largest group) of clips that take `worst` samples, longest first."""
-    parts = cut(np.arange(len(worst)), worst, replace(how, accumulation=how.accumulation or 1))
-    most = max(len(part) * worst[part].max() if how.padded else worst[part].sum() for part in parts) / RATE
-    return Wanted(float(worst[0] / RATE if how.accumulation is None and how.group is None else most), float(most))
+    parts = split_micro_batches(np.arange(len(worst)), worst, replace(spec, accumulation=spec.accumulation or 1))
+    most = max(len(part) * worst[part].max() if spec.padded else worst[part].sum() for part in parts) / RATE
+    return Wanted(float(worst[0] / RATE if spec.accumulation is None and spec.group is None else most), float(most))
 
 
 def _ways(model: Classifier, train: TrainSettings) -> tuple[bool, ...]:

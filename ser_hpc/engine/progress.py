@@ -1,4 +1,4 @@
-"""What a trial tells while it runs, for people and programs that watch: rank 0 writes it, training never reads it."""
+"""Write where a trial stands while it runs, for people and programs that watch: rank 0 writes it, training never reads it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any, Self
 
 from ser_hpc.clock import awake_s
 from ser_hpc.engine.checkpoint import TrainState
-from ser_hpc.engine.pace import Pace
 from ser_hpc.engine.word import came_further
 from ser_hpc.files import read_json, rename_over
 from ser_hpc.results.endings import furthest
@@ -45,25 +44,25 @@ class Progress:
         if active:
             self._steps = continued(attempt.steps, before.steps if before else None, "step", state.step)
             self._epoch_lines = continued(attempt.epochs, before.epochs if before else None, "epoch", state.epoch)
-            self.tell("starting", state)
+            self.write("starting", state)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Whatever ends training, the step that it was at is written down."""
+        """Write down the step that training was at, whatever ended it: two failures at one step are a crash loop."""
         if self._active:
             if kind is not None and self._what != "stopped":
-                self.tell("failed", self._state)
+                self.write("failed", self._state)
             self._steps.close()
             self._epoch_lines.close()
 
-    def now(self, step: int) -> None:
-        """Training is at the step with this number; the one before it may not be told yet."""
+    def at_step(self, step: int) -> None:
+        """Note the step that training is at; the one before it may not be told yet."""
         self._state = replace(self._state, step=step)
 
     def step(self, state: TrainState, loss: float, lr: float, grad_norm: float) -> None:
-        """After an optimizer step; `state.step` counts it already."""
+        """Write a line after an optimizer step; `state.step` counts it already."""
         self._state = state
         self._last.setdefault("startup_s", round(time.time() - self._began, 1))
         if self._clock is None and state.step - self._start_step >= _WARM_UP:
@@ -74,10 +73,10 @@ class Progress:
             self._steps.write(json.dumps(line) + "\n")
             self._last["loss"] = loss
             if awake_s() - self._written > _EVERY_S:
-                self.tell("training", state)
+                self.write("training", state)
 
     def epoch(self, state: TrainState, train_loss: float, dev_uar: float, dev_loss: float) -> None:
-        """After an epoch's evaluation; `state.epoch` counts it already."""
+        """Write a line after an epoch's evaluation; `state.epoch` counts it already."""
         if self._active:
             line = {
                 "epoch": state.epoch - 1,
@@ -88,18 +87,14 @@ class Progress:
             }
             self._epoch_lines.write(json.dumps(line) + "\n")
             self._last["dev_uar"] = dev_uar
-            self.tell("training", state)
+            self.write("training", state)
 
-    def speeds(self, pace: Pace) -> None:
-        """Of rank 0."""
-        self._last |= {"data_audio_s_per_s": pace.data, "model_audio_s_per_s": pace.model}
+    def note(self, **numbers: float | None) -> None:
+        """Have these in progress.json from now on."""
+        self._last |= numbers
 
-    def saved(self, seconds: float) -> None:
-        """A save kept training waiting for so long."""
-        self._last["save_s"] = round(seconds, 3)
-
-    def tell(self, what: str, state: TrainState, **more: Any) -> None:
-        """Write progress.json now."""
+    def write(self, what: str, state: TrainState) -> None:
+        """Replace progress.json now. Not synced to disk: a heartbeat may be lost, and syncing would slow training."""
         self._what, self._state = what, state
         if not self._active:
             return
@@ -110,35 +105,30 @@ class Progress:
         if self._clock is not None and state.step > self._clock[0]:
             a_step = (awake_s() - self._clock[1]) / (state.step - self._clock[0])
             left = a_step * (self._total_steps - state.step)
-        write_progress(
-            self._attempt,
-            state=what,
-            step=state.step,
-            steps=self._total_steps,
-            epoch=state.epoch,
-            epochs=self._epochs,
-            best_dev_uar=state.best_uar if state.best_epoch >= 0 else None,
-            seconds_left=left,
+        fields = {
+            "state": what,
+            "step": state.step,
+            "steps": self._total_steps,
+            "epoch": state.epoch,
+            "epochs": self._epochs,
+            "best_dev_uar": state.best_uar if state.best_epoch >= 0 else None,
+            "seconds_left": left,
             **self._last,
-            **more,
-        )
+            "updated": time.time(),
+        }
+        temporary = self._attempt.progress.with_name(f".{self._attempt.progress.name}.tmp")
+        temporary.write_text(json.dumps(fields), encoding="utf-8")
+        rename_over(temporary, self._attempt.progress)
         self._steps.flush()
         self._epoch_lines.flush()
         self._written = awake_s()
 
     def sync(self) -> None:
-        """Before a checkpoint: a resume from it must find the lines of every step before it."""
+        """Bring lines to the disk before a checkpoint: a resume from it must find those of every step before it."""
         if self._active:
             for file in (self._steps, self._epoch_lines):
                 file.flush()
                 os.fsync(file.fileno())
-
-
-def write_progress(attempt: AttemptDir, **fields: Any) -> None:
-    """Replace progress.json. Not synced to disk: a heartbeat may be lost, and syncing once a second would slow training."""
-    temporary = attempt.progress.with_name(f".{attempt.progress.name}.tmp")
-    temporary.write_text(json.dumps(fields | {"updated": time.time()}), encoding="utf-8")
-    rename_over(temporary, attempt.progress)
 
 
 def continued(path: Path, before: Path | None, counter: str, until: int) -> TextIOWrapper:

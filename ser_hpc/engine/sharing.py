@@ -1,4 +1,4 @@
-"""How ranks share one training step: the interface that the loop sees, and the state that every strategy takes and gives.
+"""Define how ranks share a training step: the interface that the loop sees, and the state that strategies take and give.
 
 State goes by parameter name, in full and in fp32, so a trial may go on under another strategy or another number of ranks.
 """
@@ -34,34 +34,34 @@ class TrainTensors:
 class Strategy(Protocol):
     @property
     def module(self) -> nn.Module:
-        """The model as it is trained; its parameters are whole but under ZeRO 3."""
+        """Return the model as it is trained; its parameters are whole but under ZeRO 3."""
 
     def forward(self, samples: Tensor, offsets: Tensor, *, last: bool = False) -> dict[str, Tensor]:
-        """The model on one micro-batch. `last` of the step: the backward pass that follows reduces gradients over ranks."""
+        """Run the model on one micro-batch. `last` of the step: the backward pass that follows reduces gradients over ranks."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of this rank's share of the step's loss. All ranks call it equally often."""
 
-    def make_up(self) -> None:
-        """On a rank whose memory ran out in the middle of a step: do its part of the exchanges that the others are waiting in.
+    def join_pending_collectives(self) -> None:
+        """Do this rank's part of the exchanges that others wait in, when its memory ran out in the middle of a step.
 
         Raises UserError where the strategy has no way to.
         """
 
-    def forget(self) -> None:
-        """On all ranks, after that: clear the step's gradients, so that it can be made again."""
+    def discard_step(self) -> None:
+        """Clear, on all ranks after that, the step's gradients, so that it can be made again."""
 
     def step(self, lr: float) -> Tensor:
         """Clip, update, clear. Returns the gradient's norm before clipping, over all parameters of the step, on its device."""
 
-    def training(self, mode: bool) -> None:
-        """Dropout on or off. Buffers (BatchNorm's running statistics) become rank 0's everywhere; all ranks must call it."""
+    def train_mode(self, mode: bool) -> None:
+        """Turn dropout on or off. Buffers (BatchNorm's running statistics) become rank 0's; all ranks must call it."""
 
     def tensors(self) -> TrainTensors | None:
-        """The full state on rank 0, None elsewhere. All ranks must call it."""
+        """Return the full state on rank 0, None elsewhere. All ranks must call it."""
 
     def weights(self) -> dict[str, Tensor] | None:
-        """The full weights on rank 0, None elsewhere. All ranks must call it."""
+        """Return the full weights on rank 0, None elsewhere. All ranks must call it."""
 
     def close(self) -> None:
         """Free what it holds; nothing else may be called afterwards."""

@@ -1,4 +1,4 @@
-"""The ranks of one trial: who am I, where are the others, and the few collectives that training needs."""
+"""Bring the ranks of one trial together: who am I, where are the others, and the few collectives that training needs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SIOCGIFADDR = 0x8915
 class World:
     """`device` is this rank's own; `size` 1 needs no process group.
 
-    `words`: a group for what the CPUs tell each other, so that nobody waits for a GPU to hear it; None: the group of all.
+    `cpu_group`: a group for what the CPUs tell each other, so that nobody waits for a GPU to hear it; None: the group of all.
     """
 
     rank: int
@@ -39,7 +39,7 @@ class World:
     local_rank: int
     local_size: int
     device: torch.device
-    words: dist.ProcessGroup | None = None
+    cpu_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -47,28 +47,28 @@ class World:
 
     @property
     def environment(self) -> dict[str, str]:
-        """As DeepSpeed asks for it; where a name is missing it looks for mpi4py. It makes LOCAL_RANK its GPU: so that is the
-        device's index as this process sees it, which is 0 wherever each task sees its own GPU alone."""
+        """Return what DeepSpeed asks for; where a name is missing it looks for mpi4py. It makes LOCAL_RANK its GPU: so that is
+        the device's index as this process sees it, which is 0 wherever each task sees its own GPU alone."""
         local = self.local_rank if self.device.index is None else self.device.index
         names = {"RANK": self.rank, "WORLD_SIZE": self.size, "LOCAL_RANK": local, "LOCAL_SIZE": self.local_size}
         return {name: str(value) for name, value in names.items()}
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place; every rank gets it."""
+        """Sum over all ranks, in place; every rank gets it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag, true on every rank if it is true on one: how ranks agree before they act."""
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
+        """Agree before acting: each flag is true on every rank if it is true on one."""
         if self.size == 1:
             return flags
         raised = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(raised, group=self.words)
+        dist.all_reduce(raised, group=self.cpu_group)
         return tuple(count > 0 for count in raised.tolist())
 
-    def least(self, number: int) -> int:
-        """The smallest of all ranks' numbers, on every rank."""
+    def min_over_ranks(self, number: int) -> int:
+        """Take the smallest of all ranks' numbers, on every rank."""
         if self.size == 1:
             return number
         value = torch.tensor(number, device=self.device)
@@ -76,13 +76,13 @@ class World:
         return int(value)
 
     def from_main(self, *numbers: int) -> tuple[int, ...]:
-        """Rank 0's numbers, on every rank."""
+        """Take rank 0's numbers, on every rank."""
         values = torch.tensor(numbers, device=self.device)
-        self.same([values])
+        self.broadcast_from_main([values])
         return tuple(values.tolist())
 
-    def same(self, tensors: Iterable[Tensor]) -> None:
-        """Rank 0's values in these tensors, on every rank."""
+    def broadcast_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Put rank 0's values into these tensors, on every rank."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
@@ -92,7 +92,7 @@ class World:
             dist.barrier()
 
     def leave(self) -> None:
-        """The orderly end: ZeRO-3 aborts at exit without it."""
+        """Leave in order: ZeRO-3 aborts at exit without it."""
         if dist.is_initialized():
             self.barrier()
             dist.destroy_process_group()
@@ -108,14 +108,14 @@ def join(meeting_place: Path, rank: Rank, timeout: timedelta, meeting: timedelta
     device = torch.device("cuda", _own_gpu(rank, os.environ)) if cuda else torch.device("cpu")
     if cuda:
         gpu.set_up(device)
-    words = None
+    cpu_group = None
     if rank.size > 1:
         store, host = meet(meeting_place, rank, meeting)
         _speak_over(host)
         _open_group(device, store=store, rank=rank.number, world_size=rank.size, timeout=timeout)
-        words = dist.new_group(backend="gloo", timeout=timeout) if cuda else None
+        cpu_group = dist.new_group(backend="gloo", timeout=timeout) if cuda else None
         wait_for_ever()
-    return World(rank.number, rank.size, rank.local, rank.local_size, device, words)
+    return World(rank.number, rank.size, rank.local, rank.local_size, device, cpu_group)
 
 
 def wait_for_ever() -> None:
@@ -126,20 +126,20 @@ def wait_for_ever() -> None:
 
 
 def need_group(world: World) -> None:
-    """A process group even for one rank alone, as DeepSpeed wants it."""
+    """Open a process group even for one rank alone, as DeepSpeed wants it."""
     if not dist.is_initialized():
         assert world.size == 1, "several ranks have met already"
         _open_group(world.device, store=HashStore(), rank=0, world_size=1)
 
 
 def _open_group(device: torch.device, **how: Any) -> None:
-    """NCCL is told its GPU, rather than to guess it from the rank's number at the first exchange."""
+    """Tell NCCL its GPU, rather than have it guess from the rank's number at the first exchange."""
     cuda = device.type == "cuda"
     dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None, **how)
 
 
 def _own_gpu(rank: Rank, env: Mapping[str, str]) -> int:
-    """The index of this rank's GPU among those that it sees: all of the node's, or (as some sites bind them) its own alone."""
+    """Find this rank's GPU among those that it sees: all of the node's, or (as some sites bind them) its own alone."""
     visible = torch.cuda.device_count()
     if visible >= rank.local_size:
         return rank.local
@@ -160,8 +160,8 @@ def device_name(device: torch.device) -> str:
 
 
 def _speak_over(host: str) -> None:
-    """Gloo takes the address that this machine's own name stands for. On a node with several networks, or in a container, that
-    may not be the one that leads to the others: let it use the interface on the way to rank 0."""
+    """Choose gloo's interface. It takes the address that this machine's own name stands for. On a node with several networks,
+    or in a container, that may not be the one that leads to the others: let it use the interface on the way to rank 0."""
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))  # of a datagram socket: sends nothing
         mine: str = probe.getsockname()[0]
@@ -171,7 +171,7 @@ def _speak_over(host: str) -> None:
 
 
 def _address(probe: socket.socket, interface: str) -> str | None:
-    """IPv4 address of an interface."""
+    """Find the IPv4 address of an interface."""
     try:
         answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", interface.encode()))
     except OSError:

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO stages 1, 2 and 3 behind the interface of `sharing.Strategy`; the only importer of deepspeed.
+"""Train by DeepSpeed ZeRO, stages 1, 2 and 3, behind the interface of `sharing.Strategy`; the only importer of deepspeed.
 
 DeepSpeed's own checkpoints are pickles tied to one number of ranks. So the state is gathered and set by parameter name, with
 calls of which some are private: pyproject.toml bounds the version, and tests hold every stage to DDP's curve and state.
@@ -94,14 +94,14 @@ class Zero:
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss * self._world.size, scale_wrt_gas=False)
 
-    def make_up(self) -> None:
+    def join_pending_collectives(self) -> None:
         raise UserError(
             f"memory ran out in the middle of a step, which strategy {self._settings.strategy} cannot make again: lower "
             "train.budget_seconds, or set data.max_seconds"
         )
 
-    def forget(self) -> None:
-        raise AssertionError("no rank goes on after make_up")
+    def discard_step(self) -> None:
+        raise AssertionError("no rank goes on after join_pending_collectives")
 
     def step(self, lr: float) -> Tensor:
         for group in self._engine.optimizer.param_groups:
@@ -109,8 +109,8 @@ class Zero:
         self._engine.step()
         return torch.as_tensor(self._engine.get_global_grad_norm())
 
-    def training(self, mode: bool) -> None:
-        self._world.same(self._engine.module.buffers())
+    def train_mode(self, mode: bool) -> None:
+        self._world.broadcast_from_main(self._engine.module.buffers())
         self._engine.module.train(mode)
 
     def weights(self) -> dict[str, Tensor] | None:
@@ -140,7 +140,7 @@ class Zero:
         return [(name, parameter) for name, parameter in self._parameters() if parameter.requires_grad]
 
     def _full(self, parameter: nn.Parameter) -> Tensor:
-        """The whole fp32 parameter; all ranks join."""
+        """Gather the whole fp32 parameter; all ranks join."""
         if parameter.requires_grad:
             full: Tensor = safe_get_full_fp32_param(parameter)
             return full
@@ -164,21 +164,21 @@ class Zero:
         return int(max((float(state["step"]) for state in states if "step" in state), default=0))
 
     def _loss_scale(self) -> tuple[float, int]:
-        """And for how many steps it has done well."""
+        """Return the scale, and for how many steps it has done well."""
         if self._settings.precision != "fp16":
             return 1.0, 0
         scaler = self._engine.optimizer.loss_scaler
         return float(scaler.cur_scale), scaler.cur_iter - scaler.last_overflow_iter - 1
 
     def _link_states(self) -> None:
-        """Stages 1 and 2 find the states of two or more parameter groups only after being linked anew."""
+        """Link states anew: stages 1 and 2 find those of two or more parameter groups only after being linked anew."""
         if self._stage < 3:
             self._engine.optimizer._link_all_hp_params()
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _restore(self, saved: TrainTensors) -> None:
-        """A fresh engine has no optimizer state: make it, then set it (and the fp32 weights) parameter by parameter."""
+        """Make the optimizer state that a fresh engine lacks, then set it (and the fp32 weights) parameter by parameter."""
         for flat in self._flat_partitions():
             self._engine.optimizer.optimizer.state[flat] = {
                 "step": torch.tensor(float(saved.updates), device=flat.device),

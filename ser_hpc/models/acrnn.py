@@ -1,5 +1,5 @@
-"""3-D convolutional recurrent network with attention (Chen et al. 2018, doi 10.1109/LSP.2018.2860246), the field's baseline
-without pre-training: log-Mel spectrogram with deltas -> convolutions -> linear -> BLSTM -> (`heads.AttentionPool`).
+"""Build the 3-D convolutional recurrent network with attention (Chen et al. 2018, doi 10.1109/LSP.2018.2860246), the field's
+baseline without pre-training: log-Mel spectrogram with deltas -> convolutions -> linear -> BLSTM -> (`heads.AttentionPool`).
 
 Every layer sees zeros beyond a clip's end, as it would if the clip stood alone; what looks at single frames sees those of all
 clips one after another, and only the recurrent layers pad. Features are normalised by each clip's own statistics, so nothing of
@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ser_hpc.config.settings import AcrnnModel
-from ser_hpc.models import ragged
-from ser_hpc.models.batch_norm import FrameBatchNorm
-from ser_hpc.models.packed import gathered, spread
+from ser_hpc.models.norms import FrameBatchNorm
+from ser_hpc.models.packed import at_least_float32, insert_gaps, remove_gaps, to_device
 
 RATE = 16_000
 WINDOW = 400  # samples: 25 ms
@@ -32,7 +31,7 @@ SLOPE = 0.01  # of the leaky rectifier
 FLOOR = 1e-7  # of a band's power: about the noise of 16-bit quantisation, so that digital silence is no outlier
 
 
-class MelDeltas:
+class MelFrontend:
     """Log-Mel spectrogram, its deltas and their deltas as three channels; SpecAugment masks in training.
 
     Frames lie wholly inside the clip (no centring); a clip too short for `POOL[0]` of them is padded with zeros to just that.
@@ -54,10 +53,12 @@ class MelDeltas:
 
     def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         parameter = next(encoder.parameters())
-        dtype = ragged.at_least_float32(parameter.dtype)
+        dtype = at_least_float32(parameter.dtype)
         self.mel.to(parameter.device, dtype)
         with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
-            mels = [self.log_mel(clip) for clip in ragged.clips(samples, offsets, parameter.device, dtype)]
+            here = to_device(samples, parameter.device)
+            scaled = here.to(dtype) if here.is_floating_point() else here.to(dtype) / 32768
+            mels = [self.log_mel(clip) for clip in torch.split(scaled, offsets.diff().tolist())]
             if encoder.training:
                 features = [self.masked(with_deltas(self.warped(self.filtered(mel)))) for mel in mels]
             else:
@@ -67,12 +68,12 @@ class MelDeltas:
         return frames
 
     def log_mel(self, clip: Tensor) -> Tensor:
-        """(samples,) -> (mels, frames)."""
+        """Compute (samples,) -> (mels, frames)."""
         mel: Tensor = self.mel(F.pad(clip, (0, max(0, self.least - len(clip)))))
         return (mel + FLOOR).log()
 
     def filtered(self, mel: Tensor) -> Tensor:
-        """(mels, frames): as through another microphone: a random gain at four places of the spectrum, lines between."""
+        """Filter (mels, frames) as through another microphone: a random gain at four places of the spectrum, lines between."""
         most = self.settings.filter_db * math.log(10) / 10
         if not most:
             return mel
@@ -81,7 +82,7 @@ class MelDeltas:
         return mel + curve.to(mel)[:, None]
 
     def warped(self, mel: Tensor) -> Tensor:
-        """(mels, frames) -> (mels, other frames): time and spectrum stretched or squeezed by factors of their own."""
+        """Warp (mels, frames) -> (mels, other frames): time and spectrum stretched or squeezed by factors of their own."""
         if not (self.settings.time_warp or self.settings.mel_warp):
             return mel
         bands, frames = mel.shape
@@ -92,7 +93,7 @@ class MelDeltas:
         return torch.cat([stretched[:bands], stretched[-1:].expand(missing, -1)])
 
     def masked(self, feature: Tensor) -> Tensor:
-        """Two stretches of frames and two of Mel bands become zero, the clip's mean (SpecAugment, Park et al. 2019)."""
+        """Mask two stretches of frames and two of Mel bands with zero, the clip's mean (SpecAugment, Park et al. 2019)."""
         keep = torch.ones(len(feature), 1, self.settings.mels)
         longest = round(self.settings.time_mask_s * RATE / HOP)
         for dim, most in ((0, longest), (2, self.settings.mel_mask), (0, longest), (2, self.settings.mel_mask)):
@@ -104,7 +105,7 @@ class MelDeltas:
 
 
 def with_deltas(mel: Tensor) -> Tensor:
-    """(mels, frames) -> (frames, 3, mels); zero mean and unit variance over the clip, channel by channel."""
+    """Stack deltas, (mels, frames) -> (frames, 3, mels); zero mean and unit variance over the clip, channel by channel."""
     delta = torchaudio.functional.compute_deltas(mel)
     stacked = torch.stack([mel, delta, torchaudio.functional.compute_deltas(delta)])
     variance, average = torch.var_mean(stacked, dim=(1, 2), keepdim=True, correction=0)
@@ -132,19 +133,21 @@ class Acrnn(nn.Module):
         self.width = 2 * settings.cells
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(T, 3, mels), all clips one after another, `lengths` (B,) -> frames (B, most, width), padded, and their lengths."""
+        """Encode (T, 3, mels), all clips one after another, of `lengths` (B,): frames (B, most, width), padded, and lengths."""
         given, pooled = lengths.tolist(), (lengths // POOL[0]).tolist()
         rooms = [-(-length // POOL[0]) + KERNEL[0] // 2 for length in given]  # of pooled frames, none within reach of another's
-        x = spread(features.transpose(1, 2), given, [POOL[0] * room for room in rooms])
+        x = insert_gaps(features.transpose(1, 2), given, [POOL[0] * room for room in rooms])
         for index, convolution in enumerate(self.convolutions):
-            x = convolution((x if index == 0 else spread(x, pooled, rooms)).permute(2, 0, 1)[None])  # channels last, in memory
+            x = convolution(
+                (x if index == 0 else insert_gaps(x, pooled, rooms)).permute(2, 0, 1)[None]
+            )  # channels last, in memory
             if index == 0:  # before the rectifier, which is monotonic: the same result with an eighth of the work
                 x = F.max_pool2d(x, POOL)
-            x = gathered(x[0].permute(1, 2, 0), pooled, rooms)
+            x = remove_gaps(x[0].permute(1, 2, 0), pooled, rooms)
             x = F.leaky_relu(self.norms[index](x) if self.norms else x, SLOPE)
         x = F.leaky_relu(self.linear(x.transpose(1, 2).flatten(1)), SLOPE)
         most = max(pooled)
-        x = spread(x, pooled, [most] * len(pooled)).view(len(pooled), most, -1)
+        x = insert_gaps(x, pooled, [most] * len(pooled)).view(len(pooled), most, -1)
         # Two directions as two layers, the second on clips turned round: exact without packing, whose backward pass takes
         # four times as long on a CPU.
         turn = _turned(lengths // POOL[0], most).to(x.device)
@@ -152,12 +155,12 @@ class Acrnn(nn.Module):
 
 
 def _turned(lengths: Tensor, frames: int) -> Tensor:
-    """(B, frames): the index of each frame when every clip is turned round within its own length; padding stays last."""
+    """Index each frame, (B, frames), when every clip is turned round within its own length; padding stays last."""
     index = torch.arange(frames)
     last = lengths[:, None] - 1
     return torch.where(index <= last, last - index, index)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
-    """Frames (B, T, D) in the order of `index` (B, T)."""
+    """Put frames (B, T, D) in the order of `index` (B, T)."""
     return x.gather(1, index[..., None].expand_as(x))

@@ -1,4 +1,4 @@
-"""Attention within each clip of a packed row (block-diagonal), under transformers' own attention modules.
+"""Attend within each clip of a packed row (block-diagonal), under transformers' own attention modules.
 
 Wav2Vec2, HuBERT and Whisper call `PACKED` through transformers' attention interface, with `packing=` passed through their
 layers. WavLM computes its own with T x T tensors, for which `GatedAttention` is the same module with another forward.
@@ -33,7 +33,7 @@ def attend(
     dropout: float = 0.0,
     biases: list[Tensor] | None = None,
 ) -> Tensor:
-    """(T, heads, width) each -> (T, heads, width). `biases`: for each of the packing's groups, added to the scaled products.
+    """Attend, (T, heads, width) each -> (T, heads, width). `biases`: of each of the packing's groups, for the products.
 
     On a GPU, in half precision, without biases (which the kernel does not know) one variable-length call serves all clips; else
     one call each group.
@@ -41,23 +41,23 @@ def attend(
     if biases is None and has_kernel(query.device, query.dtype, query.shape[-1]):
         ends, longest = packing.ends, max(packing.lengths)
         # What torch.nn.attention.varlen calls, but that it leaves no choice of dropout. (Not causal, no mask to look at.)
-        told = torch.ops.aten._flash_attention_forward(
+        outputs = torch.ops.aten._flash_attention_forward(
             query, key, value, ends, ends, longest, longest, dropout, False, False, scale=scale
         )
-        out: Tensor = told[0]
+        out: Tensor = outputs[0]
         return out
     masks: list[Tensor | None] = [group.mask for group in packing.groups] if biases is None else [*biases]
     outs = []
-    for q, k, v, mask in zip(*(packing.grouped(x) for x in (query, key, value)), masks, strict=True):
+    for (q, k, v), mask in zip(packing.grouped(query, key, value), masks, strict=True):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         outs.append(F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale).transpose(1, 2))
     return packing.ungrouped(outs)
 
 
 def gated(packing: Packing, gate: Tensor, bias: Tensor) -> list[Tensor]:
-    """For each group the biases (clips, heads, frames, frames): `gate` (T, heads, 1) times `bias` (heads, longest, longest)."""
+    """Make each group's biases (clips, heads, frames, frames): `gate` (T, heads, 1) times `bias` (heads, longest, longest)."""
     biases = []
-    for part, group in zip(packing.grouped(gate), packing.groups, strict=True):
+    for (part,), group in zip(packing.grouped(gate), packing.groups, strict=True):
         product = part.transpose(1, 2) * bias[:, : group.frames, : group.frames]
         biases.append(product if group.mask is None else product.masked_fill(~group.mask, -torch.inf))
     return biases
@@ -65,7 +65,7 @@ def gated(packing: Packing, gate: Tensor, bias: Tensor) -> list[Tensor]:
 
 @cache
 def has_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether heads of this width have FlashAttention-2 (Dao 2023, arXiv 2307.08691) there."""
+    """Tell whether heads of this width have FlashAttention-2 (Dao 2023, arXiv 2307.08691) there."""
     if device.type != "cuda" or torch.version.cuda is None or dtype not in (torch.bfloat16, torch.float16):
         return False
     if width % 8 or width > 256:
@@ -85,7 +85,7 @@ def _interface(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' shapes: (1, heads, T, width) each -> (1, T, heads, width)."""
+    """Attend in transformers' shapes: (1, heads, T, width) each -> (1, T, heads, width)."""
     query, key, value = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # x[0] costs a copy backwards
     return attend(packing, query, key, value, scaling, dropout)[None], None
 
@@ -96,7 +96,7 @@ AttentionInterface.register(PACKED, _interface)
 class GatedAttention(WavLMAttention):
     """WavLM's attention, packed: each head's relative position bias, times a gate of each frame, on the scaled products."""
 
-    def forward(  # type: ignore[override]  # called by WavLM's layers alone, as `Waveform` calls these
+    def forward(  # type: ignore[override]  # called by WavLM's layers alone, as `Wav2Vec2Frontend` calls these
         self,
         hidden_states: Tensor,
         attention_mask: None = None,
@@ -105,7 +105,7 @@ class GatedAttention(WavLMAttention):
         *,
         packing: Packing,
     ) -> tuple[Tensor, None, Tensor]:
-        """(1, T, D) -> (1, T, D). `position_bias` (heads, longest, longest) of the first layer serves all."""
+        """Attend, (1, T, D) -> (1, T, D). `position_bias` (heads, longest, longest) of the first layer serves all."""
         if position_bias is None:
             position_bias = self._position_bias(max(packing.lengths))
         rows = self._per_head(hidden_states.squeeze(0))
@@ -118,11 +118,11 @@ class GatedAttention(WavLMAttention):
         return self.out_proj(attended.flatten(1))[None], None, position_bias
 
     def _per_head(self, rows: Tensor) -> Tensor:
-        """(T, D) -> (T, heads, width)."""
+        """Split (T, D) -> (T, heads, width)."""
         return rows.view(len(rows), self.num_heads, self.head_dim)
 
     def _position_bias(self, frames: int) -> Tensor:
-        """(heads, frames, frames): it depends on the distance alone, so each is looked up once, not once a pair."""
+        """Look up (heads, frames, frames): it depends on the distance alone, so each is looked up once, not once a pair."""
         device = self.gru_rel_pos_const.device
         distances = torch.arange(1 - frames, frames, device=device)
         values: Tensor = self.rel_attn_embed(self._relative_positions_bucket(distances))  # (2 * frames - 1, heads)

@@ -1,7 +1,7 @@
-"""Activation checkpointing: each layer keeps its input alone and is run again in the backward pass (Chen et al. 2016,
+"""Checkpoint activations: each layer keeps its input alone and is run again in the backward pass (Chen et al. 2016,
 arXiv 1604.06174). About a third more work for a fraction of the memory; the gradients are the same, bit for bit.
 
-transformers' layers ask their own switch, and the convolutional stem (stem.py) asks the same one.
+transformers' layers ask their own switch, and the convolutional stem (feature_encoder.py) asks the same one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ser_hpc.models.classifier import Classifier
 
 
 def is_possible(model: Classifier) -> bool:
-    """Where layers can be run again and a gradient goes through them at all."""
+    """Tell whether layers can be run again and a gradient goes through them at all."""
     return not model.freeze_encoder and bool(_switches(model))
 
 
@@ -26,7 +26,7 @@ def is_on(model: Classifier) -> bool:
 
 
 def enable(model: Classifier) -> None:
-    """From now on, in training. Raises UserError for a model that has no such layers."""
+    """Turn it on, from now on, in training. Raises UserError for a model that has no such layers."""
     switches = _switches(model)
     if not switches:
         raise UserError("train.activation_checkpointing=always: this model has no layers to run again; use auto or never")

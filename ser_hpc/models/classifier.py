@@ -1,4 +1,4 @@
-"""The classifier: clips in, logits out; an encoder with the front that feeds it, and a head.
+"""Build the classifier, clips in, logits out: an encoder with the front that feeds it, and a head.
 
     front     int16 clips -> what the encoder takes, on the encoder's device, in its dtype; has no parameters
     encoder   -> frames and how many each clip has: transformers' encoders pack all clips' frames one after another, (T, D);
@@ -21,7 +21,7 @@ from ser_hpc.errors import of_every_trial
 from ser_hpc.models import acrnn, heads
 
 
-class Front(Protocol):
+class Frontend(Protocol):
     """Feeds an encoder: no parameters, so nothing of it is trained, cast or saved.
 
     `group`: clips that normalise each other in training, and so make up a micro-batch; None: any cut of a step will do.
@@ -32,16 +32,16 @@ class Front(Protocol):
     group: int | None
 
     def costs(self, samples: np.ndarray) -> np.ndarray:
-        """Samples that clips of so many take in a micro-batch, int64, same shape; if `padded`, with those of its longest."""
+        """Count samples that clips of so many take in a micro-batch, int64; if `padded`, with those of its longest."""
 
     def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames, as the head takes them, and the number of each clip's, (B,) int64 on the CPU."""
+        """Return frames, as the head takes them, and the number of each clip's, (B,) int64 on the CPU."""
 
 
 class Classifier(nn.Module):
     """`max_seconds` is the longest clip that the encoder can take (Whisper: 30; longer ones are cut), or None."""
 
-    def __init__(self, front: Front, encoder: nn.Module, head: nn.Module, freeze_encoder: bool = False) -> None:
+    def __init__(self, front: Frontend, encoder: nn.Module, head: nn.Module, freeze_encoder: bool = False) -> None:
         super().__init__()
         self.front = front
         self.encoder = encoder
@@ -52,7 +52,8 @@ class Classifier(nn.Module):
             encoder.requires_grad_(False).eval()
 
     def forward(self, samples: Tensor, offsets: Tensor) -> dict[str, Tensor]:
-        """`samples` (total,): all clips one after another, int16 or float32 in [-1, 1]; `offsets` (B + 1,): int64, on the CPU.
+        """Classify `samples` (total,): all clips one after another, int16 or float32 in [-1, 1]; `offsets` (B + 1,): int64, on
+        the CPU.
 
         Returns {"emotion": (B, num_classes) float32 logits} (float64 where the parameters are).
         """
@@ -61,7 +62,7 @@ class Classifier(nn.Module):
         return {"emotion": self.head(frames, lengths)}
 
     def train(self, mode: bool = True) -> Self:
-        """A frozen encoder stays in evaluation mode: without dropout its frames are the same in every epoch."""
+        """Leave a frozen encoder in evaluation mode: without dropout its frames are the same in every epoch."""
         super().train(mode)
         if self.freeze_encoder:
             self.encoder.eval()
@@ -80,7 +81,7 @@ class PooledStates:
         self.width = width
 
     def costs(self, samples: np.ndarray) -> np.ndarray:
-        """As many samples as a state has numbers."""
+        """Count as many samples as a state has numbers."""
         return np.full_like(samples, self.width)
 
     def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +90,7 @@ class PooledStates:
 
 @of_every_trial()
 def build(settings: Model, num_classes: int, seed: int, states: int | None = None) -> Classifier:
-    """The classifier on the CPU, in float32: the same weights for the same seed; the global random state is left alone.
+    """Build the classifier on the CPU, in float32: the same weights for the same seed; the global random state is left alone.
 
     `states`: the width of the encoder's frames, for the same head without the encoder, over `PooledStates`.
     Raises UserError where pretrained weights cannot be loaded or a configuration is not an encoder's.
@@ -98,8 +99,8 @@ def build(settings: Model, num_classes: int, seed: int, states: int | None = Non
         torch.default_generator.manual_seed(seed)
         if isinstance(settings, AcrnnModel):
             network = acrnn.Acrnn(settings)
-            return Classifier(acrnn.MelDeltas(settings), network, heads.AttentionPool(settings, network.width, num_classes))
-        front: Front
+            return Classifier(acrnn.MelFrontend(settings), network, heads.AttentionPool(settings, network.width, num_classes))
+        front: Frontend
         if states is None:
             from ser_hpc.models import encoder  # transformers takes seconds to import
 

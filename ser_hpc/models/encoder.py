@@ -1,4 +1,4 @@
-"""Encoders of the transformers library: loaded or drawn at random, made deterministic, frozen as far as the settings say.
+"""Make encoders of the transformers library: loaded or drawn at random, made deterministic, frozen as far as the settings say.
 
 Layerdrop and transformers' own SpecAugment are switched off (spec_augment.py is ours): with them a parameter may go unused in a
 step, which plain data parallelism forbids and ZeRO-3 waits for in vain; the mask embedding, which nothing else uses, then does
@@ -25,12 +25,12 @@ from ser_hpc.errors import UserError, listed
 from ser_hpc.models import configuration
 from ser_hpc.models.configuration import in_words
 from ser_hpc.models.spec_augment import SpecAugment
-from ser_hpc.models.waveform import Waveform
-from ser_hpc.models.whisper import WhisperMel
+from ser_hpc.models.wav2vec2 import Wav2Vec2Frontend
+from ser_hpc.models.whisper import WhisperFrontend
 
 
-def load(settings: EncoderModel) -> tuple[Waveform | WhisperMel, nn.Module, int]:
-    """The front, transformers' encoder (float32, on the CPU) and the width of its frames.
+def load(settings: EncoderModel) -> tuple[Wav2Vec2Frontend | WhisperFrontend, nn.Module, int]:
+    """Return the front, transformers' encoder (float32, on the CPU) and the width of its frames.
 
     Random weights are drawn from torch's CPU generator. Raises UserError in words where the weights or the configuration are
     missing, damaged, unreachable or of another family.
@@ -48,13 +48,13 @@ def load(settings: EncoderModel) -> tuple[Waveform | WhisperMel, nn.Module, int]
         part.requires_grad_(False)
     masks = SpecAugment(settings.spec_augment)
     if config.model_type == "whisper":
-        return WhisperMel(model, config, settings.whisper_pad_to_30s, masks), model, config.hidden_size
-    return Waveform(model, config, _normalize(settings), masks), model, config.hidden_size
+        return WhisperFrontend(model, config, settings.whisper_pad_to_30s, masks), model, config.hidden_size
+    return Wav2Vec2Frontend(model, config, _normalize(settings), masks), model, config.hidden_size
 
 
 def _frozen(model: Any, settings: EncoderModel) -> list[nn.Module]:
-    """What is not trained, whether by its name or for lying below a layer that is not. Nothing that needs a gradient lies below
-    the first trained layer, so none is computed there."""
+    """List what is not trained, whether by its name or for lying below a layer that is not. Nothing that needs a gradient lies
+    below the first trained layer, so none is computed there."""
     whisper, count = isinstance(model, WhisperEncoder), settings.freeze_layers
     layers = model.layers if whisper else model.encoder.layers
     stem = [model.conv1, model.conv2] if whisper else [model.feature_extractor]
@@ -71,8 +71,8 @@ def _normalize(settings: EncoderModel) -> bool:
         return settings.normalize is not False
     with in_words(settings.weights):
         path = cached_file(settings.weights, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-        told = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-    return bool(told.get("do_normalize", True))
+        preprocessor = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    return bool(preprocessor.get("do_normalize", True))
 
 
 def _random(config: Any) -> nn.Module:
@@ -83,7 +83,7 @@ def _random(config: Any) -> nn.Module:
 
 
 def _pretrained(weights: str, config: Any) -> nn.Module:
-    """Safetensors where there are any; else a pickle, read by torch's restricted loader alone."""
+    """Load safetensors where there are any; else a pickle, read by torch's restricted loader alone."""
     family: Any = WhisperModel if config.model_type == "whisper" else AutoModel
     with in_words(weights), _quiet():
         model, info = family.from_pretrained(
@@ -98,7 +98,7 @@ def _pretrained(weights: str, config: Any) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' table of weights that the classifier has no use for (its missing ones are checked here), and
+    """Leave out transformers' table of weights that the classifier has no use for (its missing ones are checked here), and
     without its progress bar, which in a log is one long line."""
     before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]

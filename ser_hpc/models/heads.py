@@ -1,4 +1,5 @@
-"""Heads: a clip's frames become logits. Pooling and logits are in float32, over real frames only.
+"""Turn a clip's frames into logits: the heads that `classifier.build` chooses from. Pooling and logits are in float32, over
+real frames only.
 
 Each takes the frames as its encoder gives them: packed (`MeanPool`) or padded (`AttentionPool`).
 """
@@ -10,8 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ser_hpc.config.settings import AcrnnModel, HeadSettings
-from ser_hpc.models import ragged
-from ser_hpc.models.packed import Packing
+from ser_hpc.models.packed import Packing, at_least_float32, frame_mask
+
+
+class WideLinear(nn.Linear):
+    """A linear layer that computes in float32 or better, whatever its parameters were cast to: for logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = at_least_float32(self.weight.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
 class MeanPool(nn.Module):
@@ -25,13 +34,13 @@ class MeanPool(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout(settings.dropout)
         self.projector = nn.Linear(width, settings.projection)
-        self.classifier = ragged.WideLinear(settings.projection, num_classes)
+        self.classifier = WideLinear(settings.projection, num_classes)
         for layer in (self.projector, self.classifier):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(T, width), all clips' frames one after another, and their lengths (B,) -> (B, num_classes)."""
+        """Pool frames (T, width), all clips' one after another, with their lengths (B,): (B, num_classes)."""
         packing = Packing(tuple(lengths.tolist()), frames.device)
         projected = self.projector(self.dropout(frames.to(self.projector.weight.dtype)))
         logits: Tensor = self.classifier(packing.mean(projected))
@@ -46,12 +55,12 @@ class AttentionPool(nn.Module):
         self.score = nn.Sequential(nn.Linear(width, width), nn.Sigmoid(), nn.Linear(width, 1, bias=False))
         self.hidden = nn.Linear(width, settings.hidden)
         self.dropout = nn.Dropout(settings.dropout)
-        self.classifier = ragged.WideLinear(settings.hidden, num_classes)
+        self.classifier = WideLinear(settings.hidden, num_classes)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, width), (B,) -> (B, num_classes)."""
-        dtype = ragged.at_least_float32(frames.dtype)
-        mask = ragged.frame_mask(lengths, frames.shape[1], frames.device)
+        """Pool padded frames (B, T, width) with their lengths (B,): (B, num_classes)."""
+        dtype = at_least_float32(frames.dtype)
+        mask = frame_mask(lengths, frames.shape[1], frames.device)
         scores: Tensor = self.score(frames).squeeze(-1).to(dtype)
         weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=1)
         pooled = torch.einsum("bt,btd->bd", weights, frames.to(dtype))

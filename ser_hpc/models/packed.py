@@ -1,7 +1,9 @@
-"""Packed clips: the frames of all clips one after another, (T, ...), never padded; and where each clip's are.
+"""Pack clips: the frames of all clips one after another, (T, ...), never padded; and where each clip's are.
 
-A linear layer, a normalisation of each frame and a dropout know nothing of clips. What must know is served from here: gaps
-between clips, where a convolution would reach across; means over each clip; groups of clips for one attention call.
+Every model and head is built on it. A linear layer, a normalisation of each frame and a dropout know nothing of clips. What
+must know is served from here: gaps between clips, where a convolution would reach across; means over each clip; groups of
+clips for one attention call. So a clip's logits do not depend on what it is batched with: what looks at a whole clip looks at
+its real frames only, and what stands in a gap is zero wherever a convolution could reach it.
 Lengths stay on the CPU, where the offsets came from, so nothing here waits for the device.
 """
 
@@ -16,7 +18,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ser_hpc.models import ragged
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copy `x` to `device`. From the CPU by way of pinned memory: any other copy waits until the GPU has done its work."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.device.type == "cpu" else x.to(device)
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Return the type to add up in: float32, or what is wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def frame_mask(lengths: Tensor, frames: int, device: torch.device) -> Tensor:
+    """Return (B, frames) bool, True where a frame is real. `lengths` (B,), on the CPU."""
+    return torch.arange(frames, device=device) < to_device(lengths, device)[:, None]
+
+
+def fft_rows(count: int, device: torch.device) -> int:
+    """Round up how many Fourier transforms to ask for at a time: on a GPU to one of four sizes an octave.
+
+    cuFFT makes a plan for every number of them, keeps it in memory beside torch's allocator, and fails where none is left
+    (pytorch issues 94893 and 119420); no two micro-batches have as many frames. A CPU plans nothing: `count`.
+    """
+    if device.type == "cpu":
+        return count
+    step = max(1, 1 << (count - 1).bit_length() >> 3)
+    return -(-count // step) * step
 
 
 @dataclass(eq=False)  # not frozen: torch.compile looks into those, and would compile anew for every number of clips
@@ -37,16 +64,16 @@ class Packing:
 
     @cached_property
     def ends(self) -> Tensor:
-        """(B + 1,) int32 on the device: clip i has the frames from ends[i] up to ends[i + 1]."""
-        return self._moved(_starts(self.lengths).to(torch.int32))
+        """Return (B + 1,) int32 on the device: clip i has the frames from ends[i] up to ends[i + 1]."""
+        return to_device(_starts(self.lengths).to(torch.int32), self.device)
 
     @cached_property
     def counts(self) -> Tensor:
-        """(B,) int64 on the device: the lengths."""
-        return self._moved(torch.tensor(self.lengths))
+        """Return the lengths, (B,) int64 on the device."""
+        return to_device(torch.tensor(self.lengths), self.device)
 
     def repeated(self, x: Tensor) -> Tensor:
-        """(B, ...) -> (T, ...): what is one for each clip, for each of its frames. Gradients are added up as by `sum`."""
+        """Repeat (B, ...), one for each clip, for each of its frames: (T, ...). Gradients are added up as by `sum`."""
         repeated: Tensor = _Repeated.apply(x, self) if x.requires_grad else self._repeat(x)  # type: ignore[no-untyped-call]
         return repeated
 
@@ -55,38 +82,43 @@ class Packing:
 
     @cached_property
     def positions(self) -> Tensor:
-        """(T,) int64 on the device: each frame's place within its clip."""
+        """Return (T,) int64 on the device: each frame's place within its clip."""
         return torch.arange(self.total, device=self.device) - self.repeated(self.ends[:-1])
 
     def sum(self, x: Tensor) -> Tensor:
-        """(T, ...) -> (B, ...): the sum over each clip's frames, one after another, so that it is the same every time."""
+        """Sum over each clip's frames, (T, ...) -> (B, ...), one after another, so that it is the same every time."""
         if self.device.type == "cpu":  # bit for bit the same, four times as fast
             return x.new_zeros(len(self.lengths), *x.shape[1:]).index_add(0, self._clips, x)
         return torch.segment_reduce(x, "sum", lengths=self.counts, unsafe=True)  # unsafe: no check, which would wait
 
     @cached_property
     def _clips(self) -> Tensor:
-        """(T,) int64 on the device: which clip each frame is of."""
+        """Return (T,) int64 on the device: which clip each frame is of."""
         return self._repeat(torch.arange(len(self.lengths), device=self.device))
 
     def mean(self, x: Tensor) -> Tensor:
-        """(T, D) -> (B, D), float32 or better: the mean over each clip's frames."""
-        return self.sum(x.to(ragged.at_least_float32(x.dtype))) / self.counts[:, None]
+        """Average over each clip's frames, (T, D) -> (B, D), in float32 or better."""
+        return self.sum(x.to(at_least_float32(x.dtype))) / self.counts[:, None]
 
-    def grouped(self, x: Tensor) -> list[Tensor]:
-        """(T, ...) -> for each of `groups` (clips, frames, ...); what stands in the padding is a frame of the same clip."""
-        take, sizes = self._places[0], [group.clips * group.frames for group in self.groups]
-        rows = torch.split(x if take is None else x.index_select(0, take), sizes)
-        return [row.view(group.clips, group.frames, *x.shape[1:]) for row, group in zip(rows, self.groups, strict=True)]
+    def grouped(self, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+        """Cut tensors (T, ...) into `groups`: for each of them (clips, frames, ...) of every tensor.
+
+        What stands in the padding is a frame of the same clip.
+        """
+        take, sizes, parts = self._places[0], [group.clips * group.frames for group in self.groups], []
+        for x in tensors:
+            rows = torch.split(x if take is None else x.index_select(0, take), sizes)
+            parts.append([row.view(g.clips, g.frames, *x.shape[1:]) for row, g in zip(rows, self.groups, strict=True)])
+        return list(zip(*parts, strict=True))
 
     def ungrouped(self, parts: list[Tensor]) -> Tensor:
-        """The reverse of `grouped`: without padding, every clip in its place."""
+        """Put groups together again, the reverse of `grouped`: without padding, every clip in its place."""
         joined, found = torch.cat([part.flatten(0, 1) for part in parts]), self._places[1]
         return joined if found is None else joined.index_select(0, found)
 
     @cached_property
     def groups(self) -> list[Group]:
-        """Clips that share one attention call."""
+        """Group clips that share one attention call."""
         return [Group.of([self.lengths[i] for i in members], self.device) for members in self._members]
 
     @cached_property
@@ -95,7 +127,7 @@ class Packing:
 
     @cached_property
     def _members(self) -> list[list[int]]:
-        """The clips of each group, longest first; where nothing is padded, no clip changes its place."""
+        """List the clips of each group, longest first; where nothing is padded, no clip changes its place."""
         clips = range(len(self.lengths))
         members: list[list[int]] = []
         for i in clips if self._like == 1 else sorted(clips, key=lambda i: -self.lengths[i]):
@@ -108,7 +140,7 @@ class Packing:
 
     @cached_property
     def _places(self) -> tuple[Tensor | None, Tensor | None]:
-        """The frames that the groups take, one after another, and where among them each frame is; None: all as they are."""
+        """Index the frames that the groups take, in order, and where among them each frame is; None: all as they are."""
         if self._like == 1:
             return None, None
         starts, take, found = _starts(self.lengths), [], torch.empty(self.total, dtype=torch.int64)
@@ -119,10 +151,7 @@ class Packing:
                 take.append(starts[i] + torch.arange(padded).clamp(max=length - 1))
                 found[starts[i] : starts[i] + length] = torch.arange(row, row + length)
                 row += padded
-        return self._moved(torch.cat(take)), self._moved(found)
-
-    def _moved(self, x: Tensor) -> Tensor:
-        return ragged.moved(x, self.device)
+        return to_device(torch.cat(take), self.device), to_device(found, self.device)
 
 
 class _Repeated(torch.autograd.Function):
@@ -136,7 +165,7 @@ class _Repeated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.packing.sum(grad.to(ragged.at_least_float32(grad.dtype))).to(grad.dtype), None
+        return ctx.packing.sum(grad.to(at_least_float32(grad.dtype))).to(grad.dtype), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,21 +178,22 @@ class Group:
 
     @classmethod
     def of(cls, lengths: list[int], device: torch.device) -> Group:
-        """Longest first."""
+        """Make the group of clips of these lengths, longest first."""
         if lengths[-1] == lengths[0]:
             return cls(len(lengths), lengths[0], None)
-        return cls(len(lengths), lengths[0], ragged.frame_mask(torch.tensor(lengths), lengths[0], device)[:, None, None])
+        return cls(len(lengths), lengths[0], frame_mask(torch.tensor(lengths), lengths[0], device)[:, None, None])
 
 
-def spread(x: Tensor, lengths: Sequence[int], rooms: Sequence[int]) -> Tensor:
-    """(sum(lengths), ...) -> (sum(rooms), ...): each clip at the start of its room, zeros in what is left of it."""
-    zeros = x.new_zeros(max(room - length for length, room in zip(lengths, rooms, strict=True)), *x.shape[1:])
-    gaps = [zeros[: room - length] for length, room in zip(lengths, rooms, strict=True)]
+def insert_gaps(x: Tensor, lengths: Sequence[int], rooms: Sequence[int]) -> Tensor:
+    """Spread clips out, (sum(lengths), ...) -> (sum(rooms), ...): each at the start of its room, then zeros."""
+    sizes = [room - length for length, room in zip(lengths, rooms, strict=True)]
+    zeros = x.new_zeros(max(sizes), *x.shape[1:])
+    gaps = [zeros[:size] for size in sizes]
     return torch.cat(list(chain.from_iterable(zip(torch.split(x, list(lengths)), gaps, strict=True))))
 
 
-def gathered(x: Tensor, lengths: Sequence[int], rooms: Sequence[int]) -> Tensor:
-    """(sum(rooms) or more, ...) -> (sum(lengths), ...): the reverse of `spread`; what stood in the gaps is dropped."""
+def remove_gaps(x: Tensor, lengths: Sequence[int], rooms: Sequence[int]) -> Tensor:
+    """Close up, (sum(rooms) or more, ...) -> (sum(lengths), ...): the reverse of `insert_gaps`; gaps are dropped."""
     gaps = [room - length for length, room in zip(lengths, rooms, strict=True)]
     sizes = list(chain.from_iterable(zip(lengths, gaps, strict=True)))
     return torch.cat(torch.split(x, [*sizes, len(x) - sum(sizes)])[: len(sizes) : 2])

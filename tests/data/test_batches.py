@@ -21,9 +21,16 @@ from ser_hpc import cores
 from ser_hpc.config.augment import Transform
 from ser_hpc.config.load import load
 from ser_hpc.data.batches import Batch, BatchSource
-from ser_hpc.data.order import Cut, Draws, MicroBatch, deal, epoch_steps, evaluation_order, step_micro_batches
-from ser_hpc.data.sounds import SILENCE
-from ser_hpc.data.workers import default_workers
+from ser_hpc.data.prefetch import SILENCE, default_workers
+from ser_hpc.data.sampler import (
+    BatchSpec,
+    ClipSelection,
+    MicroBatch,
+    assign_to_ranks,
+    epoch_steps,
+    evaluation_order,
+    step_micro_batches,
+)
 from ser_hpc.engine.preemption import STOP_SIGNALS
 from ser_hpc.errors import UserError
 from ser_hpc.processes import DEAF_TO
@@ -41,15 +48,15 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from ser_hpc.data.batches import BatchSource
-from ser_hpc.data.order import Cut, evaluation_order
+from ser_hpc.data.sampler import BatchSpec, evaluation_order
 from ser_hpc.shards.index import ShardIndex
 if __name__ == "__main__":
     index = ShardIndex.load(Path(sys.argv[1]))
     everything = np.arange(len(index.metadata))
     source = BatchSource(index, np.zeros(len(everything)), np.ones(len(everything)), workers=2)
-    micros = evaluation_order(everything, index.num_samples, Cut(1, 50_000), 0)
+    micros = evaluation_order(everything, index.num_samples, BatchSpec(1, 50_000), 0)
     batches = [len(batch.rows) for batch in source.ahead(micros)]
-    print(*source._ahead.pids, flush=True)
+    print(*source._prefetch.pids, flush=True)
     for line in sys.stdin:
         print(sum(len(batch.rows) for batch in source.ahead(micros)), flush=True)
 """
@@ -77,7 +84,7 @@ def source(index: ShardIndex, **options: object) -> BatchSource:
 def epoch(index: ShardIndex, ranks: int, rank: int, first_step: int = 0, epoch: int = 0) -> list[list[MicroBatch]]:
     """A rank's micro-batches of the steps of an epoch, from `first_step` on."""
     steps = epoch_steps(everything(index), SEED, epoch, GLOBAL_BATCH)[first_step:]
-    return list(step_micro_batches(steps, index.num_samples, Cut(ranks, 80_000), rank))
+    return list(step_micro_batches(steps, index.num_samples, BatchSpec(ranks, 80_000), rank))
 
 
 def flat(steps: list[list[MicroBatch]]) -> list[MicroBatch]:
@@ -118,7 +125,7 @@ def test_workers_and_windows_change_no_bit(
     with source(index, augment=augment, workers=workers, window_bytes=window_bytes) as made:
         for _ in range(2):
             assert contents(made) == expected
-            list(made.ahead(evaluation_order(everything(index), index.num_samples, Cut(1, 80_000), 0)))
+            list(made.ahead(evaluation_order(everything(index), index.num_samples, BatchSpec(1, 80_000), 0)))
 
 
 def clips_of(batch: Batch) -> Iterator[tuple[int, bytes]]:
@@ -161,7 +168,7 @@ def test_going_on_elsewhere_loses_and_repeats_nothing(index: ShardIndex, stop: i
 
 def test_clips_are_augmented_in_training_only_and_anew_each_epoch(index: ShardIndex) -> None:
     with source(index, augment=NOISE) as made, source(index) as plain:
-        evaluation = evaluation_order(everything(index), index.num_samples, Cut(1, 80_000), 0)
+        evaluation = evaluation_order(everything(index), index.num_samples, BatchSpec(1, 80_000), 0)
         assert [content(batch) for batch in made.ahead(evaluation)] == [content(batch) for batch in plain.ahead(evaluation)]
         first, second = (
             dict(
@@ -214,7 +221,7 @@ def test_a_damaged_clip_weighs_nothing_in_training_and_is_refused_in_evaluation(
         assert all(cause == 0 and weight == 1 + clip % 3 and samples == index.num_samples[clip]
                    for clip, (cause, weight, samples) in found.items())  # fmt: skip
         with pytest.raises(CorruptClipError, match=index.key(position)):
-            list(made.ahead(evaluation_order(everything(index), index.num_samples, Cut(1, 80_000), 0)))
+            list(made.ahead(evaluation_order(everything(index), index.num_samples, BatchSpec(1, 80_000), 0)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -259,7 +266,7 @@ def test_a_killed_worker_is_told(index: ShardIndex) -> None:
     with source(index, workers=2) as made:
         batches = made.ahead(flat(epoch(index, 1, 0) * 9), training=True)
         next(batches)
-        os.kill(made._ahead.pids[0], signal.SIGKILL)
+        os.kill(made._prefetch.pids[0], signal.SIGKILL)
         with pytest.raises(RuntimeError, match="data worker was killed"):
             list(batches)
 
@@ -283,15 +290,15 @@ def test_as_many_workers_as_a_rank_can_spare_cores(monkeypatch: pytest.MonkeyPat
 def test_measuring_the_data_side_changes_nothing(index: ShardIndex, expected: list[tuple[object, ...]]) -> None:
     micros = flat(epoch(index, 1, 0))
     with source(index, augment=NOISE) as made:
-        speed = made.delivers(micros, 0.05)
+        speed = made.measure_throughput(micros, 0.05)
         assert speed is not None and speed > 0
-        assert made.delivers([], 0.05) is None
+        assert made.measure_throughput([], 0.05) is None
         assert [content(batch) for batch in made.ahead(micros, training=True)] == expected
 
 
 def test_a_filler_is_never_counted(index: ShardIndex) -> None:
-    draws = Draws(everything(index)[:2], np.array([1, 2], dtype=np.uint64))
-    micros = [micro for rank in range(3) for micro in deal(draws, [np.array([0]), np.array([1])], rank, 3)]
+    draws = ClipSelection(everything(index)[:2], np.array([1, 2], dtype=np.uint64))
+    micros = [micro for rank in range(3) for micro in assign_to_ranks(draws, [np.array([0]), np.array([1])], rank, 3)]
     with source(index, augment=NOISE) as made:
         weights = [batch.weights.tolist() for batch in made.ahead(micros, training=True)]
     assert weights == [[1.0], [2.0], [0.0]]

@@ -47,7 +47,7 @@ def test_gradients_live_in_the_buckets_alone(ranks: Replicated, monkeypatch: pyt
         return real(self, bucket)
 
     monkeypatch.setattr(Buckets, "reduce", reduce)
-    ranks.training(True)
+    ranks.train_mode(True)
     for step in range(3):
         backward(ranks, last=False)
         if step == 2:  # DDP arranges its buckets anew after the first step
@@ -68,14 +68,14 @@ def test_after_memory_ran_out_the_old_buckets_go_first(ranks: Replicated, monkey
         seen.append(old() is None)
         return DistributedDataParallel(module, **how)
 
-    ranks.training(True)
+    ranks.train_mode(True)
     for _ in range(2):
         backward(ranks, last=True)
         ranks.step(0.0)
     ranks.forward(*GIVEN, last=True)
     backward(ranks, last=False)
     monkeypatch.setattr(ddp, "DistributedDataParallel", new)
-    ranks.forget()
+    ranks.discard_step()
     assert seen == [True]
     gradients = [p.grad for p in ranks.module.parameters() if p.requires_grad]
     assert not any(grad is None or grad.any() for grad in gradients)

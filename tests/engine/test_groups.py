@@ -21,14 +21,14 @@ from torch import Tensor
 from ser_hpc.cluster import plan
 from ser_hpc.config.load import load
 from ser_hpc.config.settings import TrainSettings
-from ser_hpc.data.batches import batch_of
-from ser_hpc.data.order import Cut, Draws, cut, deal
+from ser_hpc.data.batches import collate
+from ser_hpc.data.sampler import BatchSpec, ClipSelection, assign_to_ranks, split_micro_batches
 from ser_hpc.engine.ddp import Replicated
 from ser_hpc.engine.step import gradients
 from ser_hpc.engine.world import World
 from ser_hpc.errors import ConfigError, UserError
-from ser_hpc.models.batch_norm import RunningStatistics
 from ser_hpc.models.classifier import Classifier, build
+from ser_hpc.models.norms import RunningStatistics
 from ser_hpc.results.run_dir import RunDir, Trial
 
 TRIAL = Trial(0, 0)
@@ -83,15 +83,17 @@ def test_the_same_curve_weights_and_running_statistics(base: Path, alone: RunDir
 
 def shared(model: Classifier, ranks: int) -> tuple[list[Tensor], Tensor, dict[str, Tensor]]:
     """A step of `LENGTHS`, dealt to so many ranks: gradients and losses added up, and the buffers afterwards."""
-    step, waves, weights = Draws(np.arange(len(LENGTHS))), clips(*LENGTHS), np.ones(len(LENGTHS))
-    parts = cut(step.positions, np.array(LENGTHS), Cut(ranks, 16_000, padded=True, group=model.front.group))
+    step, waves, weights = ClipSelection(np.arange(len(LENGTHS))), clips(*LENGTHS), np.ones(len(LENGTHS))
+    parts = split_micro_batches(
+        step.positions, np.array(LENGTHS), BatchSpec(ranks, 16_000, padded=True, group=model.front.group)
+    )
     total, seen, told = [torch.zeros_like(parameter) for parameter in model.parameters()], torch.zeros(2, len(LENGTHS)), []
     for rank in range(ranks):
         copied = copy.deepcopy(model).train()
         statistics = RunningStatistics(copied, len(LENGTHS))
         batches = [
-            batch_of(micro, samples.numpy(), offsets.numpy(), 0 * micro.clips.positions, step.positions % 3, weights)
-            for micro in deal(step, parts, rank, ranks)
+            collate(micro, samples.numpy(), offsets.numpy(), 0 * micro.clips.positions, step.positions % 3, weights)
+            for micro in assign_to_ranks(step, parts, rank, ranks)
             for samples, offsets in [batch([waves[position] for position in micro.clips.positions])]
         ]
         here = Replicated(copied, TrainSettings(precision="fp32"), ALONE, None)

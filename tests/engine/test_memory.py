@@ -159,7 +159,7 @@ def test_a_group_that_is_normalised_together_must_fit() -> None:
 
 def test_idle_ranks_are_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a step has fewer groups than ranks."""
-    monkeypatch.setattr(World, "any", lambda self, *flags: flags)
+    monkeypatch.setattr(World, "any_rank", lambda self, *flags: flags)
     model, settings = build(ACRNN.model_copy(update={"norm_group": 3}), 4, 0), Settings()
     find(model, settings, CLIPS, replace(ALONE, size=11), None)
     assert not capsys.readouterr().out
@@ -171,10 +171,10 @@ def test_ranks_take_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
     """And whoever's memory is too small, no rank is left waiting."""
     model, train = encoder("wav2vec2, layer norm"), TrainSettings(precision="fp32", global_batch=8)
     two = replace(ALONE, size=2)
-    monkeypatch.setattr(World, "least", lambda self, number: min(number, 40_000))
-    monkeypatch.setattr(World, "any", lambda self, *flags: flags)
+    monkeypatch.setattr(World, "min_over_ranks", lambda self, number: min(number, 40_000))
+    monkeypatch.setattr(World, "any_rank", lambda self, *flags: flags)
     assert search(model, train, CLIPS, two, room(model, train, 100)) == 40_000
-    monkeypatch.setattr(World, "any", lambda self, *flags: (True, True))
+    monkeypatch.setattr(World, "any_rank", lambda self, *flags: (True, True))
     with pytest.raises(UserError, match="another rank"):
         search(model, train, CLIPS, two, room(model, train, 100))
 
@@ -241,7 +241,7 @@ def test_a_given_budget_is_taken() -> None:
 def test_a_trial_keeps_its_budget_where_there_is_as_much_memory() -> None:
     """And finds another with other GPUs, less memory, or a budget given anew."""
     model, given = encoder("whisper"), Settings.model_validate({"train": {"budget_seconds": 12.5}})
-    lowered = find(model, given, CLIPS, ALONE).below(3 * RATE)
+    lowered = replace(find(model, given, CLIPS, ALONE), samples=3 * RATE, lowered=True)
     assert find(model, given, CLIPS, ALONE, lowered) == lowered
     assert find(model, Settings(), CLIPS, ALONE, lowered).samples == CPU_SECONDS * RATE
     here = Place("2 x H200, ddp", 100e9)

@@ -10,7 +10,7 @@ from engine.test_resume import EVERY_STEP, lines, wait_for_step
 from small import curve, packed_tones, planned, run_here
 from test_attempts import start
 
-from ser_hpc.data.order import Cut, cut, tighter
+from ser_hpc.data.sampler import BatchSpec, reduce_budget, split_micro_batches
 from ser_hpc.errors import UserError
 from ser_hpc.results.run_dir import RunDir, Trial
 
@@ -92,9 +92,9 @@ def ended(run: RunDir, ranks: int) -> list[str]:
 
 def test_each_cut_is_smaller_until_clips_are_alone() -> None:
     positions, samples = np.arange(7), np.array([9, 5, 5, 4, 3, 2, 1]) * 16_000
-    how, sizes = Cut(2, 40 * 16_000, accumulation=1), []
+    how, sizes = BatchSpec(2, 40 * 16_000, accumulation=1), []
     with pytest.raises(UserError, match=r"single clip of 9\.0 s.*data\.max_seconds"):
         while True:
-            sizes.append(max(samples[rows].sum() for rows in cut(positions, samples, how)))
-            how = tighter(how, positions, samples)
+            sizes.append(max(samples[rows].sum() for rows in split_micro_batches(positions, samples, how)))
+            how = reduce_budget(how, positions, samples)
     assert sizes == sorted(set(sizes), reverse=True) and len(sizes) > 1

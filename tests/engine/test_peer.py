@@ -13,14 +13,14 @@ from transformers import AutoConfig, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequen
 
 from ser_hpc.cluster.plan import reopen
 from ser_hpc.config.load import load
-from ser_hpc.data.order import epoch_steps, mix
+from ser_hpc.data.sampler import epoch_steps, mix
 from ser_hpc.engine import world
 from ser_hpc.engine.attempt import claim
-from ser_hpc.engine.feed import TrialData
 from ser_hpc.engine.loop import train_trial
 from ser_hpc.engine.optim import learning_rate
 from ser_hpc.engine.preemption import StopFlag
 from ser_hpc.engine.rank import Rank
+from ser_hpc.engine.trial_data import TrialData
 from ser_hpc.engine.watchdog import Watchdog
 from ser_hpc.models.classifier import build
 from ser_hpc.results.run_dir import Trial

@@ -34,7 +34,7 @@ def torch_as_it_was() -> Iterator[None]:
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Settles settings on a GPU of a compute capability, without having one: (precision, torch's for products of float32)."""
-    monkeypatch.setattr(World, "least", lambda self, number: number)
+    monkeypatch.setattr(World, "min_over_ranks", lambda self, number: number)
     monkeypatch.setattr(World, "from_main", lambda self, *numbers: numbers)
 
     def settled(run: Path, capability: tuple[int, int] | None, asked: str = "auto") -> tuple[str, str]:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from small import packed_tones, planned, run_here, wav2vec2
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
-from ser_hpc.engine.frozen import FrozenBase
+from ser_hpc.engine.frozen_params import FrozenBase
 from ser_hpc.errors import UserError
 from ser_hpc.results.endings import how_it_ended
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir

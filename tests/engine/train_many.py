@@ -13,10 +13,10 @@ from pathlib import Path
 from ser_hpc.cluster.plan import reopen
 from ser_hpc.engine import world
 from ser_hpc.engine.attempt import claim
-from ser_hpc.engine.feed import TrialData
 from ser_hpc.engine.loop import train_trial
 from ser_hpc.engine.preemption import StopFlag
 from ser_hpc.engine.rank import who_am_i
+from ser_hpc.engine.trial_data import TrialData
 from ser_hpc.engine.watchdog import Watchdog
 from ser_hpc.results.run_dir import RunDir, Trial
 

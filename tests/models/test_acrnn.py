@@ -10,14 +10,14 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from ser_hpc.config.settings import AcrnnModel
-from ser_hpc.models.acrnn import Acrnn, MelDeltas, with_deltas
+from ser_hpc.models.acrnn import Acrnn, MelFrontend, with_deltas
 from ser_hpc.models.classifier import build
 
 
 def test_features_do_not_change_with_loudness() -> None:
     """Each clip is normalised by its own statistics: no gain of a recording, and nothing of other clips, enters."""
     (wave,) = clips(16_000)
-    front = MelDeltas(ACRNN)
+    front = MelFrontend(ACRNN)
     quiet, loud = (with_deltas(front.log_mel(gain * wave / 32768)) for gain in (0.5, 1.0))
     assert loud.shape == ((16_000 - 512) // 160 + 1, 3, ACRNN.mels)
     torch.testing.assert_close(loud.mean((0, 2)), torch.zeros(3), atol=1e-5, rtol=0)
@@ -51,7 +51,7 @@ def test_a_group_normalises_itself_alike_in_any_order() -> None:
 
 def test_warping_keeps_its_bounds() -> None:
     """The bands stay as many; the frames change by no more than asked for."""
-    front = MelDeltas(ACRNN.model_copy(update={"time_warp": 0.2, "mel_warp": 0.1}))
+    front = MelFrontend(ACRNN.model_copy(update={"time_warp": 0.2, "mel_warp": 0.1}))
     torch.manual_seed(0)
     shapes = [front.warped(torch.randn(ACRNN.mels, 100)).shape for _ in range(100)]
     assert {bands for bands, _ in shapes} == {ACRNN.mels}
@@ -60,7 +60,7 @@ def test_warping_keeps_its_bounds() -> None:
 
 def test_masks_keep_their_bounds() -> None:
     """At most two stretches of each kind, none longer than asked for, never the whole clip."""
-    front = MelDeltas(ACRNN.model_copy(update={"time_mask_s": 0.1, "mel_mask": 3}))
+    front = MelFrontend(ACRNN.model_copy(update={"time_mask_s": 0.1, "mel_mask": 3}))
     torch.manual_seed(0)
     most_frames = most_bands = 0
     for _ in range(200):

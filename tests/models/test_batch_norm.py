@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_hpc.models.batch_norm import FrameBatchNorm, RunningStatistics
+from ser_hpc.models.norms import FrameBatchNorm, RunningStatistics
 
 CHANNELS = 4
 

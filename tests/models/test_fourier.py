@@ -10,7 +10,8 @@ import torch
 from models.test_packed import WEIGHTS, model_of
 from models.tiny import CONFIGS, batch, clips
 
-from ser_hpc.models import fourier
+from ser_hpc.models import wav2vec2, whisper
+from ser_hpc.models.packed import fft_rows
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -22,7 +23,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
     def spied(real: Any) -> Any:
         return lambda x, *rest, **more: (seen.add(tuple(x.shape)), real(x, *rest, **more))[1]
 
-    monkeypatch.setattr(fourier, "rows", lambda count, device, real=fourier.rows: real(count, GPU))
+    for module in (wav2vec2, whisper):
+        monkeypatch.setattr(module, "fft_rows", lambda count, device: fft_rows(count, GPU))
     for name in ("rfft", "irfft"):
         monkeypatch.setattr(torch.fft, name, spied(getattr(torch.fft, name)))
     return seen
@@ -30,10 +32,10 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
 
 def test_sizes_are_few_and_hardly_larger() -> None:
     counts = range(1, 30_001)
-    rounded = [fourier.rows(count, GPU) for count in counts]
+    rounded = [fft_rows(count, GPU) for count in counts]
     assert all(count <= size <= 1.25 * count for count, size in zip(counts, rounded, strict=True))
     assert len(set(rounded)) <= 4 * 15 and rounded == sorted(rounded)
-    assert [fourier.rows(count, CPU) for count in counts] == list(counts)
+    assert [fft_rows(count, CPU) for count in counts] == list(counts)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

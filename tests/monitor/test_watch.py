@@ -52,7 +52,7 @@ def test_what_is_left_does_not_count_how_long_it_took_to_start(tmp_path: Path, m
         for step in range(1, 21):
             now[0] += 100.0 if step == 1 else 1.0
             said.step(TrainState(step=step), 1.0, 1e-3, 1.0)
-            said.tell("training", TrainState(step=step))
+            said.write("training", TrainState(step=step))
             left.append(read_json(attempt.progress)["seconds_left"])
     assert left[:3] == [None] * 3
     assert left[3:] == [pytest.approx(100 - step) for step in range(4, 21)]

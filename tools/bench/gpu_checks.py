@@ -51,7 +51,7 @@ from transformers import AutoModelForAudioClassification
 
 from ser_hpc import console
 from ser_hpc.config.settings import EncoderModel, Settings, TrainSettings
-from ser_hpc.data.order import Cut, Draws, step_micro_batches
+from ser_hpc.data.sampler import BatchSpec, ClipSelection, step_micro_batches
 from ser_hpc.engine import gpu, precision, strategy
 from ser_hpc.engine.step import gradients
 from ser_hpc.engine.world import World, need_group
@@ -259,7 +259,7 @@ class Steps:
 
     def run(self, count: int, *, micros: int = 1) -> list[Tensor]:
         """Each step's loss, and the last one's gradients before it."""
-        self.ranks.training(True)
+        self.ranks.train_mode(True)
         losses = []
         for number in range(count):
             torch.manual_seed(number)
@@ -336,7 +336,7 @@ def kernels(task: Task, clips: Clips) -> dict[str, Any]:
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         steps.run(1)
         with torch.no_grad():
-            steps.ranks.training(False)
+            steps.ranks.train_mode(False)
             steps.ranks.forward(steps.samples, steps.offsets)
     names = Counter({event.key: event.count for event in seen.key_averages() if "attention" in event.key})
     ok = not any("cudnn" in name for name in names)
@@ -416,15 +416,15 @@ def ddp(task: Task, clips: Clips) -> dict[str, Any]:
 def out_of_memory(task: Task, clips: Clips) -> dict[str, Any]:
     """A step for which memory does not suffice is given up, and a smaller one then goes well."""
     ours = Ours(task, clips)
-    ours.ranks.training(True)
+    ours.ranks.train_mode(True)
     total = torch.cuda.get_device_properties(0).total_memory
 
     def step(most: float) -> bool:
-        cut = Cut(1, round(most * 16_000))
-        draws = [Draws(np.tile(np.arange(len(clips)), 8))]
+        cut = BatchSpec(1, round(most * 16_000))
+        draws = [ClipSelection(np.tile(np.arange(len(clips)), 8))]
         micros = list(chain.from_iterable(step_micro_batches(draws, ours.costs, cut, 0)))
         batches = list(ours.source.ahead(iter(micros), training=True))
-        return gradients(ours.ranks, batches, 8 * len(clips), 1.0, (0, 0), device_of(task)) is not None
+        return gradients(ours.ranks, batches, 8 * len(clips), 1.0, (0, 0), device_of(task), ours.statistics) is not None
 
     small = float(ours.costs.max()) / 16_000
     torch.cuda.reset_peak_memory_stats()
@@ -434,7 +434,7 @@ def out_of_memory(task: Task, clips: Clips) -> dict[str, Any]:
     torch.cuda.set_per_process_memory_fraction((torch.cuda.max_memory_allocated() * 1.2 + 5e7) / total)
     try:
         large = step(1e6)
-        ours.ranks.forget()
+        ours.ranks.discard_step()
         return {"ok": not large and step(small), "large": large}
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

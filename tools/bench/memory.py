@@ -71,7 +71,7 @@ def measured(model: Classifier, train: TrainSettings, again: bool, seconds: floa
         checkpointing.enable(model)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     ranks = strategy.build(model, train, World(0, 1, 0, 1, options.device), None)
-    ranks.training(True)
+    ranks.train_mode(True)
     clips, samples = max(1, round(seconds / options.clip)), round(options.clip * RATE)
     wave, offsets = torch.zeros(clips * samples, dtype=torch.int16), torch.arange(clips + 1) * samples
 

@@ -37,7 +37,7 @@ from rich.table import Table
 
 from ser_hpc import console
 from ser_hpc.data.batches import BatchSource
-from ser_hpc.data.order import Cut, epoch_steps, step_micro_batches
+from ser_hpc.data.sampler import BatchSpec, epoch_steps, step_micro_batches
 from ser_hpc.files import write_json
 from ser_hpc.shards.audio import RATE, decode_flac
 from ser_hpc.shards.index import ShardIndex
@@ -146,7 +146,7 @@ def source_of(index: ShardIndex, keep_bytes: int) -> BatchSource:
 
 def ours(source: BatchSource, index: ShardIndex, number: int) -> int:
     steps = epoch_steps(np.arange(len(index.metadata)), 0, number, GLOBAL_BATCH)
-    micros = step_micro_batches(steps, index.num_samples, Cut(1, round(BUDGET_S * RATE)), 0)
+    micros = step_micro_batches(steps, index.num_samples, BatchSpec(1, round(BUDGET_S * RATE)), 0)
     return sum(len(batch.samples) for batch in source.ahead((micro for step in micros for micro in step), training=True))
 
 

@@ -93,7 +93,7 @@ def measure(folder: Path) -> dict[str, Any]:
     """Seconds and peak memory of one rank of RANKS, from the folder to the micro-batches of an epoch."""
     from ser_hpc.corpora.folds import plan
     from ser_hpc.corpora.labels import as_annotated
-    from ser_hpc.data.order import Cut, epoch_steps, step_micro_batches
+    from ser_hpc.data.sampler import BatchSpec, epoch_steps, step_micro_batches
     from ser_hpc.shards.index import ShardIndex
 
     figures: dict[str, Any] = {}
@@ -114,7 +114,9 @@ def measure(folder: Path) -> dict[str, Any]:
     steps = epoch_steps(positions, 0, 0, GLOBAL_BATCH)
     told("draw an epoch")
     some = steps[: min(len(steps), 1000)]
-    micros = sum(len(step) for step in step_micro_batches(some, index.num_samples, Cut(RANKS, BUDGET_SECONDS * 16_000), 0))
+    micros = sum(
+        len(step) for step in step_micro_batches(some, index.num_samples, BatchSpec(RANKS, BUDGET_SECONDS * 16_000), 0)
+    )
     told("cut 1000 steps")
     epoch = epoch_steps(np.arange(len(index.num_samples)), 0, 1, GLOBAL_BATCH)
     told("draw an epoch of all clips")

@@ -31,11 +31,10 @@ PARTS = {
     "ser_hpc.engine.world": {"join": "joining", "World.leave": "leaving"},
     "ser_hpc.models.classifier": {"build": "model"},
     "ser_hpc.engine.strategy": {"build": "strategy"},
-    "ser_hpc.engine.pace": {"Pace.probe": "data's probe"},
+    "ser_hpc.engine.step_metrics": {"StepMetrics.measure_data_once": "data's probe"},
     "ser_hpc.engine.evaluate": {"predict": "evaluation"},
     "ser_hpc.engine.checkpoint": {
         "save_weights": "saving",
-        "load_weights": "saving",
         "Writer.save": "saving",
         "Writer.wait": "saving",
     },

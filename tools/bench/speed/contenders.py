@@ -24,14 +24,14 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from ser_hpc.config.settings import Settings
 from ser_hpc.data.batches import BatchSource
-from ser_hpc.data.order import Cut, Draws, step_micro_batches
+from ser_hpc.data.sampler import BatchSpec, ClipSelection, step_micro_batches
 from ser_hpc.engine import gpu, precision, probe, strategy
-from ser_hpc.engine.compiled import Regions
-from ser_hpc.engine.ledger import Ledger
-from ser_hpc.engine.losses import clip_losses
-from ser_hpc.engine.step import gradients
+from ser_hpc.engine.step import clip_losses, gradients
+from ser_hpc.engine.step_metrics import DeferredMetrics
+from ser_hpc.engine.torch_compile import compile_layers
 from ser_hpc.engine.world import World
 from ser_hpc.models.classifier import build
+from ser_hpc.models.norms import RunningStatistics
 from ser_hpc.results.run_dir import RunDir
 from ser_hpc.shards.audio import RATE
 
@@ -84,37 +84,40 @@ class Ours:
         model.head.load_state_dict({k: v for k, v in saved.items() if k.startswith(("projector.", "classifier."))})
         self.update, self.clips = task.update, clips
         self.costs = model.front.costs(clips.index.num_samples)
-        self.cut = Cut(1, probe.find(model, settings, self.costs, world).samples)
-        self.regions = Regions(model.encoder, settings.train)
+        self.cut = BatchSpec(1, probe.find(model, settings, self.costs, world).samples)
+        if settings.train.compile:
+            compile_layers(model.encoder)
         self.ranks = strategy.build(model, settings.train, world, None)
+        self.statistics = RunningStatistics(self.ranks.module, task.update)
         self.source = BatchSource(clips.index, clips.targets, np.ones(len(clips), dtype=np.float32))
-        self.ledger = Ledger()
+        self.ledger = DeferredMetrics()
         self.most_s = task.most_s
         self.how = f"packed, at most {self.cut.budget_samples / RATE:g} s, {settings.train.precision}"
 
     def loss(self, position: int) -> float:
-        self.ranks.training(False)
+        self.ranks.train_mode(False)
         wave = torch.from_numpy(self.clips.waves[position])
         with torch.no_grad():
             outputs = self.ranks.forward(wave.to(self.device), torch.tensor([0, len(wave)]))
         return float(clip_losses(outputs, {"emotion": torch.from_numpy(self.clips.targets[[position]])}))
 
     def train(self, warm_up: np.ndarray, positions: np.ndarray) -> float:
-        self.ranks.training(True)
+        self.ranks.train_mode(True)
         watch = Watch(self.device.type, self.clock)
-        draws = [Draws(warm_up), *(Draws(positions[i : i + self.update]) for i in range(0, len(positions), self.update))]
+        draws = [
+            ClipSelection(warm_up),
+            *(ClipSelection(positions[i : i + self.update]) for i in range(0, len(positions), self.update)),
+        ]
         steps = list(step_micro_batches(draws, self.costs, self.cut, 0))
         batches = self.source.ahead(chain.from_iterable(steps), training=True)
         for number, (clips, micros) in enumerate(zip(draws, steps, strict=True)):
-            told = gradients(
-                self.ranks, list(islice(batches, len(micros))), len(clips), float(len(clips)), (0, number), self.device
-            )
-            if told is None:
+            made, weight = list(islice(batches, len(micros))), float(len(clips))
+            losses = gradients(self.ranks, made, len(clips), weight, (0, number), self.device, self.statistics)
+            if losses is None:
                 raise MemoryError("memory ran out: give --train budget_seconds=...")
-            self.ledger.add(clips.positions, float(len(clips)), LR, told, self.ranks.step(LR))
+            self.ledger.add(clips.positions, weight, LR, losses, self.ranks.step(LR))
             for entry in self.ledger.read():
-                assert bool(entry.told.isfinite().all()), "the loop looks at every loss, a step late"
-            self.regions.look()
+                assert bool(entry.per_clip_loss.isfinite().all()), "the loop looks at every loss, a step late"
             if not number:
                 watch.start()
         return watch.seconds()

@@ -21,7 +21,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForAudioClassification, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.data.order import epoch_order
+from ser_hpc.data.sampler import epoch_order
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ClipReader, extents

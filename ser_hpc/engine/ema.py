@@ -1,4 +1,4 @@
-"""A moving average of the weights, which is what is evaluated and kept (Polyak & Juditsky 1992, doi 10.1137/0330046).
+"""Keep a moving average of the weights, which is what is evaluated and kept (Polyak & Juditsky 1992, doi 10.1137/0330046).
 
 On a small corpus the score of single epochs swings widely, and choosing the best of them on dev is partly a lottery; averaged
 over some epochs' steps the weights are better and change slowly.
@@ -32,21 +32,22 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """After a step; `steps` counts it already. Early on the average is over all steps, so that it forgets the start."""
-        decay = min(self._decay, steps / (steps + 9))
+        """Take in the weights after a step; `steps` counts it already. Early on it is over all steps: it forgets the start."""
         if self._live:
+            decay = min(self._decay, steps / (steps + 9))
             live = [self._live[name].float() for name in self._mean]
             get_ema_multi_avg_fn(decay)(list(self._mean.values()), live, steps)  # type: ignore[no-untyped-call]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copies on the CPU, by name."""
+        """Copy to the CPU, by name."""
         return {name: mean.cpu().clone() for name, mean in self._mean.items()}
 
     @contextmanager
     def in_place(self, world: World) -> Iterator[None]:
-        """Within it, the module's weights are the average; rank 0's, where ranks have buffers of their own."""
+        """Have the module's weights be the average within it; rank 0's, where ranks have buffers of their own."""
         own = {name: live.clone() for name, live in self._live.items()}
-        world.same(mean for name, mean in self._mean.items() if name in self._buffers)  # in one order on every rank
+        # In one order on every rank.
+        world.broadcast_from_main(mean for name, mean in self._mean.items() if name in self._buffers)
         self._fill(self._mean)
         try:
             yield

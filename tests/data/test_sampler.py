@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ser_hpc.data.order import (
-    Cut,
-    Draws,
-    cut,
-    deal,
+from ser_hpc.data.sampler import (
+    BatchSpec,
+    ClipSelection,
+    assign_to_ranks,
     epoch_order,
     epoch_size,
     epoch_steps,
     evaluation_order,
     mix,
+    reduce_budget,
+    split_micro_batches,
     step_micro_batches,
-    tighter,
 )
 from ser_hpc.errors import UserError
 
@@ -77,8 +77,8 @@ def test_order_never_changes() -> None:
 def test_cutting_loses_and_repeats_nothing(samples: list[int], ranks: int, accumulation: int | None, budget: int) -> None:
     """On every number of ranks: each clip in one micro-batch of one rank, as many turns for all, fillers apart."""
     positions = np.arange(len(samples)) * 3 + 1
-    parts = cut(positions, np.array(samples), Cut(ranks, budget, accumulation))
-    shares = [deal(Draws(positions), parts, rank, ranks) for rank in range(ranks)]
+    parts = split_micro_batches(positions, np.array(samples), BatchSpec(ranks, budget, accumulation))
+    shares = [assign_to_ranks(ClipSelection(positions), parts, rank, ranks) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1
     dealt = [micro for share in shares for micro in share]
     assert len({micro.number for micro in dealt}) == len(dealt)
@@ -92,7 +92,7 @@ def test_cutting_loses_and_repeats_nothing(samples: list[int], ranks: int, accum
 def test_a_micro_batch_keeps_to_the_budget(samples: list[int], ranks: int, budget: int, padded: bool) -> None:
     """The padding of a model that pads included; a clip that is longer than the budget alone comes alone."""
     sizes = np.array(samples)
-    for part in cut(np.arange(len(samples)), sizes, Cut(ranks, budget, padded=padded)):
+    for part in split_micro_batches(np.arange(len(samples)), sizes, BatchSpec(ranks, budget, padded=padded)):
         assert (len(part) * sizes[part].max() if padded else sizes[part].sum()) <= max(budget, sizes.max())
 
 
@@ -100,10 +100,11 @@ def test_a_micro_batch_keeps_to_the_budget(samples: list[int], ranks: int, budge
 def test_micro_batches_do_not_depend_on_who_computes_them(samples: list[int], half: int) -> None:
     """1 rank with 2n accumulation steps and 2 ranks with n make the same micro-batches with the same numbers."""
     positions, sizes = np.arange(len(samples)), np.array(samples)
-    alone = deal(Draws(positions), cut(positions, sizes, Cut(1, RATE, 2 * half)), 0, 1)
-    parts = cut(positions, sizes, Cut(2, RATE, half))
+    alone = assign_to_ranks(ClipSelection(positions), split_micro_batches(positions, sizes, BatchSpec(1, RATE, 2 * half)), 0, 1)
+    parts = split_micro_batches(positions, sizes, BatchSpec(2, RATE, half))
     together = sorted(
-        (m for rank in (0, 1) for m in deal(Draws(positions), parts, rank, 2) if not m.filler), key=lambda m: m.number
+        (m for rank in (0, 1) for m in assign_to_ranks(ClipSelection(positions), parts, rank, 2) if not m.filler),
+        key=lambda m: m.number,
     )
     assert [m.clips.positions.tolist() for m in alone] == [m.clips.positions.tolist() for m in together]
     assert [m.number for m in alone] == [m.number for m in together]
@@ -113,16 +114,23 @@ def test_micro_batches_do_not_depend_on_who_computes_them(samples: list[int], ha
 def test_groups_are_never_divided(samples: list[int], ranks: int, budget: int, most: int) -> None:
     """Clips next to each other in the step, as equal groups as can be, the same ones with the same numbers whatever the cut."""
     positions, sizes = np.arange(len(samples)) * 3 + 1, np.array(samples)
-    how = Cut(ranks, budget, padded=True, group=most)
-    parts = cut(positions, sizes, how)
+    how = BatchSpec(ranks, budget, padded=True, group=most)
+    parts = split_micro_batches(positions, sizes, how)
     assert np.concatenate([np.sort(part) for part in parts]).tolist() == list(range(len(samples)))
     lengths = [len(part) for part in parts]
     assert len(parts) == -(-len(samples) // most) and max(lengths) <= most and max(lengths) - min(lengths) <= 1
-    dealt = [micro for rank in range(ranks) for micro in deal(Draws(positions), parts, rank, ranks) if not micro.filler]
-    alone = deal(Draws(positions), cut(positions, sizes, Cut(1, 80 * RATE, group=most)), 0, 1)
+    dealt = [
+        micro
+        for rank in range(ranks)
+        for micro in assign_to_ranks(ClipSelection(positions), parts, rank, ranks)
+        if not micro.filler
+    ]
+    alone = assign_to_ranks(
+        ClipSelection(positions), split_micro_batches(positions, sizes, BatchSpec(1, 80 * RATE, group=most)), 0, 1
+    )
     assert {micro.number: micro.rows.tolist() for micro in dealt} == {micro.number: micro.rows.tolist() for micro in alone}
     with pytest.raises(UserError, match=r"group of \d+ clips, .*model\.norm_group"):
-        tighter(how, positions, sizes)
+        reduce_budget(how, positions, sizes)
 
 
 def test_cuts_never_change() -> None:
@@ -131,7 +139,7 @@ def test_cuts_never_change() -> None:
     for case in range(200):
         clips, ranks, seconds, often, padded, batch = (1 + mix(case, i) % n for i, n in enumerate((90, 5, 100, 4, 2, 40)))
         samples = np.array([400 + mix(case, 9, clip) % (20 * RATE) for clip in range(clips)])
-        how = Cut(ranks, seconds * RATE, (None, 1, 2, 3)[often - 1], padded == 2)
+        how = BatchSpec(ranks, seconds * RATE, (None, 1, 2, 3)[often - 1], padded == 2)
         steps = epoch_steps(np.arange(clips), case, 0, batch)
         for rank in range(ranks):
             for micros in step_micro_batches(steps, samples, how, rank):
@@ -145,9 +153,9 @@ def test_cuts_never_change() -> None:
 @given(lengths, st.integers(1, 6), st.integers(RATE, 100 * RATE))
 def test_evaluation_sees_each_clip_once_whatever_the_ranks(samples: list[int], ranks: int, budget: int) -> None:
     positions, sizes = np.arange(len(samples)), np.array(samples)
-    shares = [evaluation_order(positions, sizes, Cut(ranks, budget), rank) for rank in range(ranks)]
+    shares = [evaluation_order(positions, sizes, BatchSpec(ranks, budget), rank) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1
     real = [micro for share in shares for micro in share if not micro.filler]
     assert sorted(np.concatenate([m.clips.positions for m in real])) == positions.tolist()
-    alone = {tuple(m.clips.positions) for m in evaluation_order(positions, sizes, Cut(1, budget), 0)}
+    alone = {tuple(m.clips.positions) for m in evaluation_order(positions, sizes, BatchSpec(1, budget), 0)}
     assert {tuple(m.clips.positions) for m in real} == alone

@@ -1,4 +1,4 @@
-"""A frozen encoder makes the same of a clip in every epoch, fold and seed: it runs once, and what the head needs is kept.
+"""Run a frozen encoder once, for it makes the same of a clip in every epoch, fold and seed, and keep what the head needs.
 
 That is the mean of each clip's frames, its *state*: pooling commutes with the head's linear projection, exactly. All trials
 of a run share the states, in blocks of clips, a file each. Every rank of every trial goes through the blocks in an order of
@@ -14,11 +14,11 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,23 +26,22 @@ from torch import Tensor
 
 from ser_hpc.clock import awake_s
 from ser_hpc.config.settings import Settings, TrainSettings
-from ser_hpc.data.batches import Batch, BatchSource, batch_of
-from ser_hpc.data.order import Cut, MicroBatch, epoch_order, evaluation_order, mix
+from ser_hpc.data.batches import Batch, BatchSource, collate
+from ser_hpc.data.sampler import BatchSpec, MicroBatch, epoch_order, evaluation_order, mix
 from ser_hpc.engine import gpu
 from ser_hpc.engine.ddp import autocast
-from ser_hpc.engine.feed import TrialData, max_samples
-from ser_hpc.engine.frozen import FrozenBase
+from ser_hpc.engine.frozen_params import FrozenBase
 from ser_hpc.engine.preemption import StopFlag, Stopped
 from ser_hpc.engine.probe import CPU_SECONDS
+from ser_hpc.engine.trial_data import TrialData, lengths
 from ser_hpc.engine.watchdog import Watchdog
 from ser_hpc.engine.word import came_further
 from ser_hpc.engine.world import World
 from ser_hpc.files import write_once
 from ser_hpc.models.classifier import Classifier
 from ser_hpc.models.heads import MeanPool
-from ser_hpc.models.packed import Packing
-from ser_hpc.models.ragged import moved
-from ser_hpc.results.run_dir import Trial, TrialDir
+from ser_hpc.models.packed import Packing, to_device
+from ser_hpc.results.run_dir import TrialDir
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import Cause, damaged
@@ -51,7 +50,7 @@ _FEWEST_CLIPS, _MOST_BLOCKS = 64, 512  # of a block; of a run
 
 
 @dataclass(frozen=True, slots=True)
-class States:
+class PooledFeatures:
     """Row i belongs to the clip at `positions[i]` of the index; `positions` rise.
 
     `means` (clips, width) float32: the mean of each clip's frames; zeros where the trial has no use for them; `causes`
@@ -63,29 +62,26 @@ class States:
     causes: np.ndarray
 
 
-class StateSource:
+class FeatureSource(AbstractContextManager[Any]):
     """Batches as `BatchSource` makes them, with states in the place of sounds; `targets`, `weights`: over the whole index."""
 
-    def __init__(self, states: States, index: ShardIndex, targets: np.ndarray, weights: np.ndarray) -> None:
+    def __init__(self, states: PooledFeatures, index: ShardIndex, targets: np.ndarray, weights: np.ndarray) -> None:
         self._states, self._index, self._targets, self._weights = states, index, targets, weights
 
     def ahead(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]:
-        """A damaged clip has weight zero in training; else it raises CorruptClipError."""
+        """Make batches. A damaged clip has weight zero in training; else it raises CorruptClipError."""
         for micro in micros:
             rows = np.searchsorted(self._states.positions, micro.clips.positions)
             causes = self._states.causes[rows]
             for i in () if training else np.flatnonzero(causes):
                 raise damaged(self._index, int(micro.clips.positions[i]), Cause(causes[i]))
             offsets = np.arange(len(rows) + 1)
-            yield batch_of(micro, self._states.means[rows], offsets, causes, self._targets, self._weights)
+            yield collate(micro, self._states.means[rows], offsets, causes, self._targets, self._weights)
 
-    def delivers(self, micros: Sequence[MicroBatch], limit_s: float) -> None:
-        """No audio."""
+    def measure_throughput(self, micros: Sequence[MicroBatch], limit_s: float) -> None:
+        """Measure nothing: there is no audio."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
 
@@ -100,8 +96,8 @@ def source(
     world: World,
     stop: StopFlag,
     watchdog: Watchdog,
-) -> tuple[StateSource, int]:
-    """The states of the trial's clips, and their width; what is not there yet `model` makes of `clips`, which is closed then.
+) -> tuple[FeatureSource, int]:
+    """Return the states of the trial's clips, and their width; those not there yet `model` makes of `clips`, then closed.
 
     Raises Stopped on all ranks when one is asked to stop, UserError for a shard that cannot be read.
     """
@@ -109,30 +105,23 @@ def source(
     assert isinstance(model.head, MeanPool)
     width = model.head.projector.in_features
     used = np.flatnonzero(data.targets >= 0)  # by all trials alike, so that their blocks are the same
-    states = States(used, np.zeros((len(used), width), np.float32), np.zeros(len(used), np.int64))
+    states = PooledFeatures(used, np.zeros((len(used), width), np.float32), np.zeros(len(used), np.int64))
     size = max(_FEWEST_CLIPS, -(-len(used) // _MOST_BLOCKS))
     folder = trial.states / _fingerprint(model, base, settings, data.index, used, size)
     folder.mkdir(parents=True, exist_ok=True)
-    lengths = data.index.num_samples[used]
-    costs = model.front.costs(np.minimum(lengths, max_samples(settings) or lengths))
+    costs = model.front.costs(lengths(settings, data)[used])
     budget = settings.train.budget_seconds or CPU_SECONDS  # without gradients it is small for any GPU
-    cut = Cut(1, round(budget * RATE), padded=model.front.padded)  # alike, whoever computes
-    numbers = _shuffled(np.unique(np.searchsorted(used, data.fold.positions) // size), trial.trial, world.rank)
-    made, reason = 0, None
-
-    def asked() -> bool:
-        nonlocal reason
-        watchdog.beat()
-        reason = stop.reason()
-        return reason is not None
-
+    cut = BatchSpec(1, round(budget * RATE), padded=model.front.padded)  # alike, whoever computes
+    numbers = np.unique(np.searchsorted(used, data.fold.positions) // size)
+    numbers = numbers[epoch_order(mix(trial.trial.seed, trial.trial.fold, world.rank), 0, len(numbers))]  # an order of its own
+    made = 0
     with clips:
-        for number in numbers:
+        for number in numbers.tolist():
             path, rows = folder / f"{number:05d}.npy", slice(number * size, (number + 1) * size)
             means, causes = states.means[rows], states.causes[rows]
             if not _read(path, means):
                 batches = clips.ahead(evaluation_order(used[rows], costs[rows], cut, rank=0), training=True)
-                if not _encoded(model, batches, settings.train, world.device, asked, means, causes):
+                if not _encoded(model, batches, settings.train, world.device, stop, watchdog, means, causes):
                     break
                 made += 1
                 if not causes.any():
@@ -142,21 +131,14 @@ def source(
     gpu.release(world.device)  # small trials may share the GPU
 
     # A rank that has them all waits here until the others do: for one block at most.
-    (stopping,) = world.any(reason is not None)
+    (stopping,) = world.any_rank(stop.reason() is not None)
     if stopping:
-        why = reason or "another rank was asked to"
+        why = stop.reason() or "another rank was asked to"
         raise Stopped(f"{trial.trial} stopped while its frozen encoder ran; the states that it made are kept ({why})")
     if world.is_main:
         took = awake_s() - began
         print(f"the frozen encoder's states: {made} of {len(numbers)} blocks made here, {took:.1f} s", flush=True)
-    return StateSource(states, data.index, data.targets, weights), width
-
-
-def _shuffled(numbers: np.ndarray, trial: Trial, rank: int) -> list[int]:
-    """In an order of this rank's own."""
-    order = epoch_order(mix(trial.seed, trial.fold, rank), 0, len(numbers))
-    shuffled: list[int] = numbers[order].tolist()
-    return shuffled
+    return FeatureSource(states, data.index, data.targets, weights), width
 
 
 @torch.no_grad()
@@ -165,31 +147,33 @@ def _encoded(
     batches: Iterator[Batch],
     settings: TrainSettings,
     device: torch.device,
-    asked: Callable[[], bool],
+    stop: StopFlag,
+    watchdog: Watchdog,
     means: np.ndarray,
     causes: np.ndarray,
 ) -> bool:
     """Fill in the means and causes of a block's clips, row by row. False if asked to stop."""
     model.to(device)
     for batch in batches:
-        if asked():
+        watchdog.beat()
+        if stop.reason() is not None:
             return False
         with autocast(settings, device):
-            frames, lengths = model.front(model.encoder, moved(batch.samples, device), batch.offsets)
+            frames, lengths = model.front(model.encoder, to_device(batch.samples, device), batch.offsets)
         means[batch.rows] = mean_frames(frames, lengths).cpu().numpy()
         causes[batch.rows] = batch.damaged.numpy()
     return True
 
 
 def mean_frames(frames: Tensor, lengths: Tensor) -> Tensor:
-    """(T, width), all clips' frames one after another, and their lengths (B,) -> (B, width), float32 or better."""
+    """Average frames (T, width), all clips' one after another, of lengths (B,): (B, width), float32 or better."""
     return Packing(tuple(lengths.tolist()), frames.device).mean(frames)
 
 
 def _fingerprint(
     model: Classifier, base: FrozenBase, settings: Settings, index: ShardIndex, positions: np.ndarray, block: int
 ) -> str:
-    """Of all that states depend on, but for rounding, and of what stands in which file."""
+    """Hash all that states depend on, but for rounding, and what stands in which file."""
     front: Any = model.front
     encoder: Any = model.encoder
     what = {
@@ -207,7 +191,7 @@ def _fingerprint(
 
 
 def _put(path: Path, means: np.ndarray) -> bool:
-    """NumPy's own format, and its crc32 behind it. False if a file is there already."""
+    """Write NumPy's own format, and its crc32 behind it. False if a file is there already."""
     buffer = io.BytesIO()
     np.save(buffer, means, allow_pickle=False)
     content = buffer.getvalue()

@@ -13,8 +13,8 @@ from small import packed_tones
 from ser_hpc.config.load import load
 from ser_hpc.config.schema import identity
 from ser_hpc.data.batches import BatchSource
-from ser_hpc.data.kept import memory_bytes
-from ser_hpc.data.order import Cut, epoch_steps, step_micro_batches
+from ser_hpc.data.cache import memory_bytes
+from ser_hpc.data.sampler import BatchSpec, epoch_steps, step_micro_batches
 from ser_hpc.shards.index import ShardIndex
 
 EVERYTHING = 1 << 30
@@ -34,7 +34,7 @@ def source(index: ShardIndex, keep_bytes: int, **options: int) -> BatchSource:
 def clips(made: BatchSource, index: ShardIndex, epoch: int) -> Iterator[tuple[int, int, bytes]]:
     """Position, cause of damage and sound of each clip of an epoch, in its order."""
     steps = epoch_steps(np.arange(len(index.metadata)), 0, epoch, 20)
-    micros = [micro for step in step_micro_batches(steps, index.num_samples, Cut(1, 80_000), 0) for micro in step]
+    micros = [micro for step in step_micro_batches(steps, index.num_samples, BatchSpec(1, 80_000), 0) for micro in step]
     for batch in made.ahead(micros, training=True):
         ends = batch.offsets.tolist()
         for i, position in enumerate(batch.positions.tolist()):

@@ -1,4 +1,4 @@
-"""The convolutional stem of Wav2Vec2, HuBERT and WavLM over packed clips, as matrix products on frames (T, C).
+"""Run the convolutional stem of Wav2Vec2, HuBERT and WavLM on packed clips, as matrix products on frames (T, C).
 
 Every clip starts at a multiple of the stem's stride, where a frame starts too: its frames are those that it has alone. Frames
 that reach over a clip's end come out as well, and are dropped at last. In this layout a convolution whose stride is s is one
@@ -23,15 +23,15 @@ from ser_hpc.models.packed import Packing
 
 
 class Stem(nn.Module):
-    """The modules of transformers' feature encoder, with another forward. Make it with `adopt`."""
+    """The modules of transformers' feature encoder, with another forward. Make it with `patch_feature_encoder`."""
 
     conv_layers: nn.ModuleList
     gradient_checkpointing: bool
     _gradient_checkpointing_func: Any
 
     def forward(self, wave: Tensor, slots: Packing, samples: Tensor) -> Tensor:
-        """`wave`: (slots, stride), each clip at the start of its slots, then zeros; `samples` (B,) of each clip, on the device,
-        at least the receptive field. -> (slots, C); frames that do not lie wholly inside a clip are without meaning.
+        """Encode `wave` (slots, stride), each clip at the start of its slots, then zeros; `samples` (B,) of each clip, on the
+        device, at least the receptive field. -> (slots, C); frames that do not lie wholly inside a clip are without meaning.
         """
         x = wave.reshape(-1, 1)
         layers: Iterable[Any] = self.conv_layers
@@ -108,7 +108,7 @@ class _StridedProduct(torch.autograd.Function):
 
     @staticmethod
     def blocks(weight: Tensor, stride: int) -> tuple[Tensor, ...]:
-        """(up to stride * C, C') each."""
+        """Cut into blocks, (up to stride * C, C') each."""
         return torch.split(weight.permute(2, 1, 0).flatten(0, 1), stride * weight.shape[1])
 
 
@@ -125,13 +125,13 @@ class ClipNorm(nn.GroupNorm):
     """Group normalisation of each channel (a group of its own) over a clip, as the scale and the shift that it amounts to."""
 
     def forward(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """(B, C) each -> (B, C) each."""
+        """Compute scale and shift, (B, C) each -> (B, C) each."""
         scale = self.weight * (variance + self.eps).rsqrt()
         return scale, self.bias - mean * scale
 
 
 def _normalized_filters(conv: Filters, norm: ClipNorm, wave: Tensor, slots: Packing, samples: Tensor) -> Tensor:
-    """The first layer's normalised frames, (slots * frames per slot, C)."""
+    """Compute the first layer's normalised frames, (slots * frames per slot, C)."""
     taps, stride, device = conv.kernel_size[0], conv.stride[0], wave.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wave.dtype
     per_slot = wave.shape[1] // stride
@@ -149,8 +149,8 @@ def _normalized_filters(conv: Filters, norm: ClipNorm, wave: Tensor, slots: Pack
 
 @torch.no_grad()
 def _window_statistics(windows: Tensor, slots: Packing, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (B, taps) and covariance (B, taps, taps) of the `frames` (B,) windows of each clip, in double precision: a filter
-    may see only a ten-thousandth of a clip's variance."""
+    """Compute mean (B, taps) and covariance (B, taps, taps) of the `frames` (B,) windows of each clip, in double precision: a
+    filter may see only a ten-thousandth of a clip's variance."""
     per_slot = windows.shape[1]
     left = slots.repeated(frames) - slots.positions * per_slot
     own = (torch.arange(per_slot, device=windows.device) < left[:, None])[..., None]
@@ -160,7 +160,7 @@ def _window_statistics(windows: Tensor, slots: Packing, frames: Tensor) -> tuple
     return mean, slots.sum(centred.mT @ centred) / count[:, None, None]
 
 
-def adopt(extractor: Any) -> None:
+def patch_feature_encoder(extractor: Any) -> None:
     """Give transformers' feature encoder and its convolutions the forward of this module; parameters and names stay."""
     extractor.__class__ = Stem
     for layer in extractor.conv_layers:

@@ -1,4 +1,4 @@
-"""What a trial came to: a part's scores, its predictions, and the marker that says that all is there."""
+"""Say what a trial came to, for the training loop: a part's scores, its predictions, and the marker that all is there."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from ser_hpc.engine import checkpoint
 from ser_hpc.engine.checkpoint import TrainState
-from ser_hpc.engine.feed import TrialData
 from ser_hpc.engine.preemption import Superseded
+from ser_hpc.engine.trial_data import TrialData
 from ser_hpc.files import write_json_once
 from ser_hpc.results import identity, predictions
 from ser_hpc.results.metrics import confusion_matrix, uar
@@ -21,13 +21,13 @@ from ser_hpc.results.sealed import sealed
 
 
 def score(logits: np.ndarray, targets: np.ndarray, num_classes: int) -> tuple[float, float]:
-    """UAR and mean cross-entropy of a part."""
-    score = float(uar(confusion_matrix(targets, logits.argmax(axis=1), num_classes)))
-    return score, float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)))
+    """Compute UAR and mean cross-entropy of a part."""
+    confusion = confusion_matrix(targets, logits.argmax(axis=1), num_classes)
+    return float(uar(confusion)), float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)))
 
 
-def predicted(part: str, positions: np.ndarray, logits: np.ndarray, data: TrialData) -> list[Prediction]:
-    """Of the clips at `positions`, (n,), with `logits` (n, num_classes)."""
+def predictions_of(part: str, positions: np.ndarray, logits: np.ndarray, data: TrialData) -> list[Prediction]:
+    """Turn `logits` (n, num_classes) of the clips at `positions`, (n,), into predictions."""
     metadata, classes = data.index.metadata, data.classes
     probabilities = torch.from_numpy(logits).double().softmax(dim=1).tolist()
     return [
@@ -44,8 +44,8 @@ def predicted(part: str, positions: np.ndarray, logits: np.ndarray, data: TrialD
     ]
 
 
-def complete(
-    trial: TrialDir, attempt: AttemptDir, state: TrainState, found: list[Prediction], how: Mapping[str, int | str]
+def write_done(
+    trial: TrialDir, attempt: AttemptDir, state: TrainState, found: list[Prediction], how_trained: Mapping[str, int | str]
 ) -> None:
     """Write the predictions, then the marker, and drop what is only for going on. Raises Superseded if a marker is there."""
     sha256 = predictions.write(attempt.predictions, found)
@@ -62,7 +62,7 @@ def complete(
         "epochs": state.epoch,
         "steps": state.step,
         "seconds": round(state.seconds, 1),
-        **how,
+        **how_trained,
     }
     if not write_json_once(trial.done, sealed(marker)):
         raise Superseded(f"{trial.trial} was completed by another attempt; attempt {attempt.number} ends")

@@ -1,4 +1,4 @@
-"""Where the encoder, or most of a model, is frozen, its checkpoints hold what is trained, and a fingerprint of the rest.
+"""Leave frozen parameters out of checkpoints, which hold what is trained, and a fingerprint of the rest.
 
 The frozen base comes from where it came from before, the weights that the settings name; should those have changed, the
 fingerprint tells.
@@ -26,7 +26,7 @@ class FrozenBase:
 
     @classmethod
     def of(cls, model: Classifier) -> FrozenBase:
-        """The frozen parameters of a model that holds its base's weights, if they are its encoder or the larger part of it."""
+        """Find the frozen parameters of a model that holds its base's weights, if they are its encoder or most of it."""
         frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         if not model.freeze_encoder and sum(parameter.numel() for parameter in frozen.values()) <= trained:
@@ -38,7 +38,7 @@ class FrozenBase:
         return cls(frozenset(frozen), digest.hexdigest())
 
     def without(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What is to be saved of these."""
+        """Leave out what is not to be saved."""
         return {name: tensor for name, tensor in tensors.items() if name not in self.names}
 
     def load(self, model: nn.Module, saved: Mapping[str, Tensor]) -> None:
@@ -47,7 +47,7 @@ class FrozenBase:
         assert set(missing) <= self.names and not unexpected, "a checkpoint holds all but the base"
 
     def check(self, sha256: str) -> None:
-        """Raises UserError if a checkpoint was made over another base."""
+        """Compare fingerprints. Raises UserError if a checkpoint was made over another base."""
         if sha256 != self.sha256:
             raise UserError(
                 "the frozen weights are not those that this trial began with: has the folder or hub repository of "

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ser_hpc.engine.average import WeightAverage
+from ser_hpc.engine.ema import WeightAverage
 from ser_hpc.engine.world import World
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -53,7 +53,7 @@ def test_ranks_agree_on_buffers_in_one_order(monkeypatch: pytest.MonkeyPatch) ->
     module = nn.Sequential(*(nn.BatchNorm1d(width) for width in (3, 5, 7)))
     average = WeightAverage(module, 0.9, {})
     sent: list[torch.Tensor] = []
-    monkeypatch.setattr(World, "same", lambda self, tensors: sent.extend(tensors))
+    monkeypatch.setattr(World, "broadcast_from_main", lambda self, tensors: sent.extend(tensors))
     with torch.no_grad():
         for number, buffer in enumerate(module.buffers()):
             buffer.fill_(number)

@@ -1,9 +1,8 @@
-"""Compiled layers compute what they compute otherwise, for clips of any lengths, and compiling ends when its time is over."""
+"""Compiled layers compute what they compute otherwise, for clips of any lengths; what compiling lacks is said at once."""
 
 from __future__ import annotations
 
 import sysconfig
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import torch
 from small import wav2vec2
 from torch import Tensor
 
-from ser_hpc.config.settings import EncoderModel, TrainSettings
-from ser_hpc.engine.compiled import Regions, missing
+from ser_hpc.config.settings import EncoderModel
+from ser_hpc.engine.torch_compile import compile_layers, missing
 from ser_hpc.errors import UserError
 from ser_hpc.models.classifier import Classifier, build
 
@@ -31,7 +30,6 @@ def compiler() -> Iterator[None]:
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     yield
-    torch.compiler.set_stance("default")
     torch.compiler.reset()
 
 
@@ -58,23 +56,11 @@ def test_compiled_layers_compute_the_same(config: dict[str, Any], compiler: None
     batches = [(0.5, 0.7), (0.4,), (0.9, 0.3, 0.6)]
     model = classifier(config)
     expected = [result(model, *batch) for batch in batches]
-    Regions(model.encoder, TrainSettings(compile=True))
+    compile_layers(model.encoder)
     for batch, wanted in zip(batches, expected, strict=True):
         for found, right in zip(result(model, *batch), wanted, strict=True):
             torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-6)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
-
-
-@pytest.mark.slow
-@needs_a_compiler
-def test_nothing_is_compiled_when_the_time_is_over(compiler: None) -> None:
-    model = classifier(wav2vec2())
-    expected = result(model, 0.5)
-    regions = Regions(model.encoder, TrainSettings(compile=True, compile_minutes=1e-9))
-    time.sleep(0.01)
-    regions.look()
-    for found, right in zip(result(model, 0.5), expected, strict=True):
-        assert torch.equal(found, right)
 
 
 def test_no_compiler_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,8 +69,8 @@ def test_no_compiler_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler.*g\+\+"):
-        Regions(encoder, TrainSettings(compile=True))
+        compile_layers(encoder)
     (tmp_path / "g++").touch(mode=0o755)
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(UserError, match=r"needs Python's headers.*python3-dev"):
-        Regions(encoder, TrainSettings(compile=True))
+        compile_layers(encoder)

@@ -1,8 +1,9 @@
-"""Batch normalisation that trains alike however a step is shared out.
+"""Normalise frames: layer normalisation that keeps its input's precision (transformers' encoders), and batch normalisation that
+trains alike however a step is shared out (the recurrent network).
 
-In training a clip is scaled by the statistics of its group: the clips of one micro-batch, which are always the same ones
-(data/order.py cuts a step between groups only). The running statistics, which evaluation uses, are not updated as groups come,
-in whatever order on whatever rank, but once a step, by all of them.
+By batch normalisation, in training, a clip is scaled by the statistics of its group: the clips of one micro-batch, which are
+always the same ones (data/sampler.py cuts a step between groups only). The running statistics, which evaluation uses, are not
+updated as groups come, in whatever order on whatever rank, but once a step, by all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ser_hpc.models.ragged import at_least_float32
+from ser_hpc.models.packed import at_least_float32
+
+
+class FrameNorm(nn.LayerNorm):
+    """nn.LayerNorm in the precision of its input. Make it with `patch_layer_norms`.
+
+    Under autocast torch's own gives float32, and everything that is added to it becomes float32: under bf16, twice the memory
+    traffic from layer to layer, to be narrowed again by the next product. Inside, means and variances are in float32 anyway.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def patch_layer_norms(model: nn.Module) -> None:
+    """Give the model's layer normalisations this forward; parameters and names stay."""
+    for module in model.modules():
+        if type(module) is nn.LayerNorm:
+            module.__class__ = FrameNorm
 
 
 class FrameBatchNorm(nn.BatchNorm1d):
@@ -25,7 +45,7 @@ class FrameBatchNorm(nn.BatchNorm1d):
     found: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
+        """Normalise (..., C) -> (..., C)."""
         assert self.running_mean is not None and self.running_var is not None
         mean, variance = self.running_mean.clone(), self.running_var.clone()
         rows = x.reshape(-1, self.num_features)
@@ -51,19 +71,19 @@ class RunningStatistics:
         self._sums = torch.empty(0)
 
     def begin(self) -> None:
-        """Before the first micro-batch of a step, made for the first time or again."""
+        """Clear what was added, before the first micro-batch of a step, made for the first time or again."""
         if self._norms:
             weight = self._norms[0].weight
             self._sums = torch.zeros(2, sum(self._sizes), dtype=at_least_float32(weight.dtype), device=weight.device)
 
     def add(self, clips: int) -> None:
-        """After the forward pass of a group of so many clips."""
+        """Add a group's statistics, after its forward pass over so many clips."""
         if self._norms:
             self._sums += clips * torch.cat([norm.found for norm in self._norms], dim=1)
 
     @torch.no_grad()
     def update(self, clips: int, over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """After a step of `clips`, all ranks together. `over_ranks` sums a tensor over them, and every rank gets it."""
+        """Take over a step's statistics, all ranks together. `over_ranks` sums a tensor over them, for every rank."""
         if not self._norms:
             return
         means = torch.split(over_ranks(self._sums) / clips, self._sizes, dim=1)

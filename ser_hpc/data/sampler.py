@@ -1,4 +1,5 @@
-"""Who comes when: the clips of every optimizer step, and how a step is cut into micro-batches and dealt to ranks.
+"""Choose the clips of every optimizer step, and cut a step into micro-batches that are dealt to ranks: pure functions, which
+the training loop, evaluation and the benchmarks call.
 
 1. An epoch is a permutation of the training part, a pure function of (seed, epoch). Where groups of clips (classes, corpora,
    speakers) are to count alike, clips of the smaller groups come again, until each group has as many as the largest.
@@ -27,7 +28,7 @@ _AGAIN, _AUGMENT = 0xA6A1, 0xA06  # what a hash is for: its uses never share num
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class ClipSelection:
     """Clips of a step, or of a part to evaluate: `positions` in the index, (n,).
 
     `seeds` (uint64), which their augmentation draws from; none: they are taken as they are.
@@ -39,8 +40,8 @@ class Draws:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def take(self, rows: np.ndarray | slice) -> Draws:
-        return Draws(self.positions[rows], None if self.seeds is None else self.seeds[rows])
+    def take(self, rows: np.ndarray | slice) -> ClipSelection:
+        return ClipSelection(self.positions[rows], None if self.seeds is None else self.seeds[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class MicroBatch:
     """
 
     number: int
-    clips: Draws
+    clips: ClipSelection
     rows: np.ndarray
 
     @property
@@ -60,7 +61,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class BatchSpec:
     """How a step is cut up: `accumulation` micro-batches per rank, or else as few as `budget_samples` allows.
 
     `padded`: the model pads the clips of a micro-batch to its longest, so it takes clips x longest samples, not their sum.
@@ -75,7 +76,7 @@ class Cut:
 
 
 def mix(*numbers: int) -> int:
-    """One well-mixed 64-bit number from several (splitmix64 over each, Steele et al. 2014): seeds that never correlate."""
+    """Mix several numbers into one of 64 bits (splitmix64 over each, Steele et al. 2014): seeds that never correlate."""
     state = 0
     for number in numbers:
         state = _splitmix(np.array([(state ^ number) & _MASK], dtype=np.uint64))[0].item()
@@ -83,7 +84,7 @@ def mix(*numbers: int) -> int:
 
 
 def epoch_order(seed: int, epoch: int, num_clips: int) -> np.ndarray:
-    """A permutation of range(num_clips), int64.
+    """Permute range(num_clips), int64.
 
     Sorted by a hash of (seed, epoch, clip) rather than drawn from a generator: the same on every machine and numpy release.
     """
@@ -92,7 +93,7 @@ def epoch_order(seed: int, epoch: int, num_clips: int) -> np.ndarray:
 
 
 def epoch_size(num_clips: int, groups: np.ndarray | None = None) -> int:
-    """Clips of an epoch, repetitions included. `groups`: int (num_clips,), as in `epoch_steps`."""
+    """Count the clips of an epoch, repetitions included. `groups`: int (num_clips,), as in `epoch_steps`."""
     if groups is None:
         return num_clips
     sizes = np.bincount(groups)
@@ -101,8 +102,8 @@ def epoch_size(num_clips: int, groups: np.ndarray | None = None) -> int:
 
 def epoch_steps(
     positions: np.ndarray, seed: int, epoch: int, global_batch: int, groups: np.ndarray | None = None
-) -> list[Draws]:
-    """The clips of each step of an epoch, in order.
+) -> list[ClipSelection]:
+    """Choose the clips of each step of an epoch, in order.
 
     `groups`, int (num_clips,): each clip comes at least once, and each group as often as the largest has clips. Which clips of
     a group come once more than the others changes from epoch to epoch.
@@ -113,12 +114,12 @@ def epoch_steps(
     shuffled = epoch_order(seed, epoch, len(rows))
     drawn = positions[rows[shuffled]]
     seeds = _splitmix(drawn.astype(np.uint64) ^ np.uint64(mix(seed, epoch, _AUGMENT)))
-    draws = Draws(drawn, _splitmix(seeds ^ copy[shuffled].astype(np.uint64)))
+    draws = ClipSelection(drawn, _splitmix(seeds ^ copy[shuffled].astype(np.uint64)))
     return [draws.take(slice(start, start + global_batch)) for start in range(0, len(draws), global_batch)]
 
 
 def _repeats(groups: np.ndarray, seed: int) -> np.ndarray:
-    """How often each clip comes, int64 (num_clips,)."""
+    """Decide how often each clip comes, int64 (num_clips,)."""
     sizes = np.bincount(groups)
     whole, rest = np.divmod(sizes.max(), np.maximum(sizes, 1))
     chance = _splitmix(np.arange(len(groups), dtype=np.uint64) + np.uint64(seed))
@@ -129,48 +130,48 @@ def _repeats(groups: np.ndarray, seed: int) -> np.ndarray:
     return times
 
 
-def cut(positions: np.ndarray, samples: np.ndarray, how: Cut) -> list[np.ndarray]:
+def split_micro_batches(positions: np.ndarray, samples: np.ndarray, spec: BatchSpec) -> list[np.ndarray]:
     """Cut a step's clips into micro-batches of like length whose largest is as small as it can be.
 
     `samples` is what each clip of `positions` takes; returns the rows of each micro-batch in these arrays. A clip larger than
     the budget gets a micro-batch of its own.
     """
     by_length = np.lexsort((positions, -samples))  # longest first: running out of memory shows in the first step
-    if how.group is not None:
-        number = _groups(len(positions), how.group)[by_length]
+    if spec.group is not None:
+        number = _groups(len(positions), spec.group)[by_length]
         return [by_length[number == group] for group in range(number.max() + 1)]
     lengths = samples[by_length].tolist()
-    if how.accumulation is not None:
-        ends = _smallest_largest(lengths, how.ranks * how.accumulation, how.padded)
+    if spec.accumulation is not None:
+        ends = _smallest_largest(lengths, spec.ranks * spec.accumulation, spec.padded)
     else:
-        fewest = len(_fill(lengths, max(how.budget_samples, lengths[0]), how.padded))
-        ends = _smallest_largest(lengths, -(-fewest // how.ranks) * how.ranks, how.padded)
+        fewest = len(_fill(lengths, max(spec.budget_samples, lengths[0]), spec.padded))
+        ends = _smallest_largest(lengths, -(-fewest // spec.ranks) * spec.ranks, spec.padded)
     return np.split(by_length, ends[:-1])
 
 
-def tighter(how: Cut, positions: np.ndarray, samples: np.ndarray) -> Cut:
-    """For a step that took too much memory: three quarters of its largest micro-batch.
+def reduce_budget(spec: BatchSpec, positions: np.ndarray, samples: np.ndarray) -> BatchSpec:
+    """Lower the budget after a step that took too much memory, to three quarters of its largest micro-batch.
 
     Raises UserError where that was a single clip, or a group.
     """
-    parts = [samples[rows] for rows in cut(positions, samples, how)]
-    largest = max(parts, key=lambda part: _size(part, how.padded))
-    if how.group is not None:
+    parts = [samples[rows] for rows in split_micro_batches(positions, samples, spec)]
+    largest = max(parts, key=lambda part: _size(part, spec.padded))
+    if spec.group is not None:
         raise UserError(
-            f"memory ran out on a group of {len(largest)} clips, {_size(largest, how.padded) / RATE:.1f} s with padding, which "
-            "normalise each other and cannot be divided: cut clips with data.max_seconds, use train.precision=bf16, a smaller "
-            "model, a GPU with more memory, or smaller groups (model.norm_group; that is another experiment)"
+            f"memory ran out on a group of {len(largest)} clips, {_size(largest, spec.padded) / RATE:.1f} s with padding, "
+            "which normalise each other and cannot be divided: cut clips with data.max_seconds, use train.precision=bf16, a "
+            "smaller model, a GPU with more memory, or smaller groups (model.norm_group; that is another experiment)"
         )
     if len(largest) == 1:
         raise UserError(
             f"memory ran out on a single clip of {largest[0] / RATE:.1f} s: cut clips with data.max_seconds, use "
             "train.precision=bf16, a smaller model, or a GPU with more memory"
         )
-    return replace(how, budget_samples=_size(largest, how.padded) * 3 // 4, accumulation=None)
+    return replace(spec, budget_samples=_size(largest, spec.padded) * 3 // 4, accumulation=None)
 
 
 def _groups(num_clips: int, most: int) -> np.ndarray:
-    """The number of each clip's group, int64 (num_clips,): as few groups as hold `most` clips at most, as equal as can be, so
+    """Number each clip's group, int64 (num_clips,): as few groups as hold `most` clips at most, as equal as can be, so
     that none is a small rest of the others."""
     count = -(-num_clips // most)
     numbers: np.ndarray = np.arange(num_clips) * count // num_clips
@@ -181,8 +182,8 @@ def _size(part: np.ndarray, padded: bool) -> int:
     return int(part.max() * len(part) if padded else part.sum())
 
 
-def deal(clips: Draws, parts: Sequence[np.ndarray], rank: int, ranks: int) -> list[MicroBatch]:
-    """This rank's micro-batches of a step, as many on every rank; a filler repeats the last part's shortest clip, unweighed."""
+def assign_to_ranks(clips: ClipSelection, parts: Sequence[np.ndarray], rank: int, ranks: int) -> list[MicroBatch]:
+    """Deal a step out: this rank's micro-batches, as many as every rank's. A filler repeats the last part's shortest clip."""
     turns = -(-len(parts) // ranks)
 
     def micro(number: int) -> MicroBatch:
@@ -193,25 +194,27 @@ def deal(clips: Draws, parts: Sequence[np.ndarray], rank: int, ranks: int) -> li
     return [micro(number) for number in range(rank, turns * ranks, ranks)]
 
 
-def evaluation_order(positions: np.ndarray, samples: np.ndarray, how: Cut, rank: int) -> list[MicroBatch]:
-    """This rank's share of a pass over `positions` without gradients: every clip in exactly one micro-batch of one rank.
+def evaluation_order(positions: np.ndarray, samples: np.ndarray, spec: BatchSpec, rank: int) -> list[MicroBatch]:
+    """Deal out a pass over `positions` without gradients, this rank's share: every clip in exactly one micro-batch of one rank.
 
     `samples`: what each of them takes. The micro-batches follow from the budget alone, whatever the ranks and accumulation.
     """
     by_length = np.lexsort((positions, -samples))
     lengths = samples[by_length].tolist()
-    ends = _fill(lengths, max(how.budget_samples, lengths[0]), how.padded)
-    return deal(Draws(positions), np.split(by_length, ends[:-1]), rank, how.ranks)
+    ends = _fill(lengths, max(spec.budget_samples, lengths[0]), spec.padded)
+    return assign_to_ranks(ClipSelection(positions), np.split(by_length, ends[:-1]), rank, spec.ranks)
 
 
-def step_micro_batches(steps: Iterable[Draws], samples: np.ndarray, how: Cut, rank: int) -> Iterator[list[MicroBatch]]:
-    """This rank's micro-batches of each of `steps`; `samples` is what every clip of the index takes."""
+def step_micro_batches(
+    steps: Iterable[ClipSelection], samples: np.ndarray, spec: BatchSpec, rank: int
+) -> Iterator[list[MicroBatch]]:
+    """Yield this rank's micro-batches of each of `steps`; `samples` is what every clip of the index takes."""
     for step in steps:
-        yield deal(step, cut(step.positions, samples[step.positions], how), rank, how.ranks)
+        yield assign_to_ranks(step, split_micro_batches(step.positions, samples[step.positions], spec), rank, spec.ranks)
 
 
 def _fill(lengths: Sequence[int], cap: int, padded: bool) -> list[int]:
-    """Ends of consecutive micro-batches filled up to `cap` samples; lengths fall, cap >= the first."""
+    """Find the ends of consecutive micro-batches filled up to `cap` samples; lengths fall, cap >= the first."""
     ends, filled, longest = [], 0, lengths[0]
     for i, length in enumerate(lengths):
         size = longest if padded else length
@@ -223,7 +226,9 @@ def _fill(lengths: Sequence[int], cap: int, padded: bool) -> list[int]:
 
 
 def _smallest_largest(lengths: Sequence[int], count: int, padded: bool) -> list[int]:
-    """Ends of at most `count` consecutive micro-batches with the smallest possible largest one (bisection over its size)."""
+    """Find the ends of at most `count` micro-batches whose largest is as small as can be (bisection over its size)."""
+    if count == 1:
+        return [len(lengths)]
     low, high = lengths[0], lengths[0] * len(lengths)
     while low < high:
         middle = (low + high) // 2
@@ -235,7 +240,7 @@ def _smallest_largest(lengths: Sequence[int], count: int, padded: bool) -> list[
 
 
 def _splitmix(x: np.ndarray) -> np.ndarray:
-    """The splitmix64 step and finaliser, element by element on uint64 (wrapping)."""
+    """Apply the splitmix64 step and finaliser, element by element on uint64 (wrapping)."""
     with np.errstate(over="ignore"):
         x = x * np.uint64(_GOLDEN) + np.uint64(_GOLDEN)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,4 @@
-"""Training clips whose bytes are damaged: each told once, counted by shard and cause, and too many of them end training.
+"""Count training clips whose bytes are damaged, for `step_metrics`: each is named once, and too many of them end training.
 
 Such a clip adds nothing to a step's loss, while the weight that the step divides by stays what was known before it, on every
 rank: the step is smaller by the clip's share, and nobody had to wait for the rank that found the damage. What is damaged is
@@ -20,7 +20,7 @@ from ser_hpc.shards.index import PACK_AGAIN, ShardIndex
 from ser_hpc.shards.read import Cause
 
 
-class DamagedClips:
+class CorruptClips:
     """Every rank keeps count alike; rank 0 (`active`) writes damaged.jsonl, a line a clip, after what `before` found.
 
     `clips`: of the training part, of which `most` (a fraction) may be damaged.
@@ -46,7 +46,7 @@ class DamagedClips:
             self._written = {json.loads(line)["clip"] for line in attempt.damaged.read_text(encoding="utf-8").splitlines()}
 
     def add(self, positions: np.ndarray, causes: np.ndarray, state: TrainState) -> None:
-        """After a step: its clips, and what was wrong with each (0: nothing). Raises UserError when there are too many."""
+        """Note a step's clips, and what was wrong with each (0: nothing). Raises UserError when there are too many."""
         new = {int(position): Cause(int(cause)) for position, cause in zip(positions, causes, strict=True) if cause}
         new = {position: cause for position, cause in new.items() if position not in self._seen}
         if not new:
@@ -59,7 +59,7 @@ class DamagedClips:
         if len(self._seen) > self._most * self._clips:
             raise UserError(
                 f"{len(self._seen)} of the {self._clips} training clips are damaged so far, more than data.max_damaged="
-                f"{self._most:g} allows: {self._words()}: {self._names()}. All damage: "
+                f"{self._most:g} allows: {self._counts()}: {listed([self._index.key(i) for i in self._seen], 4)}. All damage: "
                 f"python -m ser_hpc.shards.verify FOLDER; {PACK_AGAIN}"
             )
 
@@ -69,13 +69,10 @@ class DamagedClips:
             return None
         return json.dumps({"step": step, "shard": self._shard(position), "clip": key, "cause": cause.words}) + "\n"
 
-    def _words(self) -> str:
-        """Counts by shard and cause, the most first."""
+    def _counts(self) -> str:
+        """Count by shard and cause, the most first."""
         counts = Counter((self._shard(position), cause.words) for position, cause in self._seen.items())
         return listed([f"{count} in {shard} ({cause})" for (shard, cause), count in counts.most_common()])
-
-    def _names(self) -> str:
-        return listed([self._index.key(position) for position in self._seen], 4)
 
     def _shard(self, position: int) -> str:
         number = self._index.shard[position]

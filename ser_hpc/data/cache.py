@@ -1,4 +1,4 @@
-"""Decoded clips kept in memory: what fits is read and decoded once, however many epochs there are.
+"""Cache decoded clips in memory, for `batches.BatchSource`: what fits is read and decoded once, however many epochs there are.
 
 An hour of speech is 115 MB as int16. Where not all of it fits, what came first stays: an epoch asks for every clip, so dropping
 one for another would save nothing.
@@ -20,7 +20,7 @@ from ser_hpc.shards.storage import Place
 _PART = 4  # of the memory that a rank may use, one in so many
 
 
-class KeepingReader(ClipReader):
+class CachingClipReader(ClipReader):
     """A ClipReader that keeps up to `keep_bytes` of decoded clips; damaged ones are read anew each time.
 
     For one thread. What is kept stays here: in another process it is a plain ClipReader.
@@ -30,28 +30,28 @@ class KeepingReader(ClipReader):
         self, originals: Sequence[Place], copies: Sequence[Place] = (), *, coalesce: bool = False, keep_bytes: int
     ) -> None:
         super().__init__(originals, copies, coalesce=coalesce)
-        self._kept: dict[Extent, np.ndarray] = {}
+        self._cached: dict[Extent, np.ndarray] = {}
         self._room = keep_bytes
 
     def read(self, wanted: Sequence[Extent]) -> list[np.ndarray | CorruptClipError]:
-        """As ClipReader.read; the arrays may be shared, and are not to be written to."""
-        missing = [extent for extent in wanted if extent not in self._kept]
+        """Read as ClipReader.read does; the arrays may be shared, and are not to be written to."""
+        missing = [extent for extent in wanted if extent not in self._cached]
         read = dict(zip(missing, super().read(missing), strict=True))
-        found = [read[extent] if extent in read else self._kept[extent] for extent in wanted]
+        found = [read[extent] if extent in read else self._cached[extent] for extent in wanted]
         for extent, clip in read.items():
             if isinstance(clip, np.ndarray) and clip.nbytes <= self._room:
                 clip.flags.writeable = False
-                self._kept[extent] = clip
+                self._cached[extent] = clip
                 self._room -= clip.nbytes
         return found
 
     def close(self) -> None:
         super().close()
-        self._kept.clear()
+        self._cached.clear()
 
 
-def keep_bytes(keep_gb: float | None, ranks_here: int) -> int:
-    """What a rank of `ranks_here` on this node may keep: the setting `data.keep_gb`, in bytes."""
+def cache_bytes(keep_gb: float | None, ranks_here: int) -> int:
+    """Turn the setting `data.keep_gb` into bytes; by default what a rank of `ranks_here` on this node may keep."""
     if keep_gb is not None:
         return round(keep_gb * 1e9)
     trials = int(os.environ.get("SER_HPC_TRIALS_HERE", 1))  # that share this machine, or this job
@@ -59,19 +59,19 @@ def keep_bytes(keep_gb: float | None, ranks_here: int) -> int:
 
 
 def memory_bytes(env: Mapping[str, str], root: Path = Path("/")) -> int:
-    """The least of what is available now, what this process's control groups allow, and what its Slurm job asked for.
+    """Find the least of what is available now, what this process's control groups allow, and what its Slurm job asked for.
 
     `root`: of the file system that holds /proc and /sys.
     """
-    told = env.get("SLURM_MEM_PER_NODE", "")
-    asked = [int(told) << 20] if told.isdigit() and int(told) else []
+    requested = env.get("SLURM_MEM_PER_NODE", "")
+    job = [int(requested) << 20] if requested.isdigit() and int(requested) else []
     available = re.search(r"MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text(encoding="ascii"))
     assert available, "every Linux since 3.14 says so"
-    return min([int(available[1]) << 10, *asked, *_limits(root)])
+    return min([int(available[1]) << 10, *job, *_limits(root)])
 
 
 def _limits(root: Path) -> Iterator[int]:
-    """Of this process's control groups and all above them, version 1 and 2."""
+    """Yield the limits of this process's control groups and all above them, version 1 and 2."""
     with suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)

@@ -21,17 +21,17 @@ from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 from ser_hpc.cluster.plan import reopen
 from ser_hpc.config.load import load
 from ser_hpc.config.settings import Settings
-from ser_hpc.engine import states
+from ser_hpc.engine import feature_cache
 from ser_hpc.engine.attempt import claim
-from ser_hpc.engine.feed import TrialData
 from ser_hpc.engine.loop import train_trial
 from ser_hpc.engine.preemption import StopFlag, Stopped
 from ser_hpc.engine.rank import Rank
+from ser_hpc.engine.trial_data import TrialData
 from ser_hpc.engine.watchdog import Watchdog
 from ser_hpc.engine.world import World
 from ser_hpc.errors import UserError
 from ser_hpc.models.classifier import build
-from ser_hpc.models.waveform import Waveform
+from ser_hpc.models.wav2vec2 import Wav2Vec2Frontend
 from ser_hpc.results import predictions
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
 from ser_hpc.shards.read import CorruptClipError, ShardReader
@@ -57,13 +57,13 @@ def pretrained(base: Path) -> Path:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many clips each run of the encoder took, as they come."""
     counts: list[int] = []
-    real = Waveform.__call__
+    real = Wav2Vec2Frontend.__call__
 
-    def counting(self: Waveform, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    def counting(self: Wav2Vec2Frontend, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         counts.append(len(offsets) - 1)
         return real(self, encoder, samples, offsets)
 
-    monkeypatch.setattr(Waveform, "__call__", counting)
+    monkeypatch.setattr(Wav2Vec2Frontend, "__call__", counting)
     return counts
 
 
@@ -110,7 +110,7 @@ class StopAfter(StopFlag):
 class AnotherIsAsked(World):
     """One of whose other ranks is asked to stop."""
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
         return tuple(True for _ in flags)
 
 
@@ -123,7 +123,7 @@ def test_a_head_learns_the_same_from_states(name: str) -> None:
     width = whole.head.projector.in_features  # type: ignore[union-attr]
     alone = build(settings, 4, 7, width).double().train()  # type: ignore[arg-type]
     with torch.no_grad():
-        pooled = states.mean_frames(*whole.front(whole.encoder, samples, offsets))
+        pooled = feature_cache.mean_frames(*whole.front(whole.encoder, samples, offsets))
     ours, theirs = alone(pooled, torch.arange(5))["emotion"], whole(samples, offsets)["emotion"]
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
     slope = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -167,7 +167,7 @@ def test_the_encoder_sees_each_clip_once_in_a_run(base: Path, pretrained: Path, 
 
 def died(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the second block."""
-    real, left = Waveform.__call__, iter([True] * 6)
+    real, left = Wav2Vec2Frontend.__call__, iter([True] * 6)
 
     def dying(*arguments: object) -> tuple[Tensor, Tensor]:
         if not next(left, False):
@@ -175,7 +175,7 @@ def died(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
         return real(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="gone"):
-        patch.setattr(Waveform, "__call__", dying)
+        patch.setattr(Wav2Vec2Frontend, "__call__", dying)
         train(run)
 
 

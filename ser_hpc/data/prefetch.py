@@ -1,0 +1,158 @@
+"""Load clips ahead of the model, for `batches.BatchSource`: read, decoded and augmented by one thread, or by processes.
+
+    window          micro-batches that are read together
+    -> requests     where their clips lie, looked up in the index
+    -> decoded      int16 samples at 16 kHz, straight out of the tars
+    -> augmented    what a micro-batch is made of
+
+Not torch's DataLoader: a thread and processes are one code, workers need no torch (each is up in a moment and holds tens of
+MB), what a worker raises arrives as it was raised, and a dead one is told at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ser_hpc.cores import of_rank
+from ser_hpc.data.augment import Augment
+from ser_hpc.data.sampler import MicroBatch
+from ser_hpc.processes import Processes, WorkerKilledError
+from ser_hpc.shards.audio import RATE
+from ser_hpc.shards.index import ShardIndex
+from ser_hpc.shards.read import ClipReader, CorruptClipError, Extent, extents
+
+SILENCE = RATE // 10  # samples in the place of a damaged clip
+_MAX_WORKERS = 8  # 6 to 8 cores augment as fast as a GPU of today trains on them
+_THREAD_DEPTH, _PROCESS_DEPTH = 4, 2  # windows ahead, of the thread and of each process
+
+Clips = list[np.ndarray | CorruptClipError]
+_loader: ClipLoader | None = None  # in a worker process
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRequest:
+    """The clips of a micro-batch, and the `seeds` (uint64) of their augmentation; none: they are taken as they are."""
+
+    clips: list[Extent]
+    seeds: np.ndarray | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedClips:
+    """`samples` (total,) int16 or float32 at 16 kHz; clip i is samples[offsets[i]:offsets[i+1]]; `offsets` (B + 1,) int64.
+
+    `damaged`: what is wrong with clip i, for those that are; a short silence stands in their place.
+    """
+
+    samples: np.ndarray
+    offsets: np.ndarray
+    damaged: dict[int, CorruptClipError]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipLoader:
+    """Makes requests into clips; travels to worker processes. Clips are cut to `max_samples`, before and after augmentation."""
+
+    reader: ClipReader
+    max_samples: int | None = None
+    augment: Augment | None = None
+
+    def read(self, window: Sequence[ClipRequest]) -> Clips:
+        """Read and decode the clips of all micro-batches of a window, together."""
+        return self.reader.read([clip for request in window for clip in request.clips])
+
+    def finish(self, window: Sequence[ClipRequest], found: Clips) -> list[DecodedClips]:
+        """Augment what `read` found, and join it micro-batch by micro-batch."""
+        made, start = [], 0
+        for request in window:
+            given = found[start : start + len(request.clips)]
+            start += len(given)
+            clips = [self._clip(clip, None if request.seeds is None else int(request.seeds[i])) for i, clip in enumerate(given)]
+            damaged = {i: clip for i, clip in enumerate(given) if isinstance(clip, CorruptClipError)}
+            made.append(DecodedClips(np.concatenate(clips), np.cumsum([0, *map(len, clips)]), damaged))
+        return made
+
+    def _clip(self, found: np.ndarray | CorruptClipError, seed: int | None) -> np.ndarray:
+        augment = None if seed is None else self.augment
+        if isinstance(found, CorruptClipError):
+            return np.zeros(SILENCE, dtype=np.float32 if augment else np.int16)
+        clip = found[: self.max_samples]
+        return clip if augment is None or seed is None else augment(clip, seed)[: self.max_samples]
+
+
+class Prefetcher:
+    """`loader` at work in `workers` processes; with 0, a thread looks up and reads, and the caller's thread augments.
+
+    (Augmentation seeds global random states, which no other thread of a process should see.)
+    """
+
+    def __init__(self, index: ShardIndex, loader: ClipLoader, workers: int) -> None:
+        self._index, self._loader, self.workers = index, loader, workers
+        self._depth = _PROCESS_DEPTH * workers or _THREAD_DEPTH
+        self._processes = Processes(workers, _begin, loader) if workers else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
+
+    @property
+    def pids(self) -> list[int]:
+        """Return the process ids of the workers that have begun."""
+        return self._processes.pids if self._processes else []
+
+    def __call__(self, windows: Iterable[Sequence[MicroBatch]]) -> Iterator[list[tuple[MicroBatch, DecodedClips]]]:
+        """Load windows in order, some of them ahead. Raises what the loader raises; RuntimeError if a worker was killed."""
+        waiting: deque[tuple[Sequence[MicroBatch], Future[Any]]] = deque()
+        try:
+            for window in windows:
+                if self._processes:
+                    waiting.append((window, self._processes.submit(_load, self._requests(window))))
+                else:
+                    waiting.append((window, self._thread.submit(self._read, window)))
+                if len(waiting) > self._depth:
+                    yield self._loaded(*waiting.popleft())
+            while waiting:
+                yield self._loaded(*waiting.popleft())
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    def close(self) -> None:
+        if self._processes:
+            self._processes.close()
+        self._thread.shutdown(cancel_futures=True)
+
+    def _requests(self, window: Sequence[MicroBatch]) -> list[ClipRequest]:
+        return [ClipRequest(extents(self._index, micro.clips.positions), micro.clips.seeds) for micro in window]
+
+    def _read(self, window: Sequence[MicroBatch]) -> tuple[list[ClipRequest], Clips]:
+        requests = self._requests(window)
+        return requests, self._loader.read(requests)
+
+    def _loaded(self, window: Sequence[MicroBatch], future: Future[Any]) -> list[tuple[MicroBatch, DecodedClips]]:
+        try:
+            result = future.result()
+        except WorkerKilledError as error:
+            raise RuntimeError(f"a data worker was killed (out of memory? fewer data.workers need less): {error}") from None
+        return list(zip(window, result if self._processes else self._loader.finish(*result), strict=True))
+
+
+def default_workers(augments: bool, ranks_here: int) -> int:
+    """Choose how many: decoding alone outruns training in one thread; with augmentation, a process for each core to spare."""
+    if not augments:
+        return 0
+    return max(1, min(_MAX_WORKERS, of_rank(os.environ, ranks_here).cores - 1))
+
+
+def _begin(loader: ClipLoader) -> None:
+    global _loader
+    _loader = loader
+
+
+def _load(window: Sequence[ClipRequest]) -> list[DecodedClips]:
+    assert _loader is not None
+    return _loader.finish(window, _loader.read(window))

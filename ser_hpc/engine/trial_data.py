@@ -1,0 +1,85 @@
+"""Say what a trial is fed with, for the training loop: its data, the source of its batches, and what counts how much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ser_hpc.config.settings import Settings
+from ser_hpc.corpora.folds import Fold
+from ser_hpc.data.batches import BatchSource
+from ser_hpc.data.cache import cache_bytes
+from ser_hpc.data.prefetch import default_workers
+from ser_hpc.engine.world import World
+from ser_hpc.shards.audio import RATE
+from ser_hpc.shards.index import ShardIndex
+from ser_hpc.shards.storage import Place
+
+
+@dataclass(frozen=True, slots=True)
+class TrialData:
+    """What a trial learns from: `targets` is the class index of every clip of the index (-1: in no part).
+
+    `roots`: for each dataset a folder with copies of the shards that it reads; none: they are read where they lie.
+    """
+
+    index: ShardIndex
+    classes: tuple[str, ...]
+    targets: np.ndarray
+    fold: Fold
+    roots: tuple[Place, ...] = ()
+
+
+def make_batch_source(settings: Settings, data: TrialData, weights: np.ndarray, world: World) -> BatchSource:
+    """Open the source of a trial's batches, as `settings.data` wants it; the caller closes it."""
+    wanted = settings.data
+    workers = default_workers(bool(wanted.augment), world.local_size) if wanted.workers is None else wanted.workers
+    return BatchSource(
+        data.index,
+        data.targets,
+        weights,
+        copies=data.roots,
+        max_samples=_max_samples(settings),
+        augment=wanted.augment,
+        workers=workers,
+        window_bytes=round(wanted.read_ahead_mb * 1e6),
+        keep_bytes=cache_bytes(wanted.keep_gb, world.local_size),
+    )
+
+
+def lengths(settings: Settings, data: TrialData) -> np.ndarray:
+    """Return how many samples every clip of the index has, once it is cut, (clips of the index,)."""
+    samples: np.ndarray = np.minimum(data.index.num_samples, _max_samples(settings) or data.index.num_samples)
+    return samples
+
+
+def clip_weights(kind: str, data: TrialData) -> np.ndarray:
+    """Weigh every clip of the index, float32, by its class. `balanced`: all clips / (classes x clips of the class)."""
+    classes = len(data.classes)
+    if kind == "none":
+        return np.ones(len(data.targets), dtype=np.float32)
+    train = data.targets[data.fold.train.positions]
+    counts = np.bincount(train, minlength=classes)
+    weights: np.ndarray = (len(train) / (classes * np.maximum(counts, 1))).astype(np.float32)[data.targets]
+    return weights
+
+
+def balance_groups(balance: str, data: TrialData) -> np.ndarray | None:
+    """Find what counts alike in an epoch: the group of each training clip, int64 (num_clips,). None: clips do."""
+    positions = data.fold.train.positions
+    if balance == "none":
+        return None
+    if balance == "class":
+        classes: np.ndarray = data.targets[positions]
+        return classes
+    column = data.index.metadata.column(balance)[positions]
+    corpora = data.index.metadata.corpus[positions]  # speakers are unique only with their corpus
+    names = np.array([f"{corpus}/{name}" for corpus, name in zip(corpora, column, strict=True)])
+    numbers: np.ndarray = np.unique(names, return_inverse=True)[1]
+    return numbers
+
+
+def _max_samples(settings: Settings) -> int | None:
+    """Return how long clips may be, in samples; None: any length."""
+    return None if settings.data.max_seconds is None else round(settings.data.max_seconds * RATE)
