@@ -206,7 +206,7 @@ def test_jobs_for_nodes_that_are_drained_are_queued_and_run_when_these_are_back(
         slurm.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
     done = launch(slurm, [], tmp_path, f"cluster.python={python}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "trials: queued, to wait until nodes come back" in done.stdout
+    assert "trials: will be queued, to wait until nodes come back" in done.stdout
     never = launch(slurm, [], tmp_path, "--dry-run", "run.name=never", "cluster.gpu_type=[b200, b100]")
     assert never.returncode == 2 and "cluster.gpu_type=b200: partition gpu has GPUs h100" in never.stdout, never.stderr
     slurm.undrain()
