@@ -253,7 +253,7 @@ def test_who_waits_for_another_launcher_is_told(tmp_path: Path, capsys: pytest.C
     with subprocess.Popen([sys.executable, "-c", code, str(run.lock)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         with launch._alone(run, console.screen()):
-            assert "Another launcher is at work" in capsys.readouterr().out
+            assert "Another launcher, or the sbatch of a killed one, is at work" in capsys.readouterr().out
 
 
 @pytest.mark.faults
