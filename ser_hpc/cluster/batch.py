@@ -18,10 +18,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ser_hpc.cluster.submissions import TRIALS, VOID
 from ser_hpc.config.cluster import ClusterSettings
 
-# In a submission's folder: there, if nothing of it is to run; in an element's, what it runs, as SEED:FOLD ...
-VOID, TRIALS = "void", "trials"
 # Where this start's lines begin in the job's log; a failing line of the profile's setup has said why before the trap is set.
 _LOG = r"""ser_log=$(readlink /proc/$$/fd/1 || true)
 ser_log_before=${ser_log_before:-$( (wc -c <"$ser_log") 2>/dev/null || echo 0)}"""

@@ -24,9 +24,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from ser_hpc.cluster import batch
 from ser_hpc.cluster.slurm_queue import FORGOTTEN, UNKNOWN, JobState, SlurmError, ask_slurm, cluster_name, sacct, squeue
-from ser_hpc.cluster.submissions import Submission, record, submissions
+from ser_hpc.cluster.submissions import VOID, Submission, record, submissions
 from ser_hpc.errors import UserError, listed
 from ser_hpc.files import read_json, write_text
 from ser_hpc.results.run_dir import RunDir, Trial
@@ -132,7 +131,7 @@ def settle(run: RunDir) -> list[str]:
         if None in (cluster, submission.cluster) or cluster == submission.cluster:
             job = find(submission, rows)
             if job is None and submission.mark:
-                write_text(run.jobs / submission.mark / batch.VOID, "")
+                write_text(run.jobs / submission.mark / VOID, "")
             record(run, replace(submission, job=job, outcome="queued" if job else "void"))
             if job and submission.kind == "trials":
                 found.append(f"job {job} was queued by a launch that was cut off: it is this run's, and is left alone.")
