@@ -204,7 +204,8 @@ def _alone(run: RunDir, out: Console) -> Iterator[int]:
             lock = held.enter_context(locked(run.lock, wait=False))
         except BlockingIOError:
             out.print(
-                f"Another launcher is at work on {run.path} (on this machine or another): waiting for it.", soft_wrap=True
+                f"Another launcher, or the sbatch of a killed one, is at work on {run.path}: waiting for it.",
+                soft_wrap=True,
             )
             lock = held.enter_context(locked(run.lock))
         yield lock

@@ -18,10 +18,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ser_hpc.cluster.submissions import TRIALS, VOID
 from ser_hpc.config.cluster import ClusterSettings
 
-# In a submission's folder: there, if nothing of it is to run; in an element's, what it runs, as SEED:FOLD ...
-VOID, TRIALS = "void", "trials"
 # Where this start's lines begin in the job's log; a failing line of the profile's setup has said why before the trap is set.
 _LOG = r"""ser_log=$(readlink /proc/$$/fd/1 || true)
 ser_log_before=${ser_log_before:-$( (wc -c <"$ser_log") 2>/dev/null || echo 0)}"""
@@ -43,9 +42,12 @@ ser_said() {  # the log's lines since this start
   [ ! -f "$ser_log" ] || tail -c +$((ser_log_before + 1)) "$ser_log" 2>/dev/null
 }
 
+ser_aftermath='error: [^ ]+: tasks? |Terminating |Job step aborted|Force Terminated|launch/|got SIG'
 ser_why() {  # the last of them that is not an account of who ended whom
   [ -z "${ser_bad:-}" ] || echo "$ser_bad"
-  ser_said | grep -a -v -E '^ *$|^(srun|slurmstepd|submitit|ser_hpc)\b' | tail -n 1 | sed -E 's/\r$//; s/.*\r//' | cut -c 1-300
+  [ -z "${ser_line:-}" ] || echo "cluster.setup left the shell at: $ser_line"
+  ser_said | grep -a -v -E "^ *$|^(slurmstepd|submitit|ser_hpc)\b|^Try |^srun: ($ser_aftermath)" |
+    sed -E 's#^[^ ]*/slurm_script: line [0-9]+: ##' | tail -n 1 | sed -E 's/\r$//; s/.*\r//' | cut -c 1-300
 }
 
 ser_note() {  # a line for ser_hpc.cluster.starts: when, where, exit code, what became of it, why
@@ -140,7 +142,8 @@ def checked(setup: Sequence[str]) -> list[str]:
         "ser_bad=\n"
         'ser_setup() { [ $1 -eq 0 ] || ser_bad=${ser_bad:-"cluster.setup: exit code $1 of: $2"}; }  # the first one counts'
     )
-    return [_LOG, note, *(f"{line}\nser_setup $? {shlex.quote(line)}" for line in setup)] if setup else []
+    lines = (f"ser_line={shlex.quote(line)}\n{line}\nser_setup $? {shlex.quote(line)}" for line in setup)
+    return [_LOG, note, *lines, "ser_line="] if setup else []
 
 
 def refused(setup: Sequence[str]) -> list[str]:

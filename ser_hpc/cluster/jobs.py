@@ -24,9 +24,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from ser_hpc.cluster import batch
 from ser_hpc.cluster.slurm_queue import FORGOTTEN, UNKNOWN, JobState, SlurmError, ask_slurm, cluster_name, sacct, squeue
-from ser_hpc.cluster.submissions import Submission, record, submissions
+from ser_hpc.cluster.submissions import VOID, Submission, record, submissions
 from ser_hpc.errors import UserError, listed
 from ser_hpc.files import read_json, write_text
 from ser_hpc.results.run_dir import RunDir, Trial
@@ -82,10 +81,11 @@ def job_states(run: RunDir) -> tuple[dict[Trial, JobState], tuple[str, ...]]:
     return _of_trials(elements, known), tuple(notes)
 
 
-def active(run: RunDir, *, on_slurm: bool = False) -> dict[Trial, JobState]:
+def active(run: RunDir, *, on_slurm: bool = False, but: str = "") -> dict[Trial, JobState]:
     """Trials that Slurm has queued, runs or will run again: none of these may be submitted.
 
-    `on_slurm`: ask also where nothing was submitted yet, for arrays of slurm/train.sbatch that wait.
+    `on_slurm`: ask also where nothing was submitted yet, for arrays of slurm/train.sbatch that wait; `but`: an array that does
+    not count.
     Raises UserError if squeue cannot be asked, for a trial must not be submitted twice.
     """
     if not on_slurm and not _may_have_jobs(run):
@@ -106,7 +106,7 @@ def active(run: RunDir, *, on_slurm: bool = False) -> dict[Trial, JobState]:
             f"jobs of {run.path} were submitted on another cluster ({listed(names)}: {listed(sorted(elsewhere))}), whose queue "
             f"cannot be asked from here. Launch there; or, once you have seen that they ended, add --ended {names[0]}"
         )
-    return _of_trials(here, _by_element((row for row in rows if row.is_active), here))
+    return _of_trials(here, _by_element((row for row in rows if row.is_active and row.array != but), here))
 
 
 def settle(run: RunDir) -> list[str]:
@@ -131,7 +131,7 @@ def settle(run: RunDir) -> list[str]:
         if None in (cluster, submission.cluster) or cluster == submission.cluster:
             job = find(submission, rows)
             if job is None and submission.mark:
-                write_text(run.jobs / submission.mark / batch.VOID, "")
+                write_text(run.jobs / submission.mark / VOID, "")
             record(run, replace(submission, job=job, outcome="queued" if job else "void"))
             if job and submission.kind == "trials":
                 found.append(f"job {job} was queued by a launch that was cut off: it is this run's, and is left alone.")
@@ -179,7 +179,7 @@ def of_this_array(run: RunDir, env: Mapping[str, str], code: str) -> Submission:
 def older(run: RunDir, trial: Trial, array: str) -> JobState | None:
     """A job that was submitted before this array and will run, or runs, this trial; None too where Slurm cannot be asked."""
     with suppress(UserError, SlurmError):
-        held = active(run, on_slurm=True).get(trial)
+        held = active(run, on_slurm=True, but=array).get(trial)
         if held is not None and int(held.array) < int(array):
             return held
     return None
@@ -189,6 +189,13 @@ def reports(run: RunDir) -> set[str]:
     """The run's report jobs that are queued or running. Raises SlurmError."""
     ours = {submission.name for submission in submissions(run) if submission.kind == "report"}
     return {row.array for row in squeue({os.getuid()}) if row.is_active and row.name in ours} if ours else set()
+
+
+def cancel_waiting(arrays: Collection[str]) -> None:
+    """Cancel those of these jobs that have not begun, as far as Slurm answers."""
+    if arrays:
+        with suppress(SlurmError):
+            ask_slurm("scancel", "--state=PENDING", *sorted(arrays, key=int))
 
 
 def cancel(run: RunDir) -> tuple[str, ...]:

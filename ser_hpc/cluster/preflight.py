@@ -43,7 +43,7 @@ def check(
     site = Site(ask)
     trial, report = _trial_job(cluster), _report_job(cluster)
     kinds = site.query(queries.NODE_KINDS, queries.node_kinds, "partitions and nodes")
-    problems = [*_path("run.root", run_root), *_too_short(cluster, trial, kinds or ())]
+    problems = [*_path("run.root", run_root), *_too_short(cluster, trial, kinds or ()), *_shell(site, cluster)]
     if kinds:
         problems += _nodes(site, trial, kinds)
         problems += _nodes(site, report, kinds) if cluster.report_partition else ()
@@ -299,6 +299,18 @@ def _disk(site: Site, cluster: ClusterSettings, run_root: Path, needed: float) -
         )
 
 
+def _shell(site: Site, cluster: ClusterSettings) -> Iterator[str]:
+    """What bash and srun would only refuse on a node, of each trial."""
+    if cluster.setup:
+        reply = site.ask(("bash", "-n"), "\n".join(cluster.setup) + "\n")
+        if reply.code not in (0, 124, 127):
+            yield f"cluster.setup: bash cannot read these lines ({reply.words}); is a quote or a bracket open?"
+    if cluster.srun_args:
+        reply = site.ask(("srun", *cluster.srun_args, "--version"), "")
+        if reply.code not in (0, 124, 127):
+            yield f"cluster.srun_args: srun does not take {' '.join(cluster.srun_args)} ({reply.words})"
+
+
 def _test(site: Site, name: str, text: str, are_away: bool) -> Iterator[str]:
     """Slurm's own word on a batch script; what the script waits for is not there yet. `are_away`: its nodes, all that fit."""
     lines = [line for line in text.splitlines() if not line.startswith("#SBATCH --dependency")]
@@ -306,7 +318,7 @@ def _test(site: Site, name: str, text: str, are_away: bool) -> Iterator[str]:
     if reply.code in (124, 127):
         site.notes.append(f"Slurm's own test of the {name} script: not made ({reply.words})")
     elif reply.code and are_away and _NOT_NOW.search(reply.words):
-        site.notes.append(f"{name}: queued, to wait until nodes come back that are down, drained or reserved now")
+        site.notes.append(f"{name}: will be queued, to wait until nodes come back that are down, drained or reserved now")
     elif reply.code:
         yield f"Slurm's own test of the {name} script: {reply.words}"
     else:

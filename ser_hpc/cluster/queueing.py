@@ -137,9 +137,11 @@ def _report_after(
         return
     try:
         after = sorted(arrays, key=int)
+        earlier = jobs.reports(experiment.run)
         report = slurm.submit_report(experiment.run, after, experiment.settings.cluster, environment, lock)
+        jobs.cancel_waiting(earlier)  # the new one waits for all that they wait for
         out.print(f"The report follows them as job {report.job}.")
-    except UserError as error:
+    except (UserError, SlurmError) as error:
         out.print(
             f"The trials are queued, but their report is not ({error}). The same command, given later, adds it; or see below.",
             soft_wrap=True,

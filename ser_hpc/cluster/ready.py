@@ -47,6 +47,8 @@ def fails_for_all(place: TrialDir) -> bool:
 
 
 def _root(root: Path) -> list[str]:
+    if os.pathsep in str(root.absolute()):
+        return [f"run.root={root}: jobs cannot import from a path with {os.pathsep!r} in it; choose another run.root"]
     existing = next(path for path in (root, *root.absolute().parents) if path.exists())
     if not existing.is_dir():
         return [f"run.root={root}: {existing} is a file, so no run can be kept below it; choose another run.root"]

@@ -26,15 +26,18 @@ from ser_hpc.results.run_dir import RunDir, Trial
 REPORT_MIN, REPORT_MEM_GB = 20, 4
 
 
-def parameters(cluster: ClusterSettings, setup: Sequence[str] = ()) -> dict[str, Any]:
-    """submitit's parameters of the trials' jobs; memory and CPUs always stated. `setup`: shell lines after the profile's."""
+def parameters(cluster: ClusterSettings, setup: Sequence[str] = (), first: Sequence[str] = ()) -> dict[str, Any]:
+    """submitit's parameters of the trials' jobs; memory and CPUs always stated.
+
+    `first`, `setup`: shell lines before and after the profile's.
+    """
     ranks = max(1, gpus_per_node(cluster))
     tasks = 1 if cluster.trials_per_gpu > 1 else ranks
     cpus = cluster.cpus_per_gpu * ranks // tasks
     options, gpus = dict(cluster.sbatch), _gpus(cluster)
     if "gres" in gpus and (others := options.pop("gres", None)):
         gpus["gres"] += f",{others}"
-    return _common(cluster, setup, options) | {
+    return _common(cluster, setup, options, first) | {
         "partition": cluster.site_name(cluster.partition),
         "nodes": cluster.nodes,
         "ntasks_per_node": tasks,
@@ -140,8 +143,9 @@ def _trials_script(run: RunDir, mark: str, num_jobs: int, cluster: ClusterSettin
     marks = code.leaves_marks(run, environment.get("SER_HPC_CODE"))
     most = cluster.max_starts_without_progress
     again = batch.start_again(cluster.stop_before_end_s, run.jobs, max_starts=most, leaves_marks=marks)
-    setup = [*batch.exports(environment), *batch.element(folder), again]
-    executor = _executor(folder / "%a", _name(run, "trials", mark), cluster, parameters(cluster, setup))
+    # The trap stands before the profile's lines: also one that leaves the shell is this node's fault.
+    values = parameters(cluster, batch.exports(environment), [*batch.element(folder), again])
+    executor = _executor(folder / "%a", _name(run, "trials", mark), cluster, values)
     executor.parameters["map_count"] = num_jobs
     together = " --side-by-side" if cluster.trials_per_gpu > 1 else ""
     command = f"-u -m ser_hpc.train --run-dir {shlex.quote(str(run.path))}{together} --trial $ser_trials"
@@ -178,14 +182,16 @@ def _executor(folder: Path, name: str, cluster: ClusterSettings, values: dict[st
     return executor
 
 
-def _common(cluster: ClusterSettings, setup: Sequence[str], options: Mapping[str, Value]) -> dict[str, Any]:
+def _common(
+    cluster: ClusterSettings, setup: Sequence[str], options: Mapping[str, Value], first: Sequence[str] = ()
+) -> dict[str, Any]:
     """`options`: of sbatch, beside those that are settings of their own."""
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     return {
         "account": cluster.account,
         "qos": cluster.qos,
         "exclude": ",".join(cluster.exclude) or None,
-        "setup": [*batch.checked(cluster.setup), *setup, *batch.refused(cluster.setup)] or None,
+        "setup": [*first, *batch.checked(cluster.setup), *setup, *batch.refused(cluster.setup)] or None,
         "stderr_to_stdout": True,
         "srun_args": list(cluster.srun_args),
         "additional_parameters": {"requeue": True, **given},

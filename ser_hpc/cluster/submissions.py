@@ -16,6 +16,8 @@ from typing import Any, Literal
 from ser_hpc.files import sync
 from ser_hpc.results.run_dir import RunDir, Trial
 
+# In a submission's folder: there, if nothing of it is to run; in an element's, what it runs, as SEED:FOLD ...
+VOID, TRIALS = "void", "trials"
 Outcome = Literal["asked", "queued", "void"]
 
 

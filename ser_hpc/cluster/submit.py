@@ -15,9 +15,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from ser_hpc.cluster import batch, jobs
+from ser_hpc.cluster import jobs
 from ser_hpc.cluster.slurm_queue import SlurmError, squeue
-from ser_hpc.cluster.submissions import Submission, record
+from ser_hpc.cluster.submissions import TRIALS, Submission, record
 from ser_hpc.errors import UserError
 from ser_hpc.files import write_text
 from ser_hpc.results.run_dir import RunDir
@@ -49,7 +49,7 @@ def submit(run: RunDir, asked: Submission, script: str, lock: int) -> Submission
     path = run.jobs / asked.mark / f"{asked.kind}.sh"
     write_text(path, script)
     for element, trials in asked.elements.items():  # and for its logs: Slurm makes no folders
-        write_text(path.parent / str(element) / batch.TRIALS, " ".join(f"{trial.seed}:{trial.fold}" for trial in trials))
+        write_text(path.parent / str(element) / TRIALS, " ".join(f"{trial.seed}:{trial.fold}" for trial in trials))
     record(run, asked)
     job, said = _sbatch(path, lock)
     uncertain = job is None and (not said or _UNCERTAIN.search(said) is not None)

@@ -16,7 +16,7 @@ from ser_hpc.cluster import starts
 from ser_hpc.cluster.slurm_queue import JobState
 from ser_hpc.cluster.submissions import Submission, submissions
 from ser_hpc.monitor.attempts import Attempt, read, said
-from ser_hpc.monitor.cause_words import Cause, Nearness
+from ser_hpc.monitor.cause_words import Cause
 from ser_hpc.monitor.logs import find_cause, log_files
 from ser_hpc.monitor.states import RUNNING, Known, state_of
 from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
@@ -165,9 +165,9 @@ def _with_cause(standing: Standing, known: Known, *, given_up: bool) -> Standing
     if standing.state not in ("failed", "lost") and not again:
         return standing
     logs = standing.logs
+    if given_up:
+        return standing  # the batch script has named the cause
     cause = find_cause(logs, end.error if end else None)
-    if given_up and (cause is None or cause.nearness == Nearness.AFTERMATH):
-        return standing  # the batch script's own words say more
     why = standing.why + "; it has left no log" * (known.is_untried and standing.state == "failed" and not logs)
     return replace(standing, why=why, error=cause)
 

@@ -53,7 +53,7 @@ def state_of(known: Known) -> tuple[str, str]:
     job, newest = known.job, known.newest
     if job is None or not job.is_active:
         if job and (known.is_untried or (newest and newest.is_of(job) and not newest.has_ended)):
-            began = not known.is_untried
+            began = not known.is_untried or bool(job.elapsed_s)
             return "stopped" if job.state == "CANCELLED" else "failed", ended(job.state, job.exit_code, began=began)
         return _by_itself(newest, known)
     if job.state == UNKNOWN:

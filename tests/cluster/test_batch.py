@@ -53,8 +53,8 @@ def run(
     script, log = folder / "job.sh", folder / "log"
     (tools / "tr").exists() or (tools / "tr").symlink_to("/usr/bin/tr")
     lines = [
-        *checked(setup),
         start_again(120, folder),
+        *checked(setup),
         *refused(setup),
         "echo stop at $SER_HPC_STOP_TIME",
         last,
@@ -259,3 +259,25 @@ def test_train_sbatch_before_it_has_python(tmp_path: Path, word: bool) -> None:
         assert sum(call == "requeue 7_3" for call in calls) == (0 if word else min(number, 2))
         assert ("update JobId=7_3 ExcNodeList=n1" in calls) != word
         assert ("given up after 3 starts" in done.stdout) == (number == 3 and not word)
+
+
+@pytest.mark.parametrize("line", ["exit 1", "set -e; cd /no/such/folder", "set -u; echo $NOT_SET_ANYWHERE"])
+def test_a_line_of_setup_that_leaves_the_shell_is_tried_on_another_node(tmp_path: Path, line: str) -> None:
+    _, said, calls = run(tmp_path, 0, RUNNING, "echo trains", setup=["true", line], **ON_N1)
+    assert "trains" not in said and f"cluster.setup left the shell at: {line}" in said
+    assert "requeue 7_3" in calls and "ExcNodeList=n1" in calls
+
+
+def test_code_of_an_earlier_version_is_known_by_what_it_leaves(tmp_path: Path) -> None:
+    """It writes no last word where all is well, and no marks: its marker is there, and no start of it is in vain."""
+    jobs = tmp_path / "run" / "jobs"
+    jobs.mkdir(parents=True)
+    done = f"ser_trials=0:2; ser_folder={jobs}; mkdir -p {tmp_path}/run/seed_0/fold_2"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "mkdir").symlink_to("/usr/bin/mkdir")
+    assert "requeue" in run(tmp_path, 0, RUNNING, done, **ELEMENT)[2]
+    (tmp_path / "calls").unlink()
+    assert run(tmp_path, 0, RUNNING, f"{done}; touch {tmp_path}/run/seed_0/fold_2/done.json", **ELEMENT)[0] == 0
+    assert not (tmp_path / "calls").exists() or "requeue" not in (tmp_path / "calls").read_text()
+    for _ in range(5):
+        assert "requeue" in run(tmp_path, 75, RUNNING, f"{done}; ser_marks=no", **ELEMENT)[2]

@@ -108,7 +108,8 @@ def python(tmp_path: Path) -> Path:
 
 def seen(folder: Path, name: str) -> dict[str, str]:
     """The environment that a rank noted."""
-    return dict(line.split("=", 1) for line in (folder / "seen" / name).read_text().splitlines() if "=" in line)
+    (path,) = (folder / "seen").glob(name)
+    return dict(line.split("=", 1) for line in path.read_text().splitlines() if "=" in line)
 
 
 SMALL = (
@@ -155,7 +156,7 @@ def test_jobs_launched_from_within_an_allocation_are_those_that_were_asked_for(
     name, (array, report) = the_jobs(tmp_path)
     assert slurm.wait([array, report]) == dict.fromkeys([f"{array}_{element}" for element in range(3)] + [report], "COMPLETED")
     for element in range(3):
-        rank = seen(tmp_path, f"ser-{name}-{element}-0")
+        rank = seen(tmp_path, f"ser-{name}-*-{element}-0")
         assert rank["SLURM_JOB_PARTITION"] == "gpu" and rank["SLURM_CPUS_PER_TASK"] == "1" and len(rank["PATH"]) > 9
         assert not rank.keys() & (CALLERS.keys() - {"SLURM_CPU_BIND", "SLURM_CPU_BIND_LIST"})
         told = slurm.run("scontrol", "show", "job", f"{array}_{element}")
@@ -205,7 +206,7 @@ def test_jobs_for_nodes_that_are_drained_are_queued_and_run_when_these_are_back(
         slurm.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
     done = launch(slurm, [], tmp_path, f"cluster.python={python}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "trials: queued, to wait until nodes come back" in done.stdout
+    assert "trials: will be queued, to wait until nodes come back" in done.stdout
     never = launch(slurm, [], tmp_path, "--dry-run", "run.name=never", "cluster.gpu_type=[b200, b100]")
     assert never.returncode == 2 and "cluster.gpu_type=b200: partition gpu has GPUs h100" in never.stdout, never.stderr
     slurm.undrain()

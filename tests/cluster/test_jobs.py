@@ -326,3 +326,12 @@ def test_the_elements_of_an_array_that_a_person_submitted(run: RunDir, monkeypat
     answers(monkeypatch, squeue="".join(row(f"80_{number}", "PENDING", name="ser") for number in (1, 3, 9)))
     assert jobs.of_this_array(run, env | {"SLURM_ARRAY_TASK_COUNT": "3"}, "c0de").elements == {1: (B,), 3: (D,)}
     assert jobs.of_this_array(run, env | {"SLURM_ARRAY_TASK_COUNT": "9"}, "c0de").elements == {1: (B,), 2: (C,), 3: (D,)}
+
+
+def test_of_two_arrays_of_a_script_the_newer_leaves_trials_to_the_older(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    for array in ("80", "90"):
+        record(run, Submission("trials", "ser", 1e9, {0: (A,), 1: (B,)}, job=array))
+    rows = "".join(row(f"{array}_{element}", "RUNNING", name="ser") for array in (80, 90) for element in (0, 1))
+    answers(monkeypatch, squeue=rows)
+    older = jobs.older(run, A, "90")
+    assert older is not None and older.job == "80_0" and jobs.older(run, A, "80") is None

@@ -211,7 +211,7 @@ DRAINED = Reply(0, SINFO.replace("|mixed", "|drained").replace("a40|1|idle", "a4
 def test_nodes_that_are_away_are_waited_for(tmp_path: Path) -> None:
     """Slurm's test refuses what plain sbatch queues; so it does what no node will ever run, in the same words."""
     notes = preflight(Site(sinfo=DRAINED, sbatch=NOT_NOW), "partition=gpu")
-    assert "trials: queued, to wait until nodes come back that are down, drained or reserved now" in notes
+    assert "trials: will be queued, to wait until nodes come back that are down, drained or reserved now" in notes
     told = refused("partition=gpu", site=Site(sbatch=NOT_NOW))
     assert "Requested node configuration" in told[0] and "--queue-anyway" in told[-1]
     part = Reply(0, SINFO.replace("|mixed", "|drained"))  # an a40 is there, and would do
@@ -373,3 +373,13 @@ def test_a_command_that_hangs_or_is_not_there_is_an_answer(monkeypatch: pytest.M
     assert queries.ask(("no-such-command-here",), "").code == 127
     monkeypatch.setattr(queries, "_ASK_S", 60)
     assert queries.ask(("cat",), "script").out == "script"
+
+
+def test_shell_that_bash_cannot_read_and_options_that_srun_does_not_know_are_told_before_any_trial_meets_them() -> None:
+    """Three starts on three nodes, each of every trial, would find it out."""
+    site = Site(
+        bash=Reply(2, err="bash: line 1: unexpected EOF while looking for matching `\"'"), srun=Reply(1, err="srun: foo?")
+    )
+    said = refused('setup=["echo \\"a"]', "srun_args=--foo", site=site)
+    assert any("cluster.setup: bash cannot read" in line and "unexpected EOF" in line for line in said)
+    assert any("cluster.srun_args: srun does not take --foo" in line for line in said)

@@ -162,9 +162,12 @@ def test_what_jobs_ask_for_is_stated(tmp_path: Path, sbatch: Path) -> None:
         *("--time=240", "--requeue", "--open-mode=append", "--signal=USR2@120", "--exclude=n7", "--constraint=nvidia-gpu"),
         "--array=0-4%3",
     }
-    assert "\none\nser_setup $? one\nexport TWO='2 2'\n" in trials and "--kill-on-bad-exit=1 --cpus-per-task=8" in trials
+    assert (
+        "\none\nser_setup $? one\nser_line=\nexport TWO='2 2'\n" in trials
+        and "--kill-on-bad-exit=1 --cpus-per-task=8" in trials
+    )
     assert flags(report) >= {"--partition=ice-cpu", "--mem=4G", "--dependency=afterany:ARRAY_JOB_ID", "--exclude=n7"}
-    assert "\none\nser_setup $? one\nexport TWO='2 2'\n" in report and not [
+    assert "\none\nser_setup $? one\nser_line=\nexport TWO='2 2'\n" in report and not [
         flag for flag in flags(report) if "gpu" in flag or "constraint" in flag
     ]
 

@@ -204,6 +204,14 @@ def test_more_trials_than_an_array_or_the_queue_holds_go_out_bit_by_bit(
     assert "Submitted 4 trials" in capsys.readouterr().out or queued(experiment.run, waiting)[0].total() >= 4
 
 
+def test_one_report_waits_for_all_that_is_queued(waiting: Cluster, experiment: Experiment) -> None:
+    """Each job in the queue counts against the user's limit."""
+    half = experiment.trials[:4]
+    assert launch._start(experiment, half, "slurm", "refuse", console.screen()) == 0
+    assert launch_here(experiment) == 0
+    assert queued(experiment.run, waiting) == (Counter(experiment.trials), 1)
+
+
 def test_a_script_that_waits_holds_its_trials(
     waiting: Cluster, experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,7 +253,7 @@ def test_who_waits_for_another_launcher_is_told(tmp_path: Path, capsys: pytest.C
     with subprocess.Popen([sys.executable, "-c", code, str(run.lock)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         with launch._alone(run, console.screen()):
-            assert "Another launcher is at work" in capsys.readouterr().out
+            assert "Another launcher, or the sbatch of a killed one, is at work" in capsys.readouterr().out
 
 
 @pytest.mark.faults
