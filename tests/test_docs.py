@@ -11,7 +11,6 @@ import json
 import re
 import runpy
 import shlex
-import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import soundfile
 import yaml
 from documents import PAGES, README, ROOT, anchors, blocks, commands, links, text
 
-from ser_hpc import inspect, launch, pack, report, status
+from ser_hpc import console, inspect, launch, pack, report, status
 from ser_hpc.config.load import load
 from ser_hpc.corpora import labels
 from ser_hpc.monitor.states import STATES
@@ -33,7 +32,7 @@ from ser_hpc.shards.findings import DEFAULTS
 LINES = 180
 _ON_SLURM = "tests/cluster/test_documented_commands.py::test_"
 _SCRIPT = "tests/cluster/test_faults.py::test_the_sbatch_script_alone"
-_CLUSTER = "tests/cluster/test_slurm_here.py::test_a_node_cut_off_is_noticed_and_its_job_runs_elsewhere"
+_CLUSTER = _ON_SLURM + "a_slurm_on_one_machine_is_started_cut_mended_and_stopped"
 _CONTAINER = "tests/cluster/test_container.py::test_"  # nothing here can build it: what its recipe says is tried
 _TRAINS = "tests/launch/test_launch.py::test_trains_reports_resumes_and_grows"
 _EMODB = "python -m ser_hpc.launch --config configs/emodb_acrnn.yaml"
@@ -61,6 +60,9 @@ ELSEWHERE = {
     "apptainer build ser_hpc.sif slurm/ser_hpc.def": _CONTAINER + "it_takes_what_a_build_of_the_project_needs",
     "apptainer test ser_hpc.sif": _CONTAINER + "its_shell_is_shell",
     "rsync ser_hpc.sif cluster:/scratch/images/": _CONTAINER + "its_shell_is_shell",
+    "python tools/bench/gpu_all.py --out FOLDER": (
+        "tests/tools/test_gpu_all.py::test_killed_a_call_leaves_what_it_has_and_nobody_behind"
+    ),
     "python -m ser_hpc.train --run-dir runs/emodb_acrnn-XXXXXXXX --fold 0 --seed 0": (
         "tests/engine/test_resume.py::test_done_is_done"
     ),
@@ -83,7 +85,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     acted = range(1, 9)
     names = {
         "emodb": [f"wav/{name}" for name in emodb],
-        "RAVDESS": [f"Actor_{a:02}/03-01-{e:02}-01-01-01-{a:02}" for a in range(1, 7) for e in acted],
+        "RAVDESS": [f"Actor_{a:02}/03-01-{e:02}-01-01-01-{a:02}" for a in range(1, 13) for e in acted],
         "CREMA-D": [f"AudioWAV/{a}_IEO_{e}_XX" for a in range(1001, 1004) for e in ("ANG", "HAP", "NEU", "SAD")],
         "TESS": [f"{s}_{e}/{s}_back_{e}" for s in ("OAF", "YAF") for e in ("angry", "sad", "happy")],
         "mine": [f"wav/{number}" for number in range(6)],
@@ -122,7 +124,7 @@ def run(command: str, place: Path) -> int:
         small = ["train.epochs=1", "--gpus-per-node", "1"] if command == DEMO else ["--dry-run"]
         arguments += [*small, "--cluster", "local"]
     try:
-        return MAINS[name](arguments)
+        return console.exit_code(lambda: MAINS[name](arguments))
     except SystemExit as end:
         return int(end.code or 0)
 
@@ -137,11 +139,9 @@ def test_the_projects_own_commands_run(here: Path, capsys: pytest.CaptureFixture
     ours = [command for command in commands() if is_ours(command) and not any(word in command for word in need_a_slurm)]
     packed_first = sorted(ours, key=lambda command: (command != DEMO, "build_shards" not in command))
     assert packed_first[0] == DEMO and len(ours) > 25
-    codes = {}
     for command in packed_first:
-        codes[command] = (run(command, here), capsys.readouterr())
-        if "--retry" not in command and "--code" not in command:
-            assert codes[command][0] == 0, f"{command}\n{codes[command][1]}"
+        code = run(command, here)
+        assert code == 0, f"{command}\n{capsys.readouterr()}"
     assert (here / "clip.wav").exists()
     report_of_it = json.loads(next((here / "runs").glob("demo-*/report.json")).read_text())
     assert len(report_of_it["folds"]) == 5 and not report_of_it["missing"]
@@ -157,7 +157,7 @@ def test_every_other_command_is_executed_by_a_test_that_is_there() -> None:
             assert re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), ELSEWHERE[command]
         else:
             checked = is_ours(command) and (not trains or command == DEMO)
-            assert checked or command.split()[0] in TOOLS or command.startswith("python tools/bench/"), command
+            assert checked or command.split()[0] in TOOLS or command in BENCHMARKS, command
 
 
 def _extras(command: str) -> bool:
@@ -183,34 +183,36 @@ def test_what_is_installed_and_what_tests_are_called_exists(command: str) -> Non
     assert TOOLS[command.split()[0]](command)
 
 
-def test_benchmarks_take_what_the_pages_give_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are read by the benchmark's own parser, and no more; where a measurement was kept with its command, it is that."""
+BENCHMARKS = [command for command in commands() if command.startswith("python tools/bench/") and command not in ELSEWHERE]
+
+
+@pytest.mark.parametrize("command", BENCHMARKS)
+def test_benchmarks_take_what_the_pages_give_them(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read by the benchmark's own parser, and no more: what it measures takes minutes to hours."""
 
     class ReadError(Exception):
         pass
 
     def parse_and_stop(parser: argparse.ArgumentParser, *_: object) -> None:
-        read(parser)
+        parse(parser)
         raise ReadError
 
-    read = argparse.ArgumentParser.parse_args
-    kept = [json.loads(path.read_text()).get("command") for path in (ROOT / "tools/bench/results").glob("*.json")]
-    measured = {re.sub(r"\b(FOLDER|SHARDS|RUN)\b", "X", command) for command in kept if command and "bench/" in command}
-    said = [command for command in commands() if command.startswith("python tools/bench/")]
-    for command in said:
-        if "gpu_all" in command:  # which begins before it reads: tests/tools/test_gpu_all.py
-            continue
-        script, *arguments = shlex.split(command)[1:]
-        if script.endswith(("emodb_svm.py", "read_speed.py")):
-            pytest.importorskip({"e": "opensmile", "r": "datasets"}[Path(script).name[0]])
-        with monkeypatch.context() as patched, pytest.raises(ReadError):
-            patched.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
-            patched.setattr(sys, "argv", [script, *arguments])
-            patched.syspath_prepend(str(ROOT / "tools" / "bench"))
-            runpy.run_path(str(ROOT / script))["main"]()
-    places = r"(?<= )(/data/emodb|/scratch/shards/emodb|runs/emodb_acrnn-XXXXXXXX|FOLDER)(?= |$)"
-    told = {re.sub(places, "X", command) for command in said}
-    assert not {re.sub(places, "X", command) for command in measured} - told
+    script, *arguments = shlex.split(command)[1:]
+    for name, package in (("emodb_svm", "opensmile"), ("read_speed", "datasets")):
+        if name in script:
+            pytest.importorskip(package)
+    parse = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(ReadError):
+        runpy.run_path(str(ROOT / script))["main"]()
+
+
+def test_measurements_stand_with_the_command_that_made_them() -> None:
+    kept = [json.loads(path.read_text()).get("command") for path in (ROOT / "tools" / "bench" / "results").glob("*.json")]
+    places = r"(?<= )(/data/emodb|/scratch/shards/emodb|runs/emodb_acrnn-XXXXXXXX|FOLDER|SHARDS|RUN)(?= |$)"
+    said = {re.sub(places, "X", command) for command in commands()}
+    assert not [command for command in kept if command and re.sub(places, "X", command) not in said]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -234,6 +236,19 @@ def test_settings_and_values_that_are_named_exist(page: Path) -> None:
         if value:
             kind = ["model.kind=acrnn"] if key in ("model.norm_group", "model.norm") else []
             load(None, [*kind, *shlex.split(f"{key}{value}")])
+
+
+FOREIGN = {"--nv", "--bind", "--gres", "--test-only"}  # of apptainer and sbatch
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_that_are_named_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for main in MAINS.values():
+        with pytest.raises(SystemExit):
+            main(["--help"])
+    known = {*re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)} | FOREIGN
+    inline = re.findall(r"`(--[a-z][a-z-]*)", re.sub(r"(?ms)^```.*?^```", "", text(page)))
+    assert not [option for option in inline if option not in known]
 
 
 def _settings() -> list[str]:
@@ -264,4 +279,3 @@ def test_lists_of_the_pages_are_those_of_the_code() -> None:
 def test_readme_is_short_and_names_every_page() -> None:
     assert len(text(README).splitlines()) <= LINES
     assert {f"docs/{page.name}" for page in PAGES if page != README} <= {*links(README)}
-    assert shutil.which("python") or sys.executable
