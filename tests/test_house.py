@@ -1,4 +1,4 @@
-"""The house keeps its shape: imports point one way, login nodes need no torch, and the README's map is true."""
+"""The house keeps its shape: imports point one way, login nodes need no torch, and the maps of README and docs are true."""
 
 from __future__ import annotations
 
@@ -95,19 +95,35 @@ def test_planning_needs_no_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_readme_map_is_true() -> None:
-    """Every path in the README's tree exists, and every folder and module of the package stands in it."""
+def module_map() -> str:
+    """Every module of the package, room by room, with how its docstring begins: a sentence, or the clauses that fit a line."""
+    lines = []
+    for folder in (PACKAGE, *sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)):
+        lines.append(f"{folder.relative_to(ROOT).as_posix()}/")
+        for path in sorted(set(folder.glob("*.py")) - {folder / "__init__.py"}):
+            paragraph = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
+            clauses = re.split(r"(?<=[:;,.])\s(?![^(]*\))", paragraph.replace("\n", " "))
+            said = clauses.pop(0)
+            while clauses and not said.endswith(".") and len(said) + len(clauses[0]) < 103:
+                said += " " + clauses.pop(0)
+            lines.append(f"  {path.name:<20} {said.rstrip('.:;,')}")
+    return "\n".join(lines) + "\n"
+
+
+def test_readme_names_every_room() -> None:
+    """The README's map: each folder of the package stands in it, and each path in it exists."""
     tree = re.search(r"```text\n(ser_hpc/.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
     assert tree, "README.md has a map that begins with ser_hpc/"
-    named = set()
-    folder = ""
-    for line in tree[1].splitlines():
-        name = line.split("  ")[0] if not line.startswith(" ") else line.strip().split("  ")[0]
-        if not line.startswith(" "):
-            folder = name if name.endswith("/") else ""
-        paths = [name] if not line.startswith(" ") else [folder + part for part in name.split()]
-        named |= {path for path in paths if path}
+    named = {line.split()[0] for line in tree[1].splitlines()}
     assert not [path for path in named if not (ROOT / path).exists()]
-    rooms = {f"ser_hpc/{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
-    entries = {f"ser_hpc/{path.name}" for path in PACKAGE.glob("*.py") if path.name != "__init__.py"}
-    assert not (rooms | entries) - named
+    rooms = {f"ser_hpc/{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    assert rooms | {"ser_hpc/"} == {path for path in named if path.startswith("ser_hpc/")}
+
+
+def test_the_map_of_modules_is_true() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert f"```text\n{module_map()}```" in page, "print it anew: python tests/test_house.py"
+
+
+if __name__ == "__main__":
+    print(module_map(), end="")

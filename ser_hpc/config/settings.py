@@ -80,7 +80,7 @@ class FoldSettings(Section):
         "iemocap_ses01",
         "superb",
     ] = "leave_one_session_out"
-    """How speakers are divided over train, dev and test; see README, "Protocols"."""
+    """How speakers are divided over train, dev and test; see docs/protocols.md."""
     count: Positive | None = None
     """Number of folds; none: what the protocol says (sessions, speakers, corpora, 5 groups, 1 fixed split)."""
     test_corpora: Words = ()

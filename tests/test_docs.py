@@ -1,0 +1,281 @@
+"""What README.md and docs/ say is so: every command in them is executed, every link leads somewhere, every setting exists.
+
+A command of a bash block is run here, in a folder with small corpora under the paths that the pages use; or it is one of
+ELSEWHERE, which names the test that executes it. A new command that is neither fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import runpy
+import shlex
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import slurm_here
+import soundfile
+import yaml
+from documents import PAGES, README, ROOT, anchors, blocks, commands, links, text
+
+from ser_hpc import console, inspect, launch, pack, report, status
+from ser_hpc.config.load import load
+from ser_hpc.corpora import labels
+from ser_hpc.monitor.states import STATES
+from ser_hpc.shards.findings import DEFAULTS
+
+LINES = 180
+_ON_SLURM = "tests/cluster/test_documented_commands.py::test_"
+_SCRIPT = "tests/cluster/test_faults.py::test_the_sbatch_script_alone"
+_CLUSTER = _ON_SLURM + "a_slurm_on_one_machine_is_started_cut_mended_and_stopped"
+_CONTAINER = "tests/cluster/test_container.py::test_"  # nothing here can build it: what its recipe says is tried
+_TRAINS = "tests/launch/test_launch.py::test_trains_reports_resumes_and_grows"
+_EMODB = "python -m ser_hpc.launch --config configs/emodb_acrnn.yaml"
+_SHARDS = "data.shards=/scratch/shards/emodb"
+ELSEWHERE = {
+    # Of these, what they plan is tried here too.
+    f"{_EMODB} --folds 5 --seeds 3 --partition gpu {_SHARDS} train.epochs=60": _TRAINS,
+    f"{_EMODB} --folds 5 --seeds 3 --gpus-per-node 1 --cluster local {_SHARDS} train.epochs=60": _TRAINS,
+    f"{_EMODB} {_SHARDS} --code saved": "tests/results/test_runs_of_before.py::test_its_own_code_goes_on_with_it",
+    f"{_EMODB} --partition gpu {_SHARDS} --queue-anyway": _ON_SLURM + "jobs_are_submitted_shown_cancelled_and_submitted_again",
+    f"{_EMODB} --partition gpu {_SHARDS} --wait": _ON_SLURM + "waiting_for_the_jobs_ends_with_the_report",
+    f"{_EMODB} {_SHARDS} --ended CLUSTER": _ON_SLURM + "jobs_on_another_cluster_hold_their_trials_until_they_ended",
+    # These need a Slurm.
+    f"{_EMODB} --folds 5 --seeds 3 --partition gpu --cluster mine.yaml --gpus-per-node 2 --strategy zero2 --time 4:00:00 "
+    f"--parallel 8 {_SHARDS} --dry-run": _ON_SLURM + "a_dry_run_shows_what_the_site_says",
+    "python tools/build_shards.py msp_podcast /data/MSP /scratch/shards/msp --partition cpu --jobs 20": (
+        "tests/cluster/test_pack_jobs.py::test_an_array_packs_what_packing_here_packs"
+    ),
+    "sbatch slurm/train.sbatch": _SCRIPT,
+    f"sbatch --array=0-14 --gpus-per-node=h100:1 slurm/train.sbatch configs/emodb_acrnn.yaml seeds=3 {_SHARDS}": _SCRIPT,
+    "python tools/slurm_here.py start /tmp/slurm": _CLUSTER,
+    "python tools/slurm_here.py cut /tmp/slurm n2": _CLUSTER,
+    "python tools/slurm_here.py mend /tmp/slurm n2": _CLUSTER,
+    "python tools/slurm_here.py stop /tmp/slurm": _CLUSTER,
+    "apptainer build ser_hpc.sif slurm/ser_hpc.def": _CONTAINER + "it_takes_what_a_build_of_the_project_needs",
+    "apptainer test ser_hpc.sif": _CONTAINER + "its_shell_is_shell",
+    "rsync ser_hpc.sif cluster:/scratch/images/": _CONTAINER + "its_shell_is_shell",
+    "python tools/bench/gpu_all.py --out FOLDER": (
+        "tests/tools/test_gpu_all.py::test_killed_a_call_leaves_what_it_has_and_nobody_behind"
+    ),
+    "python -m ser_hpc.train --run-dir runs/emodb_acrnn-XXXXXXXX --fold 0 --seed 0": (
+        "tests/engine/test_resume.py::test_done_is_done"
+    ),
+}
+DEMO = "python -m ser_hpc.launch --folds 5 --partition gpu"
+MAINS = {"launch": launch.main, "status": status.main, "report": report.main, "inspect": inspect.main, "pack": pack.main}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like a checkout's, and in it data/ with small corpora, which the pages call /data."""
+    place = tmp_path_factory.mktemp("documented")
+    for name in ("configs", "tools", "slurm"):
+        (place / name).symlink_to(ROOT / name)
+    emodb = [
+        f"{speaker}a01{emotion}a"
+        for speaker in ("03", "08", "09", "10", "11", "12", "13", "14", "15", "16")
+        for emotion in "FNWLEAT"
+    ]
+    acted = range(1, 9)
+    names = {
+        "emodb": [f"wav/{name}" for name in emodb],
+        "RAVDESS": [f"Actor_{a:02}/03-01-{e:02}-01-01-01-{a:02}" for a in range(1, 13) for e in acted],
+        "CREMA-D": [f"AudioWAV/{a}_IEO_{e}_XX" for a in range(1001, 1004) for e in ("ANG", "HAP", "NEU", "SAD")],
+        "TESS": [f"{s}_{e}/{s}_back_{e}" for s in ("OAF", "YAF") for e in ("angry", "sad", "happy")],
+        "mine": [f"wav/{number}" for number in range(6)],
+    }
+    rng = np.random.default_rng(0)
+    for corpus, clips in names.items():
+        for clip in clips:
+            path = place / "data" / corpus / f"{clip}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, rng.uniform(-0.3, 0.3, 4000), 16_000)
+    rows = "".join(f"wav/{number}.wav,{('happy', 'sad')[number % 2]},anna{number // 2}\n" for number in range(6))
+    (place / "data" / "mine" / "all.csv").write_text("audio,emotion,speaker\n" + rows)
+    return place
+
+
+@pytest.fixture
+def here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("COLUMNS", "120")
+    yield workplace
+
+
+def run(command: str, place: Path) -> int:
+    """The exit code of one of the project's own commands, its paths and its run's name those of `place`.
+
+    What it launches is only planned, on this machine, but for the demo, which is trained for an epoch.
+    """
+    for given in ("/data/", "/scratch/"):
+        command = command.replace(given, f"{place}{given}")
+    if "XXXXXXXX" in command:
+        (trained,) = (place / "runs").glob("demo-*")
+        command = re.sub(r"runs/\w+-XXXXXXXX", str(trained), command)
+    words = shlex.split(command)[1:]
+    name, arguments = (words[1].removeprefix("ser_hpc."), words[2:]) if words[0] == "-m" else ("pack", words[1:])
+    if name == "launch" and not {"--help", "--settings"} & {*arguments}:
+        small = ["train.epochs=1", "--gpus-per-node", "1"] if command == DEMO else ["--dry-run"]
+        arguments += [*small, "--cluster", "local"]
+    try:
+        return console.exit_code(lambda: MAINS[name](arguments))
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def is_ours(command: str) -> bool:
+    return bool(re.match(rf"python (-m ser_hpc\.({'|'.join(MAINS)})|tools/build_shards\.py)\b", command))
+
+
+def test_the_projects_own_commands_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the order in which a reader meets them, but for the demo, whose run is what the later ones look at."""
+    need_a_slurm = ("mine.yaml", "--partition cpu")
+    ours = [command for command in commands() if is_ours(command) and not any(word in command for word in need_a_slurm)]
+    packed_first = sorted(ours, key=lambda command: (command != DEMO, "build_shards" not in command))
+    assert packed_first[0] == DEMO and len(ours) > 25
+    for command in packed_first:
+        code = run(command, here)
+        assert code == 0, f"{command}\n{capsys.readouterr()}"
+    assert (here / "clip.wav").exists()
+    report_of_it = json.loads(next((here / "runs").glob("demo-*/report.json")).read_text())
+    assert len(report_of_it["folds"]) == 5 and not report_of_it["missing"]
+
+
+def test_every_other_command_is_executed_by_a_test_that_is_there() -> None:
+    said = commands()
+    assert not [command for command in ELSEWHERE if command not in said], "no page says these any more"
+    for command in said:
+        trains = is_ours(command) and ".launch" in command and not {"--dry-run", "--settings", "--help"} & {*command.split()}
+        if command in ELSEWHERE:
+            path, name = ELSEWHERE[command].split("::")
+            assert re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), ELSEWHERE[command]
+        else:
+            checked = is_ours(command) and (not trains or command == DEMO)
+            assert checked or command.split()[0] in TOOLS or command in BENCHMARKS, command
+
+
+def _extras(command: str) -> bool:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    return set(re.findall(r"\[(\w+)\]", command)) <= known.keys() and "install -e" in command
+
+
+def _markers(command: str) -> bool:
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    known = {marker.partition(":")[0] for marker in options["markers"]}
+    return {word for words in shlex.split(command)[2:] for word in words.split()} <= known | {"or"}
+
+
+TOOLS: dict[str, Callable[[str], bool]] = {
+    "pip": _extras,
+    "pytest": _markers,
+    "apt-get": lambda command: set(command.split()[2:]) == slurm_here.PACKAGES.keys(),
+}
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if command.split()[0] in TOOLS])
+def test_what_is_installed_and_what_tests_are_called_exists(command: str) -> None:
+    assert TOOLS[command.split()[0]](command)
+
+
+BENCHMARKS = [command for command in commands() if command.startswith("python tools/bench/") and command not in ELSEWHERE]
+
+
+@pytest.mark.parametrize("command", BENCHMARKS)
+def test_benchmarks_take_what_the_pages_give_them(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read by the benchmark's own parser, and no more: what it measures takes minutes to hours."""
+
+    class ReadError(Exception):
+        pass
+
+    def parse_and_stop(parser: argparse.ArgumentParser, *_: object) -> None:
+        parse(parser)
+        raise ReadError
+
+    script, *arguments = shlex.split(command)[1:]
+    for name, package in (("emodb_svm", "opensmile"), ("read_speed", "datasets")):
+        if name in script:
+            pytest.importorskip(package)
+    parse = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(ReadError):
+        runpy.run_path(str(ROOT / script))["main"]()
+
+
+def test_measurements_stand_with_the_command_that_made_them() -> None:
+    kept = [json.loads(path.read_text()).get("command") for path in (ROOT / "tools" / "bench" / "results").glob("*.json")]
+    places = r"(?<= )(/data/emodb|/scratch/shards/emodb|runs/emodb_acrnn-XXXXXXXX|FOLDER|SHARDS|RUN)(?= |$)"
+    said = {re.sub(places, "X", command) for command in commands()}
+    assert not [command for command in kept if command and re.sub(places, "X", command) not in said]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in links(page):
+        path, _, fragment = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not fragment or fragment in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_and_values_that_are_named_exist(page: Path) -> None:
+    """`key=value` in running text and tables is taken by the settings; a key alone is one of them."""
+    known = " ".join(_settings())
+    for given in re.findall(
+        r"`((?:data|folds|model|train|cluster|run)\.[a-z_0-9.]+)(=[^`]*)?`", re.sub(r"(?ms)^```.*?^```", "", text(page))
+    ):
+        key, value = given
+        assert key in known.split(), f"{key} is no setting"
+        if value:
+            kind = ["model.kind=acrnn"] if key in ("model.norm_group", "model.norm") else []
+            load(None, [*kind, *shlex.split(f"{key}{value}")])
+
+
+FOREIGN = {"--nv", "--bind", "--gres", "--test-only"}  # of apptainer and sbatch
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_that_are_named_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for main in MAINS.values():
+        with pytest.raises(SystemExit):
+            main(["--help"])
+    known = {*re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)} | FOREIGN
+    inline = re.findall(r"`(--[a-z][a-z-]*)", re.sub(r"(?ms)^```.*?^```", "", text(page)))
+    assert not [option for option in inline if option not in known]
+
+
+def _settings() -> list[str]:
+    from ser_hpc.config.describe import lines
+
+    return [line.split(" = ")[0].strip() for line in lines(120) if " = " in line] + ["model.config", "data.shards"]
+
+
+def test_blocks_of_yaml_are_what_they_are_shown_as(tmp_path: Path) -> None:
+    (label_set,) = blocks(ROOT / "docs" / "data.md", "yaml")
+    (tmp_path / "mine_3.yaml").write_text(label_set)
+    assert labels.load(tmp_path / "mine_3.yaml").classes == ("happy", "neutral", "sad")
+    profiles = blocks(ROOT / "docs" / "containers.md", "yaml")
+    assert len(profiles) == 2
+    for number, profile in enumerate(profiles):
+        (tmp_path / f"site{number}.yaml").write_text("kind: slurm\n" + profile)
+        settings = load(None, [f"cluster.profile={tmp_path / f'site{number}.yaml'}"])
+        assert settings.cluster.python == yaml.safe_load(profile)["python"]
+
+
+def test_lists_of_the_pages_are_those_of_the_code() -> None:
+    states = text(ROOT / "docs" / "clusters.md").partition("| state | means |")[2].partition("\n\n")[0]
+    assert {name for line in states.splitlines()[2:] for name in re.findall(r"`([^`]+)`", line.split("|")[1])} == {*STATES}
+    found = set(re.findall(r"\(`(\w+)`\)", text(ROOT / "docs" / "data.md")))
+    assert found and found <= {*DEFAULTS}
+
+
+def test_readme_is_short_and_names_every_page() -> None:
+    assert len(text(README).splitlines()) <= LINES
+    assert {f"docs/{page.name}" for page in PAGES if page != README} <= {*links(README)}
