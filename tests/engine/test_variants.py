@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine.test_states import blocks, train
+from engine.test_feature_cache import blocks, train
 from safetensors.torch import load_file
 from small import curve, packed_tones, planned, train_on_ranks, wav2vec2
 from torch import nn
