@@ -15,15 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from ser_hpc import console
-from ser_hpc.config.load import find
+from ser_hpc.config.load import find_config
+from ser_hpc.core import cli
+from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import labels
-from ser_hpc.corpora.folds import PROTOCOLS, FoldPlan, Part, plan
 from ser_hpc.corpora.labels import LabelSet
-from ser_hpc.errors import UserError, listed
-from ser_hpc.shards import contents, inspect
+from ser_hpc.protocols.dispatch import PROTOCOLS
+from ser_hpc.protocols.fold_tables import print_folds
+from ser_hpc.protocols.folds import FoldPlan, Part, plan_folds
+from ser_hpc.shards import inspect_screen, stats
 from ser_hpc.shards.index import ShardIndex
-from ser_hpc.shards.storage import place
+from ser_hpc.shards.storage import parse_location
 from ser_hpc.shards.verify import verify
 
 NO_CLASS = "(no class)"
@@ -33,7 +35,11 @@ PARTS = ("train", "dev", "test")
 def main(argv: Sequence[str] | None = None) -> int:
     given = _arguments(argv)
     index = ShardIndex.load(*given.shards)
-    label_set = labels.load(find(given.labels, "labels")) if given.labels else labels.as_annotated(index.metadata)
+    label_set = (
+        labels.load_label_set(find_config(given.labels, "labels"))
+        if given.labels
+        else labels.label_set_as_annotated(index.metadata)
+    )
     told: dict[str, Any] = {}
     made: FoldPlan | None = None
     if not (given.clip or given.folds or given.verify):
@@ -41,20 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.verify:
         told["damage"] = {str(root): verify(root) for root in index.roots if isinstance(root, Path)}
     if given.clip:
-        position = inspect.find(index, given.clip)
-        told["clip"] = inspect.describe(index, position)
+        position = stats.find_clip(index, given.clip)
+        told["clip"] = stats.describe_clip(index, position)
         if given.extract:
-            inspect.extract(index, position, given.extract)
+            stats.extract_wav(index, position, given.extract)
             told["extracted"] = str(given.extract)
     if given.folds:
         made, told["folds"] = _folds(index, label_set, given)
     if given.json:
         print(json.dumps(told, indent=2, ensure_ascii=False))
     else:
-        out = console.screen()
-        contents.show(told, out)
+        out = cli.make_console()
+        inspect_screen.print_contents(told, out)
         if made:
-            contents.show_folds(made, label_set, label_set.targets(index.metadata), out)
+            print_folds(made, label_set, label_set.targets(index.metadata), out)
     return 1 if any(told.get("damage", {}).values()) or told.get("folds", {}).get("refused") else 0
 
 
@@ -63,9 +69,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m ser_hpc.inspect",
         description=__doc__,
         epilog="Exit code 0: all is well; 1: shards are damaged, or the folds cannot be planned; 2: asked wrongly.",
-        formatter_class=console.Help,
+        formatter_class=cli.Help,
     )
-    parser.add_argument("shards", metavar="SHARDS", type=place, nargs="+", help="folders that were packed into, or their URLs")
+    parser.add_argument(
+        "shards", metavar="SHARDS", type=parse_location, nargs="+", help="folders that were packed into, or their URLs"
+    )
     parser.add_argument("--labels", metavar="SET", help="classes of a label set, a name or a file (default: as annotated)")
     parser.add_argument("--verify", action="store_true", help="read every byte, and name all that is not as it was packed")
     parser.add_argument("--clip", metavar="ID", help="show one clip, by its id or its key (corpus-id)")
@@ -91,9 +99,9 @@ def _summary(index: ShardIndex, label_set: LabelSet) -> dict[str, Any]:
     targets = label_set.targets(metadata)
     codes = np.where(targets < 0, len(label_set.classes), targets)
     names = [*label_set.classes, NO_CLASS] if (targets < 0).any() else label_set.classes
-    columns = {name: inspect.counts(index, name) for name in ("gender", "language", "split", "speaker")}
-    whole = {"corpus": inspect.counts(index, "corpus"), "class": inspect.tally(names, codes, metadata.seconds)}
-    counted = whole | columns | {"group": inspect.groups(index)}
+    columns = {name: stats.count_by_column(index, name) for name in ("gender", "language", "split", "speaker")}
+    whole = {"corpus": stats.count_by_column(index, "corpus"), "class": stats.tally(names, codes, metadata.seconds)}
+    counted = whole | columns | {"group": stats.count_by_group(index)}
     return {
         "datasets": [
             {
@@ -101,7 +109,7 @@ def _summary(index: ShardIndex, label_set: LabelSet) -> dict[str, Any]:
                 "fingerprint": fingerprint,
                 "shards": index.dataset.count(number),
                 "bytes": sum(s.bytes for s, d in zip(index.shards, index.dataset, strict=True) if d == number),
-                "packed": inspect.packed_with(root),
+                "packed": stats.read_pack_report(root),
             }
             for number, (root, fingerprint) in enumerate(zip(index.roots, index.fingerprints, strict=True))
         ],
@@ -109,8 +117,8 @@ def _summary(index: ShardIndex, label_set: LabelSet) -> dict[str, Any]:
         "seconds": round(float(metadata.seconds.sum()), 3),
         "label_set": label_set.name,
         "counts": {name: {value: asdict(count) for value, count in values.items()} for name, values in counted.items()},
-        "classes_by_corpus": inspect.by_corpus(index, names, codes),
-        "durations": asdict(inspect.durations(index)),
+        "classes_by_corpus": stats.by_corpus(index, names, codes),
+        "durations": asdict(stats.summarize_durations(index)),
     }
 
 
@@ -118,7 +126,7 @@ def _folds(index: ShardIndex, label_set: LabelSet, given: argparse.Namespace) ->
     """A planned cross-validation and what everyone must know of it, for JSON; none, and why."""
     told: dict[str, Any] = {"protocol": given.folds, "label_set": label_set.name, "refused": "", "notes": [], "folds": []}
     try:
-        made = plan(
+        made = plan_folds(
             index.metadata,
             label_set,
             given.folds,
@@ -139,7 +147,7 @@ def _folds(index: ShardIndex, label_set: LabelSet, given: argparse.Namespace) ->
 def _side(index: ShardIndex, label_set: LabelSet, targets: np.ndarray, part: Part) -> dict[str, Any]:
     clips = np.bincount(targets[part.positions], minlength=len(label_set.classes)).tolist()
     return {
-        "who": part.words,
+        "who": part.description,
         "speakers": len(part.speakers),
         "clips": len(part.positions),
         "seconds": round(float(index.metadata.seconds[part.positions].sum()), 3),
@@ -148,4 +156,4 @@ def _side(index: ShardIndex, label_set: LabelSet, targets: np.ndarray, part: Par
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

@@ -29,17 +29,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ser_hpc import console
-from ser_hpc.engine import word
-from ser_hpc.errors import UserError, counted
+from ser_hpc.core import cli
+from ser_hpc.core.errors import UserError, counted
+from ser_hpc.run import start_marks
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ser_hpc.cluster.code import Policy
-    from ser_hpc.cluster.plan import Experiment
     from ser_hpc.config.settings import Settings
-    from ser_hpc.results.run_dir import RunDir, Trial
+    from ser_hpc.run.experiment import Experiment
+    from ser_hpc.run.run_dir import RunDir, Trial
+    from ser_hpc.run.snapshot import CodePolicy
 
 SHORTCUTS = {
     "folds": ("folds.count", "K", "number of folds"),
@@ -58,31 +58,33 @@ SHORTCUTS = {
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(argv)
     if options.settings:
-        from ser_hpc.config.describe import lines
+        from ser_hpc.config.settings_help import settings_help
 
-        print("\n".join(lines(shutil.get_terminal_size().columns)))
+        print("\n".join(settings_help(shutil.get_terminal_size().columns)))
         return 0
     settings = _settings(options)
-    out = console.screen(stderr=options.prepare)
-    from ser_hpc.cluster import inherited, plan, ready, show, site
+    out = cli.make_console(stderr=options.prepare)
+    from ser_hpc.launchers import detect, plan_screen, readiness
+    from ser_hpc.launchers.slurm import inherited_variables
+    from ser_hpc.run.experiment import DEMO, demo_folder, planned_trials, prepare_experiment
 
-    where, why = site.choose(settings.cluster.kind) if not options.prepare else ("local", "")
+    where, why = detect.choose_launcher(settings.cluster.kind) if not options.prepare else ("local", "")
     if where == "slurm":
-        settings = settings.model_copy(update={"cluster": inherited.drop(settings.cluster, out)})
-    ready.check_root(settings)
-    if plan.DEMO in settings.data.shards and not (options.prepare and options.dry_run):
-        from ser_hpc.cluster.demo import make_demo_shards
+        settings = settings.model_copy(update={"cluster": inherited_variables.drop_inherited(settings.cluster, out)})
+    readiness.check_run_root(settings)
+    if DEMO in settings.data.shards and not (options.prepare and options.dry_run):
+        from ser_hpc.run.demo_shards import make_demo_shards
 
-        make_demo_shards(plan.demo_folder(settings), out)
-    experiment = plan.prepare(settings)
+        make_demo_shards(demo_folder(settings), out)
+    experiment = prepare_experiment(settings)
     if options.prepare and options.dry_run:
-        trials = [[trial.seed, trial.fold] for trial in plan.planned_trials(experiment)]
+        trials = [[trial.seed, trial.fold] for trial in planned_trials(experiment)]
         print(json.dumps({"run": str(experiment.run.path.resolve()), "trials": trials}))
         return 0
     if options.dry_run:
-        return 0 if show.plan(experiment, where, _command(argv), ready.check(experiment), out) else 2
+        return 0 if plan_screen.print_plan(experiment, where, _command(argv), readiness.check_readiness(experiment), out) else 2
     if options.prepare:
-        ready.check(experiment)
+        readiness.check_readiness(experiment)
         print(_prepare(experiment).path)
         return 0
     out.print(why)
@@ -90,37 +92,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _start(experiment, experiment.trials, where, options.code, out, **ways)
 
 
-def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), policy: Policy = "refuse") -> int:
+def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), policy: CodePolicy = "refuse") -> int:
     """Start these trials of a planned run again, with its own settings, not on the nodes `exclude`."""
-    from ser_hpc.cluster import inherited, plan, site
+    from ser_hpc.launchers import detect
+    from ser_hpc.launchers.slurm import inherited_variables
+    from ser_hpc.run.experiment import reopen_experiment
 
-    experiment = plan.reopen(run)
+    experiment = reopen_experiment(run)
     settings = experiment.settings
     cluster = settings.cluster.model_copy(update={"exclude": (*settings.cluster.exclude, *exclude)})
-    out = console.screen()
-    where, why = site.choose(cluster.kind)
+    out = cli.make_console()
+    where, why = detect.choose_launcher(cluster.kind)
     out.print(why)
-    cluster = inherited.drop(cluster, out) if where == "slurm" else cluster
+    cluster = inherited_variables.drop_inherited(cluster, out) if where == "slurm" else cluster
     experiment = replace(experiment, settings=settings.model_copy(update={"cluster": cluster}))
     return _start(experiment, trials, where, policy, out)
 
 
 def _prepare(experiment: Experiment) -> RunDir:
     """For a task of slurm/train.sbatch, whose array runs the trials, element K the K-th: the run, its code, a note of both."""
-    from ser_hpc.cluster import code, jobs, plan
-    from ser_hpc.cluster.submissions import record, submissions
-    from ser_hpc.files import locked
+    from ser_hpc.core.atomic_io import file_lock
+    from ser_hpc.launchers.slurm import jobs
+    from ser_hpc.launchers.slurm.submissions import read_submissions, record_submission
+    from ser_hpc.run import snapshot
+    from ser_hpc.run.create_run import write_run
 
     run = experiment.run
     run.path.mkdir(parents=True, exist_ok=True)
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    with locked(run.lock):  # its tasks may all arrive at once
-        if array is None or array not in {submission.job for submission in submissions(run)}:
+    with file_lock(run.lock):  # its tasks may all arrive at once
+        if array is None or array not in {submission.job for submission in read_submissions(run)}:
             _refuse_run_of_before(experiment, "refuse")
-            digest = code.choose(run, "refuse").digest
-            plan.write(experiment)
+            digest = snapshot.choose_code(run, "refuse").digest
+            write_run(experiment)
             if array is not None:
-                record(run, jobs.of_this_array(run, os.environ, digest))
+                record_submission(run, jobs.of_this_array(run, os.environ, digest))
     return run
 
 
@@ -128,7 +134,7 @@ def _start(
     experiment: Experiment,
     wanted: Sequence[Trial],
     where: str,
-    policy: Policy,
+    policy: CodePolicy,
     out: Console,
     *,
     wait: bool = False,
@@ -140,33 +146,36 @@ def _start(
     `wait`: for submitted jobs, feeding in those for which there was no room; `ended`: clusters whose jobs are known to be over;
     `own_test`: whether Slurm's own test of the jobs must be passed.
     """
-    from ser_hpc.cluster import code, jobs, plan, queueing, ready, show
+    from ser_hpc.launchers import plan_screen, readiness
+    from ser_hpc.launchers.slurm import enqueue, jobs
+    from ser_hpc.run import snapshot
+    from ser_hpc.run.create_run import write_run
 
     run = experiment.run
-    notes = [] if all(run.trial(trial).is_done for trial in wanted) else ready.check(experiment)
+    notes = [] if all(run.trial(trial).is_done for trial in wanted) else readiness.check_readiness(experiment)
     run.path.mkdir(parents=True, exist_ok=True)
     with _alone(run, out) as lock:
         for cluster in ended:
             jobs.end_elsewhere(run, cluster)
-        notes += jobs.settle(run)
-        held = jobs.active(run, on_slurm=where == "slurm")
+        notes += jobs.settle_submissions(run)
+        held = jobs.active_jobs(run, on_slurm=where == "slurm")
         unfinished = [trial for trial in wanted if not run.trial(trial).is_done]
         todo = [trial for trial in unfinished if trial not in held]
-        notes += queueing.not_applied(run, held, experiment.settings.cluster)
-        show.start(experiment, todo, held, notes, out)
+        notes += enqueue.not_applied(run, held, experiment.settings.cluster)
+        plan_screen.print_start(experiment, todo, held, notes, out)
         left: Sequence[Trial] = ()
         if todo:
             _refuse_run_of_before(experiment, policy)
-            environment = code.environment(code.choose(run, policy, jobs.queued_codes(run, held)))
+            environment = snapshot.snapshot_environment(snapshot.choose_code(run, policy, jobs.queued_codes(run, held)))
             if where == "slurm":
-                left = queueing.submit(experiment, todo, held, environment, lock, out, own_test=own_test)
+                left = enqueue.enqueue_trials(experiment, todo, held, environment, lock, out, own_test=own_test)
             else:
-                plan.write(experiment)
+                write_run(experiment)
         else:
-            plan.write(experiment)  # whatever was lost or changed of it since: it is planned anew, and keeps what is trained
+            write_run(experiment)  # whatever was lost or changed of it since: it is planned anew, and keeps what is trained
             if held and where == "slurm":
-                environment = code.environment(code.choose(run, "saved"))
-                queueing.add_missing_report(experiment, held, environment, lock, out)
+                environment = snapshot.snapshot_environment(snapshot.choose_code(run, "saved"))
+                enqueue.add_missing_report(experiment, held, environment, lock, out)
     if where == "local" and todo:
         _run_here(experiment, todo, environment, out)
     elif unfinished:
@@ -178,42 +187,42 @@ def _start(
 
 def _wait(experiment: Experiment, left: Sequence[Trial], environment: Mapping[str, str], out: Console) -> None:
     """Follow the run's jobs to their end, and submit the trials that are `left` as others end."""
-    from ser_hpc.cluster import jobs, queueing
-    from ser_hpc.monitor.follow import follow
+    from ser_hpc.launchers.slurm import enqueue, jobs
+    from ser_hpc.monitor.poll import poll_until_done
 
     run, waiting = experiment.run, list(left)
 
     def feed() -> int:
         if waiting:
             with _alone(run, out) as lock:
-                held = jobs.active(run)
+                held = jobs.active_jobs(run)
                 todo = [trial for trial in waiting if trial not in held and not run.trial(trial).is_done]
-                waiting[:] = queueing.submit(experiment, todo, held, environment, lock, out) if todo else []
+                waiting[:] = enqueue.enqueue_trials(experiment, todo, held, environment, lock, out) if todo else []
         return len(waiting)
 
-    follow(run, out, feed)
+    poll_until_done(run, out, feed)
 
 
 @contextmanager
 def _alone(run: RunDir, out: Console) -> Iterator[int]:
     """Hold the run's lock; who has to wait for it is told why. Yields its descriptor."""
-    from ser_hpc.files import locked
+    from ser_hpc.core.atomic_io import file_lock
 
     with ExitStack() as held:
         try:
-            lock = held.enter_context(locked(run.lock, wait=False))
+            lock = held.enter_context(file_lock(run.lock, wait=False))
         except BlockingIOError:
             out.print(
                 f"Another launcher, or the sbatch of a killed one, is at work on {run.path}: waiting for it.",
                 soft_wrap=True,
             )
-            lock = held.enter_context(locked(run.lock))
+            lock = held.enter_context(file_lock(run.lock))
         yield lock
 
 
-def _refuse_run_of_before(experiment: Experiment, policy: Policy) -> None:
+def _refuse_run_of_before(experiment: Experiment, policy: CodePolicy) -> None:
     """Raises UserError: a version that wrote no identity planned the run, so only that version's own code can go on with it."""
-    if experiment.is_of_before and policy != "saved":
+    if experiment.is_legacy and policy != "saved":
         raise UserError(
             f"{experiment.run.path} was planned by an earlier version of this package. It can be reported on at any time; to "
             "go on with it, add --code saved: its jobs then run its own code. Or give another run.name, for a run of its own."
@@ -223,15 +232,15 @@ def _refuse_run_of_before(experiment: Experiment, policy: Policy) -> None:
 def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mapping[str, str], out: Console) -> None:
     from rich.text import Text
 
-    from ser_hpc.cluster import site
-    from ser_hpc.cluster.local import log_path, run_trials
-    from ser_hpc.monitor.watch import watching
+    from ser_hpc.launchers import detect
+    from ser_hpc.launchers.local import log_path, run_trials
+    from ser_hpc.monitor.local_progress import show_progress
 
     run, cluster = experiment.run, experiment.settings.cluster
-    machine = site.machine(cluster)
-    out.print(machine.words() + ".")
+    machine = detect.describe_machine(cluster)
+    out.print(machine.description() + ".")
     try:
-        with watching(run, todo, out) as watch:
+        with show_progress(run, todo, out) as watch:
             most = cluster.max_starts_without_progress
             codes = run_trials(run, todo, machine, watch, environment, max_starts=most)
     except KeyboardInterrupt:
@@ -254,21 +263,21 @@ def _report(run: RunDir, out: Console) -> int:
 
 def _settings(options: argparse.Namespace) -> Settings:
     """Defaults < file < command line; neither file nor shards named: the demo's file."""
-    from ser_hpc.config.load import find, load
+    from ser_hpc.config.load import find_config, load_settings
 
-    file = find(options.config, "") if options.config else None
+    file = find_config(options.config, "") if options.config else None
     if file is None and not any(override.startswith("data.shards=") for override in options.override):
-        file = find("demo", "")
+        file = find_config("demo", "")
     shortcuts = [
         f"{key}={value}"
         for flag, (key, _, _) in SHORTCUTS.items()
         if (value := getattr(options, flag.replace("-", "_"))) is not None
     ]
-    return load(file, [*shortcuts, *options.override])
+    return load_settings(file, [*shortcuts, *options.override])
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ser_hpc.launch", description=__doc__, formatter_class=console.Help)
+    parser = argparse.ArgumentParser(prog="python -m ser_hpc.launch", description=__doc__, formatter_class=cli.Help)
     parser.add_argument("--config", metavar="FILE", help="settings file, or the name of one under configs/")
     for flag, (key, metavar, meaning) in SHORTCUTS.items():
         parser.add_argument(f"--{flag}", metavar=metavar, help=f"{meaning}  ({key})")
@@ -303,5 +312,5 @@ def _command(argv: Sequence[str] | None) -> str:
 
 
 if __name__ == "__main__":
-    with word.mistakes_are_final():  # to slurm/train.sbatch
-        console.run(main)
+    with start_marks.mistakes_are_final():  # to slurm/train.sbatch
+        cli.run_main(main)

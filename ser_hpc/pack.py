@@ -57,17 +57,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ser_hpc import console, cores
-from ser_hpc.clock import awake_s
-from ser_hpc.corpora.catalogue import PARSERS, parser
-from ser_hpc.corpora.declared import COLUMNS as NAMED
-from ser_hpc.corpora.declared import Declared
+from ser_hpc.core import cli, cores
+from ser_hpc.core.awake_clock import awake_s
+from ser_hpc.core.errors import UserError, counted, listed
+from ser_hpc.corpora.name_overrides import COLUMNS as NAMED
+from ser_hpc.corpora.name_overrides import NameOverrides
 from ser_hpc.corpora.parse_result import ParseResult
-from ser_hpc.errors import UserError, counted, listed
-from ser_hpc.shards import show
-from ser_hpc.shards.findings import LONGEST_S, Rules
+from ser_hpc.corpora.registry import PARSERS, get_parser
+from ser_hpc.shards import pack_screen
 from ser_hpc.shards.index import DATASET
-from ser_hpc.shards.report import PackReport
+from ser_hpc.shards.pack_report import PackReport
+from ser_hpc.shards.quality import LONGEST_S, QualityRules
 from ser_hpc.shards.write import pack
 
 _ON_THE_CLUSTER = ("partition", "cluster", "account", "time", "jobs", "dry_run", "queue_anyway")
@@ -75,14 +75,14 @@ _ON_THE_CLUSTER = ("partition", "cluster", "account", "time", "jobs", "dry_run",
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    rules, part, declared = Rules.parse(options.on, options.longest), _part(options.part), _declared(options)
+    rules, part, declared = QualityRules.parse(options.on, options.longest), _part(options.part), _declared(options)
     sources, out = _sources(options.what)
     for option in ("workers", "shard_mb"):
         if (value := getattr(options, option)) is not None and value < 1:
             raise UserError(f"--{option.replace('_', '-')} {value}: give at least 1")
     if len(sources) > 1 and (named := next((name for name, texts in _names(options).items() if texts), None)):
         raise UserError(f"--{named} speaks of one corpus, but {len(sources)} are to be packed: pack that one by itself")
-    screen = console.screen(soft_wrap=True)
+    screen = cli.make_console(soft_wrap=True)
     if options.partition is not None or options.cluster is not None:
         if _submitted(sources, out, options, screen):
             return 0
@@ -96,26 +96,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _pack_many(sources, out, options, rules, part, declared, screen)
 
 
-def _submitted(sources: Sequence[Source], out: Path, options: argparse.Namespace, screen: Console) -> bool:
+def _submitted(sources: Sequence[CorpusSource], out: Path, options: argparse.Namespace, screen: Console) -> bool:
     """Whether jobs do it. What parsers refuse is told now; what stands in the recordings, by the jobs."""
-    from ser_hpc.cluster import pack_jobs
+    from ser_hpc.launchers.slurm import pack_jobs
 
     declared = _declared(options)
     for source in sources:
-        declared.refuse_ambiguous(declared.read(source.parsed(screen).utterances))
+        declared.refuse_ambiguous(declared.apply(source.parsed(screen).utterances))
     workers = pack_jobs.WORKERS if options.workers is None else options.workers
     chosen = {"profile": options.cluster, "partition": options.partition, "account": options.account, "time_min": options.time}
     what = [word for source in sources for word in (source.corpus, str(source.root.resolve()))]
     choices = [word for choice in options.on for word in ("--on", choice)] + ["--longest", f"{options.longest!r}"]
     choices += [word for name, texts in _names(options).items() for text in texts for word in (f"--{name}={text}",)]
     arguments = [*what, str(out.resolve()), *choices, "--shard-mb", str(options.shard_mb), "--workers", str(workers)]
-    cluster = pack_jobs.settings(chosen, workers)
+    cluster = pack_jobs.packing_settings(chosen, workers)
     jobs, own_test = pack_jobs.JOBS if options.jobs is None else options.jobs, not options.queue_anyway
-    return pack_jobs.submit(arguments, out, jobs, cluster, screen, dry_run=options.dry_run, own_test=own_test)
+    return pack_jobs.submit_packing(arguments, out, jobs, cluster, screen, dry_run=options.dry_run, own_test=own_test)
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class CorpusSource:
     """A corpus to pack: the name of its parser, and where it lies."""
 
     corpus: str
@@ -123,31 +123,31 @@ class Source:
 
     def parsed(self, screen: Console) -> ParseResult:
         """Its clips; warnings are shown. Raises UserError where the parser does, or there is no such one."""
-        parsed = parser(self.corpus)(self.root)
-        for warning in parsed.warnings[: show.SHOWN]:
+        parsed = get_parser(self.corpus)(self.root)
+        for warning in parsed.warnings[: pack_screen.SHOWN]:
             screen.print(f"warning: {warning}")
-        if len(parsed.warnings) > show.SHOWN:
-            screen.print(f"and {counted(len(parsed.warnings) - show.SHOWN, 'more warning')}")
+        if len(parsed.warnings) > pack_screen.SHOWN:
+            screen.print(f"and {counted(len(parsed.warnings) - pack_screen.SHOWN, 'more warning')}")
         screen.print(f"{self.corpus}: {counted(len(parsed.utterances), 'clip')} in {self.root}")
         return parsed
 
 
 def _pack_one(
-    source: Source,
+    source: CorpusSource,
     parsed: ParseResult,
     out: Path,
     options: argparse.Namespace,
-    rules: Rules,
+    rules: QualityRules,
     part: tuple[int, int],
-    declared: Declared,
+    declared: NameOverrides,
     screen: Console,
 ) -> PackReport:
     began = awake_s()
-    with show.ProgressBars() as progress:
+    with pack_screen.ProgressBars() as progress:
         report = pack(
             parsed.utterances,
             out,
-            workers=cores.of_process(os.environ).cores if options.workers is None else options.workers,
+            workers=cores.process_share(os.environ).cores if options.workers is None else options.workers,
             rules=rules,
             shard_mb=options.shard_mb,
             left_out=parsed.skipped,
@@ -155,7 +155,7 @@ def _pack_one(
             declared=declared,
             on_progress=progress,
         )
-    show.result(report, out, awake_s() - began, screen)
+    pack_screen.print_pack_report(report, out, awake_s() - began, screen)
     if part != (0, 1):
         complete = (out / DATASET).exists()
         state = "all parts are packed" if complete else "others are still to be packed; the last one completes the dataset"
@@ -164,19 +164,19 @@ def _pack_one(
 
 
 def _pack_many(
-    sources: Sequence[Source],
+    sources: Sequence[CorpusSource],
     out: Path,
     options: argparse.Namespace,
-    rules: Rules,
+    rules: QualityRules,
     part: tuple[int, int],
-    declared: Declared,
+    declared: NameOverrides,
     screen: Console,
 ) -> int:
     """Each into a folder of its name; what fails is told and passed over. 2 if something did."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("corpus", "clips", "sound", "shards"):
         table.add_column(column, overflow="fold")
-    folders: dict[Path, Source] = {}
+    folders: dict[Path, CorpusSource] = {}
     failed = 0
     for source in sources:
         try:
@@ -185,7 +185,7 @@ def _pack_many(
             if (first := folders.setdefault(folder, source)) is not source:
                 raise UserError(f"{source.root} and {first.root} would both be packed into {folder}; give them other names")
             report = _pack_one(source, parsed, folder, options, rules, part, declared, screen)
-            row: tuple[str | Text, ...] = f"{report.clips:,}", show.duration(report.seconds), str(folder)
+            row: tuple[str | Text, ...] = f"{report.clips:,}", pack_screen.format_duration(report.seconds), str(folder)
         except UserError as error:
             print(f"error: {source.corpus}: {error}", file=sys.stderr, flush=True)
             failed += 1
@@ -197,11 +197,11 @@ def _pack_many(
     return 2 if failed else 0
 
 
-def _sources(words: Sequence[str]) -> tuple[list[Source], Path]:
+def _sources(words: Sequence[str]) -> tuple[list[CorpusSource], Path]:
     """CORPUS ROOT [CORPUS ROOT ...] OUT. Raises UserError where they are not that."""
     if len(words) < 3 or len(words) % 2 == 0:
         raise UserError(f"give CORPUS ROOT, more such pairs if you like, and OUT: not {len(words)} words ({' '.join(words)})")
-    sources = [Source(corpus, Path(root)) for corpus, root in zip(words[:-1:2], words[1::2], strict=True)]
+    sources = [CorpusSource(corpus, Path(root)) for corpus, root in zip(words[:-1:2], words[1::2], strict=True)]
     return sources, Path(words[-1])
 
 
@@ -211,10 +211,10 @@ def _names(options: argparse.Namespace) -> dict[str, list[str]]:
     return {name: [text if "=" in text else str(Path(text).resolve()) for text in texts] for name, texts in said.items()}
 
 
-def _declared(options: argparse.Namespace) -> Declared:
+def _declared(options: argparse.Namespace) -> NameOverrides:
     said = _names(options)
     same, distinct = ({column: said[f"{what}-{column}"] for column in NAMED} for what in ("same", "distinct"))
-    return Declared.parse(same, distinct)
+    return NameOverrides.parse(same, distinct)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -232,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
         "python -m ser_hpc.pack",
         usage="%(prog)s [options] CORPUS ROOT [CORPUS ROOT ...] OUT",
         description=__doc__,
-        formatter_class=console.Help,
+        formatter_class=cli.Help,
     )
     known = listed(list(PARSERS), 40)
     options.add_argument("what", nargs="+", metavar="CORPUS ROOT ... OUT", help=f"corpora: {known}; ROOT as published")
@@ -261,4 +261,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

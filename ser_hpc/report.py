@@ -13,15 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ser_hpc import console
-from ser_hpc.cluster.code import mixture
-from ser_hpc.errors import UserError
-from ser_hpc.files import write_json, write_text
-from ser_hpc.results import precision
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import write_json, write_text
+from ser_hpc.core.errors import UserError
 from ser_hpc.results.conditions import differences
 from ser_hpc.results.cross_validation import CrossValidation, cross_validate
-from ser_hpc.results.render import to_json, to_markdown, to_terminal
-from ser_hpc.results.run_dir import RunDir
+from ser_hpc.results.report_json import to_json
+from ser_hpc.results.report_markdown import to_markdown
+from ser_hpc.results.report_terminal import to_terminal
+from ser_hpc.run import chosen_precision
+from ser_hpc.run.run_dir import RunDir
+from ser_hpc.run.snapshot import mixture_note
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,8 +47,8 @@ def show_report(run: RunDir, out: Console) -> CrossValidation:
 
 
 def _scored(run: RunDir) -> CrossValidation:
-    mixed = mixture(run)
-    settled = [precision.told(run, precision.AUTO)] if run.precision.exists() else []
+    mixed = mixture_note(run)
+    settled = [chosen_precision.precision_note(run, chosen_precision.AUTO)] if run.precision.exists() else []
     return cross_validate(run, notes=[*settled, *([mixed] if mixed else []), *differences(run)])
 
 
@@ -61,7 +63,7 @@ def _write(run: RunDir, result: CrossValidation) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m ser_hpc.report", description=__doc__, formatter_class=console.Help)
+    parser = argparse.ArgumentParser("python -m ser_hpc.report", description=__doc__, formatter_class=cli.Help)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, as printed by the launcher")
     parser.add_argument("--json", action="store_true", help="print report.json instead of the table")
     arguments = parser.parse_args(argv)
@@ -72,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unwritten := _write(run, result):
             print(unwritten, file=sys.stderr)
     else:
-        result = show_report(run, console.screen())
+        result = show_report(run, cli.make_console())
     return 1 if result.missing else 0
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

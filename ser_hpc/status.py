@@ -22,16 +22,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ser_hpc import console
-from ser_hpc.errors import UserError
-from ser_hpc.results.run_dir import RunDir
+from ser_hpc.core import cli
+from ser_hpc.core.errors import UserError
+from ser_hpc.run.run_dir import RunDir
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ser_hpc.cluster.code import Policy
-    from ser_hpc.monitor.choice import Choice
-    from ser_hpc.monitor.standing import Standing
+    from ser_hpc.monitor.trial_filter import TrialFilter
+    from ser_hpc.monitor.trial_status import TrialStatus
+    from ser_hpc.run.snapshot import CodePolicy
 
 _LOG_LINES = 40
 
@@ -39,10 +39,10 @@ _LOG_LINES = 40
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     run = RunDir(options.run)
-    out = console.screen()
-    from ser_hpc.monitor.choice import choice
+    out = cli.make_console()
+    from ser_hpc.monitor.trial_filter import parse_trial_filter
 
-    asked_for = choice(options.state, options.seed, options.fold)
+    asked_for = parse_trial_filter(options.state, options.seed, options.fold)
     if asked_for and (options.cancel or options.logs is not None):
         what = "--cancel stops the whole run" if options.cancel else "--logs takes one trial, by its number"
         raise UserError(f"{what}: leave out --state, --seed and --fold")
@@ -53,71 +53,77 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.retry:
         return _retry(run, out, options.code, asked_for)
     if options.watch:
-        from ser_hpc.monitor.follow import follow
+        from ser_hpc.monitor.poll import poll_until_done
 
-        standings = follow(run, out, asked_for=asked_for)
+        standings = poll_until_done(run, out, asked_for=asked_for)
     else:
         standings = _show(run, out, asked_for, as_json=options.json)
     return 1 if any(standing.is_open for standing in standings) else 0
 
 
-def _show(run: RunDir, out: Console, asked_for: Choice, *, as_json: bool) -> Sequence[Standing]:
-    from ser_hpc.monitor import tell
-    from ser_hpc.monitor.follow import look_once
+def _show(run: RunDir, out: Console, asked_for: TrialFilter, *, as_json: bool) -> Sequence[TrialStatus]:
+    from ser_hpc.monitor import status_screen
+    from ser_hpc.monitor.poll import poll_once
 
-    standings, notes = look_once(run)
+    standings, notes = poll_once(run)
     if as_json:
-        print(json.dumps(tell.to_json(run, standings, notes, asked_for), indent=1, ensure_ascii=False, allow_nan=False))
+        print(
+            json.dumps(
+                status_screen.status_json(run, standings, notes, asked_for), indent=1, ensure_ascii=False, allow_nan=False
+            )
+        )
     else:
         limits = (len(standings), len(standings)) if asked_for else ()
-        out.print(tell.screen(run, standings, notes, time.time(), out, asked_for, *limits))
+        out.print(status_screen.render_status(run, standings, notes, time.time(), out, asked_for, *limits))
     return standings
 
 
 def _logs(run: RunDir, number: int) -> int:
-    from ser_hpc.monitor.follow import look_once
     from ser_hpc.monitor.logs import last_lines
+    from ser_hpc.monitor.poll import poll_once
 
-    standings, _ = look_once(run)
+    standings, _ = poll_once(run)
     if not 1 <= number <= len(standings):
         raise UserError(f"--logs is {number}, but {run.path} has the trials 1 to {len(standings)} (the table's first column)")
     standing = standings[number - 1]
     if not standing.logs:
-        raise UserError(f"{standing.trial} has no log yet: {standing.state}" + (f", {standing.why}" if standing.why else ""))
+        raise UserError(
+            f"{standing.trial} has no log yet: {standing.state}" + (f", {standing.reason}" if standing.reason else "")
+        )
     for path in standing.logs:
         print(f"==> {path} <==", *last_lines(path, _LOG_LINES), "", sep="\n")
     return 0
 
 
 def _cancel(run: RunDir, out: Console) -> int:
-    from ser_hpc.cluster import jobs
-    from ser_hpc.errors import listed
-    from ser_hpc.monitor.follow import look_once
+    from ser_hpc.core.errors import listed
+    from ser_hpc.launchers.slurm import jobs
+    from ser_hpc.monitor.poll import poll_once
 
-    standings, _ = look_once(run)
-    cancelled = jobs.cancel(run)
+    standings, _ = poll_once(run)
+    cancelled = jobs.cancel_jobs(run)
     if cancelled:
         out.print(f"Slurm was asked to cancel {listed(cancelled, 20)}. The launch command goes on from what is saved.")
     left = [standing.job for standing in standings if standing.job is not None and standing.has_job]
     if others := sorted({job.job for job in left if job.array not in cancelled}):
         out.print(f"Not submitted by this run's launcher, so left alone: to cancel them, scancel {' '.join(others)}")
     here = [standing for standing in standings if standing.runs_without_slurm]
-    for host, process in sorted({standing.attempts[-1].who_to_stop for standing in here}):
+    for host, process in sorted({standing.attempts[-1].process_to_stop for standing in here}):
         out.print(f"Trials run on {host} without Slurm: there, `kill -INT {process}` makes them save and stop.")
     if not cancelled and not others and not here:
         out.print("Nothing of this run is queued or running.")
     return 0
 
 
-def _retry(run: RunDir, out: Console, policy: Policy, asked_for: Choice) -> int:
-    from ser_hpc.cluster import jobs
-    from ser_hpc.errors import listed
+def _retry(run: RunDir, out: Console, policy: CodePolicy, asked_for: TrialFilter) -> int:
+    from ser_hpc.core.errors import listed
     from ser_hpc.launch import resubmit
-    from ser_hpc.monitor.follow import look_once
-    from ser_hpc.monitor.standing import failed_nodes
+    from ser_hpc.launchers.slurm import jobs
+    from ser_hpc.monitor.poll import poll_once
+    from ser_hpc.monitor.trial_status import failed_nodes
 
-    standings, _ = look_once(run)
-    busy = jobs.active(run)
+    standings, _ = poll_once(run)
+    busy = jobs.active_jobs(run)
     again = [standing for standing in asked_for.of(standings) if standing.is_open and standing.trial not in busy]
     if not again:
         which = "every trial that is asked for" if asked_for else "every trial"
@@ -131,7 +137,7 @@ def _retry(run: RunDir, out: Console, policy: Policy, asked_for: Choice) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ser_hpc.status", description=__doc__, formatter_class=console.Help)
+    parser = argparse.ArgumentParser(prog="python -m ser_hpc.status", description=__doc__, formatter_class=cli.Help)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, as printed by the launcher")
     parser.add_argument("--state", metavar="S", help="only trials in these states, as failed,running")
     parser.add_argument("--seed", metavar="N", help="only trials of these seeds, as 0,3")
@@ -149,4 +155,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

@@ -24,40 +24,40 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ser_hpc import console, cores
-from ser_hpc.engine import attempt as attempts
-from ser_hpc.engine import word
-from ser_hpc.engine.attempt import CANNOT_GO_ON, FAILED, STOPPED, SUPERSEDED
-from ser_hpc.engine.preemption import StopFlag, Stopped, Superseded, stop_time
-from ser_hpc.engine.rank import Rank, disbelieved, who_am_i
-from ser_hpc.errors import SharedError, UserError, listed, of_every_trial
-from ser_hpc.files import DISK_IS_FULL
-from ser_hpc.results.run_dir import AttemptDir, RunDir, Trial, TrialDir
+from ser_hpc.core import cli, cores
+from ser_hpc.core.atomic_io import DISK_FULL_ERRNOS
+from ser_hpc.core.errors import SharedError, UserError, listed, shared_by_all_trials
+from ser_hpc.engine.fault.preemption import StopFlag, Stopped, Superseded, stop_time
+from ser_hpc.run import attempt as attempts
+from ser_hpc.run import start_marks
+from ser_hpc.run.attempt import CANNOT_GO_ON, FAILED, STOPPED, SUPERSEDED
+from ser_hpc.run.rank import Rank, rank_from_env, unconfirmed_ranks
+from ser_hpc.run.run_dir import AttemptDir, RunDir, Trial, TrialDir
 
 if TYPE_CHECKING:
-    from ser_hpc.cluster.plan import Experiment
-    from ser_hpc.corpora.folds import Fold
-    from ser_hpc.shards.storage import Place
+    from ser_hpc.protocols.folds import Fold
+    from ser_hpc.run.experiment import Experiment
+    from ser_hpc.shards.storage import Location
 
 _STAGING_S = 1800.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the trials; what is final is also told to the batch script."""
-    word.reached()
-    with word.mistakes_are_final():
+    start_marks.mark_reached()
+    with start_marks.mistakes_are_final():
         options = _parser().parse_args(argv)
         run = RunDir(options.run_dir)
         chosen = _chosen(run, options)
         code = _run(run, chosen, side_by_side=options.side_by_side)
     # A rank that leaves early does not know how the main one will end.
     if code in (CANNOT_GO_ON, SUPERSEDED) or (code == 0 and all(run.trial(trial).is_done for trial in chosen)):
-        word.last_word(code)
+        start_marks.write_final_line(code)
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ser_hpc.train", description=__doc__, formatter_class=console.Help)
+    parser = argparse.ArgumentParser(prog="python -m ser_hpc.train", description=__doc__, formatter_class=cli.Help)
     parser.add_argument("--run-dir", type=Path, required=True, help="the run directory that the launcher made")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--fold", type=int)
@@ -100,15 +100,15 @@ def _chosen(run: RunDir, options: argparse.Namespace) -> list[Trial]:
 
 def _side_by_side(run: RunDir, trials: Sequence[Trial]) -> int:
     """Several small trials in one job: its one task starts their ranks, as the launcher does on a machine without Slurm."""
-    from ser_hpc.cluster.local import run_trials
-    from ser_hpc.cluster.site import machine
-    from ser_hpc.config.load import load_run
+    from ser_hpc.config.load import load_run_settings
+    from ser_hpc.launchers.detect import describe_machine
+    from ser_hpc.launchers.local import run_trials
 
     if not trials:
         return 0
-    cluster = load_run(run.settings).cluster
-    shared, most = machine(cluster, together=len(trials)), cluster.max_starts_without_progress
-    print(shared.words(), flush=True)
+    cluster = load_run_settings(run.settings).cluster
+    shared, most = describe_machine(cluster, num_trials=len(trials)), cluster.max_starts_without_progress
+    print(shared.description(), flush=True)
     try:
         codes = run_trials(run, trials, shared, lambda jobs: None, alone=False, max_starts=most)
     except KeyboardInterrupt:
@@ -122,13 +122,13 @@ def train(run: RunDir, trial: Trial) -> int:
     mine: list[AttemptDir] = []  # the attempt, once this rank knows its number; an older or newer one's files are not ours
     with StopFlag(stop_time(os.environ)) as stop:  # from the very start: importing torch takes long enough to be asked to stop
         try:
-            _train(run, place, who_am_i(os.environ), mine, stop)
+            _train(run, place, rank_from_env(os.environ), mine, stop)
         except BaseException as error:
             how, code = _what_it_means(error, mine)
             for attempt in mine:
                 kind = "UserError" if isinstance(error, UserError) else type(error).__name__
                 shared = isinstance(error, SharedError) or _is_full_disk(error)
-                attempts.end(attempt, how, None if isinstance(error, Stopped) else f"{kind}: {error}", shared=shared)
+                attempts.end_attempt(attempt, how, None if isinstance(error, Stopped) else f"{kind}: {error}", shared=shared)
             if isinstance(error, UserError) and code == CANNOT_GO_ON:
                 raise
             if isinstance(error, Stopped | Superseded):
@@ -146,47 +146,47 @@ def train(run: RunDir, trial: Trial) -> int:
 
 def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], stop: StopFlag) -> None:
     if rank.is_main:
-        mine.append(attempts.claim(place, rank))
-        if (said := disbelieved(os.environ, rank)) is not None:
+        mine.append(attempts.claim_attempt(place, rank))
+        if (said := unconfirmed_ranks(os.environ, rank)) is not None:
             print(said, flush=True)
     prepare_allocator(os.environ)
-    said = cores.limit_threads(os.environ, cores.of_rank(os.environ, rank.local_size))
+    said = cores.limit_threads(os.environ, cores.rank_share(os.environ, rank.local_size))
     if rank.is_main and said is not None:
         print(said, flush=True)
-    from ser_hpc.cluster.plan import reopen
-    from ser_hpc.engine import world  # torch takes seconds to import: after the mistakes that need none
+    from ser_hpc.engine.distributed import world  # torch takes seconds to import: after the mistakes that need none
+    from ser_hpc.engine.fault.watchdog import Watchdog
     from ser_hpc.engine.loop import train_trial
     from ser_hpc.engine.trial_data import TrialData
-    from ser_hpc.engine.watchdog import Watchdog
+    from ser_hpc.run.experiment import reopen_experiment
 
-    with of_every_trial():
-        experiment = reopen(run)
+    with shared_by_all_trials():
+        experiment = reopen_experiment(run)
         _check_node(experiment, run, rank)
     settings, fold = experiment.settings, experiment.folds.folds[place.trial.fold]
     limit = timedelta(minutes=settings.train.hang_minutes)
     meeting = timedelta(minutes=5, seconds=_STAGING_S if settings.cluster.node_local else 0)
     with stop.at_once(partial(_leave, place.trial, mine)):
         staged = _staged(experiment, fold, rank)
-        ranks = world.join(place.path, rank, limit + timedelta(minutes=2), meeting)
-        (number,) = ranks.from_main(mine[0].number if mine else 0)
+        ranks = world.join_world(place.path, rank, limit + timedelta(minutes=2), meeting)
+        (number,) = ranks.broadcast_numbers(mine[0].number if mine else 0)
     attempt = place.attempt(number)
     mine[:] = [attempt]
     if ranks.is_main:
-        attempts.add(attempt, device=world.device_name(ranks.device), threads=world.num_threads())
+        attempts.describe_attempt(attempt, device=world.device_name(ranks.device), threads=world.num_threads())
     data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold, staged)
     with Watchdog(
-        limit.total_seconds(), lambda: attempts.end(attempt, "hung", "no step was made any more"), FAILED
+        limit.total_seconds(), lambda: attempts.end_attempt(attempt, "hung", "no step was made any more"), FAILED
     ) as watchdog:
         train_trial(place, attempt, settings, data, ranks, stop, watchdog)
         if ranks.is_main:
-            attempts.end(attempt, "done")
-        ranks.leave()
+            attempts.end_attempt(attempt, "done")
+        ranks.shut_down()
 
 
 def _leave(trial: Trial, mine: Sequence[AttemptDir], why: str) -> None:
     """Nothing is trained yet: whatever this rank waits for, it leaves."""
     for attempt in mine:
-        attempts.end(attempt, "stopped")
+        attempts.end_attempt(attempt, "stopped")
     print(f"{trial} stopped before training began, while ranks gathered ({why})", flush=True)
     os._exit(STOPPED)
 
@@ -199,25 +199,25 @@ def prepare_allocator(environment: MutableMapping[str, str]) -> None:
 
 
 def _check_node(experiment: Experiment, run: RunDir, rank: Rank) -> None:
-    from ser_hpc.cluster.estimate import estimate
-    from ser_hpc.engine import node_check
+    from ser_hpc.engine.fault import node_check
+    from ser_hpc.launchers.estimate import estimate_cost
 
     if rank.local == 0:
-        a_checkpoint = 3 * 4 * estimate(experiment, on_gpu=True).parameters  # weights and two moments, fp32
+        a_checkpoint = 3 * 4 * estimate_cost(experiment, on_gpu=True).parameters  # weights and two moments, fp32
         for warning in node_check.check(experiment.settings.train.precision, run.path, a_checkpoint):
             print(warning, flush=True)
 
 
-def _staged(experiment: Experiment, fold: Fold, rank: Rank) -> tuple[Place, ...]:
+def _staged(experiment: Experiment, fold: Fold, rank: Rank) -> tuple[Location, ...]:
     """The folders with copies of the fold's shards on this node's own disk, where the cluster's profile names one."""
-    from ser_hpc.config.cluster import expanded
+    from ser_hpc.config.cluster import expand_path
     from ser_hpc.data.staging import stage
 
     where = experiment.settings.cluster.node_local
     if where is None:
         return ()
     try:
-        roots, said = stage(experiment.index, fold.positions, expanded(where), wait_s=_STAGING_S)
+        roots, said = stage(experiment.index, fold.positions, expand_path(where), wait_s=_STAGING_S)
     except UserError as error:  # the variable that names the folder is not set on this node
         roots, said = (), f"shards are read where they lie: {error}"
     if rank.local == 0:
@@ -238,8 +238,8 @@ def _what_it_means(error: BaseException, mine: Sequence[AttemptDir]) -> tuple[st
 
 
 def _is_full_disk(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in DISK_IS_FULL
+    return isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from ser_hpc.cluster import plan
-from ser_hpc.cluster.local import run_trials
-from ser_hpc.cluster.site import Machine
-from ser_hpc.cluster.submissions import submissions
-from ser_hpc.config.load import load
+from ser_hpc.config.load import load_settings
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.launchers.detect import Machine
+from ser_hpc.launchers.local import run_trials
+from ser_hpc.launchers.slurm.submissions import read_submissions
+from ser_hpc.run import experiment
+from ser_hpc.run.create_run import write_run
+from ser_hpc.run.run_dir import RunDir, Trial
 from ser_hpc.shards.write import pack
 
 CLASSES = ("angry", "neutral", "sad")
@@ -104,7 +105,7 @@ def planned(root: Path, shards: Path, *overrides: str, encoder: dict[str, Any] |
         "train.global_batch=16",
         "train.lr=1e-3",
     ]
-    return plan.write(plan.prepare(load(None, [*lines, *overrides])))
+    return write_run(experiment.prepare_experiment(load_settings(None, [*lines, *overrides])))
 
 
 def run_here(run: RunDir, *trials: Trial, ranks: int = 1) -> dict[Trial, int]:
@@ -139,5 +140,5 @@ def curve(run: RunDir) -> np.ndarray:
 
 def newest_jobs(run: RunDir) -> list[str]:
     """The ids of the array that was submitted last, and of its report."""
-    known = [submission for submission in submissions(run) if submission.job]
+    known = [submission for submission in read_submissions(run) if submission.job]
     return [str(next(s.job for s in reversed(known) if s.kind == kind)) for kind in ("trials", "report")]

@@ -23,11 +23,12 @@ import soundfile
 import yaml
 from documents import PAGES, README, ROOT, anchors, blocks, commands, links, text
 
-from ser_hpc import console, inspect, launch, pack, report, status
-from ser_hpc.config.load import load
+from ser_hpc import inspect, launch, pack, report, status
+from ser_hpc.config.load import load_settings
+from ser_hpc.core import cli
 from ser_hpc.corpora import labels
-from ser_hpc.monitor.states import STATES
-from ser_hpc.shards.findings import DEFAULTS
+from ser_hpc.monitor.trial_states import STATES
+from ser_hpc.shards.quality import DEFAULTS
 
 LINES = 180
 _ON_SLURM = "tests/cluster/test_documented_commands.py::test_"
@@ -124,7 +125,7 @@ def run(command: str, place: Path) -> int:
         small = ["train.epochs=1", "--gpus-per-node", "1"] if command == DEMO else ["--dry-run"]
         arguments += [*small, "--cluster", "local"]
     try:
-        return console.exit_code(lambda: MAINS[name](arguments))
+        return cli.run_to_exit_code(lambda: MAINS[name](arguments))
     except SystemExit as end:
         return int(end.code or 0)
 
@@ -235,7 +236,7 @@ def test_settings_and_values_that_are_named_exist(page: Path) -> None:
         assert key in known.split(), f"{key} is no setting"
         if value:
             kind = ["model.kind=acrnn"] if key in ("model.norm_group", "model.norm") else []
-            load(None, [*kind, *shlex.split(f"{key}{value}")])
+            load_settings(None, [*kind, *shlex.split(f"{key}{value}")])
 
 
 FOREIGN = {"--nv", "--bind", "--gres", "--test-only"}  # of apptainer and sbatch
@@ -252,20 +253,20 @@ def test_options_that_are_named_exist(page: Path, capsys: pytest.CaptureFixture[
 
 
 def _settings() -> list[str]:
-    from ser_hpc.config.describe import lines
+    from ser_hpc.config.settings_help import settings_help
 
-    return [line.split(" = ")[0].strip() for line in lines(120) if " = " in line] + ["model.config", "data.shards"]
+    return [line.split(" = ")[0].strip() for line in settings_help(120) if " = " in line] + ["model.config", "data.shards"]
 
 
 def test_blocks_of_yaml_are_what_they_are_shown_as(tmp_path: Path) -> None:
     (label_set,) = blocks(ROOT / "docs" / "data.md", "yaml")
     (tmp_path / "mine_3.yaml").write_text(label_set)
-    assert labels.load(tmp_path / "mine_3.yaml").classes == ("happy", "neutral", "sad")
+    assert labels.load_label_set(tmp_path / "mine_3.yaml").classes == ("happy", "neutral", "sad")
     profiles = blocks(ROOT / "docs" / "containers.md", "yaml")
     assert len(profiles) == 2
     for number, profile in enumerate(profiles):
         (tmp_path / f"site{number}.yaml").write_text("kind: slurm\n" + profile)
-        settings = load(None, [f"cluster.profile={tmp_path / f'site{number}.yaml'}"])
+        settings = load_settings(None, [f"cluster.profile={tmp_path / f'site{number}.yaml'}"])
         assert settings.cluster.python == yaml.safe_load(profile)["python"]
 
 

@@ -27,7 +27,9 @@ def nameless(tmp_path: Path) -> dict[str, str]:
 
 def test_everything_that_asks_for_a_name_is_given_one(nameless: dict[str, str]) -> None:
     """torch's compiler asks when it is imported, by transformers for one."""
-    code = "import ser_hpc.engine.world, getpass, os, torch._dynamo; print(getpass.getuser() == f'uid{os.getuid()}')"
+    code = (
+        "import ser_hpc.engine.distributed.world, getpass, os, torch._dynamo; print(getpass.getuser() == f'uid{os.getuid()}')"
+    )
     done = subprocess.run([sys.executable, "-c", code], env=nameless, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr
 

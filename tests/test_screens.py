@@ -16,12 +16,13 @@ import soundfile
 from rich.columns import Columns
 from rich.table import Table
 
-from ser_hpc import console, inspect, launch, pack, report, status, train
-from ser_hpc.cluster import local
+from ser_hpc import inspect, launch, pack, report, status, train
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import write_json
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.files import write_json
-from ser_hpc.monitor.watch import watching
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.launchers import local
+from ser_hpc.monitor.local_progress import show_progress
+from ser_hpc.run.run_dir import RunDir, Trial
 from ser_hpc.shards import write
 
 ROOT = Path(__file__).parents[1]
@@ -81,14 +82,14 @@ def test_only_one_maker_of_consoles() -> None:
             )
             if called in ("from_markup", "escape") and "rich" in path.read_text(encoding="utf-8"):
                 bad.append(f"{path.name}:{node.lineno} {called}")
-            if called in ("Console", "TextColumn") and not plain and path.name != "console.py":
+            if called in ("Console", "TextColumn") and not plain and path.name != "core/cli.py":
                 bad.append(f"{path.name}:{node.lineno} {called}")
     assert not bad
 
 
 def test_whatever_is_printed_stands_there_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     """As a line, and everywhere in a table."""
-    out = console.screen()
+    out = cli.make_console()
     for text in MARKED:
         table = Table(text, title=text, caption=text)
         table.add_row(text)
@@ -103,10 +104,10 @@ def test_a_pipe_has_no_width(capsys: pytest.CaptureFixture[str], monkeypatch: py
     table = Table.grid()
     for words in ("word " * 100, "short"):
         table.add_row(words)
-    console.screen().print("word " * 100, table, sep="\n")
+    cli.make_console().print("word " * 100, table, sep="\n")
     assert [len(line) for line in capsys.readouterr().out.splitlines()] == [499, 499, 5]
     monkeypatch.setenv("COLUMNS", "80")
-    console.screen().print(table)
+    cli.make_console().print(table)
     assert max(len(line) for line in capsys.readouterr().out.splitlines()) <= 80
 
 
@@ -153,8 +154,8 @@ def test_following_trials_here(tmp_path: Path, capsys: pytest.CaptureFixture[str
     write_json(attempt.progress, {"state": "failed", "updated": 2.0})
     write_json(attempt.end, {"how": "failed", "error": "no [/red] file", "host": "n1", "when": 1.0})
     job = local.LocalJob(trial, 0, [], SimpleNamespace(close=lambda: None), 1.0, 2)  # type: ignore[arg-type]
-    for out in (console.screen(), forced_terminal()):
-        with watching(run, [trial], out) as watch:
+    for out in (cli.make_console(), forced_terminal()):
+        with show_progress(run, [trial], out) as watch:
             watch([job])
         assert "failed: no [/red] file" in capsys.readouterr().out
 
@@ -163,7 +164,7 @@ def forced_terminal() -> object:
     """As `console.screen` in a terminal."""
     stream, sys.stdout = sys.stdout, SimpleNamespace(isatty=lambda: True)  # type: ignore[assignment]
     try:
-        out = console.screen()
+        out = cli.make_console()
     finally:
         sys.stdout = stream
     out._force_terminal, out._width, out._height = True, 120, 40  # type: ignore[assignment]

@@ -1,6 +1,7 @@
 """What is in packed shards: `python tools/inspect_shards.py SHARDS`, the same as `python -m ser_hpc.inspect`."""
 
-from ser_hpc import console, inspect
+from ser_hpc import inspect
+from ser_hpc.core import cli
 
 if __name__ == "__main__":
-    console.run(inspect.main)
+    cli.run_main(inspect.main)

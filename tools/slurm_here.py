@@ -33,9 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ser_hpc import console
-from ser_hpc.errors import UserError
-from ser_hpc.files import read_json, write_json, write_text
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import read_json, write_json, write_text
+from ser_hpc.core.errors import UserError
 
 PACKAGES = {  # and a command of each
     "munge": "munged",
@@ -562,4 +562,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

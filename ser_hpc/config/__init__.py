@@ -1,0 +1,8 @@
+"""Typed settings, section by section: defaults < cluster profile < file < command line; every mistake at once.
+
+settings, cluster, transforms   what can be set, each with its meaning below it
+load                            files and `key=value` to settings, and back
+schema                          what of the settings names a run, in a form that outlives them
+
+It knows nothing of the behaviour behind the settings.
+"""

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ser_hpc.config.sbatch import SbatchOptions, SrunArguments
 from ser_hpc.config.section import Positive, Section, Words
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
 
 
 def slurm_minutes(text: str) -> int:
@@ -30,7 +30,7 @@ def slurm_minutes(text: str) -> int:
     return -(-seconds // 60)
 
 
-def expanded(folder: str) -> Path:
+def expand_path(folder: str) -> Path:
     """A folder of the settings, `~` and $VARIABLES filled in as on this node. Raises UserError for one not set here."""
     path = os.path.expandvars(folder)
     if "$" in path:

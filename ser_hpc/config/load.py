@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from ser_hpc.config import schema as schemas
 from ser_hpc.config.settings import Settings
-from ser_hpc.errors import ConfigError, UserError
+from ser_hpc.core.errors import ConfigError, UserError
 
 _ALIASES = {"auto": None, "slurm": "generic"}
 
@@ -34,7 +34,7 @@ class _Yaml(yaml.SafeLoader):
 _Yaml.add_constructor("tag:yaml.org,2002:int", _Yaml.integer)
 
 
-def load(file: Path | None, overrides: Sequence[str], schema: int | None = None) -> Settings:
+def load_settings(file: Path | None, overrides: Sequence[str], schema: int | None = None) -> Settings:
     """Merge and check. `overrides` are `key.path=value`, the value read as YAML. Raises ConfigError with every mistake.
 
     `schema`: that of a file which does not say its own; none: today's.
@@ -61,13 +61,13 @@ def load(file: Path | None, overrides: Sequence[str], schema: int | None = None)
     return settings
 
 
-def load_run(file: Path) -> Settings:
+def load_run_settings(file: Path) -> Settings:
     """The settings that a run was made with, by this version or an earlier one; the first one wrote no schema."""
-    return load(file, [], schema=1)
+    return load_settings(file, [], schema=1)
 
 
-def dump(settings: Settings) -> str:
-    """The resolved settings as YAML that `load` takes back.
+def dump_settings(settings: Settings) -> str:
+    """The resolved settings as YAML that `load_settings` takes back.
 
     What a profile said is written out and its name left out: jobs need no profile, which may change, or be a file elsewhere.
     Of the cluster only what differs from the defaults is: a run that goes on with its own, older code must know each name.
@@ -83,7 +83,7 @@ def configs_folder() -> Path:
     return next(path for path in (package / "_configs", package.parent / "configs") if path.is_dir())
 
 
-def find(name: str, folder: str) -> Path:
+def find_config(name: str, folder: str) -> Path:
     """A file given by path, or by name among the project's own `configs/<folder>`. Raises UserError naming what there is."""
     configs, given = configs_folder(), Path(name)
     own = configs / folder / f"{name}.yaml"
@@ -105,7 +105,7 @@ def _profile(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     if name is None:
         return {}
     try:
-        fields = _read(find(name, "cluster"))
+        fields = _read(find_config(name, "cluster"))
     except UserError as error:
         problems.append(f"cluster.profile: {error}")
         return {}

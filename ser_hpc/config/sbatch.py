@@ -76,7 +76,7 @@ _OF_TRIALS = {
 }
 
 
-def of_all_jobs(options: Mapping[str, Value]) -> dict[str, Value]:
+def shared_options(options: Mapping[str, Value]) -> dict[str, Value]:
     """Those that the report's and packing jobs are given as well."""
     return {name: value for name, value in options.items() if name not in _OF_TRIALS}
 

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ser_hpc.config.augment import without_paths
 from ser_hpc.config.section import Section
+from ser_hpc.config.transforms import strip_paths
 
 SCHEMA = 2
 # By the last schema in which it was so; a section of several kinds is written with its kind: model[acrnn].norm.
@@ -43,15 +43,15 @@ _IN_SCHEMA_1 = {
 def identity(settings: Section, schema: int = SCHEMA) -> dict[str, Any] | None:
     """What changes the result, as `schema` writes it: strict JSON. None: nothing of that schema can have been this."""
     if schema == 1:
-        return _in_full(settings, "")
-    return _changed(settings, "", _defaults_then(schema))
+        return _full_schema_1(settings, "")
+    return _changed(settings, "", _defaults_of(schema))
 
 
-def as_before(settings: Section, schema: int) -> tuple[Section, list[str]]:
+def under_schema(settings: Section, schema: int) -> tuple[Section, list[str]]:
     """The settings that the same words would have meant under an earlier schema, and `key=value` of what differs."""
     tree, changed = settings.model_dump(mode="json"), _changed(settings, "", {})
     told = []
-    for path, value in _defaults_then(schema).items():
+    for path, value in _defaults_of(schema).items():
         said, name = _find(changed, path)
         section, _ = _find(tree, path)
         if section is not None and name in section and name not in (said or {}):
@@ -69,7 +69,7 @@ def migrate(tree: dict[str, Any], schema: int) -> None:
                 value = section.pop(name)
                 if new is not None:
                     _put(tree, new, value)
-    for path, value in _defaults_then(schema).items():
+    for path, value in _defaults_of(schema).items():
         _put(tree, path, value)
 
 
@@ -78,7 +78,7 @@ def _since(changes: Mapping[int, Any], schema: int) -> Iterator[Any]:
     return (changes[number] for number in range(SCHEMA - 1, schema - 1, -1) if number in changes)
 
 
-def _defaults_then(schema: int) -> dict[str, Any]:
+def _defaults_of(schema: int) -> dict[str, Any]:
     """The defaults of `schema` that are others now: of two changes of one the older tells."""
     return {path: value for each in _since(DEFAULTS_BEFORE, schema) for path, value in each.items()}
 
@@ -110,7 +110,7 @@ def _changed(section: Section, path: str, defaults: Mapping[str, Any]) -> dict[s
     return found
 
 
-def _in_full(section: Section, path: str) -> dict[str, Any] | None:
+def _full_schema_1(section: Section, path: str) -> dict[str, Any] | None:
     """The same as schema 1 wrote it."""
     known = _IN_SCHEMA_1.get(path, "").split()
     found: dict[str, Any] = {}
@@ -119,7 +119,7 @@ def _in_full(section: Section, path: str) -> dict[str, Any] | None:
             if _meaning(inner, _plain(section, name)) != _meaning(inner, _plain(type(section).model_construct(), name)):
                 return None  # says what could not be said then
         elif isinstance(value, Section):
-            found[name] = _in_full(value, inner)
+            found[name] = _full_schema_1(value, inner)
             if found[name] is None:
                 return None
         else:
@@ -130,7 +130,7 @@ def _in_full(section: Section, path: str) -> dict[str, Any] | None:
 def _plain(section: Section, name: str) -> Any:
     """A field as strict JSON, without the places of files."""
     value = section.model_dump(mode="json", include={name})[name]
-    return without_paths(value) if name == "augment" else value
+    return strip_paths(value) if name == "augment" else value
 
 
 # What a field says, where it can be said in several ways.

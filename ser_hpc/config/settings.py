@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from ser_hpc.config.augment import Chain
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.section import Fraction, Positive, PositiveFloat, Probability, Section, Words
+from ser_hpc.config.transforms import Chain
 
 
 def _seeds(value: Any) -> Any:
@@ -288,7 +288,7 @@ class Settings(Section):
         return self
 
     @property
-    def states_suffice(self) -> bool:
+    def uses_feature_cache(self) -> bool:
         """Whether a head learns the same from each clip's mean frame, computed once, as through its frozen encoder: nothing is
         drawn anew before the pooling."""
         model = self.model

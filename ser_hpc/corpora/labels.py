@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ser_hpc.corpora.names import ambiguous, is_unknown
+from ser_hpc.core.errors import UserError, listed
+from ser_hpc.corpora.names import find_ambiguous, is_unknown
 from ser_hpc.corpora.utterance import Metadata
-from ser_hpc.errors import UserError, listed
 
 Meaning = dict[str, str | None]
 DROPPED = -1
@@ -78,7 +78,7 @@ class LabelSet:
         targets: np.ndarray = target[pair_of]
         return targets
 
-    def identity(self) -> dict[str, Any]:
+    def as_identity(self) -> dict[str, Any]:
         """What of it changes a result: all but its name."""
         per_corpus = {"by_corpus": self.by_corpus} if self.by_corpus else {}
         columns = {"columns": self.columns} if self.columns != ("emotion",) else {}
@@ -102,14 +102,14 @@ def _encoded(words: np.ndarray) -> tuple[list[str], np.ndarray]:
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
 
-def as_annotated(metadata: Metadata) -> LabelSet:
+def label_set_as_annotated(metadata: Metadata) -> LabelSet:
     """Every emotion that occurs is a class of its own, in alphabetical order; words that say that nobody knows are none.
 
     Raises UserError where two emotions differ in their spelling alone.
     """
     words = sorted(set(metadata.emotion.tolist()))
     classes = tuple(word for word in words if not is_unknown(word))
-    if alike := ambiguous(classes):
+    if alike := find_ambiguous(classes):
         raise UserError(
             f"emotions that may be one: {listed([' = '.join(map(repr, same)) for same in alike])}. "
             "Give a label set (data.labels=FILE) that says which class each stands for, or pack the corpus again with "
@@ -118,15 +118,15 @@ def as_annotated(metadata: Metadata) -> LabelSet:
     return LabelSet("as_annotated", classes, {word: None for word in words if is_unknown(word)})
 
 
-def dump(label_set: LabelSet) -> str:
-    """The set as a file that `load` reads as the same one."""
+def dump_label_set(label_set: LabelSet) -> str:
+    """The set as a file that `load_label_set` reads as the same one."""
     mapping: dict[str, Any] = {**label_set.mapping, **label_set.by_corpus}
     columns = {"column": list(label_set.columns)} if label_set.columns != ("emotion",) else {}
     tree = {"name": label_set.name, "classes": list(label_set.classes), "map": mapping, **columns}
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
-def load(path: Path) -> LabelSet:
+def load_label_set(path: Path) -> LabelSet:
     """Read and check a label-set file. Raises UserError with every mistake in it."""
     try:
         raw = _without_nulls(yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader))  # words as they are written

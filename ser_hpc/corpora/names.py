@@ -23,7 +23,7 @@ _INVISIBLE = frozenset(
 _AS_FLOAT = re.compile(r"(?<=\d)\.0+$")
 
 
-def as_name(text: str) -> str:
+def normalize_name(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
@@ -31,7 +31,7 @@ def is_unknown(text: str) -> bool:
     return _bare(text) in UNKNOWN
 
 
-def ambiguous(names: Iterable[str]) -> list[tuple[str, ...]]:
+def find_ambiguous(names: Iterable[str]) -> list[tuple[str, ...]]:
     """The different names that are equal but for compatible forms (NFKC), case, white space, invisible characters, zeros before
     a number and `.0` after it: each group sorted, and the groups too."""
     groups: dict[str, set[str]] = defaultdict(set)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from ser_hpc.core.errors import UserError, counted, listed
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.errors import UserError, counted, listed
 
 AUDIO = frozenset([".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".au", ".sph", ".wma"])
 
@@ -32,7 +32,7 @@ class ParseResult:
     warnings: tuple[str, ...] = ()
     skipped: tuple[tuple[Path, str], ...] = ()
 
-    def telling(self, warnings: Iterable[str]) -> ParseResult:
+    def with_warnings(self, warnings: Iterable[str]) -> ParseResult:
         """The same, with these warnings before its own."""
         return replace(self, warnings=(*warnings, *self.warnings))
 
@@ -40,7 +40,7 @@ class ParseResult:
 Parser = Callable[[Path], ParseResult]
 
 
-def sorted_out(
+def parse_files(
     paths: Iterable[Path], read: Callable[[Path], Utterance | str]
 ) -> tuple[list[Utterance], list[tuple[Path, str]]]:
     """The clips that `read` makes of the files, and (path, reason) of each file for which it returns a reason instead."""
@@ -55,7 +55,7 @@ def sorted_out(
     return utterances, skipped
 
 
-def finish(
+def make_result(
     root: Path,
     layout: str,
     utterances: Sequence[Utterance],
@@ -111,7 +111,7 @@ def _doubled(copies: Sequence[tuple[Utterance, Utterance]]) -> str:
     return f"{again}, as {clip.audio_path} of {kept.audio_path}: left out{encoded}"
 
 
-def reasons(left_out: Iterable[tuple[Path, str]]) -> list[str]:
+def summarize_reasons(left_out: Iterable[tuple[Path, str]]) -> list[str]:
     """A paragraph for each kind of reason, the most frequent first: how many files it holds for, and three of them.
 
     Reasons are of one kind where they differ in numbers, names and what is quoted alone: `line 7: no recording x_07.wav`.
@@ -132,7 +132,7 @@ def reasons(left_out: Iterable[tuple[Path, str]]) -> list[str]:
     return told
 
 
-def existing_folder(root: Path, layout: str) -> Path:
+def require_folder(root: Path, layout: str) -> Path:
     """`root`, if it is a folder. Raises UserError if it is not."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
@@ -145,7 +145,7 @@ def visible_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
-def recordings(root: Path) -> list[Path]:
+def find_recordings(root: Path) -> list[Path]:
     """Every audio file below `root`, by path; without hidden files and folders and what macOS adds to archives (`__MACOSX`)."""
     found: list[Path] = []
     seen: set[str] = set()

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ser_hpc.corpora.names import as_name, is_unknown
-from ser_hpc.errors import UserError, listed
+from ser_hpc.core.errors import UserError, listed
+from ser_hpc.corpora.names import is_unknown, normalize_name
 
 # A WebDataset key ends at the first dot, and a slash makes a folder: neither may stand in an id.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -59,7 +59,7 @@ class Utterance:
 
     def __post_init__(self) -> None:
         for name in _NAMES:
-            if (text := getattr(self, name)) and (read := as_name(text)) != text:
+            if (text := getattr(self, name)) and (read := normalize_name(text)) != text:
                 object.__setattr__(self, name, read)
         for name in _NAMES:
             if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in getattr(self, name)):
@@ -91,7 +91,7 @@ class Utterance:
         return f"{self.corpus}-{self.utterance_id}"
 
 
-class Texts:
+class TextColumn:
     """A column of texts that are all different, without a Python object for each: at 10^7 clips that is most of a gigabyte.
 
     Read like a numpy array of str: `texts[3]`, `texts[positions]`, `texts[a:b]`, `len`, `tolist`. `arrow` is what it holds.
@@ -105,13 +105,13 @@ class Texts:
 
     def __getitem__(self, rows: Any) -> Any:
         if isinstance(rows, slice):
-            return Texts(self.arrow[rows])
+            return TextColumn(self.arrow[rows])
         if np.ndim(rows) == 0:
             return self.arrow[int(rows)].as_py()
         import pyarrow as pa  # takes a tenth of a second: reports and status pages do without
 
         rows = np.asarray(rows)
-        return Texts(self.arrow.filter(pa.array(rows)) if rows.dtype == bool else self.arrow.take(pa.array(rows)))
+        return TextColumn(self.arrow.filter(pa.array(rows)) if rows.dtype == bool else self.arrow.take(pa.array(rows)))
 
     def is_text(self, text: str) -> np.ndarray:
         """Mask of the rows that hold this text."""
@@ -129,13 +129,14 @@ class Texts:
 class Metadata:
     """The packed clips as a table of columns, one row a clip; a clip's row number is its *position*.
 
-    Words are numpy object arrays of str ("" = not annotated), ids and sounds `Texts`; `seconds` is float64, `sound` the hash of
-    the decoded 16 kHz samples (equal hash = identical sound), `extra` a JSON object of text. All have shape (num_clips,).
-    `overlap`, where clips are pieces of longer recordings: equal numbers share sound, by their times; -1: with no other.
+    Words are numpy object arrays of str ("" = not annotated), ids and sounds `TextColumn`; `seconds` is float64, `sound` the
+    hash of the decoded 16 kHz samples (equal hash = identical sound), `extra` a JSON object of text. All have shape
+    (num_clips,). `overlap`, where clips are pieces of longer recordings: equal numbers share sound, by their times; -1: with no
+    other.
     """
 
     corpus: np.ndarray
-    utterance_id: Texts
+    utterance_id: TextColumn
     speaker: np.ndarray
     emotion: np.ndarray
     session: np.ndarray
@@ -145,7 +146,7 @@ class Metadata:
     intensity: np.ndarray
     language: np.ndarray
     extra: np.ndarray
-    sound: Texts
+    sound: TextColumn
     seconds: np.ndarray
     overlap: np.ndarray | None = None
 

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser_hpc.clock import awake_s
-from ser_hpc.config.augment import Transform
-from ser_hpc.data.augment import Augment
+from ser_hpc.config.transforms import Transform
+from ser_hpc.core.awake_clock import awake_s
+from ser_hpc.data.augmentation import Augmentation
 from ser_hpc.data.cache import CachingClipReader
 from ser_hpc.data.prefetch import ClipLoader, Prefetcher
 from ser_hpc.data.sampler import MicroBatch
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ClipReader
-from ser_hpc.shards.storage import Place
+from ser_hpc.shards.storage import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Batch:
 class Source(AbstractContextManager[Any], Protocol):
     """Where the loop's batches come from; leaving it as a context manager frees what it holds."""
 
-    def ahead(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]: ...
+    def prefetch(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]: ...
 
     def measure_throughput(self, micros: Sequence[MicroBatch], limit_s: float) -> float | None: ...
 
@@ -79,7 +79,7 @@ class BatchSource(AbstractContextManager[Any]):
         targets: np.ndarray,
         weights: np.ndarray,
         *,
-        copies: Sequence[Place] = (),
+        copies: Sequence[Location] = (),
         max_samples: int | None = None,
         augment: Sequence[Transform] = (),
         workers: int = 0,
@@ -89,10 +89,10 @@ class BatchSource(AbstractContextManager[Any]):
         self._index, self._targets, self._weights, self._window_bytes = index, targets, weights, window_bytes
         room = 0 if workers else keep_bytes
         self._reader: ClipReader = CachingClipReader(index.roots, copies, coalesce=window_bytes > 0, keep_bytes=room)
-        loader = ClipLoader(self._reader, max_samples, Augment(augment) if augment else None)
+        loader = ClipLoader(self._reader, max_samples, Augmentation(augment) if augment else None)
         self._prefetch = Prefetcher(index, loader, workers)
 
-    def ahead(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]:
+    def prefetch(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]:
         """Make the batches of `micros`, in order, some of them ahead.
 
         A damaged clip has weight zero in training; else it raises CorruptClipError. Raises UserError for a shard that cannot be
@@ -151,7 +151,7 @@ def group_by_step(source: Source, steps: Iterable[list[MicroBatch]]) -> Iterator
             pending.append(len(step))
             yield from step
 
-    batches = source.ahead(micros(), training=True)
+    batches = source.prefetch(micros(), training=True)
     for first in batches:
         yield [first, *islice(batches, pending.popleft() - 1)]
 
@@ -161,7 +161,7 @@ def collate(
 ) -> Batch:
     """Join a micro-batch's clips. `targets`, `weights`: columns over the whole index; the rest as a `Batch` has it."""
     positions = micro.clips.positions
-    real = (damaged == 0) & (not micro.filler)
+    real = (damaged == 0) & (not micro.is_filler)
     return Batch(
         samples=torch.from_numpy(samples),
         offsets=torch.from_numpy(offsets),

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ser_hpc.shards.read import ClipReader, CorruptClipError, Extent
-from ser_hpc.shards.storage import Place
+from ser_hpc.shards.storage import Location
 
 _PART = 4  # of the memory that a rank may use, one in so many
 
@@ -27,17 +27,17 @@ class CachingClipReader(ClipReader):
     """
 
     def __init__(
-        self, originals: Sequence[Place], copies: Sequence[Place] = (), *, coalesce: bool = False, keep_bytes: int
+        self, originals: Sequence[Location], copies: Sequence[Location] = (), *, coalesce: bool = False, keep_bytes: int
     ) -> None:
         super().__init__(originals, copies, coalesce=coalesce)
         self._cached: dict[Extent, np.ndarray] = {}
         self._room = keep_bytes
 
-    def read(self, wanted: Sequence[Extent]) -> list[np.ndarray | CorruptClipError]:
+    def read(self, extents: Sequence[Extent]) -> list[np.ndarray | CorruptClipError]:
         """Read as ClipReader.read does; the arrays may be shared, and are not to be written to."""
-        missing = [extent for extent in wanted if extent not in self._cached]
+        missing = [extent for extent in extents if extent not in self._cached]
         read = dict(zip(missing, super().read(missing), strict=True))
-        found = [read[extent] if extent in read else self._cached[extent] for extent in wanted]
+        found = [read[extent] if extent in read else self._cached[extent] for extent in extents]
         for extent, clip in read.items():
             if isinstance(clip, np.ndarray) and clip.nbytes <= self._room:
                 clip.flags.writeable = False
@@ -55,10 +55,10 @@ def cache_bytes(keep_gb: float | None, ranks_here: int) -> int:
     if keep_gb is not None:
         return round(keep_gb * 1e9)
     trials = int(os.environ.get("SER_HPC_TRIALS_HERE", 1))  # that share this machine, or this job
-    return memory_bytes(os.environ) // (ranks_here * trials * _PART)
+    return available_memory_bytes(os.environ) // (ranks_here * trials * _PART)
 
 
-def memory_bytes(env: Mapping[str, str], root: Path = Path("/")) -> int:
+def available_memory_bytes(env: Mapping[str, str], root: Path = Path("/")) -> int:
     """Find the least of what is available now, what this process's control groups allow, and what its Slurm job asked for.
 
     `root`: of the file system that holds /proc and /sys.

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from ser_hpc.cores import of_rank
-from ser_hpc.data.augment import Augment
+from ser_hpc.core.cores import rank_share
+from ser_hpc.core.process_pool import ProcessPool, WorkerKilledError
+from ser_hpc.data.augmentation import Augmentation
 from ser_hpc.data.sampler import MicroBatch
-from ser_hpc.processes import Processes, WorkerKilledError
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
-from ser_hpc.shards.read import ClipReader, CorruptClipError, Extent, extents
+from ser_hpc.shards.read import ClipReader, CorruptClipError, Extent, clip_extents
 
 SILENCE = RATE // 10  # samples in the place of a damaged clip
 _MAX_WORKERS = 8  # 6 to 8 cores augment as fast as a GPU of today trains on them
@@ -62,7 +62,7 @@ class ClipLoader:
 
     reader: ClipReader
     max_samples: int | None = None
-    augment: Augment | None = None
+    augment: Augmentation | None = None
 
     def read(self, window: Sequence[ClipRequest]) -> Clips:
         """Read and decode the clips of all micro-batches of a window, together."""
@@ -96,7 +96,7 @@ class Prefetcher:
     def __init__(self, index: ShardIndex, loader: ClipLoader, workers: int) -> None:
         self._index, self._loader, self.workers = index, loader, workers
         self._depth = _PROCESS_DEPTH * workers or _THREAD_DEPTH
-        self._processes = Processes(workers, _begin, loader) if workers else None
+        self._processes = ProcessPool(workers, _begin, loader) if workers else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
 
     @property
@@ -127,7 +127,7 @@ class Prefetcher:
         self._thread.shutdown(cancel_futures=True)
 
     def _requests(self, window: Sequence[MicroBatch]) -> list[ClipRequest]:
-        return [ClipRequest(extents(self._index, micro.clips.positions), micro.clips.seeds) for micro in window]
+        return [ClipRequest(clip_extents(self._index, micro.clips.positions), micro.clips.seeds) for micro in window]
 
     def _read(self, window: Sequence[MicroBatch]) -> tuple[list[ClipRequest], Clips]:
         requests = self._requests(window)
@@ -145,7 +145,7 @@ def default_workers(augments: bool, ranks_here: int) -> int:
     """Choose how many: decoding alone outruns training in one thread; with augmentation, a process for each core to spare."""
     if not augments:
         return 0
-    return max(1, min(_MAX_WORKERS, of_rank(os.environ, ranks_here).cores - 1))
+    return max(1, min(_MAX_WORKERS, rank_share(os.environ, ranks_here).cores - 1))
 
 
 def _begin(loader: ClipLoader) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
 from ser_hpc.shards.audio import RATE
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -56,7 +56,7 @@ class MicroBatch:
     rows: np.ndarray
 
     @property
-    def filler(self) -> bool:
+    def is_filler(self) -> bool:
         return not len(self.rows)
 
 
@@ -75,7 +75,7 @@ class BatchSpec:
     group: int | None = None
 
 
-def mix(*numbers: int) -> int:
+def mix_seed(*numbers: int) -> int:
     """Mix several numbers into one of 64 bits (splitmix64 over each, Steele et al. 2014): seeds that never correlate."""
     state = 0
     for number in numbers:
@@ -88,7 +88,7 @@ def epoch_order(seed: int, epoch: int, num_clips: int) -> np.ndarray:
 
     Sorted by a hash of (seed, epoch, clip) rather than drawn from a generator: the same on every machine and numpy release.
     """
-    keys = _splitmix(np.arange(num_clips, dtype=np.uint64) + np.uint64(mix(seed, epoch)))
+    keys = _splitmix(np.arange(num_clips, dtype=np.uint64) + np.uint64(mix_seed(seed, epoch)))
     return np.argsort(keys, kind="stable")
 
 
@@ -108,12 +108,12 @@ def epoch_steps(
     `groups`, int (num_clips,): each clip comes at least once, and each group as often as the largest has clips. Which clips of
     a group come once more than the others changes from epoch to epoch.
     """
-    times = np.ones(len(positions), dtype=np.int64) if groups is None else _repeats(groups, mix(seed, epoch, _AGAIN))
+    times = np.ones(len(positions), dtype=np.int64) if groups is None else _repeats(groups, mix_seed(seed, epoch, _AGAIN))
     rows = np.repeat(np.arange(len(positions)), times)
     copy = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
     shuffled = epoch_order(seed, epoch, len(rows))
     drawn = positions[rows[shuffled]]
-    seeds = _splitmix(drawn.astype(np.uint64) ^ np.uint64(mix(seed, epoch, _AUGMENT)))
+    seeds = _splitmix(drawn.astype(np.uint64) ^ np.uint64(mix_seed(seed, epoch, _AUGMENT)))
     draws = ClipSelection(drawn, _splitmix(seeds ^ copy[shuffled].astype(np.uint64)))
     return [draws.take(slice(start, start + global_batch)) for start in range(0, len(draws), global_batch)]
 
@@ -194,7 +194,7 @@ def assign_to_ranks(clips: ClipSelection, parts: Sequence[np.ndarray], rank: int
     return [micro(number) for number in range(rank, turns * ranks, ranks)]
 
 
-def evaluation_order(positions: np.ndarray, samples: np.ndarray, spec: BatchSpec, rank: int) -> list[MicroBatch]:
+def evaluation_micro_batches(positions: np.ndarray, samples: np.ndarray, spec: BatchSpec, rank: int) -> list[MicroBatch]:
     """Deal out a pass over `positions` without gradients, this rank's share: every clip in exactly one micro-batch of one rank.
 
     `samples`: what each of them takes. The micro-batches follow from the budget alone, whatever the ranks and accumulation.

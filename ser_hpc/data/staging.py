@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from ser_hpc.clock import awake_s
-from ser_hpc.errors import UserError
-from ser_hpc.files import aside, read_json, write_json
+from ser_hpc.core.atomic_io import read_json, write_aside, write_json
+from ser_hpc.core.awake_clock import awake_s
+from ser_hpc.core.errors import UserError
 from ser_hpc.shards.index import Shard, ShardIndex
-from ser_hpc.shards.storage import Place, Url
+from ser_hpc.shards.storage import Location, Url
 
 MARGIN_BYTES = 1 << 30  # left free for others on the disk
 _POLL_S = 0.2
@@ -40,7 +40,7 @@ class _CannotStageError(Exception):
     """Why not, in words."""
 
 
-def stage(index: ShardIndex, positions: np.ndarray, where: Path, *, wait_s: float) -> tuple[tuple[Place, ...], str]:
+def stage(index: ShardIndex, positions: np.ndarray, where: Path, *, wait_s: float) -> tuple[tuple[Location, ...], str]:
     """The folders to read the clips at `positions` from (`ShardReader(index, folders)`), and a sentence about each.
 
     Each is a copy of a dataset below `where`, or its own folder if there cannot be one: too little space, a read error, a shard
@@ -58,7 +58,7 @@ def stage(index: ShardIndex, positions: np.ndarray, where: Path, *, wait_s: floa
     return tuple(folders), "\n".join(said)
 
 
-def _stage(root: Place, fingerprint: str, shards: Sequence[Shard], where: Path, wait_s: float) -> tuple[Place, str]:
+def _stage(root: Location, fingerprint: str, shards: Sequence[Shard], where: Path, wait_s: float) -> tuple[Location, str]:
     """One dataset's folder to read from, and what was copied there, or why it is its own."""
     began = awake_s()
     try:
@@ -75,7 +75,7 @@ def _stage(root: Place, fingerprint: str, shards: Sequence[Shard], where: Path, 
     return folder, f"{len(copied)} copied, {size:,.1f} MB in {took:.1f} s" if copied else "all there already"
 
 
-def _bring(root: Place, folder: Path, shards: Sequence[Shard]) -> list[Shard]:
+def _bring(root: Location, folder: Path, shards: Sequence[Shard]) -> list[Shard]:
     """Copy what is not there; returns what was copied. Raises OSError, _CannotStageError."""
     for left in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:  # of a killed copier: it no longer holds the lock
         left.unlink(missing_ok=True)
@@ -88,7 +88,7 @@ def _bring(root: Place, folder: Path, shards: Sequence[Shard]) -> list[Shard]:
             f"of which {MARGIN_BYTES / 1e6:,.0f} MB are left to others"
         )
     for shard in missing:
-        with aside(folder / shard.path) as temporary:
+        with write_aside(folder / shard.path) as temporary:
             _copy(root / shard.path, temporary)
             if not _is_sound(temporary, shard):
                 raise _CannotStageError(f"{root / shard.path} is not what was packed, or changed on its way (size, sha256)")
@@ -96,7 +96,7 @@ def _bring(root: Place, folder: Path, shards: Sequence[Shard]) -> list[Shard]:
     return missing
 
 
-def _copy(source: Place, target: Path) -> None:
+def _copy(source: Location, target: Path) -> None:
     if isinstance(source, Url):
         source.copy_to(target)
     else:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ser_hpc.engine.world import World
+from ser_hpc.engine.distributed.world import World
 
 
-class WeightAverage:
+class WeightEma:
     """Exponential moving average of the trained parameters and of buffers (BatchNorm's statistics); `decay` 0: none is kept.
 
     Needs the whole parameters on every rank. In float32, whatever the module's type.

@@ -24,27 +24,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser_hpc.clock import awake_s
 from ser_hpc.config.settings import Settings, TrainSettings
+from ser_hpc.core.atomic_io import write_once
+from ser_hpc.core.awake_clock import awake_s
 from ser_hpc.data.batches import Batch, BatchSource, collate
-from ser_hpc.data.sampler import BatchSpec, MicroBatch, epoch_order, evaluation_order, mix
+from ser_hpc.data.sampler import BatchSpec, MicroBatch, epoch_order, evaluation_micro_batches, mix_seed
 from ser_hpc.engine import gpu
-from ser_hpc.engine.ddp import autocast
-from ser_hpc.engine.frozen_params import FrozenBase
-from ser_hpc.engine.preemption import StopFlag, Stopped
-from ser_hpc.engine.probe import CPU_SECONDS
+from ser_hpc.engine.distributed.ddp import autocast
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.engine.fault.preemption import StopFlag, Stopped
+from ser_hpc.engine.fault.watchdog import Watchdog
+from ser_hpc.engine.frozen_params import FrozenParameters
+from ser_hpc.engine.memory.search import CPU_SECONDS
 from ser_hpc.engine.trial_data import TrialData, lengths
-from ser_hpc.engine.watchdog import Watchdog
-from ser_hpc.engine.word import came_further
-from ser_hpc.engine.world import World
-from ser_hpc.files import write_once
 from ser_hpc.models.classifier import Classifier
-from ser_hpc.models.heads import MeanPool
+from ser_hpc.models.heads.mean_pool import MeanPool
 from ser_hpc.models.packed import Packing, to_device
-from ser_hpc.results.run_dir import TrialDir
+from ser_hpc.run.run_dir import TrialDir
+from ser_hpc.run.start_marks import mark_progress
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
-from ser_hpc.shards.read import Cause, damaged
+from ser_hpc.shards.read import CorruptionCause, corruption_error
 
 _FEWEST_CLIPS, _MOST_BLOCKS = 64, 512  # of a block; of a run
 
@@ -68,13 +68,13 @@ class FeatureSource(AbstractContextManager[Any]):
     def __init__(self, states: PooledFeatures, index: ShardIndex, targets: np.ndarray, weights: np.ndarray) -> None:
         self._states, self._index, self._targets, self._weights = states, index, targets, weights
 
-    def ahead(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]:
+    def prefetch(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]:
         """Make batches. A damaged clip has weight zero in training; else it raises CorruptClipError."""
         for micro in micros:
             rows = np.searchsorted(self._states.positions, micro.clips.positions)
             causes = self._states.causes[rows]
             for i in () if training else np.flatnonzero(causes):
-                raise damaged(self._index, int(micro.clips.positions[i]), Cause(causes[i]))
+                raise corruption_error(self._index, int(micro.clips.positions[i]), CorruptionCause(causes[i]))
             offsets = np.arange(len(rows) + 1)
             yield collate(micro, self._states.means[rows], offsets, causes, self._targets, self._weights)
 
@@ -85,9 +85,9 @@ class FeatureSource(AbstractContextManager[Any]):
         pass
 
 
-def source(
+def make_feature_source(
     model: Classifier,
-    base: FrozenBase,
+    base: FrozenParameters,
     clips: BatchSource,
     trial: TrialDir,
     settings: Settings,
@@ -107,28 +107,30 @@ def source(
     used = np.flatnonzero(data.targets >= 0)  # by all trials alike, so that their blocks are the same
     states = PooledFeatures(used, np.zeros((len(used), width), np.float32), np.zeros(len(used), np.int64))
     size = max(_FEWEST_CLIPS, -(-len(used) // _MOST_BLOCKS))
-    folder = trial.states / _fingerprint(model, base, settings, data.index, used, size)
+    folder = trial.feature_cache / _fingerprint(model, base, settings, data.index, used, size)
     folder.mkdir(parents=True, exist_ok=True)
-    costs = model.front.costs(lengths(settings, data)[used])
+    costs = model.frontend.costs(lengths(settings, data)[used])
     budget = settings.train.budget_seconds or CPU_SECONDS  # without gradients it is small for any GPU
-    cut = BatchSpec(1, round(budget * RATE), padded=model.front.padded)  # alike, whoever computes
+    cut = BatchSpec(1, round(budget * RATE), padded=model.frontend.padded)  # alike, whoever computes
     numbers = np.unique(np.searchsorted(used, data.fold.positions) // size)
-    numbers = numbers[epoch_order(mix(trial.trial.seed, trial.trial.fold, world.rank), 0, len(numbers))]  # an order of its own
+    numbers = numbers[
+        epoch_order(mix_seed(trial.trial.seed, trial.trial.fold, world.rank), 0, len(numbers))
+    ]  # an order of its own
     made = 0
     with clips:
         for number in numbers.tolist():
             path, rows = folder / f"{number:05d}.npy", slice(number * size, (number + 1) * size)
             means, causes = states.means[rows], states.causes[rows]
             if not _read(path, means):
-                batches = clips.ahead(evaluation_order(used[rows], costs[rows], cut, rank=0), training=True)
+                batches = clips.prefetch(evaluation_micro_batches(used[rows], costs[rows], cut, rank=0), training=True)
                 if not _encoded(model, batches, settings.train, world.device, stop, watchdog, means, causes):
                     break
                 made += 1
                 if not causes.any():
-                    came_further() if _put(path, means) else _read(path, means)
+                    mark_progress() if _put(path, means) else _read(path, means)
             watchdog.beat()
     model.cpu()
-    gpu.release(world.device)  # small trials may share the GPU
+    gpu.release_cached_memory(world.device)  # small trials may share the GPU
 
     # A rank that has them all waits here until the others do: for one block at most.
     (stopping,) = world.any_rank(stop.reason() is not None)
@@ -159,22 +161,22 @@ def _encoded(
         if stop.reason() is not None:
             return False
         with autocast(settings, device):
-            frames, lengths = model.front(model.encoder, to_device(batch.samples, device), batch.offsets)
-        means[batch.rows] = mean_frames(frames, lengths).cpu().numpy()
+            frames, lengths = model.frontend(model.encoder, to_device(batch.samples, device), batch.offsets)
+        means[batch.rows] = mean_pool_frames(frames, lengths).cpu().numpy()
         causes[batch.rows] = batch.damaged.numpy()
     return True
 
 
-def mean_frames(frames: Tensor, lengths: Tensor) -> Tensor:
+def mean_pool_frames(frames: Tensor, lengths: Tensor) -> Tensor:
     """Average frames (T, width), all clips' one after another, of lengths (B,): (B, width), float32 or better."""
     return Packing(tuple(lengths.tolist()), frames.device).mean(frames)
 
 
 def _fingerprint(
-    model: Classifier, base: FrozenBase, settings: Settings, index: ShardIndex, positions: np.ndarray, block: int
+    model: Classifier, base: FrozenParameters, settings: Settings, index: ShardIndex, positions: np.ndarray, block: int
 ) -> str:
     """Hash all that states depend on, but for rounding, and what stands in which file."""
-    front: Any = model.front
+    front: Any = model.frontend
     encoder: Any = model.encoder
     what = {
         "weights": base.sha256,

@@ -8,19 +8,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ser_hpc.engine import checkpoint
-from ser_hpc.engine.checkpoint import TrainState
-from ser_hpc.engine.preemption import Superseded
+from ser_hpc.core.atomic_io import write_json_once
+from ser_hpc.engine.fault import checkpoint
+from ser_hpc.engine.fault.checkpoint import TrainState
+from ser_hpc.engine.fault.preemption import Superseded
 from ser_hpc.engine.trial_data import TrialData
-from ser_hpc.files import write_json_once
-from ser_hpc.results import identity, predictions
 from ser_hpc.results.metrics import confusion_matrix, uar
-from ser_hpc.results.predictions import Prediction
-from ser_hpc.results.run_dir import AttemptDir, TrialDir
-from ser_hpc.results.sealed import sealed
+from ser_hpc.run import identity, predictions
+from ser_hpc.run.predictions import Prediction
+from ser_hpc.run.run_dir import AttemptDir, TrialDir
+from ser_hpc.run.sealed import seal
 
 
-def score(logits: np.ndarray, targets: np.ndarray, num_classes: int) -> tuple[float, float]:
+def score_part(logits: np.ndarray, targets: np.ndarray, num_classes: int) -> tuple[float, float]:
     """Compute UAR and mean cross-entropy of a part."""
     confusion = confusion_matrix(targets, logits.argmax(axis=1), num_classes)
     return float(uar(confusion)), float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)))
@@ -45,11 +45,15 @@ def predictions_of(part: str, positions: np.ndarray, logits: np.ndarray, data: T
 
 
 def write_done(
-    trial: TrialDir, attempt: AttemptDir, state: TrainState, found: list[Prediction], how_trained: Mapping[str, int | str]
+    trial: TrialDir,
+    attempt: AttemptDir,
+    state: TrainState,
+    predictions_made: list[Prediction],
+    how_trained: Mapping[str, int | str],
 ) -> None:
     """Write the predictions, then the marker, and drop what is only for going on. Raises Superseded if a marker is there."""
-    sha256 = predictions.write(attempt.predictions, found)
-    recorded = identity.read(trial.run)
+    sha256 = predictions.write_predictions(attempt.predictions, predictions_made)
+    recorded = identity.read_identity(trial.run)
     marker = {
         "run": recorded.identity.digest if recorded else None,
         "seed": trial.trial.seed,
@@ -64,6 +68,6 @@ def write_done(
         "seconds": round(state.seconds, 1),
         **how_trained,
     }
-    if not write_json_once(trial.done, sealed(marker)):
+    if not write_json_once(trial.done, seal(marker)):
         raise Superseded(f"{trial.trial} was completed by another attempt; attempt {attempt.number} ends")
     checkpoint.clear(trial, attempt, state.best_epoch)

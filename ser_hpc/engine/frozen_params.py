@@ -13,19 +13,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
 from ser_hpc.models.classifier import Classifier
 
 
 @dataclass(frozen=True, slots=True)
-class FrozenBase:
+class FrozenParameters:
     """Parameters that are neither trained nor saved; `sha256` of their names and contents, "" if there are none."""
 
     names: frozenset[str]
     sha256: str
 
     @classmethod
-    def of(cls, model: Classifier) -> FrozenBase:
+    def from_model(cls, model: Classifier) -> FrozenParameters:
         """Find the frozen parameters of a model that holds its base's weights, if they are its encoder or most of it."""
         frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
 
 # cuFFT's plans (models/packed.py, fft_rows), about half a megabyte each; torch would keep 4,096.
 PLANS = 128
@@ -22,25 +22,25 @@ _RAN_OUT = re.compile(
 )
 
 
-def set_up(device: torch.device) -> None:
+def set_up_gpu(device: torch.device) -> None:
     """Choose `device`, a GPU with its index, before anything is computed."""
     torch.cuda.set_device(device)
     torch.backends.cuda.cufft_plan_cache.max_size = PLANS
 
 
-def ran_out(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     """Tell whether it says that the GPU's memory does not suffice, in torch's words or in a library's."""
     return isinstance(error, torch.OutOfMemoryError) or _RAN_OUT.search(str(error)) is not None
 
 
-def release(device: torch.device) -> None:
+def release_cached_memory(device: torch.device) -> None:
     """Give back what is kept for later: for other libraries, other processes, other sizes."""
     if device.type == "cuda":
-        torch.backends.cuda.cufft_plan_cache.clear()  # the current device's, as `set_up` made it
+        torch.backends.cuda.cufft_plan_cache.clear()  # the current device's, as `set_up_gpu` made it
         torch.cuda.empty_cache()
 
 
-def reproducible(wanted: bool) -> None:
+def set_deterministic(wanted: bool) -> None:
     """Allow, before anything is computed, only kernels that give the same bits every time, or any."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it with its first product
@@ -49,7 +49,7 @@ def reproducible(wanted: bool) -> None:
 
 
 @contextmanager
-def kernels_in_words() -> Iterator[None]:
+def explain_missing_kernels() -> Iterator[None]:
     """Raise a UserError for a layer that has no such kernel."""
     try:
         yield

@@ -12,38 +12,40 @@ from functools import partial
 
 from safetensors.torch import load_file
 
-from ser_hpc.clock import awake_s
 from ser_hpc.config.settings import Settings
+from ser_hpc.core.awake_clock import awake_s
 from ser_hpc.data.batches import Source, group_by_step
-from ser_hpc.data.sampler import epoch_size, epoch_steps, mix, reduce_budget, step_micro_batches
-from ser_hpc.engine import checkpoint, feature_cache, finish, gpu, precision, probe
-from ser_hpc.engine.attempt import add as describe
-from ser_hpc.engine.corrupt_clips import CorruptClips
-from ser_hpc.engine.ddp import autocast
-from ser_hpc.engine.ema import WeightAverage
-from ser_hpc.engine.evaluate import predict
-from ser_hpc.engine.frozen_params import FrozenBase
+from ser_hpc.data.sampler import epoch_size, epoch_steps, mix_seed, reduce_budget, step_micro_batches
+from ser_hpc.engine import feature_cache, finish, gpu, precision
+from ser_hpc.engine.distributed.build import build_strategy
+from ser_hpc.engine.distributed.ddp import autocast
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.engine.ema import WeightEma
+from ser_hpc.engine.evaluation import predict
+from ser_hpc.engine.fault import checkpoint
+from ser_hpc.engine.fault.corrupt_clips import CorruptClips
+from ser_hpc.engine.fault.preemption import StopFlag
+from ser_hpc.engine.fault.watchdog import Watchdog
+from ser_hpc.engine.frozen_params import FrozenParameters
+from ser_hpc.engine.memory import search
 from ser_hpc.engine.optim import learning_rate
-from ser_hpc.engine.preemption import StopFlag
 from ser_hpc.engine.progress import Progress
-from ser_hpc.engine.step import gradients
+from ser_hpc.engine.step import accumulate_gradients
 from ser_hpc.engine.step_metrics import StepMetrics
-from ser_hpc.engine.strategy import build as build_strategy
 from ser_hpc.engine.supervisor import Supervisor
 from ser_hpc.engine.torch_compile import compile_layers
 from ser_hpc.engine.trial_data import TrialData, balance_groups, clip_weights, lengths, make_batch_source
-from ser_hpc.engine.watchdog import Watchdog
-from ser_hpc.engine.world import World
-from ser_hpc.models.classifier import build
+from ser_hpc.models.classifier import build_classifier
 from ser_hpc.models.norms import RunningStatistics
-from ser_hpc.results.predictions import Prediction
-from ser_hpc.results.run_dir import AttemptDir, RunDir, TrialDir
+from ser_hpc.run.attempt import describe_attempt as describe
+from ser_hpc.run.predictions import Prediction
+from ser_hpc.run.run_dir import AttemptDir, RunDir, TrialDir
 from ser_hpc.shards.audio import RATE
 
 _PROBED = 64  # steps whose clips the data side is measured on
 
 
-@gpu.kernels_in_words()
+@gpu.explain_missing_kernels()
 def train_trial(
     trial: TrialDir, attempt: AttemptDir, settings: Settings, data: TrialData, world: World, stop: StopFlag, watchdog: Watchdog
 ) -> None:
@@ -54,8 +56,8 @@ def train_trial(
     """
     # Set up: the data.
     began = awake_s()
-    settings = precision.settle(settings, RunDir(trial.path.parents[1]), world)
-    gpu.reproducible(settings.train.deterministic)
+    settings = precision.choose_precision(settings, RunDir(trial.path.parents[1]), world)
+    gpu.set_deterministic(settings.train.deterministic)
     train, seed, fold, classes = settings.train, trial.trial.seed, data.fold, len(data.classes)
     weights, groups = clip_weights(train.class_weights, data), balance_groups(settings.data.balance, data)
     steps_per_epoch = -(-epoch_size(len(fold.train.positions), groups) // train.global_batch)
@@ -63,26 +65,28 @@ def train_trial(
     saved = checkpoint.restore(trial, attempt, world)
 
     # Set up: the model, and how ranks share it.
-    new_model, width = partial(build, settings.model, classes, mix(seed, 0x57E1)), None
+    new_model, width = partial(build_classifier, settings.model, classes, mix_seed(seed, 0x57E1)), None
     model = new_model()
-    base = FrozenBase.of(model)
+    base = FrozenParameters.from_model(model)
     if saved.tensors is not None:
         base.check(saved.tensors.base)
     clips = make_batch_source(settings, data, weights, world)
     source: Source = clips
-    if settings.states_suffice:
-        source, width = feature_cache.source(model, base, clips, trial, settings, data, weights, world, stop, watchdog)
+    if settings.uses_feature_cache:
+        source, width = feature_cache.make_feature_source(
+            model, base, clips, trial, settings, data, weights, world, stop, watchdog
+        )
         model = new_model(width)
-    samples = model.front.costs(lengths(settings, data))
-    budget = probe.find(model, settings, samples[fold.train.positions], world, saved.state.budget)
-    cut = budget.cut(world.size, train.accumulation, model.front)
+    samples = model.frontend.costs(lengths(settings, data))
+    budget = search.find_budget(model, settings, samples[fold.train.positions], world, saved.state.budget)
+    cut = budget.batch_spec(world.size, train.accumulation, model.frontend)
     if saved.tensors is not None:
         base.load(model, saved.tensors.model)
     if train.compile:
         compile_layers(model.encoder)
     strategy = build_strategy(model, train, world, saved.tensors)
     batch_norms = RunningStatistics(strategy.module, train.global_batch)
-    ema = WeightAverage(strategy.module, train.average, saved.tensors.average if saved.tensors else {})
+    ema = WeightEma(strategy.module, train.average, saved.tensors.average if saved.tensors else {})
 
     # Set up: what is recorded.
     if world.is_main:
@@ -110,16 +114,16 @@ def train_trial(
                 # One step.
                 metrics.begin_step(number, batches)
                 weight = float(weights[step.positions].sum())
-                losses = gradients(strategy, batches, len(step), weight, (seed, number), world.device, batch_norms)
+                losses = accumulate_gradients(strategy, batches, len(step), weight, (seed, number), world.device, batch_norms)
                 decision = supervisor.agree(out_of_memory=losses is None)
                 if losses is None or decision.out_of_memory:
                     strategy.discard_step()
                     cut = reduce_budget(cut, step.positions, samples[step.positions])
                     supervisor.lower_budget(cut.budget_samples, number)
                     break
-                losses, lr = world.sum(losses), learning_rate(number, total_steps, train)
+                losses, lr = world.sum_over_ranks(losses), learning_rate(number, total_steps, train)
                 grad_norm = strategy.step(lr)
-                batch_norms.update(len(step), world.sum)
+                batch_norms.update(len(step), world.sum_over_ranks)
                 ema.update(number + 1)
                 metrics.end_step(step.positions, weight, lr, losses, grad_norm, world)
                 supervisor.obey(decision)
@@ -131,7 +135,7 @@ def train_trial(
             strategy.train_mode(False)
             with ema.in_place(world):
                 logits = predict(strategy.forward, source, fold.dev.positions, samples, cut, classes, world)
-            supervisor.end_epoch(*finish.score(logits, data.targets[fold.dev.positions], classes))
+            supervisor.end_epoch(*finish.score_part(logits, data.targets[fold.dev.positions], classes))
 
         # Test: once, with the epoch that dev chose; on a plain copy, whatever the strategy was.
         writer.wait()

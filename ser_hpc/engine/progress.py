@@ -11,12 +11,12 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Self
 
-from ser_hpc.clock import awake_s
-from ser_hpc.engine.checkpoint import TrainState
-from ser_hpc.engine.word import came_further
-from ser_hpc.files import read_json, rename_over
-from ser_hpc.results.endings import furthest
-from ser_hpc.results.run_dir import AttemptDir
+from ser_hpc.core.atomic_io import read_json, replace_file
+from ser_hpc.core.awake_clock import awake_s
+from ser_hpc.engine.fault.checkpoint import TrainState
+from ser_hpc.run.attempt_end import furthest
+from ser_hpc.run.run_dir import AttemptDir
+from ser_hpc.run.start_marks import mark_progress
 
 _EVERY_S = 1.0
 _WARM_UP = 3  # steps that tell nothing of how long the others take: compiled, allocated and read for the first time
@@ -42,8 +42,8 @@ class Progress:
         self._what, self._state = "starting", state
         self._last: dict[str, Any] = {}
         if active:
-            self._steps = continued(attempt.steps, before.steps if before else None, "step", state.step)
-            self._epoch_lines = continued(attempt.epochs, before.epochs if before else None, "epoch", state.epoch)
+            self._steps = continue_lines(attempt.steps, before.steps if before else None, "step", state.step)
+            self._epoch_lines = continue_lines(attempt.epochs, before.epochs if before else None, "epoch", state.epoch)
             self.write("starting", state)
 
     def __enter__(self) -> Self:
@@ -100,7 +100,7 @@ class Progress:
             return
         # A stop has saved: the next start goes on from there, even where one before had come further and lost it.
         if (state.epoch, state.step) > self._furthest or (what == "stopped" and state.step > self._start_step):
-            came_further()
+            mark_progress()
         left = None
         if self._clock is not None and state.step > self._clock[0]:
             a_step = (awake_s() - self._clock[1]) / (state.step - self._clock[0])
@@ -118,7 +118,7 @@ class Progress:
         }
         temporary = self._attempt.progress.with_name(f".{self._attempt.progress.name}.tmp")
         temporary.write_text(json.dumps(fields), encoding="utf-8")
-        rename_over(temporary, self._attempt.progress)
+        replace_file(temporary, self._attempt.progress)
         self._steps.flush()
         self._epoch_lines.flush()
         self._written = awake_s()
@@ -131,7 +131,7 @@ class Progress:
                 os.fsync(file.fileno())
 
 
-def continued(path: Path, before: Path | None, counter: str, until: int) -> TextIOWrapper:
+def continue_lines(path: Path, before: Path | None, counter: str, until: int) -> TextIOWrapper:
     """Open for appending, with the whole lines of `before` whose counter is below `until`."""
     kept = []
     if before is not None and before.exists():

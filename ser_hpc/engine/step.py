@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ser_hpc.data.batches import Batch
-from ser_hpc.data.sampler import mix
+from ser_hpc.data.sampler import mix_seed
 from ser_hpc.engine import gpu
-from ser_hpc.engine.sharing import Strategy
+from ser_hpc.engine.distributed.strategy import Strategy
 from ser_hpc.models.norms import RunningStatistics
 from ser_hpc.models.packed import to_device
 
 
-def gradients(
+def accumulate_gradients(
     strategy: Strategy,
     batches: Sequence[Batch],
     clips: int,
@@ -42,7 +42,7 @@ def gradients(
     statistics.begin()
     try:
         for turn, batch in enumerate(batches, start=1):
-            torch.manual_seed(mix(*seed, batch.number))
+            torch.manual_seed(mix_seed(*seed, batch.number))
             losses = _forward_backward(strategy, batch, weight, device, last=turn == len(batches))
             if len(batch.rows):  # else a filler
                 statistics.add(len(batch.rows))
@@ -51,7 +51,7 @@ def gradients(
                 per_clip_loss[:, to_device(torch.from_numpy(batch.rows), device)] = found
         return per_clip_loss
     except RuntimeError as error:
-        if not gpu.ran_out(error):
+        if not gpu.is_out_of_memory(error):
             raise
         print(str(error).partition("\n")[0], file=sys.stderr, flush=True)
     strategy.join_pending_collectives()  # here, where the error no longer holds what it ran out of

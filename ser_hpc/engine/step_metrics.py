@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser_hpc.clock import awake_s
+from ser_hpc.core.awake_clock import awake_s
+from ser_hpc.core.errors import UserError, listed
 from ser_hpc.data.batches import Batch, Source
 from ser_hpc.data.sampler import MicroBatch
-from ser_hpc.engine.checkpoint import TrainState
-from ser_hpc.engine.corrupt_clips import CorruptClips
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.engine.fault.checkpoint import TrainState
+from ser_hpc.engine.fault.corrupt_clips import CorruptClips
 from ser_hpc.engine.progress import Progress
 from ser_hpc.engine.trial_data import TrialData
-from ser_hpc.engine.world import World
-from ser_hpc.errors import UserError, listed
 from ser_hpc.shards.audio import RATE
 
 _PROBE_S = 0.5

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ser_hpc.clock import awake_s
 from ser_hpc.config.settings import TrainSettings
-from ser_hpc.engine import attempt, checkpoint
-from ser_hpc.engine.ema import WeightAverage
-from ser_hpc.engine.frozen_params import FrozenBase
-from ser_hpc.engine.preemption import StopFlag, Stopped, Superseded
-from ser_hpc.engine.sharing import Strategy
+from ser_hpc.core.awake_clock import awake_s
+from ser_hpc.engine.distributed.strategy import Strategy
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.engine.ema import WeightEma
+from ser_hpc.engine.fault import checkpoint
+from ser_hpc.engine.fault.preemption import StopFlag, Stopped, Superseded
+from ser_hpc.engine.fault.watchdog import Watchdog
+from ser_hpc.engine.frozen_params import FrozenParameters
 from ser_hpc.engine.step_metrics import StepMetrics
-from ser_hpc.engine.watchdog import Watchdog
-from ser_hpc.engine.world import World
-from ser_hpc.results.run_dir import AttemptDir, TrialDir
+from ser_hpc.run import attempt
+from ser_hpc.run.run_dir import AttemptDir, TrialDir
 from ser_hpc.shards.audio import RATE
 
 _LOOK_S = 1.0  # how often the disk is asked whether a newer attempt has begun
@@ -45,8 +46,8 @@ class Supervisor:
     watchdog: Watchdog
     began: float
     strategy: Strategy
-    ema: WeightAverage
-    base: FrozenBase
+    ema: WeightEma
+    base: FrozenParameters
     metrics: StepMetrics
     writer: checkpoint.Writer
 
@@ -105,7 +106,7 @@ class Supervisor:
         self.metrics.read(all=True)
         self.metrics.state = replace(self.metrics.state, budget=replace(budget, samples=samples, lowered=True))
         if self.world.is_main:
-            attempt.add(self.attempt, budget_s=round(samples / RATE, 3))
+            attempt.describe_attempt(self.attempt, budget_s=round(samples / RATE, 3))
             print(f"memory ran out at step {step}: made again, {samples / RATE:.0f} s of audio at a time", flush=True)
 
     def save(self) -> None:

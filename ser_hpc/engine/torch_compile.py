@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
 
 
 def compile_layers(encoder: Any) -> None:
     """Have each layer compiled when it first runs. Raises UserError where nothing can be compiled."""
-    if (lacking := missing()) is not None:
+    if (lacking := missing_for_compile()) is not None:
         raise UserError(f"train.compile needs {lacking} on the compute node; or set it to false")
     if isinstance(encoder, nn.Identity):  # its features are cached
         return
@@ -33,7 +33,7 @@ def compile_layers(encoder: Any) -> None:
         layer.compile(dynamic=True)
 
 
-def missing() -> str | None:
+def missing_for_compile() -> str | None:
     """Name what compiling lacks here: torch writes C++ that includes Python's own headers."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None and shutil.which("clang++") is None:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ser_hpc.config.settings import Settings
-from ser_hpc.corpora.folds import Fold
 from ser_hpc.data.batches import BatchSource
 from ser_hpc.data.cache import cache_bytes
 from ser_hpc.data.prefetch import default_workers
-from ser_hpc.engine.world import World
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.protocols.folds import Fold
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
-from ser_hpc.shards.storage import Place
+from ser_hpc.shards.storage import Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class TrialData:
     classes: tuple[str, ...]
     targets: np.ndarray
     fold: Fold
-    roots: tuple[Place, ...] = ()
+    roots: tuple[Location, ...] = ()
 
 
 def make_batch_source(settings: Settings, data: TrialData, weights: np.ndarray, world: World) -> BatchSource:

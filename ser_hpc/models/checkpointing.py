@@ -1,7 +1,7 @@
 """Checkpoint activations: each layer keeps its input alone and is run again in the backward pass (Chen et al. 2016,
 arXiv 1604.06174). About a third more work for a fraction of the memory; the gradients are the same, bit for bit.
 
-transformers' layers ask their own switch, and the convolutional stem (feature_encoder.py) asks the same one.
+transformers' layers ask their own switch, and the convolutional stem (models/encoders/feature_encoder.py) asks the same one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
 from ser_hpc.models.classifier import Classifier
 
 

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ser_hpc.config.settings import AcrnnModel, Model
-from ser_hpc.errors import of_every_trial
-from ser_hpc.models import acrnn, heads
+from ser_hpc.core.errors import shared_by_all_trials
+from ser_hpc.models.encoders import acrnn
+from ser_hpc.models.heads import mean_pool
+from ser_hpc.models.heads.attention_pool import AttentionPool
 
 
 class Frontend(Protocol):
@@ -41,13 +43,13 @@ class Frontend(Protocol):
 class Classifier(nn.Module):
     """`max_seconds` is the longest clip that the encoder can take (Whisper: 30; longer ones are cut), or None."""
 
-    def __init__(self, front: Frontend, encoder: nn.Module, head: nn.Module, freeze_encoder: bool = False) -> None:
+    def __init__(self, frontend: Frontend, encoder: nn.Module, head: nn.Module, freeze_encoder: bool = False) -> None:
         super().__init__()
-        self.front = front
+        self.frontend = frontend
         self.encoder = encoder
         self.head = head
         self.freeze_encoder = freeze_encoder
-        self.max_seconds = front.max_seconds
+        self.max_seconds = frontend.max_seconds
         if freeze_encoder:
             encoder.requires_grad_(False).eval()
 
@@ -58,7 +60,7 @@ class Classifier(nn.Module):
         Returns {"emotion": (B, num_classes) float32 logits} (float64 where the parameters are).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
-            frames, lengths = self.front(self.encoder, samples, offsets)
+            frames, lengths = self.frontend(self.encoder, samples, offsets)
         return {"emotion": self.head(frames, lengths)}
 
     def train(self, mode: bool = True) -> Self:
@@ -69,7 +71,7 @@ class Classifier(nn.Module):
         return self
 
 
-class PooledStates:
+class PooledFeatureFrontend:
     """The front of a head alone. What goes in is each clip's mean frame, float (B, width), in the place of its samples: to the
     head, a clip of one frame."""
 
@@ -88,25 +90,25 @@ class PooledStates:
         return samples, offsets.diff()
 
 
-@of_every_trial()
-def build(settings: Model, num_classes: int, seed: int, states: int | None = None) -> Classifier:
+@shared_by_all_trials()
+def build_classifier(settings: Model, num_classes: int, seed: int, pooled_width: int | None = None) -> Classifier:
     """Build the classifier on the CPU, in float32: the same weights for the same seed; the global random state is left alone.
 
-    `states`: the width of the encoder's frames, for the same head without the encoder, over `PooledStates`.
+    `pooled_width`: the width of the encoder's frames, for the same head without the encoder, over `PooledFeatureFrontend`.
     Raises UserError where pretrained weights cannot be loaded or a configuration is not an encoder's.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if isinstance(settings, AcrnnModel):
             network = acrnn.Acrnn(settings)
-            return Classifier(acrnn.MelFrontend(settings), network, heads.AttentionPool(settings, network.width, num_classes))
+            return Classifier(acrnn.MelFrontend(settings), network, AttentionPool(settings, network.width, num_classes))
         front: Frontend
-        if states is None:
-            from ser_hpc.models import encoder  # transformers takes seconds to import
+        if pooled_width is None:
+            from ser_hpc.models.encoders import pretrained  # transformers takes seconds to import
 
-            front, model, width = encoder.load(settings)
+            front, model, width = pretrained.load_encoder(settings)
         else:
-            front, model, width = PooledStates(states), nn.Identity(), states
+            front, model, width = PooledFeatureFrontend(pooled_width), nn.Identity(), pooled_width
         torch.default_generator.manual_seed(seed)  # the head's weights, whatever loading the encoder drew
-        head = heads.MeanPool(settings.head, width, num_classes)
+        head = mean_pool.MeanPool(settings.head, width, num_classes)
         return Classifier(front, model, head, freeze_encoder=settings.freeze == "encoder")

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ser_hpc.monitor.cause_words import REFUSED, Cause, Nearness, clean, judge
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.monitor.cause_words import REFUSED, CauseRank, FailureCause, classify_line, clean_line
+from ser_hpc.run.run_dir import RunDir, Trial
 
 _TAIL_BYTES = 256 * 1024
 _TRACEBACK = re.compile(r"^(Original )?Traceback \(most recent call last\):")
@@ -55,9 +55,9 @@ def log_files(
     return tuple(takewhile(Path.exists, map(path, count())))
 
 
-def find_cause(logs: Iterable[Path], also: str | None = None) -> Cause | None:
+def find_cause(logs: Iterable[Path], also: str | None = None) -> FailureCause | None:
     """The line that is closest to the cause, of the newest start in each log. `also`: an error told elsewhere, heard first."""
-    lines = [judge(also) or Cause(clean(also), Nearness.EXCEPTION, True)] if also else []
+    lines = [classify_line(also) or FailureCause(clean_line(also), CauseRank.EXCEPTION, True)] if also else []
     for path in logs:
         try:
             status = path.stat()
@@ -74,14 +74,14 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 @lru_cache(maxsize=4096)
-def _causes(path: Path, size: int, changed_ns: int) -> tuple[Cause, ...]:
+def _causes(path: Path, size: int, changed_ns: int) -> tuple[FailureCause, ...]:
     """Read once for each state of the file, which `size` and `changed_ns` tell apart."""
     return tuple(_of_lines(_RANK.sub("", line) for line in _newest_start(_tail(path))))
 
 
-def _of_lines(lines: Iterable[str]) -> Iterator[Cause]:
+def _of_lines(lines: Iterable[str]) -> Iterator[FailureCause]:
     """Each line that tells something; of exceptions raised one from another only the last, which was meant to be read."""
-    waiting: Cause | None = None
+    waiting: FailureCause | None = None
     in_traceback = False
     for line in lines:
         if _CHAINED.match(line):
@@ -89,9 +89,9 @@ def _of_lines(lines: Iterable[str]) -> Iterator[Cause]:
         if _TRACEBACK.match(line):
             in_traceback = True
         elif line.strip() and not line.startswith((" ", "\t")):
-            cause = judge(line)
+            cause = classify_line(line)
             if cause is None and in_traceback:
-                cause = Cause(clean(line), Nearness.EXCEPTION, True)
+                cause = FailureCause(clean_line(line), CauseRank.EXCEPTION, True)
             if cause is not None:
                 if waiting:
                     yield waiting

@@ -1,0 +1,9 @@
+"""From the predictions of a run's trials to its scores, and what must be known before believing them.
+
+plan_checks           a report counts exactly what was planned
+metrics               scores and intervals, from confusion matrices
+cross_validation      scores over folds and seeds; what is missing
+report_json, report_markdown, report_terminal   one file a format
+
+It knows nothing of how training works.
+"""

@@ -11,26 +11,26 @@ from contextlib import suppress
 from typing import Any
 
 from ser_hpc.config import schema
-from ser_hpc.config.load import load_run
+from ser_hpc.config.load import load_run_settings
 from ser_hpc.config.settings import EncoderModel, Settings
-from ser_hpc.errors import UserError, counted
-from ser_hpc.files import read_json
-from ser_hpc.results.endings import trained
-from ser_hpc.results.run_dir import RunDir, TrialDir
+from ser_hpc.core.atomic_io import read_json
+from ser_hpc.core.errors import UserError, counted
+from ser_hpc.run.attempt_end import trained_attempts
+from ser_hpc.run.run_dir import RunDir, TrialDir
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 
-def about(run: RunDir, plan: Mapping[str, Any], done: Sequence[TrialDir]) -> dict[str, str]:
+def describe_run(run: RunDir, plan: Mapping[str, Any], done: Sequence[TrialDir]) -> dict[str, str]:
     """Words by topic. `done`: the finished trials."""
     classes = counted(len(plan["classes"]), "class", "classes")
     told = {"data": f"{', '.join(plan['corpora'])}; label set {plan['label_set']}, {classes}"}
     markers = [read_json(folder.done) for folder in done]
     with suppress(UserError, OSError):
-        settings = load_run(run.settings)
+        settings = load_run_settings(run.settings)
         told["model"] = _model(settings)
         told["settings that differ from the defaults"] = ", ".join(_changed(settings)) or "none"
-    attempts = [what for trial, what in trained(run) if trial in {folder.trial for folder in done}]
+    attempts = [what for trial, what in trained_attempts(run) if trial in {folder.trial for folder in done}]
     told["code"] = _each(_origin(run, what.get("code")) for what in attempts)
     told["versions"] = _each(", ".join(f"{name} {number}" for name, number in _versions(run, what)) for what in attempts)
     told["hardware"] = _each(_hardware(what, markers) for what in attempts)

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from ser_hpc.errors import listed
-from ser_hpc.results.endings import trained
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.core.errors import listed
+from ser_hpc.run.attempt_end import trained_attempts
+from ser_hpc.run.run_dir import RunDir, Trial
 
 # Those of the packages in attempt.json whose arithmetic is in a result.
 _PACKAGES = ("torch", "torchaudio", "transformers", "deepspeed", "numpy")
@@ -17,7 +17,7 @@ _PACKAGES = ("torch", "torchaudio", "transformers", "deepspeed", "numpy")
 def differences(run: RunDir) -> list[str]:
     """A sentence for everything that differed between the attempts which trials were trained in; none: nothing did."""
     said: dict[str, dict[str, set[Trial]]] = defaultdict(lambda: defaultdict(set))
-    for trial, about in trained(run):
+    for trial, about in trained_attempts(run):
         for what, read in _READ.items():
             if (value := read(about)) is not None:
                 said[what][str(value)].add(trial)

@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from ser_hpc.errors import UserError
-from ser_hpc.results import checks, metrics
-from ser_hpc.results.about import about
-from ser_hpc.results.endings import how_it_ended
+from ser_hpc.core.errors import UserError
+from ser_hpc.results import metrics, plan_checks
+from ser_hpc.results.about import describe_run
 from ser_hpc.results.metrics import Interval
-from ser_hpc.results.predictions import Prediction
-from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
-from ser_hpc.results.suspicious import warnings
+from ser_hpc.results.sanity import sanity_warnings
+from ser_hpc.run.attempt_end import read_end
+from ser_hpc.run.plan_file import read_plan
+from ser_hpc.run.predictions import Prediction
+from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +125,13 @@ def cross_validate(run: RunDir, notes: Sequence[str] = ()) -> CrossValidation:
 
 
 def _cross_validate(run: RunDir, notes: Sequence[str]) -> CrossValidation:
-    plan = checks.read_plan(run)
+    plan = read_plan(run)
     planned = [run.trial(Trial(**trial)) for trial in plan["trials"]]
     done = [folder for folder in planned if folder.is_done]
     trials = tuple(_score(folder, plan) for folder in done)
-    checks.refuse_overlaps({t.trial: t.test for t in trials})
+    plan_checks.refuse_overlaps({t.trial: t.test for t in trials})
     missing = tuple(Missing(folder.trial, _reason(folder)) for folder in planned if folder not in done)
-    finished = _together(trials) if trials else None
+    finished = _aggregate(trials) if trials else None
     interval = Interval(None, "trials are missing") if missing else _interval(trials, plan)
     complete = [[t for t in trials if t.trial.seed == seed] for seed in plan["seeds"]]
     return CrossValidation(
@@ -142,14 +143,14 @@ def _cross_validate(run: RunDir, notes: Sequence[str]) -> CrossValidation:
         interval=interval,
         seeds=tuple(_seed_scores(folds) for folds in complete if len(folds) == len(plan["folds"])),
         notes=(
-            *([checks.OF_BEFORE] if plan["format"] == 1 else []),
+            *([plan_checks.LEGACY_NOTE] if plan["format"] == 1 else []),
             *plan["notes"],
             *notes,
             *_dev_differences(trials),
             *_damaged_clips(done),
         ),
-        warnings=tuple(warnings(done, {t.trial: t.confusion for t in trials}, plan["classes"], interval)),
-        about=about(run, plan, done),
+        warnings=tuple(sanity_warnings(done, {t.trial: t.confusion for t in trials}, plan["classes"], interval)),
+        about=describe_run(run, plan, done),
     )
 
 
@@ -157,16 +158,16 @@ def _reason(folder: TrialDir) -> str:
     """Why a trial is missing, as far as its newest attempt wrote it down."""
     if folder.newest is None:
         return "not started"
-    end = how_it_ended(folder.newest)
-    if end.how in ("failed", "hung", "lost"):
-        return f"{end.how}: {end.error or 'no error was written; see its log'}"
-    return "stopped, to be gone on with" if end.how == "stopped" else "not finished"
+    end = read_end(folder.newest)
+    if end.outcome in ("failed", "hung", "lost"):
+        return f"{end.outcome}: {end.error or 'no error was written; see its log'}"
+    return "stopped, to be gone on with" if end.outcome == "stopped" else "not finished"
 
 
 def _score(folder: TrialDir, plan: dict[str, Any]) -> TrialScores:
     """Read, check and score one finished trial."""
-    done = checks.read_done(folder, plan)
-    parts = checks.read_parts(folder, plan, done.get("predictions_sha256"))
+    done = plan_checks.read_done(folder, plan)
+    parts = plan_checks.read_trial_predictions(folder, plan, done.get("predictions_sha256"))
     confusion = _confusion(parts["test"], plan["classes"])
     truths = {p.truth for p in parts["test"]}
     return TrialScores(
@@ -191,7 +192,7 @@ def _confusion(predictions: Sequence[Prediction], classes: Sequence[str]) -> np.
     return metrics.confusion_matrix(pairs[:, 0], pairs[:, 1], len(classes))
 
 
-def _together(trials: Sequence[TrialScores]) -> Scores:
+def _aggregate(trials: Sequence[TrialScores]) -> Scores:
     each = np.stack([t.confusion for t in trials])  # (trials, C, C)
     seeds = np.array([t.trial.seed for t in trials])
     per_seed = np.stack([each[seeds == seed].sum(0) for seed in np.unique(seeds)])  # (seeds, C, C)
@@ -214,19 +215,19 @@ def _together(trials: Sequence[TrialScores]) -> Scores:
 
 
 def _seed_scores(folds: Sequence[TrialScores]) -> SeedScores:
-    scores = _together(folds)
+    scores = _aggregate(folds)
     return SeedScores(folds[0].trial.seed, scores.uar.mean, scores.uar.pooled)
 
 
 def _interval(trials: Sequence[TrialScores], plan: dict[str, Any]) -> Interval:
     """Of the pooled UAR. A speaker is told apart by corpus and name; clips of unknown speakers have no unit to be drawn by."""
-    if not all(checks.is_known(p) for t in trials for p in t.test):
+    if not all(plan_checks.is_known(p) for t in trials for p in t.test):
         return Interval(None, "some test clips are of unknown speakers")
     same = plan.get("same_speakers", {})
     by_speaker: dict[int, dict[str, list[Prediction]]] = {seed: {} for seed in plan["seeds"]}
     for t in trials:
         for p in t.test:
-            by_speaker[t.trial.seed].setdefault(checks.person(p, same), []).append(p)
+            by_speaker[t.trial.seed].setdefault(plan_checks.speaker_id(p, same), []).append(p)
     speakers = sorted(by_speaker[plan["seeds"][0]])
     return metrics.speaker_interval(
         np.array([[_confusion(clips[speaker], plan["classes"]) for speaker in speakers] for clips in by_speaker.values()])
@@ -245,7 +246,7 @@ def _dev_differences(trials: Sequence[TrialScores]) -> list[str]:
 
 def _damaged_clips(done: Sequence[TrialDir]) -> list[str]:
     """How many training clips could not be read, so that a trial learnt from fewer clips than the plan says."""
-    counts = {folder.trial: len(text.splitlines()) for folder in done if (text := _damage_told(folder))}
+    counts = {folder.trial: len(text.splitlines()) for folder in done if (text := _describe_damage(folder))}
     if not counts:
         return []
     most = max(counts, key=counts.__getitem__)
@@ -255,7 +256,7 @@ def _damaged_clips(done: Sequence[TrialDir]) -> list[str]:
     ]
 
 
-def _damage_told(folder: TrialDir) -> str:
+def _describe_damage(folder: TrialDir) -> str:
     try:
         return folder.current.damaged.read_text(encoding="utf-8", errors="replace")
     except OSError:

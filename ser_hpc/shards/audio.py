@@ -1,7 +1,7 @@
 """Any recording -> 16 kHz mono int16, or a `BadClipError` that says in words why not.
 
-libsndfile decodes, soxr resamples, block by block, so that memory holds little more than the result. `probe` looks at headers
-only (cheap, for refusing a corpus before anything is written); `decode` reads the samples.
+libsndfile decodes, soxr resamples, block by block, so that memory holds little more than the result. `count_samples` looks at
+headers only (cheap, for refusing a corpus before anything is written); `decode` reads the samples.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import soundfile
 import soxr
 
 from ser_hpc.shards.containers.contents import BadClipError as BadClipError
-from ser_hpc.shards.recording import Recording, opened
-from ser_hpc.shards.volume import AS_IT_IS, Mix, Volume
+from ser_hpc.shards.downmix import AS_IT_IS, Downmix, LevelMeter
+from ser_hpc.shards.recording import Recording, open_recording
 
 RATE = 16_000
 _FRAME = RATE // 100  # 10 ms
@@ -33,7 +33,7 @@ _ROUNDING_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Outline:
+class AudioHeader:
     """What a file says of a clip before it is decoded. `doubtful`: what is not so, in words, and how it is read."""
 
     num_samples: int
@@ -41,7 +41,7 @@ class Outline:
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class DecodedClip:
     """`samples` int16 (num_samples,) at 16 kHz; `clipped`: share of the source's samples at full scale or beyond.
 
     In words, "" where all is well: `doubtful` (see Outline), `out_of_range` and `cancelled` (see volume.Mix).
@@ -54,19 +54,19 @@ class Clip:
     cancelled: str = ""
 
 
-def probe(path: Path, start_s: float | None = None, end_s: float | None = None) -> int:
+def count_samples(path: Path, start_s: float | None = None, end_s: float | None = None) -> int:
     """Samples that `decode` will give. Raises BadClipError for everything that can be known without decoding."""
-    return outline(path, start_s, end_s).num_samples
+    return read_header(path, start_s, end_s).num_samples
 
 
-def outline(path: Path, start_s: float | None = None, end_s: float | None = None) -> Outline:
-    """As `probe`, with what is doubtful in the file."""
-    with opened(path) as recording:
+def read_header(path: Path, start_s: float | None = None, end_s: float | None = None) -> AudioHeader:
+    """As `count_samples`, with what is doubtful in the file."""
+    with open_recording(path) as recording:
         first, last = _frames(recording, start_s, end_s)
-        return Outline(_num_samples(last - first, recording.rate), recording.doubt)
+        return AudioHeader(_num_samples(last - first, recording.rate), recording.doubt)
 
 
-def decode(path: Path, start_s: float | None = None, end_s: float | None = None) -> Clip:
+def decode(path: Path, start_s: float | None = None, end_s: float | None = None) -> DecodedClip:
     """The clip as 16 kHz mono int16: channels averaged, resampled (soxr HQ), rounded, clipped. Raises BadClipError.
 
     What that would spoil is heard first, and mixed in another way (`volume.Mix`), which is told.
@@ -76,15 +76,15 @@ def decode(path: Path, start_s: float | None = None, end_s: float | None = None)
     while (better := mix.better(volume)) != mix:
         mix = better
         samples, volume, doubt = _mixed(path, start_s, end_s, mix)
-    return Clip(samples, volume.clipped, doubt, mix.out_of_range, mix.cancelled)
+    return DecodedClip(samples, volume.clipped, doubt, mix.out_of_range, mix.cancelled)
 
 
-def _mixed(path: Path, start_s: float | None, end_s: float | None, mix: Mix) -> tuple[np.ndarray, Volume, str]:
-    with opened(path) as recording:
+def _mixed(path: Path, start_s: float | None, end_s: float | None, mix: Downmix) -> tuple[np.ndarray, LevelMeter, str]:
+    with open_recording(path) as recording:
         first, last = _frames(recording, start_s, end_s)
         samples = np.empty(_num_samples(last - first, recording.rate), np.int16)
         resampler = soxr.ResampleStream(recording.rate, RATE, 1, quality="HQ") if recording.rate != RATE else None
-        volume, done, left = Volume(), 0, last - first
+        volume, done, left = LevelMeter(), 0, last - first
         for block in recording.blocks(first, last):
             left -= len(block)
             mono = mix.mono(block, volume)
@@ -131,7 +131,7 @@ def decode_flac(payload: bytes) -> np.ndarray:
 
 
 def measure_flac(payload: bytes) -> tuple[int, str]:
-    """Number of samples of a shard's payload, and their `sound_hash`; in bounded memory. Raises as `decode_flac`."""
+    """Number of samples of a shard's payload, and their `samples_hash`; in bounded memory. Raises as `decode_flac`."""
     length, digest = 0, hashlib.md5(usedforsecurity=False)
     with _flac(payload) as sound:
         while len(samples := sound.read(_BLOCK, dtype="int16")):
@@ -140,13 +140,13 @@ def measure_flac(payload: bytes) -> tuple[int, str]:
     return length, digest.hexdigest()
 
 
-def sound_hash(samples: np.ndarray) -> str:
+def samples_hash(samples: np.ndarray) -> str:
     """MD5 of int16 samples, 32 hex digits: equal for identical sound, whatever file it came from; what FLAC itself records."""
     return hashlib.md5(np.ascontiguousarray(samples, "<i2").data, usedforsecurity=False).hexdigest()
 
 
-def flac_sound_hash(payload: bytes) -> str:
-    """The `sound_hash` that the encoder wrote into a FLAC file (`metaflac --show-md5sum`), without decoding it."""
+def flac_samples_hash(payload: bytes) -> str:
+    """The `samples_hash` that the encoder wrote into a FLAC file (`metaflac --show-md5sum`), without decoding it."""
     return payload[26:42].hex()
 
 

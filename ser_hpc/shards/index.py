@@ -26,12 +26,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ser_hpc.corpora.utterance import COLUMNS, Metadata, Texts
-from ser_hpc.errors import UserError, listed
+from ser_hpc.core.errors import UserError, listed
+from ser_hpc.corpora.utterance import COLUMNS, Metadata, TextColumn
+from ser_hpc.shards.assignment import LAYOUT_VERSION
 from ser_hpc.shards.audio import RATE
-from ser_hpc.shards.overlaps import pieces, sharing
-from ser_hpc.shards.plan import LAYOUT_VERSION
-from ser_hpc.shards.storage import Place, size
+from ser_hpc.shards.overlaps import overlap_groups, pieces
+from ser_hpc.shards.storage import Location, size
 
 DATASET = "dataset.json"
 REPORT = "pack_report.json"
@@ -81,7 +81,7 @@ class ShardIndex:
     name) of names that are nobody else's, however alike, as packing was told.
     """
 
-    roots: tuple[Place, ...]
+    roots: tuple[Location, ...]
     fingerprints: tuple[str, ...]
     metadata: Metadata
     shards: tuple[Shard, ...]
@@ -94,7 +94,7 @@ class ShardIndex:
     distinct: frozenset[tuple[str, str, str]] = frozenset()
 
     @classmethod
-    def load(cls, *roots: Place) -> ShardIndex:
+    def load(cls, *roots: Location) -> ShardIndex:
         """Several datasets come in the order of their fingerprints, however they are listed.
 
         Raises UserError: no finished dataset, another layout version, a shard or its index missing or changed, one twice.
@@ -138,7 +138,7 @@ class ShardIndex:
         return f"{self.metadata.corpus[position]}-{self.metadata.utterance_id[position]}"
 
 
-def describe_dataset(shards: Sequence[Shard], distinct: Iterable[tuple[str, str, str]] = ()) -> dict[str, Any]:
+def dataset_description(shards: Sequence[Shard], distinct: Iterable[tuple[str, str, str]] = ()) -> dict[str, Any]:
     """The content of dataset.json: no time, no path of this machine. `distinct`: see ShardIndex."""
     contents = "".join(f"{shard.path} {shard.sha256}\n" for shard in shards)
     return {
@@ -156,7 +156,7 @@ def describe_dataset(shards: Sequence[Shard], distinct: Iterable[tuple[str, str,
     }
 
 
-def read_dataset(root: Place) -> dict[str, Any]:
+def read_dataset(root: Location) -> dict[str, Any]:
     """The content of dataset.json. Raises UserError if there is none, or it is not one that this version reads."""
     path = root / DATASET
     try:
@@ -195,7 +195,7 @@ def _check_entry(shard: Shard) -> None:
         raise ValueError(f"{shard.path!r} is no path of a shard of {shard.corpus!r}, group {shard.group!r}")
 
 
-def check_tar_size(root: Place, shard: Shard) -> None:
+def check_tar_size(root: Location, shard: Shard) -> None:
     """Raises UserError if a tar is missing or has another size than when it was packed."""
     try:
         found = size(root / shard.path)
@@ -205,12 +205,12 @@ def check_tar_size(root: Place, shard: Shard) -> None:
         raise UserError(f"shard {root / shard.path} has {found} bytes instead of {shard.bytes}; copy it again, or {PACK_AGAIN}")
 
 
-def read_table(root: Place, shard: Shard) -> pa.Table:
+def read_table(root: Location, shard: Shard) -> pa.Table:
     """The rows of one shard. Raises UserError if its index is missing or not the one that was written with it."""
     return _rows(root, shard, _read_index(root, shard))
 
 
-def _read_index(root: Place, shard: Shard) -> bytes:
+def _read_index(root: Location, shard: Shard) -> bytes:
     path = (root / shard.path).with_suffix(".parquet")
     try:
         content = path.read_bytes()
@@ -221,7 +221,7 @@ def _read_index(root: Place, shard: Shard) -> bytes:
     return content
 
 
-def _rows(root: Place, shard: Shard, content: bytes) -> pa.Table:
+def _rows(root: Location, shard: Shard, content: bytes) -> pa.Table:
     """The rows of an index. Raises UserError where they are not of that tar, whoever wrote them."""
     path = (root / shard.path).with_suffix(".parquet")
     try:
@@ -280,14 +280,14 @@ class _Pieces:
 
     def metadata(self, num_samples: np.ndarray) -> Metadata:
         columns: dict[str, Any] = {name: self._words(name) for name in _SHARED}
-        columns |= {name: Texts(pa.concat_arrays(self._arrays.pop(name))) for name in _TEXTS}
+        columns |= {name: TextColumn(pa.concat_arrays(self._arrays.pop(name))) for name in _TEXTS}
         return Metadata(**columns, seconds=num_samples / RATE, overlap=self._overlap())
 
     def _overlap(self) -> np.ndarray | None:
-        """`sharing` over all shards: pieces of one recording may lie in several."""
+        """`overlap_groups` over all shards: pieces of one recording may lie in several."""
         if not (some := [found for _, found in self._recordings if found is not None]):
             return None
-        groups = sharing(*(np.concatenate(columns) for columns in zip(*some, strict=True)))
+        groups = overlap_groups(*(np.concatenate(columns) for columns in zip(*some, strict=True)))
         of_piece = np.concatenate([np.full(clips, found is not None) for clips, found in self._recordings])
         overlap = np.full(len(of_piece), -1, dtype=np.int32)
         overlap[of_piece] = groups

@@ -15,7 +15,7 @@ _TOLERANCE_S = 0.001  # times are rounded to milliseconds
 _TIMES = re.compile(r"(-\d+)?-(\d+|end)(-[0-9a-f]{8})?$")  # at the end of a piece's id (corpora.table, corpora.audformat)
 
 
-def sharing(recording: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+def overlap_groups(recording: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Number of the group of pieces that overlap, one with the next; -1: with no other. int32 (num_pieces,).
 
     `recording`: of what each is a piece, as a number; `start`, `end`: seconds. All have shape (num_pieces,).
@@ -36,7 +36,7 @@ def sharing(recording: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.nda
 
 
 def pieces(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """What `sharing` needs of a shard's clips, by its index; None where no clip is a piece of a longer recording."""
+    """What `overlap_groups` needs of a shard's clips, by its index; None where no clip is a piece of a longer recording."""
     if not {"source", "start_s", "end_s"} <= set(rows.column_names):
         return None
     start, end = rows.column("start_s"), rows.column("end_s")

@@ -19,17 +19,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
 from ser_hpc.shards.audio import BadClipError, decode_flac
 from ser_hpc.shards.index import PACK_AGAIN, ShardIndex
-from ser_hpc.shards.storage import Place, Url, read_ranges
+from ser_hpc.shards.storage import Location, Url, read_ranges
 
 _MAX_OPEN = 256  # of the 1024 files that a process may usually have open
 _GAP = 1 << 20  # bytes read in vain rather than asking again: what passes while a busy file system or a store answers
 _MOST = 32 << 20  # bytes of one read
 
 
-class Cause(IntEnum):
+class CorruptionCause(IntEnum):
     """What is wrong with a damaged clip; 0 means nothing."""
 
     CUT_OFF = 1
@@ -38,23 +38,23 @@ class Cause(IntEnum):
     OTHER_LENGTH = 4
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return {
-            Cause.CUT_OFF: "the shard ends before it",
-            Cause.CHANGED: "its bytes are not those that were packed (crc32)",
-            Cause.UNDECODABLE: "it does not decode",
-            Cause.OTHER_LENGTH: "it has another length than when it was packed",
+            CorruptionCause.CUT_OFF: "the shard ends before it",
+            CorruptionCause.CHANGED: "its bytes are not those that were packed (crc32)",
+            CorruptionCause.UNDECODABLE: "it does not decode",
+            CorruptionCause.OTHER_LENGTH: "it has another length than when it was packed",
         }[self]
 
 
 class CorruptClipError(UserError):
     """A clip whose bytes are not those that were packed."""
 
-    def __init__(self, message: str, cause: Cause) -> None:
+    def __init__(self, message: str, cause: CorruptionCause) -> None:
         super().__init__(message)
         self.cause = cause
 
-    def __reduce__(self) -> tuple[type[CorruptClipError], tuple[str, Cause]]:
+    def __reduce__(self) -> tuple[type[CorruptClipError], tuple[str, CorruptionCause]]:
         return CorruptClipError, (str(self), self.cause)
 
 
@@ -70,13 +70,13 @@ class Extent(NamedTuple):
     crc32: int
 
 
-def damaged(index: ShardIndex, position: int, cause: Cause) -> CorruptClipError:
+def corruption_error(index: ShardIndex, position: int, cause: CorruptionCause) -> CorruptClipError:
     """What reading this clip raised when `cause` was found."""
-    (extent,) = extents(index, [position])
+    (extent,) = clip_extents(index, [position])
     return _corrupt(extent, index.roots[extent.dataset], cause)
 
 
-def extents(index: ShardIndex, positions: np.ndarray | Sequence[int]) -> list[Extent]:
+def clip_extents(index: ShardIndex, positions: np.ndarray | Sequence[int]) -> list[Extent]:
     """Of the clips at `positions`, in that order."""
     numbers = index.shard[positions].tolist()
     columns = (column[positions].tolist() for column in (index.offset, index.size, index.num_samples, index.crc32))
@@ -94,17 +94,17 @@ class ClipReader:
     on parallel file systems; from a store they always do.
     """
 
-    def __init__(self, originals: Sequence[Place], copies: Sequence[Place] = (), *, coalesce: bool = False) -> None:
+    def __init__(self, originals: Sequence[Location], copies: Sequence[Location] = (), *, coalesce: bool = False) -> None:
         self._originals, self._places, self._coalesce = tuple(originals), tuple(copies or originals), coalesce
         self._files: OrderedDict[Path, _File] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, wanted: Sequence[Extent]) -> list[np.ndarray | CorruptClipError]:
+    def read(self, extents: Sequence[Extent]) -> list[np.ndarray | CorruptClipError]:
         """Each clip's samples, int16 (num_samples,) at 16 kHz, or what is wrong with it.
 
         Raises UserError if a shard cannot be read at all: that is the file system's trouble, not the clip's, and may pass.
         """
-        return [self._clip(extent, payload) for extent, payload in zip(wanted, self._payloads(wanted), strict=True)]
+        return [self._clip(extent, payload) for extent, payload in zip(extents, self._payloads(extents), strict=True)]
 
     def close(self) -> None:
         with self._lock:
@@ -122,7 +122,7 @@ class ClipReader:
             raise found
         return found
 
-    def _payload(self, where: Place, extent: Extent) -> bytes | OSError:
+    def _payload(self, where: Location, extent: Extent) -> bytes | OSError:
         try:
             if isinstance(where, Url):
                 return read_ranges([(where / extent.tar, extent.offset, extent.offset + extent.size)])[0]
@@ -170,13 +170,13 @@ class ClipReader:
 class ShardReader:
     """Reads clips of an index by position. A context manager: leaving it closes its files. `copies`: see ClipReader."""
 
-    def __init__(self, index: ShardIndex, copies: Sequence[Place] = ()) -> None:
+    def __init__(self, index: ShardIndex, copies: Sequence[Location] = ()) -> None:
         self.index = index
         self._clips = ClipReader(index.roots, copies)
 
     def read(self, position: int) -> np.ndarray:
         """The clip's samples, int16 (num_samples,) at 16 kHz. Raises CorruptClipError, UserError if the shard is gone."""
-        (found,) = self._clips.read(extents(self.index, [position]))
+        (found,) = self._clips.read(clip_extents(self.index, [position]))
         if isinstance(found, CorruptClipError):
             raise found
         return found
@@ -191,30 +191,32 @@ class ShardReader:
         self.close()
 
 
-def _reader(originals: Sequence[Place], copies: Sequence[Place], coalesce: bool) -> ClipReader:
+def _reader(originals: Sequence[Location], copies: Sequence[Location], coalesce: bool) -> ClipReader:
     return ClipReader(originals, copies, coalesce=coalesce)
 
 
-def _samples(extent: Extent, payload: bytes | OSError, where: Place) -> np.ndarray | UserError:
+def _samples(extent: Extent, payload: bytes | OSError, where: Location) -> np.ndarray | UserError:
     """The decoded clip, if it is what was packed."""
     if isinstance(payload, OSError):
         why = payload.strerror or payload
         return UserError(f"shard {where / extent.tar} cannot be read ({why}); is its file system still there?")
     if len(payload) != extent.size:
-        return _corrupt(extent, where, Cause.CUT_OFF)
+        return _corrupt(extent, where, CorruptionCause.CUT_OFF)
     if zlib.crc32(payload) != extent.crc32:
-        return _corrupt(extent, where, Cause.CHANGED)
+        return _corrupt(extent, where, CorruptionCause.CHANGED)
     try:
         samples = decode_flac(payload)
     except BadClipError as error:
-        return _corrupt(extent, where, Cause.UNDECODABLE, f" ({error})")
+        return _corrupt(extent, where, CorruptionCause.UNDECODABLE, f" ({error})")
     if len(samples) != extent.num_samples:
-        return _corrupt(extent, where, Cause.OTHER_LENGTH, f" ({len(samples)} samples instead of {extent.num_samples})")
+        return _corrupt(
+            extent, where, CorruptionCause.OTHER_LENGTH, f" ({len(samples)} samples instead of {extent.num_samples})"
+        )
     return samples
 
 
-def _corrupt(extent: Extent, where: Place, cause: Cause, more: str = "") -> CorruptClipError:
-    clip = f"clip {extent.key} in shard {where / extent.tar} is damaged: {cause.words}{more}"
+def _corrupt(extent: Extent, where: Location, cause: CorruptionCause, more: str = "") -> CorruptClipError:
+    clip = f"clip {extent.key} in shard {where / extent.tar} is damaged: {cause.description}{more}"
     return CorruptClipError(f"{clip}. Find all damage: python -m ser_hpc.shards.verify {where}; then {PACK_AGAIN}", cause)
 
 

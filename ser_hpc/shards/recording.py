@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 
 from ser_hpc.shards.containers import flac, mpeg, ogg, plain, wav
-from ser_hpc.shards.containers.contents import BadClipError, Contents, behind_tag
+from ser_hpc.shards.containers.contents import AudioContents, BadClipError, behind_tag
 
 _HEAD = 4096  # bytes of a file that are looked at before libsndfile is
 _BLOCK = 1 << 16  # samples, of all channels, at once: what stays in a core's cache
@@ -80,7 +80,7 @@ class _Forward(soundfile.SoundFile):  # type: ignore[misc]
 class _Part(io.RawIOBase):
     """Some bytes, and then parts of an open file, as one file; nothing is copied."""
 
-    def __init__(self, file: int, contents: Contents) -> None:
+    def __init__(self, file: int, contents: AudioContents) -> None:
         self._file, self._head, self._at = file, contents.head, 0
         starts, ends = zip(*contents.gaps, strict=True) if contents.gaps else ((), ())
         parts = list(zip((contents.start, *ends), (*starts, contents.end), strict=True))
@@ -110,7 +110,7 @@ class _Part(io.RawIOBase):
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Recording]:
+def open_recording(path: Path) -> Iterator[Recording]:
     """A recording to read. Raises BadClipError for everything that a look at the file can tell, and while it is read."""
     head = b""
     try:
@@ -137,7 +137,7 @@ def opened(path: Path) -> Iterator[Recording]:
 
 
 @lru_cache(maxsize=64)
-def _contents(path: Path, _inode: int, size: int, _changed: int) -> Contents | None:
+def _contents(path: Path, _inode: int, size: int, _changed: int) -> AudioContents | None:
     """None of a file whose format nobody here knows.
 
     Remembered: of a long recording with a thousand clips, pages and frames are walked over once.
@@ -153,7 +153,7 @@ def _contents(path: Path, _inode: int, size: int, _changed: int) -> Contents | N
         os.close(file)
 
 
-def _recording(sound: _Forward, contents: Contents, size: int) -> Recording:
+def _recording(sound: _Forward, contents: AudioContents, size: int) -> Recording:
     frames = sound.frames if contents.frames is None else contents.frames
     if not 0 <= frames < 2**62:
         raise BadClipError("has no length in its header (written through a pipe?); convert it again to a file")

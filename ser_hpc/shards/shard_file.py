@@ -22,16 +22,16 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ser_hpc.core.atomic_io import write_aside
+from ser_hpc.core.errors import UserError
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.errors import UserError
-from ser_hpc.files import aside
 from ser_hpc.shards import audio
-from ser_hpc.shards.encode import blocks, encoded
-from ser_hpc.shards.findings import Measured, Rules
+from ser_hpc.shards.assignment import ShardPlan, describe_utterance, source_digests, source_hash
+from ser_hpc.shards.encode import blocks, encode_clip
 from ser_hpc.shards.index import SCHEMA, Shard, index_path, parse_index
-from ser_hpc.shards.members import BLOCK, tar_end, tar_header, tar_padding
-from ser_hpc.shards.plan import ShardPlan, describe, recordings, source_hash
-from ser_hpc.shards.workers import check_stopped
+from ser_hpc.shards.quality import ClipMeasurements, QualityRules
+from ser_hpc.shards.tar_members import BLOCK, tar_end, tar_header, tar_padding
+from ser_hpc.shards.task_pool import check_stopped
 
 _RECORD = b"ser_hpc"  # the key of our record in the Parquet file's own metadata
 _BROKEN = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)
@@ -47,25 +47,25 @@ class Written:
 
     plan: ShardPlan
     shard: Shard | None
-    clips: tuple[Measured, ...]
+    clips: tuple[ClipMeasurements, ...]
     kept: frozenset[str]
 
 
-def write_shard(plan: ShardPlan, out: Path, rules: Rules, without: frozenset[str] | None = None) -> Written:
+def write_shard(plan: ShardPlan, out: Path, rules: QualityRules, without: frozenset[str] | None = None) -> Written:
     """Write a plan's tar and index, `without` these clips; None: without those that the rules drop on their own account.
 
     What stands there already and was made from the same sources is copied, not encoded again. Raises UserError if the disk is
     full; then nothing half-written is there.
     """
     tar = out / plan.path
-    contents = recordings(plan)  # before decoding: a source that changes now is seen next time
+    contents = source_digests(plan)  # before decoding: a source that changes now is seen next time
     sources = source_hash(plan, contents)
 
-    def unwanted(clip: Measured) -> bool:
+    def unwanted(clip: ClipMeasurements) -> bool:
         return rules.drops(clip) if without is None else clip.key in without
 
-    with disk_errors_in_words(tar), _standing(plan, out, sources) as standing:
-        with aside(tar) as temporary:
+    with explain_disk_errors(tar), _existing_shard(plan, out, sources) as standing:
+        with write_aside(tar) as temporary:
             rows, dropped, digest = _write_tar(temporary, plan, standing, rules, unwanted)
             record = {"bytes": temporary.stat().st_size, "sha256": digest} if rows else {"bytes": 0, "sha256": ""}
         if not rows:
@@ -75,12 +75,12 @@ def write_shard(plan: ShardPlan, out: Path, rules: Rules, without: frozenset[str
         rows = [row | {"recording": sources_of[row["key"]]} for row in rows]
         index = _Index.make(rows, {"source_hash": sources} | record | {"dropped": [asdict(clip) for clip in dropped]})
         content = index.serialised()
-        with aside(index_path(tar)) as temporary:
+        with write_aside(index_path(tar)) as temporary:
             temporary.write_bytes(content)
     return _written(plan, index, content)
 
 
-def finished_shard(plan: ShardPlan, out: Path, rules: Rules) -> Written | None:
+def finished_shard(plan: ShardPlan, out: Path, rules: QualityRules) -> Written | None:
     """What an earlier run wrote for this very plan and these very sources; None if it is not there, whole and unchanged.
 
     Also None where a clip that is wanted now was left out unheard.
@@ -90,7 +90,7 @@ def finished_shard(plan: ShardPlan, out: Path, rules: Rules) -> Written | None:
         content = index_path(tar).read_bytes()
         index = _Index.parse(content)
         record = index.record
-        if record["source_hash"] != source_hash(plan, recordings(plan)) or index.serialised() != content:
+        if record["source_hash"] != source_hash(plan, source_digests(plan)) or index.serialised() != content:
             return None
         if record["bytes"] and (record["bytes"] != tar.stat().st_size or record["sha256"] != _sha256(tar)):
             return None
@@ -101,7 +101,7 @@ def finished_shard(plan: ShardPlan, out: Path, rules: Rules) -> Written | None:
 
 
 @contextmanager
-def disk_errors_in_words(path: Path) -> Iterator[None]:
+def explain_disk_errors(path: Path) -> Iterator[None]:
     """A full disk, a quota, a folder that may not be written: a UserError naming `path` and what to do."""
     try:
         yield
@@ -113,11 +113,11 @@ def disk_errors_in_words(path: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Standing:
+class _ExistingShard:
     """The clips of a whole shard that stands where the new one goes. Its tar is open: another part may put a new one there."""
 
     descriptor: int = -1
-    measured: dict[str, Measured] = field(default_factory=dict)
+    measured: dict[str, ClipMeasurements] = field(default_factory=dict)
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def payload(self, key: str) -> BinaryIO | None:
@@ -129,7 +129,7 @@ class _Standing:
 
 
 @contextmanager
-def _standing(plan: ShardPlan, out: Path, sources: str) -> Iterator[_Standing]:
+def _existing_shard(plan: ShardPlan, out: Path, sources: str) -> Iterator[_ExistingShard]:
     """What stands there, if it was made from these sources and is undamaged."""
     tar = out / plan.path
     try:
@@ -139,27 +139,27 @@ def _standing(plan: ShardPlan, out: Path, sources: str) -> Iterator[_Standing]:
         places = {key: (offset, size) for key, offset, size in zip(*columns, strict=True)}
         file = tar.open("rb")
     except _BROKEN:
-        yield _Standing()
+        yield _ExistingShard()
         return
     with file:
         same = index.record["source_hash"] == sources
         whole = hashlib.file_digest(file, "sha256").hexdigest() == index.record["sha256"]
-        yield _Standing(file.fileno(), measured, places) if same and whole else _Standing()
+        yield _ExistingShard(file.fileno(), measured, places) if same and whole else _ExistingShard()
 
 
 def _write_tar(
-    path: Path, plan: ShardPlan, standing: _Standing, rules: Rules, unwanted: Callable[[Measured], bool]
-) -> tuple[list[dict[str, Any]], list[Measured], str]:
+    path: Path, plan: ShardPlan, standing: _ExistingShard, rules: QualityRules, unwanted: Callable[[ClipMeasurements], bool]
+) -> tuple[list[dict[str, Any]], list[ClipMeasurements], str]:
     """The rows of what was written, what was left out, and the file's SHA-256."""
     rows: list[dict[str, Any]] = []
-    dropped: list[Measured] = []
+    dropped: list[ClipMeasurements] = []
     at, digest = 0, hashlib.sha256()
     with path.open("wb") as file:
         for utterance in plan.utterances:
             check_stopped()
             clip, payload = standing.measured.get(utterance.key), standing.payload(utterance.key)
             if clip is None or (payload is None and not unwanted(clip)):
-                clip, payload = encoded(utterance, rules, unwanted, path.parent)
+                clip, payload = encode_clip(utterance, rules, unwanted, path.parent)
             if payload is None or unwanted(clip):
                 announced = clip.announced()
                 dropped.append(announced if rules.drops(announced) else clip)  # the same, heard or not
@@ -175,9 +175,11 @@ def _write_tar(
     return rows, dropped, digest.hexdigest()
 
 
-def _members(utterance: Utterance, clip: Measured, payload: BinaryIO, at: int) -> tuple[dict[str, Any], Iterator[bytes]]:
+def _members(
+    utterance: Utterance, clip: ClipMeasurements, payload: BinaryIO, at: int
+) -> tuple[dict[str, Any], Iterator[bytes]]:
     """A clip's row, and its two members, in parts, as they stand in a tar from byte `at` on."""
-    described = describe(utterance)
+    described = describe_utterance(utterance)
     sound = {"rate_hz": audio.RATE, "num_samples": clip.num_samples, "sound": clip.sound}
     text = json.dumps(described | sound, allow_nan=False, ensure_ascii=False).encode()
     size, crc = payload.seek(0, os.SEEK_END), 0
@@ -222,8 +224,8 @@ class _Index:
         content: bytes = sink.getvalue().to_pybytes()
         return content
 
-    def measured(self) -> list[Measured]:
-        return [Measured(**row) for row in [*self.table.select(_MEASURES).to_pylist(), *self.record["dropped"]]]
+    def measured(self) -> list[ClipMeasurements]:
+        return [ClipMeasurements(**row) for row in [*self.table.select(_MEASURES).to_pylist(), *self.record["dropped"]]]
 
 
 def _check(table: pa.Table, record: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
 
 _WAITS_S = (0.5, 2.0, 8.0)  # before a request is tried again
 Result = TypeVar("Result")
@@ -56,20 +56,20 @@ class Url:
 
     def _ask(self, request: Callable[[Any, str], Result]) -> Result:
         store, path = _store(self.url)
-        return _patiently(lambda: request(store, path), self.url)
+        return _with_retries(lambda: request(store, path), self.url)
 
 
-Place = Path | Url
+Location = Path | Url
 
 
-def place(name: str) -> Place:
+def parse_location(name: str) -> Location:
     """A folder or file as settings name it: a path, or a URL."""
     if name.startswith("file://"):
         return Path(name.removeprefix("file://"))
     return Url(name) if "://" in name else Path(name)
 
 
-def size(where: Place) -> int:
+def size(where: Location) -> int:
     """In bytes. Raises FileNotFoundError."""
     return where.size() if isinstance(where, Url) else where.stat().st_size
 
@@ -83,7 +83,7 @@ def read_ranges(ranges: Sequence[tuple[Url, int, int]]) -> list[bytes]:
         return []
     store, _ = _store(str(ranges[0][0]))
     paths, starts, ends = zip(*((_store(str(url))[1], start, end) for url, start, end in ranges), strict=True)
-    found = _patiently(lambda: store.cat_ranges(list(paths), list(starts), list(ends), on_error="raise"), str(ranges[0][0]))
+    found = _with_retries(lambda: store.cat_ranges(list(paths), list(starts), list(ends), on_error="raise"), str(ranges[0][0]))
     for content, (url, start, end) in zip(found, ranges, strict=True):
         if len(content) > end - start:
             raise UserError(f"{url}: its server sends whole files where a part was asked for; copy the shards from it")
@@ -101,7 +101,7 @@ def _store(url: str) -> tuple[Any, str]:
     return store, path
 
 
-def _patiently(request: Callable[[], Result], url: str) -> Result:
+def _with_retries(request: Callable[[], Result], url: str) -> Result:
     """Networks fail for a moment: a request is tried again a few times, then it is a UserError."""
     for wait in (*_WAITS_S, None):
         try:

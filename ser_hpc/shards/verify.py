@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ser_hpc import console
-from ser_hpc.errors import UserError, counted
+from ser_hpc.core import cli
+from ser_hpc.core.errors import UserError, counted
 from ser_hpc.shards import audio
 from ser_hpc.shards.index import (
     DATASET,
@@ -23,11 +23,11 @@ from ser_hpc.shards.index import (
     PACK_AGAIN,
     Shard,
     check_tar_size,
-    describe_dataset,
+    dataset_description,
     read_dataset,
     read_table,
 )
-from ser_hpc.shards.members import LARGEST_FLAC, LARGEST_JSON, Member, members
+from ser_hpc.shards.tar_members import LARGEST_FLAC, LARGEST_JSON, TarMember, iter_members
 
 
 def verify(root: Path) -> list[str]:
@@ -38,7 +38,7 @@ def verify(root: Path) -> list[str]:
         return [str(error)]
     shards = [Shard(**shard) for shard in dataset["shards"]]
     problems = [problem for shard in shards for problem in _check_shard(root, shard)]
-    if describe_dataset(shards) != dataset:
+    if dataset_description(shards) != dataset:
         problems.append(f"{root / DATASET}: its totals or fingerprint do not follow from its list of shards")
     return problems
 
@@ -55,8 +55,8 @@ def _check_shard(root: Path, shard: Shard) -> Iterator[str]:
         if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
             yield f"shard {path} is damaged: its content is not what was packed (sha256)"
         found = []
-        for member in members(file, path.stat().st_size, 2 * shard.clips + 1):
-            if isinstance(member, Member):
+        for member in iter_members(file, path.stat().st_size, 2 * shard.clips + 1):
+            if isinstance(member, TarMember):
                 found.append(member)
             else:
                 yield f"shard {path}: {member}"
@@ -75,7 +75,7 @@ def _check_shard(root: Path, shard: Shard) -> Iterator[str]:
                 yield f"clip {row['key']} in shard {path}: {problem}"
 
 
-def _check_clip(row: dict[str, Any], file: BinaryIO, payload: Member, description: Member) -> Iterator[str]:
+def _check_clip(row: dict[str, Any], file: BinaryIO, payload: TarMember, description: TarMember) -> Iterator[str]:
     """What is wrong with one clip."""
     if row["key"] != f"{row['corpus']}-{row['utterance_id']}":
         yield f"its index names it {row['corpus']}-{row['utterance_id']}"
@@ -126,4 +126,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

@@ -1,7 +1,7 @@
 """Packing: utterances become a dataset of tar shards, in parallel, and whatever happens it can be started again.
 
-    every header is read        what is not to be packed for its header is known before anything is written (findings.py)
-    the plan is made            which clip goes into which shard; clips planned before stay there (plan.py, plan_file.py)
+    every header is read        what is not to be packed for its header is known before anything is written (quality.py)
+    the plan is made            which clip goes into which shard; clips planned before stay there (assignment_file.py)
     finished shards are kept    if made from the same metadata and sources, and undamaged (shard_file.py)
     the rest is written         one shard a task: tar, then its index, which also holds what was measured of every clip
     all clips are judged        over all shards: what is to `fail` is named now, all at once
@@ -19,20 +19,20 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ser_hpc.corpora.declared import Declared
+from ser_hpc.core.atomic_io import write_json
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora.name_overrides import NameOverrides
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.errors import UserError
-from ser_hpc.files import write_json
-from ser_hpc.shards import audio, plan_file, report
-from ser_hpc.shards.findings import Finding, Measured, Rules, judge
-from ser_hpc.shards.folder import locked, make_room, refuse_other_corpora, stale_files
-from ser_hpc.shards.index import DATASET, REPORT, describe_dataset, index_path
-from ser_hpc.shards.plan import Plan, ShardPlan, check_keys, plan
-from ser_hpc.shards.report import PackReport
-from ser_hpc.shards.shard_file import Written, disk_errors_in_words, finished_shard, write_shard
-from ser_hpc.shards.workers import Workers, check_stopped
+from ser_hpc.shards import assignment_file, audio, pack_report
+from ser_hpc.shards.assignment import ShardAssignment, ShardPlan, assign_shards, check_keys
+from ser_hpc.shards.index import DATASET, REPORT, dataset_description, index_path
+from ser_hpc.shards.output_dir import lock_output, make_room, refuse_other_corpora, stale_files
+from ser_hpc.shards.pack_report import PackReport
+from ser_hpc.shards.quality import ClipMeasurements, Finding, QualityRules, find_problems
+from ser_hpc.shards.shard_file import Written, explain_disk_errors, finished_shard, write_shard
+from ser_hpc.shards.task_pool import TaskPool, check_stopped
 
-Progress = Callable[[str, float, float], None]
+ProgressCallback = Callable[[str, float, float], None]
 Result = TypeVar("Result", bound=Written | ShardPlan)
 READING, CHECKING, PACKING, COMPLETING = "reading headers", "checking finished shards", "packing", "checking all shards"
 CORRECTING = "leaving out copies"
@@ -44,11 +44,11 @@ def pack(
     out: Path,
     *,
     workers: int,
-    rules: Rules | None = None,
+    rules: QualityRules | None = None,
     shard_mb: int = 64,
     left_out: Sequence[tuple[Path, str]] = (),
     part: tuple[int, int] = (0, 1),
-    declared: Declared | None = None,
+    declared: NameOverrides | None = None,
     on_progress: Callable[..., None] | None = None,
 ) -> PackReport:
     """Pack clips into `out`, or finish what an earlier run began there; returns the dataset's report, or else this part's.
@@ -62,17 +62,17 @@ def pack(
     """
     number, count = part
     assert 0 <= number < count
-    declared = declared or Declared()
-    utterances = declared.read(utterances)
+    declared = declared or NameOverrides()
+    utterances = declared.apply(utterances)
     check_keys(utterances)
     declared.refuse_ambiguous(utterances)
     distinct = declared.of_corpora({utterance.corpus for utterance in utterances})
-    with Workers(workers) as pool:
+    with TaskPool(workers) as pool:
         tell = on_progress or (lambda stage, done, total: None)
-        packing = _Packing(out, rules or Rules(), pool, tuple(left_out), distinct, tell)
+        packing = _Packing(out, rules or QualityRules(), pool, tuple(left_out), distinct, tell)
         lengths = packing.read_headers(utterances)
-        with locked(out, shared=count > 1):
-            planned = plan(utterances, lengths, shard_mb, plan_file.read(out))
+        with lock_output(out, shared=count > 1):
+            planned = assign_shards(utterances, lengths, shard_mb, assignment_file.read_assignment(out))
             refuse_other_corpora(out, planned.shards)
             mine, others = planned.shards[number::count], [s for i, s in enumerate(planned.shards) if i % count != number]
             kept, new = packing.pack_shards(planned, mine)
@@ -90,31 +90,31 @@ class _Packing:
     def __init__(
         self,
         out: Path,
-        rules: Rules,
-        pool: Workers,
+        rules: QualityRules,
+        pool: TaskPool,
         left_out: tuple[tuple[Path, str], ...],
         distinct: frozenset[tuple[str, str, str]],
-        progress: Progress,
+        progress: ProgressCallback,
     ) -> None:
         self.out, self.rules, self.pool, self.left_out = out, rules, pool, left_out
         self.distinct, self.progress = distinct, progress
 
     def read_headers(self, utterances: Sequence[Utterance]) -> list[float]:
         """Seconds of each clip, 0 where no header can be read. Raises UserError for what is to fail, or if nothing is left."""
-        heads: dict[str, Measured] = {}
+        heads: dict[str, ClipMeasurements] = {}
         tasks = [(utterances[at : at + _PROBED_AT_ONCE],) for at in range(0, len(utterances), _PROBED_AT_ONCE)]
         for measured in self.pool.run(_probe, tasks):
             heads |= {clip.key: clip for clip in measured}
             self.progress(READING, len(heads), len(utterances))
         clips = [heads[utterance.key] for utterance in utterances]
-        findings = judge(list(zip(utterances, clips, strict=True)), self.rules)
+        findings = find_problems(list(zip(utterances, clips, strict=True)), self.rules)
         self.rules.refuse(findings)
         if all(self.rules.drops(clip) for clip in clips):
             example = f": all {len(clips)} are left out, as {findings[0]}" if findings else ""
             raise UserError(f"there is no clip to pack into {self.out}{example}")
         return [clip.num_samples / audio.RATE for clip in clips]
 
-    def pack_shards(self, planned: Plan, mine: Sequence[ShardPlan]) -> tuple[list[Written], list[Written]]:
+    def pack_shards(self, planned: ShardAssignment, mine: Sequence[ShardPlan]) -> tuple[list[Written], list[Written]]:
         """The shards that are `mine`: those that an earlier run had finished, and those that are written now."""
         candidates = [shard for shard in mine if index_path(self.out / shard.path).exists()]
         checked = self._watched(_check, [(shard, self.out, self.rules) for shard in candidates], CHECKING)
@@ -123,8 +123,8 @@ class _Packing:
         todo = [shard for shard in mine if shard.path not in kept_paths]
         wanted = {(self.out / shard.path).parent for shard in planned.shards}
         make_room(todo, stale_files(self.out, planned.shards), wanted, self.out)
-        with disk_errors_in_words(self.out):
-            plan_file.write(self.out, planned.remembered())
+        with explain_disk_errors(self.out):
+            assignment_file.write_assignment(self.out, planned.to_saved())
         return kept, [*self._watched(write_shard, [(shard, self.out, self.rules) for shard in todo], PACKING)]
 
     def find_shards(self, plans: Sequence[ShardPlan]) -> list[Written] | None:
@@ -144,9 +144,9 @@ class _Packing:
         written = [*kept, *new]
         findings = self._judge(written)
         self.rules.refuse(findings)
-        return report.make(written, findings, self.rules, self.left_out, len(kept))
+        return pack_report.make_pack_report(written, findings, self.rules, self.left_out, len(kept))
 
-    def complete(self, planned: Plan, kept: Sequence[Written], new: Sequence[Written]) -> PackReport:
+    def complete(self, planned: ShardAssignment, kept: Sequence[Written], new: Sequence[Written]) -> PackReport:
         """Judge all clips, correct shards, write the report, then dataset.json. Raises UserError for what is to fail."""
         found = {result.plan.path: result for result in (*kept, *new)}
         written = [found[shard.path] for shard in planned.shards]  # of equal sounds, that in the oldest shard is the first
@@ -161,16 +161,16 @@ class _Packing:
         found |= {result.plan.path: result for result in self._watched(write_shard, tasks, CORRECTING)}
         written = [found[path] for path in sorted(found)]
         kept_whole = sum(found[result.plan.path] is result for result in kept)
-        summary = report.make(written, findings, self.rules, self.left_out, kept_whole)
-        with disk_errors_in_words(self.out):
+        summary = pack_report.make_pack_report(written, findings, self.rules, self.left_out, kept_whole)
+        with explain_disk_errors(self.out):
             write_json(self.out / REPORT, summary.as_json())
             shards = [result.shard for result in written if result.shard is not None]
-            write_json(self.out / DATASET, describe_dataset(shards, self.distinct))
+            write_json(self.out / DATASET, dataset_description(shards, self.distinct))
         return summary
 
     def _judge(self, written: Sequence[Written]) -> list[Finding]:
         clips = [pair for result in written for pair in zip(result.plan.utterances, result.clips, strict=True)]
-        return judge(clips, self.rules)
+        return find_problems(clips, self.rules)
 
     def _watched(
         self, function: Callable[..., Result], tasks: Sequence[tuple[ShardPlan, *tuple[object, ...]]], stage: str
@@ -183,20 +183,20 @@ class _Packing:
             yield result
 
 
-def _probe(utterances: Sequence[Utterance]) -> list[Measured]:
+def _probe(utterances: Sequence[Utterance]) -> list[ClipMeasurements]:
     """What the clips' headers tell."""
     measured = []
     for utterance in utterances:
         check_stopped()
         try:
-            outline = audio.outline(utterance.audio_path, utterance.start_s, utterance.end_s)
-            measured.append(Measured(utterance.key, num_samples=outline.num_samples, doubtful=outline.doubtful))
+            outline = audio.read_header(utterance.audio_path, utterance.start_s, utterance.end_s)
+            measured.append(ClipMeasurements(utterance.key, num_samples=outline.num_samples, doubtful=outline.doubtful))
         except audio.BadClipError as error:
-            measured.append(Measured(utterance.key, reason=str(error)))
+            measured.append(ClipMeasurements(utterance.key, reason=str(error)))
     return measured
 
 
-def _check(shard: ShardPlan, out: Path, rules: Rules) -> Written | ShardPlan:
+def _check(shard: ShardPlan, out: Path, rules: QualityRules) -> Written | ShardPlan:
     """The shard as an earlier run wrote it, or its plan if it is not finished."""
     return finished_shard(shard, out, rules) or shard
 

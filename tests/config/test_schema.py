@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from ser_hpc.config import schema
-from ser_hpc.config.load import dump, load, load_run
+from ser_hpc.config.load import dump_settings, load_run_settings, load_settings
 from ser_hpc.config.section import Section
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
 
 
 def tree_of(*overrides: str) -> dict[str, Any]:
-    found = schema.identity(load(None, list(overrides)))
+    found = schema.identity(load_settings(None, list(overrides)))
     assert found is not None
     return found
 
@@ -57,12 +57,12 @@ def test_every_other_setting_has() -> None:
 
 def test_a_changed_default_keeps_older_runs_as_they_were(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Under the next schema lr defaults to 3e-5 where it was 1e-5; runs of before are read, and named, with theirs."""
-    before = load(None, ["train.lr=1e-5"])  # as the default was then
+    before = load_settings(None, ["train.lr=1e-5"])  # as the default was then
     monkeypatch.setattr(schema, "SCHEMA", 3)
     monkeypatch.setattr(schema, "DEFAULTS_BEFORE", {2: {"train.lr": 1e-5}})
     assert schema.identity(before, 2) == {}, "its name stays"
     assert schema.identity(before, 3) == {"train": {"lr": 1e-5}}, "what is launched now with the new default is another run"
-    assert schema.identity(load(None, []), 2) == {"train": {"lr": 3e-5}}
+    assert schema.identity(load_settings(None, []), 2) == {"train": {"lr": 3e-5}}
     tree: dict[str, Any] = {"train": {"epochs": 2}}
     schema.migrate(tree, 2)
     assert tree == {"train": {"epochs": 2, "lr": 1e-5}}
@@ -84,21 +84,21 @@ def test_a_renamed_setting_is_read_under_both_names(monkeypatch: pytest.MonkeyPa
     )
     file = tmp_path / "old.yaml"
     file.write_text(yaml.safe_dump({"train": {"rounds": 7}, "data": {"gone": 1}, "model": {"kind": "acrnn", "tones": 41}}))
-    settings = load(file, [])
+    settings = load_settings(file, [])
     assert settings.train.epochs == 7
-    assert load_run(file).train.precision == "fp32", "the default of before there were schemas"
+    assert load_run_settings(file).train.precision == "fp32", "the default of before there were schemas"
     assert schema.identity(settings) == {"model": {"kind": "acrnn", "mels": 41}, "train": {"epochs": 7}}
-    assert load(None, ["train.passes=8"]).train.epochs == 8
+    assert load_settings(None, ["train.passes=8"]).train.epochs == 8
 
 
 def test_settings_are_written_with_their_schema_and_those_of_a_later_version_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
-    file.write_text(dump(load(None, ["train.epochs=3"])))
+    file.write_text(dump_settings(load_settings(None, ["train.epochs=3"])))
     assert yaml.safe_load(file.read_text())["schema"] == schema.SCHEMA
-    assert load_run(file).train.epochs == 3
+    assert load_run_settings(file).train.epochs == 3
     file.write_text(f"schema: {schema.SCHEMA + 1}\n")
     with pytest.raises(UserError, match="use the version that wrote it"):
-        load_run(file)
+        load_run_settings(file)
 
 
 # The SHA-256 of what the version without schemas made of these settings: it named runs by it.
@@ -116,9 +116,9 @@ SCHEMA_1 = {
 @pytest.mark.parametrize("overrides", SCHEMA_1)
 def test_the_first_schema_is_written_as_it_was(overrides: tuple[str, ...]) -> None:
     """Whatever has been added since: the same settings give the same name."""
-    full = schema.identity(load(None, list(overrides)), 1)
+    full = schema.identity(load_settings(None, list(overrides)), 1)
     assert hashlib.sha256(json.dumps(full, sort_keys=True).encode()).hexdigest() == SCHEMA_1[overrides]
 
 
 def test_what_could_not_be_said_then_is_no_run_of_the_first_schema() -> None:
-    assert schema.identity(load(None, ["folds.same_speakers={a/b: a/c}"]), 1) is None
+    assert schema.identity(load_settings(None, ["folds.same_speakers={a/b: a/c}"]), 1) is None

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ser_hpc.config.describe import lines
-from ser_hpc.config.load import dump, find, load
-from ser_hpc.errors import ConfigError, UserError
+from ser_hpc.config.load import dump_settings, find_config, load_settings
+from ser_hpc.config.settings_help import settings_help
+from ser_hpc.core.errors import ConfigError, UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -16,14 +16,14 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 def test_default_then_file_then_command_line(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("train: {lr: 2e-4, epochs: 7}\nseeds: 2\n")
-    settings = load(file, ["train.epochs=9"])
+    settings = load_settings(file, ["train.epochs=9"])
     assert (settings.train.lr, settings.train.epochs, settings.seeds) == (2e-4, 9, (0, 1))
-    assert settings.train.global_batch == load(None, []).train.global_batch
+    assert settings.train.global_batch == load_settings(None, []).train.global_batch
 
 
 def test_every_mistake_at_once_with_the_nearest_known_key() -> None:
     with pytest.raises(ConfigError) as caught:
-        load(
+        load_settings(
             None, ["train.lrr=1", "train.epochs=none at all", "modle.kind=acrnn", "model.dropuot=0.1", "seeds=[1, 1]", "lonely"]
         )
     text = str(caught.value)
@@ -48,22 +48,22 @@ def test_every_mistake_at_once_with_the_nearest_known_key() -> None:
 def test_a_hint_names_what_was_meant_or_nothing(override: str, hint: str) -> None:
     """The same name elsewhere counts, letters in common do not: `mixup` is no `warmup`."""
     with pytest.raises(ConfigError) as caught:
-        load(None, [override])
+        load_settings(None, [override])
     assert hint in str(caught.value)
 
 
 def test_a_tagged_section_names_its_own_keys() -> None:
     with pytest.raises(ConfigError, match=r"did you mean model\.mels\?"):
-        load(None, ["model.kind=acrnn", "model.mel=40"])
+        load_settings(None, ["model.kind=acrnn", "model.mel=40"])
     with pytest.raises(ConfigError, match=r"model\.kind: must be one of 'encoder', 'acrnn'; given 'rnn'"):
-        load(None, ["model.kind=rnn"])
+        load_settings(None, ["model.kind=rnn"])
 
 
 def test_weights_or_config_but_not_both() -> None:
     with pytest.raises(ConfigError, match="either `weights`"):
-        load(None, ["model.weights=null"])
+        load_settings(None, ["model.weights=null"])
     with pytest.raises(ConfigError, match=r"config\.model_type is missing"):
-        load(None, ["model.weights=null", "model.config={hidden_size: 8}"])
+        load_settings(None, ["model.weights=null", "model.config={hidden_size: 8}"])
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00"])
@@ -71,23 +71,23 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None
     file = tmp_path / "bad.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=r"bad\.yaml"):
-        load(file, [])
+        load_settings(file, [])
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_loads_and_reads_back(tmp_path: Path, config: Path) -> None:
-    settings = load(config, [])
-    (tmp_path / "resolved.yaml").write_text(dump(settings))
-    assert load(tmp_path / "resolved.yaml", []) == settings
+    settings = load_settings(config, [])
+    (tmp_path / "resolved.yaml").write_text(dump_settings(settings))
+    assert load_settings(tmp_path / "resolved.yaml", []) == settings
 
 
 def test_names_are_looked_up_and_unknown_ones_listed() -> None:
-    assert find("emodb_7", "labels").stem == "emodb_7"
+    assert find_config("emodb_7", "labels").stem == "emodb_7"
     with pytest.raises(UserError, match="emodb_7"):
-        find("emodb_8", "labels")
+        find_config("emodb_8", "labels")
 
 
 def test_every_setting_is_described() -> None:
-    text = "\n".join(lines())
+    text = "\n".join(settings_help())
     for path in ("train.budget_seconds", "model.head.projection", "model.time_mask_s", "cluster.partition", "seeds"):
         assert f"  {path} = " in text

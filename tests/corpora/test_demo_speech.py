@@ -17,9 +17,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
-from ser_hpc.corpora import synthetic
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora import demo_speech
 from ser_hpc.corpora.parse_result import ParseResult
-from ser_hpc.errors import UserError
 
 RATE_HZ = 16_000
 CUES = ("pitch", "level", "tempo", "tilt", "seconds")
@@ -27,7 +27,7 @@ CUES = ("pitch", "level", "tempo", "tilt", "seconds")
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> ParseResult:
-    return synthetic.make(tmp_path_factory.mktemp("demo"))
+    return demo_speech.make_demo_corpus(tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def read_all(root: Path) -> dict[str, bytes]:
 
 def test_same_seed_same_bytes_another_seed_other_bytes(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        synthetic.make(tmp_path / name, clips_per_speaker_and_emotion=1, seed=seed)
+        demo_speech.make_demo_corpus(tmp_path / name, clips_per_speaker_and_emotion=1, seed=seed)
     assert read_all(tmp_path / "a") == read_all(tmp_path / "b")
     first, other = read_all(tmp_path / "a"), read_all(tmp_path / "c")
     assert first.keys() == other.keys() and all(first[name] != other[name] for name in first)
@@ -150,8 +150,8 @@ def test_an_interrupted_making_is_refused_by_parse_and_finished_by_make(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The marker is written last: what a killed process left is never taken for the corpus."""
-    synthetic.make(tmp_path / "whole", 1)
-    write, written = synthetic._write_wav, []
+    demo_speech.make_demo_corpus(tmp_path / "whole", 1)
+    write, written = demo_speech._write_wav, []
 
     def killed_at_the_eighth(path: Path, samples: np.ndarray) -> None:
         written.append(path)
@@ -160,39 +160,39 @@ def test_an_interrupted_making_is_refused_by_parse_and_finished_by_make(
             raise KeyboardInterrupt
         write(path, samples)
 
-    monkeypatch.setattr(synthetic, "_write_wav", killed_at_the_eighth)
+    monkeypatch.setattr(demo_speech, "_write_wav", killed_at_the_eighth)
     with pytest.raises(KeyboardInterrupt):
-        synthetic.make(tmp_path / "killed", 1)
+        demo_speech.make_demo_corpus(tmp_path / "killed", 1)
     monkeypatch.undo()
     with pytest.raises(UserError, match="not a complete demo corpus"):
-        synthetic.parse(tmp_path / "killed")
-    assert synthetic.make(tmp_path / "killed", 1).skipped == ()
+        demo_speech.parse(tmp_path / "killed")
+    assert demo_speech.make_demo_corpus(tmp_path / "killed", 1).skipped == ()
     assert read_all(tmp_path / "killed") == read_all(tmp_path / "whole")
 
 
 def test_a_truncated_clip_is_noticed_and_made_again(tmp_path: Path) -> None:
-    clip = synthetic.make(tmp_path, 1).utterances[5].audio_path
+    clip = demo_speech.make_demo_corpus(tmp_path, 1).utterances[5].audio_path
     whole = clip.read_bytes()
     clip.write_bytes(whole[:1000])
     with pytest.raises(UserError, match="files have changed"):
-        synthetic.parse(tmp_path)
-    synthetic.make(tmp_path, 1)
+        demo_speech.parse(tmp_path)
+    demo_speech.make_demo_corpus(tmp_path, 1)
     assert clip.read_bytes() == whole
 
 
 def test_what_is_complete_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = synthetic.make(tmp_path, 1)
-    monkeypatch.setattr(synthetic, "_speak", lambda *_: pytest.fail("made again"))
-    assert synthetic.make(tmp_path, 1) == made
+    made = demo_speech.make_demo_corpus(tmp_path, 1)
+    monkeypatch.setattr(demo_speech, "_speak", lambda *_: pytest.fail("made again"))
+    assert demo_speech.make_demo_corpus(tmp_path, 1) == made
 
 
 def test_fewer_clips_than_before_leave_the_others_listed_as_skipped(tmp_path: Path) -> None:
-    synthetic.make(tmp_path, 2)
-    fewer = synthetic.make(tmp_path, 1)
+    demo_speech.make_demo_corpus(tmp_path, 2)
+    fewer = demo_speech.make_demo_corpus(tmp_path, 1)
     assert len(fewer.utterances) == 40 and len(fewer.skipped) == 40
 
 
 def test_a_number_of_clips_out_of_range_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="1 to 100"):
-        synthetic.make(tmp_path / "none", 0)
+        demo_speech.make_demo_corpus(tmp_path / "none", 0)
     assert not (tmp_path / "none").exists()

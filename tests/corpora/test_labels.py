@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from rows import table
 
-from ser_hpc.corpora import crema_d, labels
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora import labels
 from ser_hpc.corpora.labels import LabelSet
-from ser_hpc.errors import UserError
+from ser_hpc.corpora.parsers import crema_d
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
 
@@ -18,13 +19,13 @@ def test_a_corpus_of_its_own_meaning_goes_before_the_common_one(tmp_path: Path) 
     path = tmp_path / "two.yaml"
     path.write_text("classes: [happy, sad]\nmap: {joy: happy, emodb: {joy: null, T: sad}}\n")
     rows = [{"corpus": "emodb", "emotion": "joy"}, {"corpus": "tess", "emotion": "joy"}, {"corpus": "emodb", "emotion": "T"}]
-    assert labels.load(path).targets(table(rows)).tolist() == [labels.DROPPED, 0, 1]
+    assert labels.load_label_set(path).targets(table(rows)).tolist() == [labels.DROPPED, 0, 1]
     with pytest.raises(UserError, match="'T' of tess"):
-        labels.load(path).targets(table([{"corpus": "tess", "emotion": "T"}]))
+        labels.load_label_set(path).targets(table([{"corpus": "tess", "emotion": "T"}]))
 
 
 def test_crema_d_has_21_emotions_by_level() -> None:
-    twenty_one = labels.load(CONFIGS / "crema_d_21.yaml")
+    twenty_one = labels.load_label_set(CONFIGS / "crema_d_21.yaml")
     levels = {"neutral": ["unspecified"]}
     rows = [
         {"emotion": emotion, "intensity": level}
@@ -54,10 +55,10 @@ def test_mistakes_are_told_together(tmp_path: Path, text: str, words: list[str])
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as error:
-        labels.load(path)
+        labels.load_label_set(path)
     assert all(word in str(error.value) for word in words)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_label_set_of_the_project_is_sound(path: Path) -> None:
-    assert labels.load(path).name == path.stem
+    assert labels.load_label_set(path).name == path.stem

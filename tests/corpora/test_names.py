@@ -12,15 +12,15 @@ import pytest
 from rows import table
 from trees import clip as recording
 
+from ser_hpc.core.errors import UserError
 from ser_hpc.corpora import labels
-from ser_hpc.corpora import table as tables
-from ser_hpc.corpora.columns import annotation
-from ser_hpc.corpora.declared import Declared
-from ser_hpc.corpora.folds import FoldPlan, plan
-from ser_hpc.corpora.labels import as_annotated
-from ser_hpc.corpora.names import UNKNOWN, ambiguous, is_unknown
+from ser_hpc.corpora.formats import table as tables
+from ser_hpc.corpora.formats.column_names import make_annotation
+from ser_hpc.corpora.labels import label_set_as_annotated
+from ser_hpc.corpora.name_overrides import NameOverrides
+from ser_hpc.corpora.names import UNKNOWN, find_ambiguous, is_unknown
 from ser_hpc.corpora.utterance import Metadata, Utterance
-from ser_hpc.errors import UserError
+from ser_hpc.protocols.folds import FoldPlan, plan_folds
 
 NFC, NFD = unicodedata.normalize("NFC", "Zoë"), unicodedata.normalize("NFD", "Zoë")
 ONE_NAME = [
@@ -40,12 +40,12 @@ OTHERS = [("10", "100", "1"), ("1.5", "15", "1.05"), ("anna", "ana"), ("0", "o")
 
 @pytest.mark.parametrize("names", ONE_NAME, ids=repr)
 def test_spellings_of_one_name_are_found(names: tuple[str, ...]) -> None:
-    assert ambiguous([*names, "somebody", "else"]) == [tuple(sorted(names))]
+    assert find_ambiguous([*names, "somebody", "else"]) == [tuple(sorted(names))]
 
 
 @pytest.mark.parametrize("names", OTHERS, ids=repr)
 def test_other_names_are_left_alone(names: tuple[str, ...]) -> None:
-    assert ambiguous(names) == []
+    assert find_ambiguous(names) == []
 
 
 @pytest.mark.parametrize("word", ["n/a", "UNK", " ? ", "none", "NaN", "", "Unknown", "null", "\u200b"])
@@ -53,7 +53,7 @@ def test_every_reader_knows_the_words_for_not_known(word: str, tmp_path: Path) -
     assert is_unknown(word)
     assert Utterance("c", "u", Path("a.wav"), word, "happy", session=word).speaker == "unknown"
     assert Utterance("c", "u", Path("a.wav"), "s", "happy", session=word, text_id=word).session == ""
-    assert Utterance("c", "u", Path("a.wav"), **annotation({"speaker": word, "emotion": "sad"}, {})).speaker == "unknown"
+    assert Utterance("c", "u", Path("a.wav"), **make_annotation({"speaker": word, "emotion": "sad"}, {})).speaker == "unknown"
     for name in ("a.wav", "b.wav"):
         recording(tmp_path / name)
     (tmp_path / "t.csv").write_text(
@@ -91,7 +91,7 @@ def corpus(*speakers: str, of: str = "tiny", **more: Any) -> list[dict[str, Any]
 
 
 def planned(metadata: Metadata, protocol: str = "leave_one_speaker_out", **more: Any) -> FoldPlan:
-    return plan(metadata, as_annotated(metadata), protocol, None, **more)
+    return plan_folds(metadata, label_set_as_annotated(metadata), protocol, None, **more)
 
 
 def test_a_speaker_under_two_spellings_is_refused_when_planning_until_it_is_said_who_is_who() -> None:
@@ -148,14 +148,16 @@ def test_emotions_that_may_be_one_are_no_two_classes() -> None:
     rows = corpus("a", "b", "c")
     metadata = table([row | {"emotion": "Happy"} if i == 0 else row for i, row in enumerate(rows)])
     with pytest.raises(UserError, match=r"emotions that may be one: 'Happy' = 'happy'.*--same-emotion Happy=happy"):
-        as_annotated(metadata)
+        label_set_as_annotated(metadata)
     label_set = labels.LabelSet("two", ("happy", "sad"), {"Happy": "happy"})
-    assert len(plan(metadata, label_set, "leave_one_speaker_out", None).folds) == 3, "a label set says what each stands for"
+    assert len(plan_folds(metadata, label_set, "leave_one_speaker_out", None).folds) == 3, (
+        "a label set says what each stands for"
+    )
 
 
 def test_an_emotion_that_nobody_knows_is_no_class() -> None:
     rows = corpus("a", "b", "c")
-    label_set = as_annotated(table([row | {"emotion": "nan"} if i == 0 else row for i, row in enumerate(rows)]))
+    label_set = label_set_as_annotated(table([row | {"emotion": "nan"} if i == 0 else row for i, row in enumerate(rows)]))
     assert label_set.classes == ("happy", "sad") and label_set.mapping == {"nan": None}
 
 
@@ -191,16 +193,16 @@ def test_classes_of_few_speakers_or_one_gender_are_told() -> None:
 def test_declared_pairs_may_be_given_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "people.yaml"
     file.write_text("{ANNA: anna, 'anna ': anna}\n")
-    declared = Declared.parse({"speaker": [str(file), "1=01"]}, {"session": ["a=A"]})
+    declared = NameOverrides.parse({"speaker": [str(file), "1=01"]}, {"session": ["a=A"]})
     assert declared.same == {"speaker": {"ANNA": "anna", "anna ": "anna", "1": "01"}}
     assert declared.distinct == {("session", "a"), ("session", "A")}
     file.write_text("{010: anna, no: yes, 1.0: 1}\n")
-    assert Declared.parse({"speaker": [str(file)]}, {}).same["speaker"] == {"010": "anna", "no": "yes", "1.0": "1"}, (
+    assert NameOverrides.parse({"speaker": [str(file)]}, {}).same["speaker"] == {"010": "anna", "no": "yes", "1.0": "1"}, (
         "no numbers"
     )
     with pytest.raises(UserError, match="'b' is read as 'c', so nothing can be read as it"):
-        Declared.parse({"speaker": ["a=b", "b=c"]}, {})
+        NameOverrides.parse({"speaker": ["a=b", "b=c"]}, {})
     for wrong in ("=x", "x=", "nothing", str(tmp_path)):
         with pytest.raises(UserError, match="write NAME=OTHER"):
-            Declared.parse({"speaker": [wrong]}, {})
+            NameOverrides.parse({"speaker": [wrong]}, {})
     assert all(is_unknown(word) for word in UNKNOWN)

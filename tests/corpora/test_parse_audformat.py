@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpora.trees import clip
+from trees import clip
 
-from ser_hpc.corpora import audformat
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora.formats import audformat
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER
-from ser_hpc.errors import UserError
 
 HEADER = """
 name: my-set

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from trees import clip, lfs_pointer, macos_note
 
-from ser_hpc.corpora import crema_d, labels
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora import labels
 from ser_hpc.corpora.parse_result import ParseResult
-from ser_hpc.errors import UserError
-from ser_hpc.shards.audio import BadClipError, probe
+from ser_hpc.corpora.parsers import crema_d
+from ser_hpc.shards.audio import BadClipError, count_samples
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
 PEOPLE = '"ActorID","Age","Sex","Race","Ethnicity"\n1001,51,"Male","Caucasian","Not Hispanic"\n'
@@ -100,7 +101,7 @@ def test_a_git_lfs_pointer_stays_a_clip_until_packing_says_what_it_is(parsed: Pa
     """A parser reads no sound: nothing of a downloaded zip is lost in silence, and packing names the remedy."""
     pointer = next(u for u in parsed.utterances if u.utterance_id == "1003_DFA_FEA_XX")
     with pytest.raises(BadClipError, match="git-lfs pointer"):
-        probe(pointer.audio_path)
+        count_samples(pointer.audio_path)
 
 
 def test_without_its_tables_the_corpus_is_read_and_what_is_missing_is_told(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_a_damaged_table_is_refused(tmp_path: Path, old: str, new: str, message:
 def test_known_counts_agree_with_each_other_and_with_the_label_sets() -> None:
     assert sum(crema_d.CLIPS_BY_EMOTION.values()) == sum(crema_d.CLIPS_BY_LEVEL.values()) == 7442
     assert len(crema_d.ACTORS) == 91 and len(crema_d.WOMEN) == 43 and crema_d.WOMEN < crema_d.ACTORS
-    assert set(labels.load(CONFIGS / "crema_d_6.yaml").classes) == set(crema_d.EMOTIONS.values())
-    perceived = labels.load(CONFIGS / "crema_d_6_perceived.yaml")
+    assert set(labels.load_label_set(CONFIGS / "crema_d_6.yaml").classes) == set(crema_d.EMOTIONS.values())
+    perceived = labels.load_label_set(CONFIGS / "crema_d_6_perceived.yaml")
     assert perceived.columns == ("perceived_multimodal",)
     assert {*perceived.classes, *perceived.mapping} == {*crema_d.VOTES.values(), "tie"}

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ser_hpc.corpora import catalogue, emodb, labels
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora import labels, registry
+from ser_hpc.corpora.parsers import emodb
 
 REAL = Path(__file__).parents[2].parent / "shared" / "corpora" / "emodb"
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
@@ -58,7 +59,7 @@ def test_missing_empty_and_foreign_folders_are_refused(tmp_path: Path) -> None:
 def test_known_counts_agree_with_each_other_and_with_the_label_set() -> None:
     assert sum(emodb.CLIPS_BY_EMOTION.values()) == sum(emodb.CLIPS_BY_SPEAKER.values()) == 535
     assert emodb.CLIPS_BY_SPEAKER.keys() == emodb.GENDERS.keys()
-    assert set(labels.load(CONFIGS / "emodb_7.yaml").classes) == set(emodb.EMOTIONS.values())
+    assert set(labels.load_label_set(CONFIGS / "emodb_7.yaml").classes) == set(emodb.EMOTIONS.values())
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="Emo-DB is not beside the project")
@@ -71,5 +72,5 @@ def test_the_real_corpus_is_whole() -> None:
 
 def test_an_unknown_corpus_is_refused_with_the_known_ones_and_the_nearest() -> None:
     with pytest.raises(UserError, match=r"known: emodb, iemocap, .*; did you mean iemocap"):
-        catalogue.parser("iemocp")
-    assert catalogue.parser("csv") is catalogue.parser("jsonl")
+        registry.get_parser("iemocp")
+    assert registry.get_parser("csv") is registry.get_parser("jsonl")

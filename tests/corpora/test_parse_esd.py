@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from trees import clip, macos_note
 
-from ser_hpc.corpora import esd, labels
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora import labels
 from ser_hpc.corpora.parse_result import ParseResult
-from ser_hpc.errors import UserError
+from ser_hpc.corpora.parsers import esd
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
 
@@ -80,7 +81,7 @@ def test_known_counts_agree_with_each_other_and_with_the_label_set() -> None:
     assert sum(esd.CLIPS_BY_EMOTION.values()) == sum(esd.CLIPS_BY_SPEAKER.values()) == 35_000
     english = {speaker for speaker in esd.SPEAKERS if speaker >= esd.FIRST_ENGLISH}
     assert len(esd.MEN & english) == len(esd.MEN - english) == 5 and len(english) == 10
-    assert set(labels.load(CONFIGS / "esd_5.yaml").classes) == set(esd.EMOTIONS)
+    assert set(labels.load_label_set(CONFIGS / "esd_5.yaml").classes) == set(esd.EMOTIONS)
 
 
 def test_a_folder_without_clips_is_refused_with_the_layout_expected(tmp_path: Path) -> None:

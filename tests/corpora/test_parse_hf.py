@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from corpora.trees import clip
+from trees import clip
 
-from ser_hpc.corpora import hf
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora.formats import hf
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Utterance
-from ser_hpc.errors import UserError
 
 FEATURES = {
     "audio": {"sampling_rate": 16000, "_type": "Audio"},

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from corpora.trees import clip
+from trees import clip
 
-from ser_hpc.corpora import hindi, labels
+from ser_hpc.corpora import labels
+from ser_hpc.corpora.parsers import hindi
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
@@ -49,4 +50,4 @@ def test_a_clip_on_which_name_and_folder_disagree_is_left_out(tree: Path) -> Non
 
 
 def test_the_label_set_knows_every_emotion() -> None:
-    assert set(labels.load(CONFIGS / "hindi_8.yaml").classes) == set(hindi.SPELLINGS.values())
+    assert set(labels.load_label_set(CONFIGS / "hindi_8.yaml").classes) == set(hindi.SPELLINGS.values())

@@ -9,8 +9,9 @@ import pytest
 from fixtures_iemocap import EMOTIONS, SCENES, make_iemocap
 from rows import table
 
-from ser_hpc.corpora import iemocap, labels
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora import labels
+from ser_hpc.corpora.parsers import iemocap
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
 
@@ -74,7 +75,7 @@ def test_known_counts_agree_with_each_other() -> None:
 
 def test_label_set_knows_every_code_and_gives_the_published_four_class_counts() -> None:
     counts = iemocap.CLIPS_BY_EMOTION
-    four = labels.load(CONFIGS / "iemocap_4.yaml")
+    four = labels.load_label_set(CONFIGS / "iemocap_4.yaml")
     targets = four.targets(table([{"emotion": code} for code, clips in counts.items() for _ in range(clips)]))
     found = {name: int((targets == i).sum()) for i, name in enumerate(four.classes)}
     assert found == {"angry": 1103, "happy": 1636, "neutral": 1708, "sad": 1084}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from corpora.trees import clip
+from trees import clip
 
-from ser_hpc.corpora import iesc, labels
+from ser_hpc.corpora import labels
+from ser_hpc.corpora.parsers import iesc
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
 
@@ -29,4 +30,4 @@ def test_speaker_and_emotion_are_the_folders_in_any_case_and_a_doubled_tree_coun
 
 
 def test_the_label_set_knows_every_emotion() -> None:
-    assert set(labels.load(CONFIGS / "iesc_5.yaml").classes) == set(iesc.SPELLINGS.values())
+    assert set(labels.load_label_set(CONFIGS / "iesc_5.yaml").classes) == set(iesc.SPELLINGS.values())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from corpora.trees import clip
+from trees import clip
 
-from ser_hpc.corpora import kai_indian
+from ser_hpc.corpora.parsers import kai_indian
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER
 
 

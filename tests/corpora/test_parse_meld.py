@@ -6,10 +6,11 @@ import csv
 from pathlib import Path
 
 import pytest
-from corpora.trees import clip, macos_note
+from trees import clip, macos_note
 
-from ser_hpc.corpora import labels, meld
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora import labels
+from ser_hpc.corpora.parsers import meld
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
 
@@ -95,4 +96,4 @@ def test_a_foreign_table_and_a_tree_without_tables_are_refused(tmp_path: Path) -
 
 
 def test_the_label_set_knows_every_emotion() -> None:
-    assert set(labels.load(CONFIGS / "meld_7.yaml").classes) == meld.EMOTIONS
+    assert set(labels.load_label_set(CONFIGS / "meld_7.yaml").classes) == meld.EMOTIONS

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from corpora.trees import clip, macos_note
+from trees import clip, macos_note
 
-from ser_hpc.corpora import labels, msp_improv
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora import labels
+from ser_hpc.corpora.parsers import msp_improv
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
 LABELS = """UTD-IMPROV-S01A-F01-P-FM01.avi; N; A:1.500000; V:3.250000; D:2.000000 ; N:4.000000;
@@ -66,7 +67,7 @@ def test_a_doubled_tree_counts_once_and_the_other_spelling_of_the_label_file_is_
 
 def test_known_counts_agree_and_the_label_set_knows_every_emotion() -> None:
     assert sum(msp_improv.CLIPS_BY_SCENARIO.values()) == 8438 and sum(msp_improv.CLIPS_BY_EMOTION.values()) == 7798
-    known = labels.load(CONFIGS / "msp_improv_4.yaml")
+    known = labels.load_label_set(CONFIGS / "msp_improv_4.yaml")
     assert set(known.classes) | set(known.mapping) == set(msp_improv.EMOTIONS.values())
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from trees import clip, macos_note
 
-from ser_hpc.corpora import labels, msp_podcast
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora import labels
 from ser_hpc.corpora.parse_result import ParseResult
-from ser_hpc.errors import UserError
+from ser_hpc.corpora.parsers import msp_podcast
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
 HEADER = "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set\n"
@@ -115,5 +116,5 @@ def test_missing_labels_columns_or_recordings_are_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["msp_podcast_4", "msp_podcast_8"])
 def test_label_sets_know_every_emotion_of_the_corpus(name: str) -> None:
-    known = labels.load(CONFIGS / f"{name}.yaml")
+    known = labels.load_label_set(CONFIGS / f"{name}.yaml")
     assert {*known.classes, *known.mapping} == set(msp_podcast.EMOTIONS.values())

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from trees import clip, macos_note
 
-from ser_hpc.corpora import labels, ravdess
-from ser_hpc.corpora.parse_result import COPY, ParseResult, reasons
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora import labels
+from ser_hpc.corpora.parse_result import COPY, ParseResult, summarize_reasons
+from ser_hpc.corpora.parsers import ravdess
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
 ANGRY, NEUTRAL, FEARFUL = "03-01-05-02-02-02-01", "03-01-01-01-01-01-02", "03-01-06-01-02-01-12"
@@ -100,14 +101,14 @@ def test_songs_alone_are_refused_with_the_layout_expected(tmp_path: Path) -> Non
 
 
 def test_the_label_set_has_the_emotions_of_the_corpus() -> None:
-    assert set(labels.load(CONFIGS / "ravdess_8.yaml").classes) == set(ravdess.EMOTIONS.values())
+    assert set(labels.load_label_set(CONFIGS / "ravdess_8.yaml").classes) == set(ravdess.EMOTIONS.values())
 
 
 def test_files_left_out_are_told_by_kind_with_three_of_them() -> None:
     """Not 1,440 names of a doubled tree; what differs in numbers and names alone is of one kind, what is single stands out."""
     copies = [(Path(f"copy/{number}.wav"), COPY) for number in range(1440)]
     lines = [(Path("labels.csv"), f"line {number}: no recording x_{number}.wav") for number in range(5)]
-    told = reasons([(Path("odd.wav"), "the name is odd"), *lines, *copies])
+    told = summarize_reasons([(Path("odd.wav"), "the name is odd"), *lines, *copies])
     assert told[0].splitlines() == [
         f"1,440 files: {COPY}",
         *(f"  copy/{number}.wav" for number in range(3)),

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from trees import clip, macos_note
 
-from ser_hpc.corpora import labels, savee
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora import labels
+from ser_hpc.corpora.parsers import savee
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
 NAMES = ("a01", "d02", "f03", "h04", "n30", "sa05", "su06")
@@ -83,4 +84,4 @@ def test_a_folder_without_clips_is_refused_with_the_layout_expected(tmp_path: Pa
 
 
 def test_the_label_set_has_the_emotions_of_the_corpus() -> None:
-    assert set(labels.load(CONFIGS / "savee_7.yaml").classes) == set(savee.EMOTIONS.values())
+    assert set(labels.load_label_set(CONFIGS / "savee_7.yaml").classes) == set(savee.EMOTIONS.values())

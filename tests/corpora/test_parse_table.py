@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ser_hpc.corpora import table
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora.formats import table
 
 
 def write(tmp_path: Path, text: str, name: str = "My Corpus.csv") -> Path:

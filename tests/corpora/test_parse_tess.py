@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from trees import clip, macos_note
 
-from ser_hpc.corpora import labels, tess
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora import labels
 from ser_hpc.corpora.parse_result import ParseResult
-from ser_hpc.errors import UserError
+from ser_hpc.corpora.parsers import tess
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
 INNER = "TESS Toronto emotional speech set data"
@@ -84,4 +85,4 @@ def test_an_empty_folder_is_refused_with_the_layout_expected(tmp_path: Path) -> 
 
 
 def test_the_label_set_has_the_emotions_of_the_corpus() -> None:
-    assert set(labels.load(CONFIGS / "tess_7.yaml").classes) == set(tess.EMOTIONS.values())
+    assert set(labels.load_label_set(CONFIGS / "tess_7.yaml").classes) == set(tess.EMOTIONS.values())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from corpora.trees import clip, macos_note
+from trees import clip, macos_note
 
-from ser_hpc.corpora import labels, urdu
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora import labels
+from ser_hpc.corpora.parsers import urdu
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
 
@@ -49,7 +50,7 @@ def test_uneven_speakers_are_told(tree: Path) -> None:
 
 
 def test_the_label_set_knows_every_emotion_and_a_foreign_folder_is_refused(tmp_path: Path) -> None:
-    assert set(labels.load(CONFIGS / "urdu_4.yaml").classes) == set(urdu.EMOTIONS.values())
+    assert set(labels.load_label_set(CONFIGS / "urdu_4.yaml").classes) == set(urdu.EMOTIONS.values())
     clip(tmp_path / "song.wav")
     with pytest.raises(UserError, match=r"Skipped: .*song.wav: the name is not"):
         urdu.parse(tmp_path)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from corpora.trees import clip
+from trees import clip
 
-from ser_hpc.corpora import labels, urduser
+from ser_hpc.corpora import labels
+from ser_hpc.corpora.parsers import urduser
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
@@ -43,4 +44,4 @@ def test_what_nobody_could_confirm_is_told(tree: Path) -> None:
 
 
 def test_the_label_set_knows_every_emotion() -> None:
-    assert set(labels.load(CONFIGS / "urduser_7.yaml").classes) == set(urduser.EMOTIONS)
+    assert set(labels.load_label_set(CONFIGS / "urduser_7.yaml").classes) == set(urduser.EMOTIONS)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ser_hpc.corpora import (
+from ser_hpc.corpora import demo_speech, labels
+from ser_hpc.corpora.parsers import (
     crema_d,
     emodb,
     esd,
@@ -14,23 +15,21 @@ from ser_hpc.corpora import (
     iemocap,
     iesc,
     kai_indian,
-    labels,
     meld,
     msp_improv,
     msp_podcast,
     ravdess,
     savee,
-    synthetic,
     tess,
     urdu,
     urduser,
 )
-from ser_hpc.corpora.catalogue import PARSERS
+from ser_hpc.corpora.registry import PARSERS
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
 WORDS = {
     "crema_d": crema_d.EMOTIONS.values(),
-    "demo": synthetic.MANNERS,
+    "demo": demo_speech.MANNERS,
     "emodb": emodb.EMOTIONS.values(),
     "esd": esd.EMOTIONS,
     "hindi": hindi.SPELLINGS.values(),
@@ -50,7 +49,7 @@ FORMATS = {"csv", "jsonl", "hf", "audformat"}  # their words are their users'
 
 
 def meaning(name: str) -> dict[str, str | None]:
-    found = labels.load(CONFIGS / f"{name}.yaml")
+    found = labels.load_label_set(CONFIGS / f"{name}.yaml")
     return {name: name for name in found.classes} | found.mapping
 
 

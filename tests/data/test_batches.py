@@ -17,9 +17,11 @@ import pytest
 import torch
 from small import packed_tones
 
-from ser_hpc import cores
-from ser_hpc.config.augment import Transform
-from ser_hpc.config.load import load
+from ser_hpc.config.load import load_settings
+from ser_hpc.config.transforms import Transform
+from ser_hpc.core import cores
+from ser_hpc.core.errors import UserError
+from ser_hpc.core.process_pool import IGNORED_SIGNALS
 from ser_hpc.data.batches import Batch, BatchSource
 from ser_hpc.data.prefetch import SILENCE, default_workers
 from ser_hpc.data.sampler import (
@@ -28,17 +30,15 @@ from ser_hpc.data.sampler import (
     MicroBatch,
     assign_to_ranks,
     epoch_steps,
-    evaluation_order,
+    evaluation_micro_batches,
     step_micro_batches,
 )
-from ser_hpc.engine.preemption import STOP_SIGNALS
-from ser_hpc.errors import UserError
-from ser_hpc.processes import DEAF_TO
+from ser_hpc.engine.fault.preemption import STOP_SIGNALS
 from ser_hpc.shards.index import ShardIndex
-from ser_hpc.shards.read import Cause, CorruptClipError
+from ser_hpc.shards.read import CorruptClipError, CorruptionCause
 
 SEED, GLOBAL_BATCH = 3, 20
-NOISE = load(
+NOISE = load_settings(
     None, ["data.augment=[{name: AddGaussianNoise, p: 0.5}, {name: TimeMask, p: 0.5}, {name: Trim, p: 0.3}]"]
 ).data.augment
 
@@ -48,13 +48,13 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from ser_hpc.data.batches import BatchSource
-from ser_hpc.data.sampler import BatchSpec, evaluation_order
+from ser_hpc.data.sampler import BatchSpec, evaluation_micro_batches
 from ser_hpc.shards.index import ShardIndex
 if __name__ == "__main__":
     index = ShardIndex.load(Path(sys.argv[1]))
     everything = np.arange(len(index.metadata))
     source = BatchSource(index, np.zeros(len(everything)), np.ones(len(everything)), workers=2)
-    micros = evaluation_order(everything, index.num_samples, BatchSpec(1, 50_000), 0)
+    micros = evaluation_micro_batches(everything, index.num_samples, BatchSpec(1, 50_000), 0)
     batches = [len(batch.rows) for batch in source.ahead(micros)]
     print(*source._prefetch.pids, flush=True)
     for line in sys.stdin:
@@ -103,7 +103,7 @@ def content(batch: Batch) -> tuple[object, ...]:
 
 
 def contents(made: BatchSource) -> list[tuple[object, ...]]:
-    return [content(batch) for batch in made.ahead(flat(epoch(made._index, 1, 0)), training=True)]
+    return [content(batch) for batch in made.prefetch(flat(epoch(made._index, 1, 0)), training=True)]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_workers_and_windows_change_no_bit(
     with source(index, augment=augment, workers=workers, window_bytes=window_bytes) as made:
         for _ in range(2):
             assert contents(made) == expected
-            list(made.ahead(evaluation_order(everything(index), index.num_samples, BatchSpec(1, 80_000), 0)))
+            list(made.prefetch(evaluation_micro_batches(everything(index), index.num_samples, BatchSpec(1, 80_000), 0)))
 
 
 def clips_of(batch: Batch) -> Iterator[tuple[int, bytes]]:
@@ -142,7 +142,7 @@ def test_each_clip_once_an_epoch_on_any_ranks_and_sounding_the_same(index: Shard
 
     def made(size: int) -> dict[int, bytes]:
         with source(index, augment=NOISE) as batches:
-            clips = [clip for rank in range(size) for batch in batches.ahead(flat(epoch(index, size, rank)), training=True)
+            clips = [clip for rank in range(size) for batch in batches.prefetch(flat(epoch(index, size, rank)), training=True)
                      for clip in clips_of(batch)]  # fmt: skip
         assert len(clips) == len(index.metadata)
         return dict(clips)
@@ -157,7 +157,7 @@ def test_going_on_elsewhere_loses_and_repeats_nothing(index: ShardIndex, stop: i
     def steps(ranks: int, first: int = 0) -> list[set[int]]:
         shares = [epoch(index, ranks, rank, first) for rank in range(ranks)]
         return [
-            {int(p) for share in shares for micro in share[step] if not micro.filler for p in micro.clips.positions}
+            {int(p) for share in shares for micro in share[step] if not micro.is_filler for p in micro.clips.positions}
             for step in range(len(shares[0]))
         ]
 
@@ -168,11 +168,15 @@ def test_going_on_elsewhere_loses_and_repeats_nothing(index: ShardIndex, stop: i
 
 def test_clips_are_augmented_in_training_only_and_anew_each_epoch(index: ShardIndex) -> None:
     with source(index, augment=NOISE) as made, source(index) as plain:
-        evaluation = evaluation_order(everything(index), index.num_samples, BatchSpec(1, 80_000), 0)
-        assert [content(batch) for batch in made.ahead(evaluation)] == [content(batch) for batch in plain.ahead(evaluation)]
+        evaluation = evaluation_micro_batches(everything(index), index.num_samples, BatchSpec(1, 80_000), 0)
+        assert [content(batch) for batch in made.prefetch(evaluation)] == [
+            content(batch) for batch in plain.prefetch(evaluation)
+        ]
         first, second = (
             dict(
-                clip for batch in made.ahead(flat(epoch(index, 1, 0, epoch=number)), training=True) for clip in clips_of(batch)
+                clip
+                for batch in made.prefetch(flat(epoch(index, 1, 0, epoch=number)), training=True)
+                for clip in clips_of(batch)
             )
             for number in (0, 1)
         )
@@ -187,7 +191,7 @@ def test_global_random_states_are_left_alone(index: ShardIndex, workers: int) ->
     torch.manual_seed(5)
     states = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()  # type: ignore[union-attr]
     with source(index, augment=NOISE, workers=workers) as made:
-        list(made.ahead(flat(epoch(index, 1, 0)), training=True))
+        list(made.prefetch(flat(epoch(index, 1, 0)), training=True))
     after = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().numpy().tobytes()  # type: ignore[union-attr]
     assert after == states
 
@@ -211,17 +215,17 @@ def test_a_damaged_clip_weighs_nothing_in_training_and_is_refused_in_evaluation(
     index, position = damaged(shards, tmp_path / "damaged")
     with source(index, workers=workers) as made:
         found = {}
-        for batch in made.ahead(flat(epoch(index, 1, 0)), training=True):
+        for batch in made.prefetch(flat(epoch(index, 1, 0)), training=True):
             ends = batch.offsets.tolist()
             for i, clip in enumerate(batch.positions.tolist()):
                 found[clip] = (int(batch.damaged[i]), float(batch.weights[i]), ends[i + 1] - ends[i])
                 if clip == position:
                     assert not batch.samples[ends[i] : ends[i + 1]].any()
-        assert found.pop(position) == (Cause.CHANGED, 0.0, SILENCE)
+        assert found.pop(position) == (CorruptionCause.CHANGED, 0.0, SILENCE)
         assert all(cause == 0 and weight == 1 + clip % 3 and samples == index.num_samples[clip]
                    for clip, (cause, weight, samples) in found.items())  # fmt: skip
         with pytest.raises(CorruptClipError, match=index.key(position)):
-            list(made.ahead(evaluation_order(everything(index), index.num_samples, BatchSpec(1, 80_000), 0)))
+            list(made.prefetch(evaluation_micro_batches(everything(index), index.num_samples, BatchSpec(1, 80_000), 0)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -230,7 +234,7 @@ def test_a_shard_that_is_gone_is_no_damage(shards: Path, tmp_path: Path, workers
     index = ShardIndex.load(Path(shutil.copytree(shards, tmp_path / "gone")))
     next((tmp_path / "gone").rglob("*.tar")).unlink()
     with source(index, workers=workers) as made, pytest.raises(UserError, match="cannot be read") as caught:
-        list(made.ahead(flat(epoch(index, 1, 0)), training=True))
+        list(made.prefetch(flat(epoch(index, 1, 0)), training=True))
     assert not isinstance(caught.value, CorruptClipError)
 
 
@@ -243,7 +247,7 @@ def alive(pid: int) -> bool:
 
 def test_workers_ignore_stop_signals_and_end_with_their_parent(shards: Path, index: ShardIndex) -> None:
     """The signals that reach every process of a job leave workers at work; a kill of their parent ends them."""
-    assert set(STOP_SIGNALS) <= set(DEAF_TO)
+    assert set(STOP_SIGNALS) <= set(IGNORED_SIGNALS)
     command = [sys.executable, "-c", HOLDS_WORKERS, str(shards)]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdin is not None and holder.stdout is not None
@@ -264,7 +268,7 @@ def test_workers_ignore_stop_signals_and_end_with_their_parent(shards: Path, ind
 
 def test_a_killed_worker_is_told(index: ShardIndex) -> None:
     with source(index, workers=2) as made:
-        batches = made.ahead(flat(epoch(index, 1, 0) * 9), training=True)
+        batches = made.prefetch(flat(epoch(index, 1, 0) * 9), training=True)
         next(batches)
         os.kill(made._prefetch.pids[0], signal.SIGKILL)
         with pytest.raises(RuntimeError, match="data worker was killed"):
@@ -293,12 +297,12 @@ def test_measuring_the_data_side_changes_nothing(index: ShardIndex, expected: li
         speed = made.measure_throughput(micros, 0.05)
         assert speed is not None and speed > 0
         assert made.measure_throughput([], 0.05) is None
-        assert [content(batch) for batch in made.ahead(micros, training=True)] == expected
+        assert [content(batch) for batch in made.prefetch(micros, training=True)] == expected
 
 
 def test_a_filler_is_never_counted(index: ShardIndex) -> None:
     draws = ClipSelection(everything(index)[:2], np.array([1, 2], dtype=np.uint64))
     micros = [micro for rank in range(3) for micro in assign_to_ranks(draws, [np.array([0]), np.array([1])], rank, 3)]
     with source(index, augment=NOISE) as made:
-        weights = [batch.weights.tolist() for batch in made.ahead(micros, training=True)]
+        weights = [batch.weights.tolist() for batch in made.prefetch(micros, training=True)]
     assert weights == [[1.0], [2.0], [0.0]]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from small import packed_tones
 
-from ser_hpc.config.load import load
+from ser_hpc.config.load import load_settings
 from ser_hpc.config.schema import identity
 from ser_hpc.data.batches import BatchSource
-from ser_hpc.data.cache import memory_bytes
+from ser_hpc.data.cache import available_memory_bytes
 from ser_hpc.data.sampler import BatchSpec, epoch_steps, step_micro_batches
 from ser_hpc.shards.index import ShardIndex
 
@@ -35,7 +35,7 @@ def clips(made: BatchSource, index: ShardIndex, epoch: int) -> Iterator[tuple[in
     """Position, cause of damage and sound of each clip of an epoch, in its order."""
     steps = epoch_steps(np.arange(len(index.metadata)), 0, epoch, 20)
     micros = [micro for step in step_micro_batches(steps, index.num_samples, BatchSpec(1, 80_000), 0) for micro in step]
-    for batch in made.ahead(micros, training=True):
+    for batch in made.prefetch(micros, training=True):
         ends = batch.offsets.tolist()
         for i, position in enumerate(batch.positions.tolist()):
             yield position, int(batch.damaged[i]), bytes(batch.samples[ends[i] : ends[i + 1]].numpy())
@@ -91,7 +91,7 @@ def test_a_damaged_clip_is_read_again(index: ShardIndex) -> None:
 
 
 def test_keeping_is_no_part_of_what_an_experiment_is() -> None:
-    assert identity(load(None, ["data.keep_gb=1"])) == identity(load(None, []))
+    assert identity(load_settings(None, ["data.keep_gb=1"])) == identity(load_settings(None, []))
 
 
 @pytest.mark.parametrize(
@@ -116,4 +116,4 @@ def test_memory_is_what_machine_job_and_groups_all_allow(
         file = tmp_path / "sys/fs/cgroup" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{limit}\n")
-    assert memory_bytes(env, tmp_path) == expected
+    assert available_memory_bytes(env, tmp_path) == expected

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ser_hpc.core.errors import UserError
 from ser_hpc.data.sampler import (
     BatchSpec,
     ClipSelection,
@@ -16,13 +17,12 @@ from ser_hpc.data.sampler import (
     epoch_order,
     epoch_size,
     epoch_steps,
-    evaluation_order,
-    mix,
+    evaluation_micro_batches,
+    mix_seed,
     reduce_budget,
     split_micro_batches,
     step_micro_batches,
 )
-from ser_hpc.errors import UserError
 
 RATE = 16_000
 lengths = st.lists(st.integers(400, 30 * RATE), min_size=1, max_size=200)
@@ -70,7 +70,7 @@ def test_order_is_fair() -> None:
 def test_order_never_changes() -> None:
     """A resume with a newer numpy or on another machine must see the same clips."""
     assert epoch_order(3, 5, 8).tolist() == [6, 2, 0, 7, 3, 1, 5, 4]
-    assert mix(1, 2, 3) == 1884114840797188290
+    assert mix_seed(1, 2, 3) == 1884114840797188290
 
 
 @given(lengths, st.integers(1, 6), st.one_of(st.none(), st.integers(1, 6)), st.integers(RATE, 100 * RATE))
@@ -82,7 +82,7 @@ def test_cutting_loses_and_repeats_nothing(samples: list[int], ranks: int, accum
     assert len({len(share) for share in shares}) == 1
     dealt = [micro for share in shares for micro in share]
     assert len({micro.number for micro in dealt}) == len(dealt)
-    real = np.concatenate([micro.clips.positions for micro in dealt if not micro.filler])
+    real = np.concatenate([micro.clips.positions for micro in dealt if not micro.is_filler])
     assert sorted(real) == positions.tolist()
     if accumulation is not None:
         assert len(shares[0]) <= accumulation
@@ -103,7 +103,7 @@ def test_micro_batches_do_not_depend_on_who_computes_them(samples: list[int], ha
     alone = assign_to_ranks(ClipSelection(positions), split_micro_batches(positions, sizes, BatchSpec(1, RATE, 2 * half)), 0, 1)
     parts = split_micro_batches(positions, sizes, BatchSpec(2, RATE, half))
     together = sorted(
-        (m for rank in (0, 1) for m in assign_to_ranks(ClipSelection(positions), parts, rank, 2) if not m.filler),
+        (m for rank in (0, 1) for m in assign_to_ranks(ClipSelection(positions), parts, rank, 2) if not m.is_filler),
         key=lambda m: m.number,
     )
     assert [m.clips.positions.tolist() for m in alone] == [m.clips.positions.tolist() for m in together]
@@ -123,7 +123,7 @@ def test_groups_are_never_divided(samples: list[int], ranks: int, budget: int, m
         micro
         for rank in range(ranks)
         for micro in assign_to_ranks(ClipSelection(positions), parts, rank, ranks)
-        if not micro.filler
+        if not micro.is_filler
     ]
     alone = assign_to_ranks(
         ClipSelection(positions), split_micro_batches(positions, sizes, BatchSpec(1, 80 * RATE, group=most)), 0, 1
@@ -137,8 +137,8 @@ def test_cuts_never_change() -> None:
     """A resume with another release must draw the same dropout: of micro-batches with the same clips and numbers."""
     seen = hashlib.sha256()
     for case in range(200):
-        clips, ranks, seconds, often, padded, batch = (1 + mix(case, i) % n for i, n in enumerate((90, 5, 100, 4, 2, 40)))
-        samples = np.array([400 + mix(case, 9, clip) % (20 * RATE) for clip in range(clips)])
+        clips, ranks, seconds, often, padded, batch = (1 + mix_seed(case, i) % n for i, n in enumerate((90, 5, 100, 4, 2, 40)))
+        samples = np.array([400 + mix_seed(case, 9, clip) % (20 * RATE) for clip in range(clips)])
         how = BatchSpec(ranks, seconds * RATE, (None, 1, 2, 3)[often - 1], padded == 2)
         steps = epoch_steps(np.arange(clips), case, 0, batch)
         for rank in range(ranks):
@@ -153,9 +153,9 @@ def test_cuts_never_change() -> None:
 @given(lengths, st.integers(1, 6), st.integers(RATE, 100 * RATE))
 def test_evaluation_sees_each_clip_once_whatever_the_ranks(samples: list[int], ranks: int, budget: int) -> None:
     positions, sizes = np.arange(len(samples)), np.array(samples)
-    shares = [evaluation_order(positions, sizes, BatchSpec(ranks, budget), rank) for rank in range(ranks)]
+    shares = [evaluation_micro_batches(positions, sizes, BatchSpec(ranks, budget), rank) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1
-    real = [micro for share in shares for micro in share if not micro.filler]
+    real = [micro for share in shares for micro in share if not micro.is_filler]
     assert sorted(np.concatenate([m.clips.positions for m in real])) == positions.tolist()
-    alone = {tuple(m.clips.positions) for m in evaluation_order(positions, sizes, BatchSpec(1, budget), 0)}
+    alone = {tuple(m.clips.positions) for m in evaluation_micro_batches(positions, sizes, BatchSpec(1, budget), 0)}
     assert {tuple(m.clips.positions) for m in real} == alone

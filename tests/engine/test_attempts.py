@@ -17,33 +17,35 @@ import torch
 from small import packed_tones, planned, run_here
 from torch import nn
 
-from ser_hpc.cluster import code, local
 from ser_hpc.config.settings import TrainSettings
-from ser_hpc.engine import attempt as attempts
-from ser_hpc.engine import strategy, word
-from ser_hpc.engine.attempt import CANNOT_GO_ON, SUPERSEDED
-from ser_hpc.engine.checkpoint import TrainState
+from ser_hpc.core.atomic_io import read_json
+from ser_hpc.core.errors import UserError
+from ser_hpc.engine.distributed import build
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.engine.fault.checkpoint import TrainState
 from ser_hpc.engine.progress import Progress
-from ser_hpc.engine.rank import Rank
-from ser_hpc.engine.world import World
-from ser_hpc.errors import UserError
-from ser_hpc.files import read_json
-from ser_hpc.results.endings import how_it_ended
-from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
+from ser_hpc.launchers import local
+from ser_hpc.run import attempt as attempts
+from ser_hpc.run import snapshot, start_marks
+from ser_hpc.run.attempt import CANNOT_GO_ON, SUPERSEDED
+from ser_hpc.run.attempt_end import read_end
+from ser_hpc.run.rank import Rank
+from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
 
 TRIAL = Trial(0, 0)
 SLOWLY = ("train.epochs=6", "train.checkpoint_minutes=0.0001")
 # Rank 1 (rank 0 if alone) does WHAT at its fourth step.
 AT_STEP_3 = """
 import os, sys, time
-from ser_hpc import console, train
+from ser_hpc.core import cli as console
+from ser_hpc import train
 from ser_hpc.engine import loop
 def learning_rate(step, *rest, real=loop.learning_rate):
     if step == 3 and os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
         WHAT
     return real(step, *rest)
 loop.learning_rate = learning_rate
-console.run(train.main)
+console.run_main(train.main)
 """
 
 
@@ -93,7 +95,7 @@ def test_an_older_attempt_that_wakes_up_writes_over_nothing(base: Path) -> None:
     old.send_signal(signal.SIGCONT)
     output, _ = old.communicate(timeout=120)
     assert old.returncode == 3 and "newer attempt" in output
-    assert read_json(trial.done)["attempt"] == 2 and how_it_ended(trial.attempt(1)).how == "superseded"
+    assert read_json(trial.done)["attempt"] == 2 and read_end(trial.attempt(1)).outcome == "superseded"
     after = {path: path.read_bytes() for path in trial.path.rglob("*") if path.is_file() and mine not in path.parents}
     assert before == after
 
@@ -105,7 +107,7 @@ def test_whatever_befalls_an_overtaken_attempt_it_is_superseded(base: Path) -> N
     (process,) = start(run, AT_STEP_3.replace("WHAT", f"{newer}; raise RuntimeError('my files are gone')"))
     output, _ = process.communicate(timeout=120)
     assert process.returncode == SUPERSEDED, output
-    assert how_it_ended(run.trial(TRIAL).attempt(1)).how == "superseded"
+    assert read_end(run.trial(TRIAL).attempt(1)).outcome == "superseded"
 
 
 def test_a_killed_rank_is_started_again_here(base: Path) -> None:
@@ -137,16 +139,16 @@ def test_a_package_that_is_not_installed_has_no_version(tmp_path: Path, monkeypa
         return version(name)
 
     monkeypatch.setattr(metadata, "version", installed)
-    attempt = attempts.claim(TrialDir(tmp_path / "seed_0" / "fold_0", TRIAL), Rank(0, 1, 0, 1))
-    origin = read_json(code.snapshot(RunDir(tmp_path)).path / "origin.json")
+    attempt = attempts.claim_attempt(TrialDir(tmp_path / "seed_0" / "fold_0", TRIAL), Rank(0, 1, 0, 1))
+    origin = read_json(snapshot.take_snapshot(RunDir(tmp_path)).path / "origin.json")
     for versions in (read_json(attempt.attempt)["versions"], origin["versions"]):
         assert versions["deepspeed"] is versions["submitit"] is None and versions["torch"] == version("torch")
 
 
 def test_zero_without_deepspeed_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strategy, "find_spec", lambda name: None)
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"train\.strategy=zero2 needs DeepSpeed.*use ddp"):
-        strategy.build(
+        build.build_strategy(
             nn.Linear(2, 2), TrainSettings(strategy="zero2", precision="fp32"), World(0, 1, 0, 1, torch.device("cpu")), None
         )
 
@@ -162,7 +164,7 @@ def test_what_comes_no_further_is_given_up(
     program.chmod(0o755)
     monkeypatch.setattr(local.sys, "executable", str(program))
     assert run_here(run, TRIAL) == {TRIAL: CANNOT_GO_ON}
-    assert [how_it_ended(attempt).step for attempt in run.trial(TRIAL).attempts] == [3] * 4
+    assert [read_end(attempt).step for attempt in run.trial(TRIAL).attempts] == [3] * 4
     said = "seed 0 fold 0: given up after 3 starts in a row without a new step: RuntimeError: the device is on fire"
     assert said in capsys.readouterr().out
     assert not list(run.jobs.glob(".mark-*"))
@@ -172,20 +174,20 @@ def test_what_comes_no_further_is_given_up(
 def test_every_final_end_is_told_to_the_batch_script(base: Path, argument: str) -> None:
     """Not by its exit code alone: a node without Python has the same."""
     run = planned(base / "final", packed_tones(base), "train.epochs=1")
-    told = {name: str(base / f"{name}-{argument}") for name in (word.LAST_WORD, word.MARK)}
+    told = {name: str(base / f"{name}-{argument}") for name in (start_marks.FINAL_LINE, start_marks.MARK)}
     command = [sys.executable, "-m", "ser_hpc.train", "--run-dir", str(run.path), *(argument.split() or ["--trial", "0"])]
     code = subprocess.run(command, env=os.environ | told, capture_output=True).returncode
-    assert code == (2 if argument else 0) and Path(told[word.LAST_WORD]).read_text() == str(code)
-    assert Path(told[word.MARK]).read_text() == ("" if argument else "further")
+    assert code == (2 if argument else 0) and Path(told[start_marks.FINAL_LINE]).read_text() == str(code)
+    assert Path(told[start_marks.MARK]).read_text() == ("" if argument else "further")
 
 
 def test_what_another_start_may_get_over_is_no_last_word(base: Path) -> None:
     run = planned(base / "open", packed_tones(base))
-    told = {name: str(base / f"open-{name}") for name in (word.LAST_WORD, word.MARK)}
+    told = {name: str(base / f"open-{name}") for name in (start_marks.FINAL_LINE, start_marks.MARK)}
     (process,) = start(run, AT_STEP_3.replace("WHAT", "raise RuntimeError('no luck')"), **told)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and not Path(told[word.LAST_WORD]).exists(), output
-    assert Path(told[word.MARK]).read_text() == "further"
+    assert process.returncode == 1 and not Path(told[start_marks.FINAL_LINE]).exists(), output
+    assert Path(told[start_marks.MARK]).read_text() == "further"
 
 
 @pytest.mark.slow
@@ -197,8 +199,8 @@ def test_a_hang_prints_every_ranks_stacks_and_asks_for_another_attempt(base: Pat
     assert [process.returncode for process in processes] == [1, 1]
     assert all("nothing happened for 30 s" in output and "train_trial" in output for output in outputs)
     assert "in learning_rate" in outputs[1]
-    end = how_it_ended(run.trial(TRIAL).attempt(1))
-    assert end.how == "hung"
+    end = read_end(run.trial(TRIAL).attempt(1))
+    assert end.outcome == "hung"
 
 
 def test_rank_0_may_be_the_last_to_come(base: Path) -> None:
@@ -212,14 +214,14 @@ def test_rank_0_may_be_the_last_to_come(base: Path) -> None:
 def test_a_start_that_comes_further_than_any_before_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """New steps and scored epochs; steps made again are none. A stop has saved what the next start goes on from."""
     trial, mark = TrialDir(tmp_path, TRIAL), tmp_path / "mark"
-    monkeypatch.setenv(word.MARK, str(mark))
+    monkeypatch.setenv(start_marks.MARK, str(mark))
 
     def told(begins: TrainState, *tells: tuple[str, TrainState]) -> bool:
         mark.unlink(missing_ok=True)
-        attempt = attempts.claim(trial, Rank(0, 1, 0, 1))
+        attempt = attempts.claim_attempt(trial, Rank(0, 1, 0, 1))
         with Progress(attempt, None, begins, total_steps=100, epochs=10, active=True) as progress:
             for what, state in tells:
-                progress.tell(what, state)
+                progress.write_phase(what, state)
         return mark.exists()
 
     at = {step: TrainState(step=step) for step in (0, 5, 7, 9)}
@@ -254,6 +256,6 @@ def test_an_attempt_says_which_start_of_its_job_it_is_of(tmp_path: Path, monkeyp
     trial, told = TrialDir(tmp_path / "seed_0" / "fold_0", TRIAL), []
     for name, value in (("SER", ""), ("SLURM_RESTART_COUNT", "2"), ("SER_HPC_LAUNCH", "x")):
         monkeypatch.setenv(name, value)
-        about = read_json(attempts.claim(trial, Rank(0, 1, 0, 1)).attempt)
+        about = read_json(attempts.claim_attempt(trial, Rank(0, 1, 0, 1)).attempt)
         told.append((about["job"], about["restart"]))
     assert told == [("7", 0), ("7", 2), (None, None)]

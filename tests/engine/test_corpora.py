@@ -9,10 +9,10 @@ from pathlib import Path
 from small import CLASSES, run_here, tones, wav2vec2
 
 from ser_hpc import report
-from ser_hpc.cluster import plan
-from ser_hpc.config.load import load
-from ser_hpc.results import predictions
-from ser_hpc.results.run_dir import RunDir
+from ser_hpc.config.load import load_settings
+from ser_hpc.run import experiment, predictions
+from ser_hpc.run.create_run import write_run
+from ser_hpc.run.run_dir import RunDir
 from ser_hpc.shards.write import pack
 
 OTHER_WORDS = {"angry": "W", "neutral": "N", "sad": "T"}
@@ -35,7 +35,7 @@ def run_of(base: Path, folders: list[Path], *more: str) -> RunDir:
     model = ["model.weights=null", f"model.config={wav2vec2()}", "model.head.projection=16"]
     shards = ",".join(str(folder) for folder in folders)
     data = [f"data.shards=[{shards}]", f"data.labels={labels}", "data.balance=speaker", "train.epochs=1"]
-    return plan.write(plan.prepare(load(None, [f"run.root={base / 'runs'}", *model, *data, *more])))
+    return write_run(experiment.prepare_experiment(load_settings(None, [f"run.root={base / 'runs'}", *model, *data, *more])))
 
 
 def test_each_corpus_is_tested_by_a_model_that_never_heard_it(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_each_corpus_is_tested_by_a_model_that_never_heard_it(tmp_path: Path) ->
     run = run_of(tmp_path, folders, "folds.protocol=leave_one_corpus_out")
     assert set(run_here(run).values()) == {0} and len(run.trials()) == 2
     for fold, tested in enumerate(("bells", "tones")):
-        found = predictions.read(run.trial(run.trials()[fold]).current.predictions)
+        found = predictions.read_predictions(run.trial(run.trials()[fold]).current.predictions)
         test = [p for p in found if p.part == "test"]
         assert {p.corpus for p in test} == {tested} and len(test) == 24
         assert {p.corpus for p in found if p.part == "dev"} == {"bells", "tones"} - {tested}

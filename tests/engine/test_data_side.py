@@ -11,9 +11,9 @@ import pytest
 from engine.test_resume import EVERY_STEP, TRIAL, lines, start, wait_for_step
 from small import packed_tones, planned, run_here
 
-from ser_hpc.cluster.plan import reopen
-from ser_hpc.results.endings import how_it_ended
-from ser_hpc.results.run_dir import RunDir
+from ser_hpc.run.attempt_end import read_end
+from ser_hpc.run.experiment import reopen_experiment
+from ser_hpc.run.run_dir import RunDir
 
 AUGMENTED = (
     "data.augment=[{name: AddGaussianNoise, p: 0.5}, {name: TimeStretch, p: 0.3, leave_length_unchanged: false}, {name: Gain}]",
@@ -51,7 +51,7 @@ def test_augmented_training_goes_on_as_if_it_had_never_stopped(base: Path) -> No
 
 def damage_two(run: RunDir) -> list[tuple[str, str]]:
     """Change a byte of two training clips of the first fold; their shards and keys."""
-    experiment = reopen(run)
+    experiment = reopen_experiment(run)
     index, found = experiment.index, []
     for position in experiment.folds.folds[0].train.positions[[3, 17]]:
         tar = index.roots[0] / index.shards[index.shard[position]].path
@@ -74,6 +74,6 @@ def test_damaged_clips_are_counted_once_by_all_ranks_and_too_many_end_training(b
 
     many = planned(base / "many", shards, "train.epochs=2")
     assert run_here(many, TRIAL, ranks=2) == {TRIAL: 2}
-    why = how_it_ended(many.trial(TRIAL).current).error
+    why = read_end(many.trial(TRIAL).current).error
     assert why is not None and "data.max_damaged=0.001" in why
     assert f"1 in {damaged[0][0]} (its bytes are not those that were packed (crc32))" in why or damaged[1][0] in why

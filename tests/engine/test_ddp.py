@@ -15,38 +15,38 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ser_hpc.config.settings import TrainSettings
-from ser_hpc.engine import ddp
-from ser_hpc.engine.ddp import Buckets, Replicated
-from ser_hpc.engine.world import World, need_group
-from ser_hpc.models.classifier import build
+from ser_hpc.engine.distributed import ddp
+from ser_hpc.engine.distributed.ddp import DdpStrategy, GradientBuckets
+from ser_hpc.engine.distributed.world import World, need_group
+from ser_hpc.models.classifier import build_classifier
 
 CPU = torch.device("cpu")
 GIVEN = batch(clips(8_000, 5_000))
 
 
 @pytest.fixture
-def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Replicated]:
+def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[DdpStrategy]:
     """One rank that takes itself for the first of two; several small buckets, as a large model has."""
     need_group(World(0, 1, 0, 1, CPU))
     monkeypatch.setattr(ddp, "DistributedDataParallel", functools.partial(DistributedDataParallel, bucket_cap_mb=0.01))
-    model = build(ENCODERS["wavlm, group norm"], 4, seed=0)
-    yield Replicated(model, TrainSettings(precision="fp32"), World(0, 2, 0, 2, CPU), None)
+    model = build_classifier(ENCODERS["wavlm, group norm"], 4, seed=0)
+    yield DdpStrategy(model, TrainSettings(precision="fp32"), World(0, 2, 0, 2, CPU), None)
     dist.destroy_process_group()
 
 
-def backward(ranks: Replicated, *, last: bool) -> None:
+def backward(ranks: DdpStrategy, *, last: bool) -> None:
     ranks.backward(ranks.forward(*GIVEN, last=last)["emotion"].square().sum())
 
 
-def test_gradients_live_in_the_buckets_alone(ranks: Replicated, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_live_in_the_buckets_alone(ranks: DdpStrategy, monkeypatch: pytest.MonkeyPatch) -> None:
     """While micro-batches add up, too: gradients of their own would be as large as the model once more."""
     buckets: set[int] = set()
 
-    def reduce(self: Buckets, bucket: Any, real: Any = Buckets.reduce) -> Any:
+    def reduce(self: GradientBuckets, bucket: Any, real: Any = GradientBuckets.reduce) -> Any:
         buckets.add(bucket.buffer().untyped_storage().data_ptr())
         return real(self, bucket)
 
-    monkeypatch.setattr(Buckets, "reduce", reduce)
+    monkeypatch.setattr(GradientBuckets, "reduce", reduce)
     ranks.train_mode(True)
     for step in range(3):
         backward(ranks, last=False)
@@ -59,7 +59,7 @@ def test_gradients_live_in_the_buckets_alone(ranks: Replicated, monkeypatch: pyt
         ranks.step(1e-4)
 
 
-def test_after_memory_ran_out_the_old_buckets_go_first(ranks: Replicated, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_memory_ran_out_the_old_buckets_go_first(ranks: DdpStrategy, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the step made again finds what any other does: gradients at zero, in the buckets."""
     old = weakref.ref(ranks._parallel)  # type: ignore[arg-type]
     seen = []
@@ -93,5 +93,5 @@ def test_the_offsets_stay_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         def register_comm_hook(self, state: object, hook: object) -> None: ...
 
     monkeypatch.setattr(ddp, "DistributedDataParallel", Spy)
-    Replicated(nn.Linear(2, 2), TrainSettings(precision="fp32"), World(0, 2, 0, 2, torch.device("cuda", 0)), None)
+    DdpStrategy(nn.Linear(2, 2), TrainSettings(precision="fp32"), World(0, 2, 0, 2, torch.device("cuda", 0)), None)
     assert asked["gradient_as_bucket_view"] and not asked.get("device_ids")

@@ -18,22 +18,22 @@ from small import curve, packed_tones, planned, wav2vec2
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
-from ser_hpc.cluster.plan import reopen
-from ser_hpc.config.load import load
+from ser_hpc.config.load import load_settings
 from ser_hpc.config.settings import Settings
+from ser_hpc.core.errors import UserError
 from ser_hpc.engine import feature_cache
-from ser_hpc.engine.attempt import claim
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.engine.fault.preemption import StopFlag, Stopped
+from ser_hpc.engine.fault.watchdog import Watchdog
 from ser_hpc.engine.loop import train_trial
-from ser_hpc.engine.preemption import StopFlag, Stopped
-from ser_hpc.engine.rank import Rank
 from ser_hpc.engine.trial_data import TrialData
-from ser_hpc.engine.watchdog import Watchdog
-from ser_hpc.engine.world import World
-from ser_hpc.errors import UserError
-from ser_hpc.models.classifier import build
-from ser_hpc.models.wav2vec2 import Wav2Vec2Frontend
-from ser_hpc.results import predictions
-from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
+from ser_hpc.models.classifier import build_classifier
+from ser_hpc.models.encoders.wav2vec2 import Wav2Vec2Frontend
+from ser_hpc.run import predictions
+from ser_hpc.run.attempt import claim_attempt
+from ser_hpc.run.experiment import reopen_experiment
+from ser_hpc.run.rank import Rank
+from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
 from ser_hpc.shards.read import CorruptClipError, ShardReader
 
 TRIAL = Trial(0, 0)
@@ -76,8 +76,8 @@ def frozen(root: Path, pretrained: Path, *more: str, shards: Path | None = None)
 
 def train(run: RunDir, trial: Trial = TRIAL, stop: StopFlag | None = None, world: World | None = None) -> TrialDir:
     """In this process."""
-    place, experiment = run.trial(trial), reopen(run)
-    attempt = claim(place, Rank(0, 1, 0, 1))
+    place, experiment = run.trial(trial), reopen_experiment(run)
+    attempt = claim_attempt(place, Rank(0, 1, 0, 1))
     fold = experiment.folds.folds[trial.fold]
     data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold)
     world = world or World(0, 1, 0, 1, torch.device("cpu"))
@@ -119,11 +119,11 @@ def test_a_head_learns_the_same_from_states(name: str) -> None:
     """Logits and gradients in double precision, for every family of encoders."""
     settings = ENCODERS[name].model_copy(update={"freeze": "encoder"})
     samples, offsets = batch(clips(4000, 9000, 1500, 6400))
-    whole = build(settings, 4, 7).double().train()
+    whole = build_classifier(settings, 4, 7).double().train()
     width = whole.head.projector.in_features  # type: ignore[union-attr]
-    alone = build(settings, 4, 7, width).double().train()  # type: ignore[arg-type]
+    alone = build_classifier(settings, 4, 7, width).double().train()  # type: ignore[arg-type]
     with torch.no_grad():
-        pooled = feature_cache.mean_frames(*whole.front(whole.encoder, samples, offsets))
+        pooled = feature_cache.mean_pool_frames(*whole.frontend(whole.encoder, samples, offsets))
     ours, theirs = alone(pooled, torch.arange(5))["emotion"], whole(samples, offsets)["emotion"]
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
     slope = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -139,14 +139,14 @@ def test_the_same_training_as_through_the_encoder(base: Path, pretrained: Path, 
     ours = frozen(base / "ours", pretrained, "train.epochs=3", "train.average=0.5")
     theirs = frozen(base / "theirs", pretrained, "train.epochs=3", "train.average=0.5")
     here = train(ours)
-    monkeypatch.setattr(Settings, "states_suffice", False)
+    monkeypatch.setattr(Settings, "uses_feature_cache", False)
     there = train(theirs)
     assert blocks(ours) and not blocks(theirs)
     assert np.abs(curve(ours) - curve(theirs)).max() < 1e-6
     mine, other = load_file(here.weights), load_file(there.weights)
     assert mine.keys() == other.keys() and all(name.startswith("head.") for name in mine)
     assert max(float((mine[name] - other[name]).abs().max()) for name in mine) < 1e-5
-    found, expected = (predictions.read(place.current.predictions) for place in (here, there))
+    found, expected = (predictions.read_predictions(place.current.predictions) for place in (here, there))
     assert [p.utterance_id for p in found] == [p.utterance_id for p in expected]
     scores = [np.array([list(p.probabilities.values()) for p in part]) for part in (found, expected)]
     assert np.abs(scores[0] - scores[1]).max() < 1e-5
@@ -234,7 +234,7 @@ def test_a_damaged_dev_clip_ends_the_trial_in_the_same_words(base: Path, pretrai
     shards = Path(shutil.copytree(packed_tones(base), base / "damaged-dev"))
     run = frozen(base / "dev", pretrained, "data.max_damaged=1", shards=shards)
     damage_two(run)
-    experiment = reopen(run)
+    experiment = reopen_experiment(run)
     clip = int(experiment.folds.folds[0].train.positions[3])
     (number,) = (fold.index for fold in experiment.folds.folds if clip in fold.dev.positions)
     with ShardReader(experiment.index) as reader, pytest.raises(CorruptClipError) as expected:
@@ -273,8 +273,8 @@ def test_states_are_of_what_makes_them(base: Path, pretrained: Path, encoded: li
     ["model.head.dropout=0.1", "data.augment=[{name: Gain}]", "model.freeze=stem", "model.freeze=none", "model={kind: acrnn}"],
 )
 def test_whatever_is_drawn_anew_needs_the_encoder(change: str) -> None:
-    assert load(None, ["model.freeze=encoder"]).states_suffice
-    assert not load(None, ["model.freeze=encoder"] * (not change.startswith("model=")) + [change]).states_suffice
+    assert load_settings(None, ["model.freeze=encoder"]).uses_feature_cache
+    assert not load_settings(None, ["model.freeze=encoder"] * (not change.startswith("model=")) + [change]).uses_feature_cache
 
 
 def test_with_dropout_the_encoder_runs_in_every_epoch(base: Path, pretrained: Path, encoded: list[int]) -> None:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from small import packed_tones, planned, train_on_ranks
 
+from ser_hpc.core.errors import UserError
 from ser_hpc.engine import gpu
-from ser_hpc.errors import UserError
-from ser_hpc.results.run_dir import Trial
+from ser_hpc.run.run_dir import Trial
 from ser_hpc.train import prepare_allocator
 
 
@@ -39,7 +39,7 @@ def as_it_was() -> Iterator[None]:
     ],
 )
 def test_libraries_that_find_no_memory_have_run_out_of_it(words: str) -> None:
-    assert gpu.ran_out(RuntimeError(words)) and gpu.ran_out(torch.OutOfMemoryError())
+    assert gpu.is_out_of_memory(RuntimeError(words)) and gpu.is_out_of_memory(torch.OutOfMemoryError())
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def test_libraries_that_find_no_memory_have_run_out_of_it(words: str) -> None:
     ],
 )
 def test_other_errors_have_not(words: str) -> None:
-    assert not gpu.ran_out(RuntimeError(words))
+    assert not gpu.is_out_of_memory(RuntimeError(words))
 
 
 def test_few_plans_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     cache, current = SimpleNamespace(max_size=4096), []
     monkeypatch.setattr(torch.backends.cuda, "cufft_plan_cache", cache)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    gpu.set_up(torch.device("cuda", 1))
+    gpu.set_up_gpu(torch.device("cuda", 1))
     assert cache.max_size <= 256 and current == [torch.device("cuda", 1)]
 
 
@@ -89,12 +89,15 @@ def test_reproducible_training_trains_the_same(tmp_path: Path) -> None:
 
 def test_a_layer_without_a_reproducible_kernel_is_refused_in_words(monkeypatch: pytest.MonkeyPatch, as_it_was: None) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    gpu.reproducible(True)
+    gpu.set_deterministic(True)
     assert torch.are_deterministic_algorithms_enabled()
     pool = torch.nn.MaxUnpool1d(2)  # has none on a CPU either
-    with pytest.raises(UserError, match=r"train\.deterministic=true.*max_unpooling2d.*set it to false"), gpu.kernels_in_words():
+    with (
+        pytest.raises(UserError, match=r"train\.deterministic=true.*max_unpooling2d.*set it to false"),
+        gpu.explain_missing_kernels(),
+    ):
         pool(torch.ones(1, 1, 2), torch.tensor([[[0, 2]]]))
-    with pytest.raises(RuntimeError, match="something else"), gpu.kernels_in_words():
+    with pytest.raises(RuntimeError, match="something else"), gpu.explain_missing_kernels():
         raise RuntimeError("something else")
-    gpu.reproducible(False)
+    gpu.set_deterministic(False)
     assert not torch.are_deterministic_algorithms_enabled()

@@ -18,18 +18,18 @@ from safetensors.torch import load_file
 from small import curve, packed_tones, planned, run_here, train_on_ranks
 from torch import Tensor
 
-from ser_hpc.cluster import plan
-from ser_hpc.config.load import load
+from ser_hpc.config.load import load_settings
 from ser_hpc.config.settings import TrainSettings
+from ser_hpc.core.errors import ConfigError, UserError
 from ser_hpc.data.batches import collate
 from ser_hpc.data.sampler import BatchSpec, ClipSelection, assign_to_ranks, split_micro_batches
-from ser_hpc.engine.ddp import Replicated
-from ser_hpc.engine.step import gradients
-from ser_hpc.engine.world import World
-from ser_hpc.errors import ConfigError, UserError
-from ser_hpc.models.classifier import Classifier, build
+from ser_hpc.engine.distributed.ddp import DdpStrategy
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.engine.step import accumulate_gradients
+from ser_hpc.models.classifier import Classifier, build_classifier
 from ser_hpc.models.norms import RunningStatistics
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.run import experiment
+from ser_hpc.run.run_dir import RunDir, Trial
 
 TRIAL = Trial(0, 0)
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -85,7 +85,7 @@ def shared(model: Classifier, ranks: int) -> tuple[list[Tensor], Tensor, dict[st
     """A step of `LENGTHS`, dealt to so many ranks: gradients and losses added up, and the buffers afterwards."""
     step, waves, weights = ClipSelection(np.arange(len(LENGTHS))), clips(*LENGTHS), np.ones(len(LENGTHS))
     parts = split_micro_batches(
-        step.positions, np.array(LENGTHS), BatchSpec(ranks, 16_000, padded=True, group=model.front.group)
+        step.positions, np.array(LENGTHS), BatchSpec(ranks, 16_000, padded=True, group=model.frontend.group)
     )
     total, seen, told = [torch.zeros_like(parameter) for parameter in model.parameters()], torch.zeros(2, len(LENGTHS)), []
     for rank in range(ranks):
@@ -96,8 +96,8 @@ def shared(model: Classifier, ranks: int) -> tuple[list[Tensor], Tensor, dict[st
             for micro in assign_to_ranks(step, parts, rank, ranks)
             for samples, offsets in [batch([waves[position] for position in micro.clips.positions])]
         ]
-        here = Replicated(copied, TrainSettings(precision="fp32"), ALONE, None)
-        seen += gradients(here, batches, len(LENGTHS), weights.sum(), (1, 2), ALONE.device, statistics)
+        here = DdpStrategy(copied, TrainSettings(precision="fp32"), ALONE, None)
+        seen += accumulate_gradients(here, batches, len(LENGTHS), weights.sum(), (1, 2), ALONE.device, statistics)
         statistics.update(len(LENGTHS), lambda mine: told.append(mine.clone()) or mine)  # type: ignore[func-returns-value]
         for sums, parameter in zip(total, copied.parameters(), strict=True):
             sums += parameter.grad
@@ -109,7 +109,7 @@ def shared(model: Classifier, ranks: int) -> tuple[list[Tensor], Tensor, dict[st
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 def test_ranks_add_up_to_one(ranks: int) -> None:
     """In double precision: gradients, losses and running statistics, dropout on."""
-    model = build(SMALL.model_copy(update={"dropout": 0.3, "norm_group": 4}), 3, seed=1).double()
+    model = build_classifier(SMALL.model_copy(update={"dropout": 0.3, "norm_group": 4}), 3, seed=1).double()
     torch.testing.assert_close(shared(model, ranks), shared(model, 1), rtol=1e-11, atol=1e-13)
 
 
@@ -133,9 +133,9 @@ def test_killed_it_goes_on_bit_for_bit(base: Path) -> None:
 def test_what_would_divide_a_group_is_refused(base: Path) -> None:
     lines = (f"data.shards={packed_tones(base)}", "train.global_batch=16", ACRNN)
     with pytest.raises(ConfigError, match=r"train\.accumulation would divide clips that model\.norm=batch"):
-        load(None, [*lines, "train.accumulation=3"])
-    load(None, [*lines, "train.accumulation=3", "model.norm=none"])
+        load_settings(None, [*lines, "train.accumulation=3"])
+    load_settings(None, [*lines, "train.accumulation=3", "model.norm=none"])
     with pytest.raises(UserError, match=r"5 x 0\.9 s, which train\.budget_seconds=4 would divide"):
-        plan.prepare(load(None, [*lines, "train.budget_seconds=4"]))
-    plan.prepare(load(None, [*lines, "train.budget_seconds=4", "model.norm=none"]))
-    plan.prepare(load(None, [*lines, "train.budget_seconds=4", "data.max_seconds=0.8"]))
+        experiment.prepare_experiment(load_settings(None, [*lines, "train.budget_seconds=4"]))
+    experiment.prepare_experiment(load_settings(None, [*lines, "train.budget_seconds=4", "model.norm=none"]))
+    experiment.prepare_experiment(load_settings(None, [*lines, "train.budget_seconds=4", "data.max_seconds=0.8"]))

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from ser_hpc.config.settings import AcrnnModel, EncoderModel, Settings, TrainSettings
-from ser_hpc.engine.budget import Place
-from ser_hpc.engine.memory import Activations, Wanted, standing_bytes
-from ser_hpc.engine.meter import peak_bytes
-from ser_hpc.engine.probe import CPU_SECONDS, Probe, find, first, search
-from ser_hpc.engine.world import World
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.engine.memory.budget import Hardware
+from ser_hpc.engine.memory.model import Activations, BudgetRange, static_bytes
+from ser_hpc.engine.memory.peak import peak_bytes
+from ser_hpc.engine.memory.search import CPU_SECONDS, Probe, find_budget, first, search_budget
 from ser_hpc.models import checkpointing
-from ser_hpc.models.classifier import Classifier, build
+from ser_hpc.models.classifier import Classifier, build_classifier
 
 RATE = 16_000
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ CLIPS = np.array([RATE * seconds // 2 for seconds in (1, 2, 3, 4, 3, 2)])  # 7.5
 
 
 def encoder(name: str, **changes: Any) -> Classifier:
-    return build(ENCODERS[name].model_copy(update=changes), 4, seed=0)
+    return build_classifier(ENCODERS[name].model_copy(update=changes), 4, seed=0)
 
 
 def passed(model: Classifier, lengths: list[int]) -> Tensor:
@@ -47,7 +47,7 @@ def room(model: Classifier, train: TrainSettings, seconds: float, again: bool = 
     """Bytes in which micro-batches of about so many seconds fit."""
     activations = Probe(model, train, CPU, again).activations(int(CLIPS.max()))
     assert activations
-    return standing_bytes(model, train, 1) + activations.bytes(seconds) + 1
+    return static_bytes(model, train, 1) + activations.bytes(seconds) + 1
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -100,7 +100,7 @@ def test_checkpointing_saves_memory(name: str) -> None:
     """In the stem and in the layers: of an encoder with many, most of what they keep."""
     config = {**(ENCODERS[name].config or {}), "num_hidden_layers": 12}
     plain, saving = (
-        Probe(build(EncoderModel(weights=None, config=config, dropout=0.0), 4, 0), FP32, CPU, again).peak([RATE] * 4)
+        Probe(build_classifier(EncoderModel(weights=None, config=config, dropout=0.0), 4, 0), FP32, CPU, again).peak([RATE] * 4)
         for again in (False, True)
     )
     assert saving < plain / 2
@@ -108,7 +108,7 @@ def test_checkpointing_saves_memory(name: str) -> None:
 
 def test_a_budget_follows_the_free_memory() -> None:
     """More free memory never means less audio; never more than a step has, never less than what will do."""
-    wanted, activations = Wanted(least=7.3, most=212.0), Activations(fixed=2e9, a_second=0.1e9)
+    wanted, activations = BudgetRange(min_seconds=7.3, max_seconds=212.0), Activations(fixed_bytes=2e9, bytes_per_second=0.1e9)
     budgets = [wanted.budget(activations.seconds(free * 1e8)) for free in range(300)]
     enough = budgets[28:]  # 2.8 GB: 8 s
     assert budgets[:28] == [None] * 28 and enough[0] == 7.3 and enough[-1] == 212
@@ -119,10 +119,10 @@ def test_a_budget_follows_the_free_memory() -> None:
 def test_checkpointing_only_where_memory_demands_it(capsys: pytest.CaptureFixture[str]) -> None:
     model, train = encoder("wav2vec2, layer norm"), TrainSettings(precision="fp32", global_batch=4)
     whole = 6.0  # seconds: the four longest clips
-    assert search(model, train, CLIPS, ALONE, room(model, train, 100)) == whole * RATE
-    assert search(model, train, CLIPS, ALONE, room(model, train, 3)) == 2 * RATE
+    assert search_budget(model, train, CLIPS, ALONE, room(model, train, 100)) == whole * RATE
+    assert search_budget(model, train, CLIPS, ALONE, room(model, train, 3)) == 2 * RATE
     assert not any(module.gradient_checkpointing for module in model.modules() if hasattr(module, "gradient_checkpointing"))
-    search(model, train, CLIPS, ALONE, room(model, train, 2, again=True))
+    search_budget(model, train, CLIPS, ALONE, room(model, train, 2, again=True))
     assert any(module.gradient_checkpointing for module in model.modules() if hasattr(module, "gradient_checkpointing"))
     said = capsys.readouterr().out.splitlines()
     assert ["all that a step has" in line for line in said] == [True, False, False]
@@ -135,7 +135,7 @@ def test_too_little_memory_is_refused_in_words(allowed: Any) -> None:
     train = TrainSettings(precision="fp32", activation_checkpointing=allowed)
     few = room(model, train, 1.5, again=allowed == "auto")
     with pytest.raises(UserError, match=r"2\.0 s of audio, needs .* \(data.max_seconds\)"):
-        search(model, train, CLIPS, ALONE, few)
+        search_budget(model, train, CLIPS, ALONE, few)
 
 
 def test_what_accumulation_cuts_must_fit() -> None:
@@ -145,25 +145,28 @@ def test_what_accumulation_cuts_must_fit() -> None:
         TrainSettings(precision="fp32", global_batch=4, accumulation=1, activation_checkpointing="never"),
     )
     with pytest.raises(UserError, match=r"accumulation cuts it, 6\.0 s"):
-        search(model, train, CLIPS, ALONE, room(model, train, 4))
-    assert search(model, train, CLIPS, ALONE, room(model, train, 6.1)) == 6 * RATE
+        search_budget(model, train, CLIPS, ALONE, room(model, train, 4))
+    assert search_budget(model, train, CLIPS, ALONE, room(model, train, 6.1)) == 6 * RATE
 
 
 def test_a_group_that_is_normalised_together_must_fit() -> None:
     """Its longest clips, padded: never divided, so never less; and more is of no use."""
-    model, train = build(ACRNN.model_copy(update={"norm_group": 3}), 4, 0), TrainSettings(precision="fp32", global_batch=5)
-    assert search(model, train, CLIPS, ALONE, room(model, train, 100)) == 3 * 2 * RATE
+    model, train = (
+        build_classifier(ACRNN.model_copy(update={"norm_group": 3}), 4, 0),
+        TrainSettings(precision="fp32", global_batch=5),
+    )
+    assert search_budget(model, train, CLIPS, ALONE, room(model, train, 100)) == 3 * 2 * RATE
     with pytest.raises(UserError, match=r"a group of the longest clips.* 6\.0 s"):
-        search(model, train, CLIPS, ALONE, room(model, train, 4))
+        search_budget(model, train, CLIPS, ALONE, room(model, train, 4))
 
 
 def test_idle_ranks_are_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a step has fewer groups than ranks."""
     monkeypatch.setattr(World, "any_rank", lambda self, *flags: flags)
-    model, settings = build(ACRNN.model_copy(update={"norm_group": 3}), 4, 0), Settings()
-    find(model, settings, CLIPS, replace(ALONE, size=11), None)
+    model, settings = build_classifier(ACRNN.model_copy(update={"norm_group": 3}), 4, 0), Settings()
+    find_budget(model, settings, CLIPS, replace(ALONE, size=11), None)
     assert not capsys.readouterr().out
-    find(model, settings, CLIPS, replace(ALONE, size=12), None)
+    find_budget(model, settings, CLIPS, replace(ALONE, size=12), None)
     assert "1 of 12 ranks are idle: a step of 32 clips is 11 of the groups" in capsys.readouterr().out
 
 
@@ -173,10 +176,10 @@ def test_ranks_take_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
     two = replace(ALONE, size=2)
     monkeypatch.setattr(World, "min_over_ranks", lambda self, number: min(number, 40_000))
     monkeypatch.setattr(World, "any_rank", lambda self, *flags: flags)
-    assert search(model, train, CLIPS, two, room(model, train, 100)) == 40_000
+    assert search_budget(model, train, CLIPS, two, room(model, train, 100)) == 40_000
     monkeypatch.setattr(World, "any_rank", lambda self, *flags: (True, True))
     with pytest.raises(UserError, match="another rank"):
-        search(model, train, CLIPS, two, room(model, train, 100))
+        search_budget(model, train, CLIPS, two, room(model, train, 100))
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("cuFFT error: CUFFT_INTERNAL_ERROR")])
@@ -195,19 +198,19 @@ def test_running_out_of_memory_lowers_the_budget(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Classifier, "forward", limited)
     monkeypatch.setattr(Probe, "activations", lambda *_: Activations(0.0, 1.0))
-    budget = search(model, train, CLIPS, ALONE, 1e12) / RATE
+    budget = search_budget(model, train, CLIPS, ALONE, 1e12) / RATE
     assert sum(first(np.sort(CLIPS)[::-1], budget, padded=False)) <= 4 * RATE < 7.5 * RATE and budget >= 2
     most[0] = 1.0
     with pytest.raises(UserError, match="needs"):
-        search(model, train, CLIPS, ALONE, 1e12)
+        search_budget(model, train, CLIPS, ALONE, 1e12)
 
 
 @pytest.mark.parametrize("settings", [ENCODERS["wavlm, layer norm"].model_copy(update={"dropout": 0.1}), ACRNN])
 def test_the_search_leaves_no_trace(settings: EncoderModel | AcrnnModel) -> None:
     """Weights, buffers (BatchNorm's statistics), gradients, random state: all as before."""
-    model, train = build(settings, 4, seed=0), TrainSettings(precision="fp32", global_batch=4)
+    model, train = build_classifier(settings, 4, seed=0), TrainSettings(precision="fp32", global_batch=4)
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    search(model, train, CLIPS, ALONE, 1e12)
+    search_budget(model, train, CLIPS, ALONE, 1e12)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
@@ -217,33 +220,33 @@ def test_what_stands_is_divided_over_ranks() -> None:
     """DDP in fp32: 16 bytes a parameter; frozen ones have weights alone; ZeRO's share falls with the ranks."""
     model = encoder("wav2vec2, layer norm")
     count = sum(parameter.numel() for parameter in model.parameters())
-    assert standing_bytes(model, FP32, 8) == 16 * count
-    assert standing_bytes(model, TrainSettings(precision="fp32", average=0.9), 8) == 20 * count
+    assert static_bytes(model, FP32, 8) == 16 * count
+    assert static_bytes(model, TrainSettings(precision="fp32", average=0.9), 8) == 20 * count
     for name in ("zero1", "zero2", "zero3"):
         train = TrainSettings.model_validate({"strategy": name, "precision": "bf16"})
-        assert standing_bytes(model, train, 8) < standing_bytes(model, train, 2)
+        assert static_bytes(model, train, 8) < static_bytes(model, train, 2)
     frozen = encoder("wav2vec2, layer norm", freeze="encoder")
     trained = sum(parameter.numel() for parameter in frozen.head.parameters())
-    assert standing_bytes(frozen, FP32, 1) == 4 * count + 12 * trained
+    assert static_bytes(frozen, FP32, 1) == 4 * count + 12 * trained
 
 
 def test_a_given_budget_is_taken() -> None:
     """And on a CPU nothing is searched."""
     model = encoder("whisper")
-    assert find(model, Settings(), CLIPS, ALONE).samples == CPU_SECONDS * RATE
+    assert find_budget(model, Settings(), CLIPS, ALONE).samples == CPU_SECONDS * RATE
     given = Settings.model_validate({"train": {"budget_seconds": 12.5, "activation_checkpointing": "always"}})
-    found = find(model, given, CLIPS, ALONE)
+    found = find_budget(model, given, CLIPS, ALONE)
     assert (found.samples, found.again) == (12.5 * RATE, True)
     with pytest.raises(UserError, match="no layers"):
-        find(build(ACRNN, 4, 0), given, CLIPS, ALONE)
+        find_budget(build_classifier(ACRNN, 4, 0), given, CLIPS, ALONE)
 
 
 def test_a_trial_keeps_its_budget_where_there_is_as_much_memory() -> None:
     """And finds another with other GPUs, less memory, or a budget given anew."""
     model, given = encoder("whisper"), Settings.model_validate({"train": {"budget_seconds": 12.5}})
-    lowered = replace(find(model, given, CLIPS, ALONE), samples=3 * RATE, lowered=True)
-    assert find(model, given, CLIPS, ALONE, lowered) == lowered
-    assert find(model, Settings(), CLIPS, ALONE, lowered).samples == CPU_SECONDS * RATE
-    here = Place("2 x H200, ddp", 100e9)
+    lowered = replace(find_budget(model, given, CLIPS, ALONE), samples=3 * RATE, lowered=True)
+    assert find_budget(model, given, CLIPS, ALONE, lowered) == lowered
+    assert find_budget(model, Settings(), CLIPS, ALONE, lowered).samples == CPU_SECONDS * RATE
+    here = Hardware("2 x H200, ddp", 100e9)
     assert here.is_like(replace(here, room=101e9)) and here.is_like(replace(here, room=50e9))
     assert not here.is_like(replace(here, room=110e9)) and not here.is_like(replace(here, words="1 x H200, ddp"))

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ser_hpc.engine import node_check
-from ser_hpc.engine.node_check import Gpu, check, gpus, runs_on
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
+from ser_hpc.engine.fault import node_check
+from ser_hpc.engine.fault.node_check import Gpu, check, gpus, runs_on
 
 TWO = "0, NVIDIA H100 80GB HBM3, 580.65.06, 0\n1, NVIDIA H100 80GB HBM3, 580.65.06, 3\n"
 CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]

@@ -10,9 +10,9 @@ from engine.test_resume import EVERY_STEP, lines, wait_for_step
 from small import curve, packed_tones, planned, run_here
 from test_attempts import start
 
+from ser_hpc.core.errors import UserError
 from ser_hpc.data.sampler import BatchSpec, reduce_budget, split_micro_batches
-from ser_hpc.errors import UserError
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.run.run_dir import RunDir, Trial
 
 TRIAL = Trial(0, 0)
 # On the last rank memory runs out at these steps: in a forward pass, and in a backward pass of which DDP has already reduced
@@ -20,8 +20,10 @@ TRIAL = Trial(0, 0)
 RUNS_OUT = """
 import functools, os
 import torch
-from ser_hpc import console, train
-from ser_hpc.engine import ddp, loop, step
+from ser_hpc.core import cli as console
+from ser_hpc import train
+from ser_hpc.engine.distributed import ddp
+from ser_hpc.engine import loop, step
 where = {3: "forward", 6: "backward"} if os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1) else {}
 ddp.DistributedDataParallel = functools.partial(ddp.DistributedDataParallel, bucket_cap_mb=0.01)
 now = None
@@ -32,20 +34,20 @@ def run_out(place):
         if place == "forward":
             raise RuntimeError("cuFFT error: CUFFT_INTERNAL_ERROR, for a test")
         raise torch.OutOfMemoryError("CUDA out of memory, for a test")
-def gradients(*given, real=loop.gradients):
+def gradients(*given, real=loop.accumulate_gradients):
     global now
     now = where.pop(given[4][1], None)
     return real(*given)
 def clip_losses(*given, real=step.clip_losses):
     run_out("forward")
     return real(*given)
-def build(*given, real=loop.build):
+def build(*given, real=loop.build_classifier):
     model = real(*given)
     stem = model.encoder.feature_extractor.conv_layers[-1]
     stem.conv.weight.register_hook(lambda grad: run_out("backward"))
     return model
-loop.gradients, step.clip_losses, loop.build = gradients, clip_losses, build
-console.run(train.main)
+loop.accumulate_gradients, step.clip_losses, loop.build_classifier = gradients, clip_losses, build
+console.run_main(train.main)
 """
 SMALL = ("train.epochs=3", "model.dropout=0.0", "train.budget_seconds=8")
 

@@ -11,19 +11,19 @@ import torch
 from small import packed_tones, planned, wav2vec2
 from transformers import AutoConfig, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
-from ser_hpc.cluster.plan import reopen
-from ser_hpc.config.load import load
-from ser_hpc.data.sampler import epoch_steps, mix
-from ser_hpc.engine import world
-from ser_hpc.engine.attempt import claim
+from ser_hpc.config.load import load_settings
+from ser_hpc.data.sampler import epoch_steps, mix_seed
+from ser_hpc.engine.distributed import world
+from ser_hpc.engine.fault.preemption import StopFlag
+from ser_hpc.engine.fault.watchdog import Watchdog
 from ser_hpc.engine.loop import train_trial
 from ser_hpc.engine.optim import learning_rate
-from ser_hpc.engine.preemption import StopFlag
-from ser_hpc.engine.rank import Rank
 from ser_hpc.engine.trial_data import TrialData
-from ser_hpc.engine.watchdog import Watchdog
-from ser_hpc.models.classifier import build
-from ser_hpc.results.run_dir import Trial
+from ser_hpc.models.classifier import build_classifier
+from ser_hpc.run.attempt import claim_attempt
+from ser_hpc.run.experiment import reopen_experiment
+from ser_hpc.run.rank import Rank
+from ser_hpc.run.run_dir import Trial
 from ser_hpc.shards.read import ShardReader
 
 
@@ -32,13 +32,13 @@ def test_one_clip_a_batch_trains_as_transformers_does(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     shards = packed_tones(tmp_path)
     run = planned(tmp_path / "runs", shards, "train.epochs=1", "train.global_batch=1", "model.dropout=0.1", "train.lr=5e-4")
-    experiment, trial = reopen(run), Trial(0, 0)
+    experiment, trial = reopen_experiment(run), Trial(0, 0)
     fold, settings = experiment.folds.folds[0], experiment.settings
     data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold)
     alone = Rank(0, 1, 0, 1)
-    attempt = claim(run.trial(trial), alone)
+    attempt = claim_attempt(run.trial(trial), alone)
     with StopFlag() as stop, Watchdog(300, lambda: None, exit_code=1) as watchdog:
-        ranks = world.join(tmp_path, alone, timedelta(minutes=5))
+        ranks = world.join_world(tmp_path, alone, timedelta(minutes=5))
         train_trial(run.trial(trial), attempt, settings, data, ranks, stop, watchdog)
     ours = [json.loads(line)["loss"] for line in run.trial(trial).current.steps.read_text().splitlines()][:50]
 
@@ -54,7 +54,7 @@ def test_one_clip_a_batch_trains_as_transformers_does(tmp_path: Path) -> None:
         ),
     )
     peer = Wav2Vec2ForSequenceClassification(config)
-    weights = build(settings.model, 3, mix(0, 0x57E1)).state_dict()
+    weights = build_classifier(settings.model, 3, mix_seed(0, 0x57E1)).state_dict()
     renamed = {
         name.replace("encoder.", "wav2vec2.", 1) if name.startswith("encoder.") else name.removeprefix("head."): tensor
         for name, tensor in weights.items()
@@ -78,7 +78,7 @@ def test_one_clip_a_batch_trains_as_transformers_does(tmp_path: Path) -> None:
             clip = int(draws.positions[0])
             sound = reader.read(clip).astype(np.float32) / 32768
             features = extractor(sound, sampling_rate=16_000, return_tensors="pt").input_values
-            torch.manual_seed(mix(0, step, 0))
+            torch.manual_seed(mix_seed(0, step, 0))
             loss = peer(features, labels=torch.tensor([int(experiment.targets[clip])])).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -93,4 +93,4 @@ def test_one_clip_a_batch_trains_as_transformers_does(tmp_path: Path) -> None:
 
 def test_defaults_are_the_settings_of_a_real_fine_tuning() -> None:
     """The default model is a hub name, loaded by transformers; nothing of the demo leaks into it."""
-    assert load(None, ["data.shards=x"]).model.weights == "facebook/wav2vec2-base"  # type: ignore[union-attr]
+    assert load_settings(None, ["data.shards=x"]).model.weights == "facebook/wav2vec2-base"  # type: ignore[union-attr]

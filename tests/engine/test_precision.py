@@ -11,14 +11,14 @@ import torch
 from small import packed_tones, planned, run_here
 
 from ser_hpc.config.settings import Settings
+from ser_hpc.core.atomic_io import read_json
+from ser_hpc.core.errors import UserError
 from ser_hpc.engine import precision as settling
-from ser_hpc.engine.precision import settle
-from ser_hpc.engine.world import World
-from ser_hpc.errors import UserError
-from ser_hpc.files import read_json
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.engine.precision import choose_precision
 from ser_hpc.report import write_report
-from ser_hpc.results import precision
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.run import chosen_precision
+from ser_hpc.run.run_dir import RunDir, Trial
 
 CPU, GPU = (World(0, 1, 0, 1, torch.device(*where)) for where in (("cpu",), ("cuda", 0)))
 V100, A100, H100 = (7, 0), (8, 0), (9, 0)
@@ -35,13 +35,13 @@ def torch_as_it_was() -> Iterator[None]:
 def on(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Settles settings on a GPU of a compute capability, without having one: (precision, torch's for products of float32)."""
     monkeypatch.setattr(World, "min_over_ranks", lambda self, number: number)
-    monkeypatch.setattr(World, "from_main", lambda self, *numbers: numbers)
+    monkeypatch.setattr(World, "broadcast_numbers", lambda self, *numbers: numbers)
 
     def settled(run: Path, capability: tuple[int, int] | None, asked: str = "auto") -> tuple[str, str]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
         monkeypatch.setattr(settling, "device_name", lambda device: f"a GPU of {capability}")
         settings = Settings.model_validate({"train": {"precision": asked}})
-        found = settle(settings, RunDir(run), GPU if capability else CPU).train.precision
+        found = choose_precision(settings, RunDir(run), GPU if capability else CPU).train.precision
         return found, torch.get_float32_matmul_precision()
 
     return settled
@@ -82,10 +82,10 @@ def test_a_damaged_file_is_told(on: Any, tmp_path: Path) -> None:
 
 def test_plan_trials_and_report_say_it(tmp_path: Path) -> None:
     run = planned(tmp_path / "runs", packed_tones(tmp_path), "train.epochs=1", "folds.count=4")
-    assert "the first trial to start fixes it" in precision.told(run, "auto")
+    assert "the first trial to start fixes it" in chosen_precision.precision_note(run, "auto")
     assert run_here(run, Trial(0, 0)) == {Trial(0, 0): 0}
     assert read_json(run.trial(Trial(0, 0)).done)["precision"] == read_json(run.precision)["precision"] == "fp32"
     said = "Computed in fp32 (train.precision=auto), as the first trial found it right on CPU."
-    assert precision.told(run, "auto") == said
+    assert chosen_precision.precision_note(run, "auto") == said
     write_report(run)
     assert said in run.report_md.read_text() and said in read_json(run.report_json)["notes"]

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from small import packed_tones, planned, run_here, wav2vec2
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
-from ser_hpc.engine.frozen_params import FrozenBase
-from ser_hpc.errors import UserError
-from ser_hpc.results.endings import how_it_ended
-from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
+from ser_hpc.core.errors import UserError
+from ser_hpc.engine.frozen_params import FrozenParameters
+from ser_hpc.run.attempt_end import read_end
+from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
 
 TRIAL = Trial(0, 0)
 EVERY_STEP = "train.checkpoint_minutes=0.0001"
@@ -81,7 +81,7 @@ def test_killed_and_stopped_is_as_uninterrupted(base: Path, uninterrupted: Trial
     assert trial.weights.read_bytes() == uninterrupted.weights.read_bytes()
     assert trial.current.predictions.read_bytes() == uninterrupted.current.predictions.read_bytes()
     assert list(trial.path.glob("attempt_*/checkpoints/*")) == [trial.weights], "only the best weights are kept"
-    assert [how_it_ended(attempt).how for attempt in trial.attempts] == ["killed", "stopped", "done"]
+    assert [read_end(attempt).outcome for attempt in trial.attempts] == ["killed", "stopped", "done"]
 
 
 # The loss scale of fp16 doubles after every ninth step; where something overflows, the step is left out and the scale halved.
@@ -90,8 +90,9 @@ HALF = """
 import os, sys
 from pathlib import Path
 from torch.amp import GradScaler
-from ser_hpc import console, train
-from ser_hpc.engine import ddp
+from ser_hpc.core import cli as console
+from ser_hpc import train
+from ser_hpc.engine.distributed import ddp
 told = (Path(sys.argv[2]) / f"scales_{os.getpid()}").open("w")
 class Scaler(GradScaler):
     def __init__(self, device, enabled, growth_interval):
@@ -100,7 +101,7 @@ class Scaler(GradScaler):
         super().update()
         print(self.get_scale(), file=told, flush=True)
 ddp.GradScaler = Scaler
-console.run(train.main)
+console.run_main(train.main)
 """
 
 
@@ -186,9 +187,9 @@ def test_a_frozen_base_is_not_saved_and_must_not_change(base: Path) -> None:
     model.base_model.encoder.layers[0].final_layer_norm.bias.data.add_(1e-3)
     model.save_pretrained(folder)
     assert start(run).wait(120) == 2
-    assert "was made with other weights than are there now" in str(how_it_ended(trial.current).error)
+    assert "was made with other weights than are there now" in str(read_end(trial.current).error)
     with pytest.raises(UserError, match="the frozen weights are not those that this trial began with"):
-        FrozenBase(frozenset(), "now").check("then")  # as a name on the hub, whose files no digest is taken of, would end
+        FrozenParameters(frozenset(), "now").check("then")  # as a name on the hub, whose files no digest is taken of, would end
     model.base_model.encoder.layers[0].final_layer_norm.bias.data.zero_()
     model.save_pretrained(folder)
     assert start(run).wait(300) == 0

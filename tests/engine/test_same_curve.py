@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from small import curve, packed_tones, planned, train_on_ranks
 
-from ser_hpc.results import predictions
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.run import predictions
+from ser_hpc.run.run_dir import RunDir, Trial
 
 pytestmark = pytest.mark.slow
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
@@ -15,7 +15,7 @@ DROPOUTS = (0.0, 0.1)
 
 
 def scores(run: RunDir) -> dict[tuple[str, str], list[float]]:
-    found = predictions.read(run.trial(Trial(0, 0)).current.predictions)
+    found = predictions.read_predictions(run.trial(Trial(0, 0)).current.predictions)
     return {(p.part, p.utterance_id): list(p.probabilities.values()) for p in found}
 
 

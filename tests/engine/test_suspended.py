@@ -16,10 +16,10 @@ from datetime import timedelta
 from pathlib import Path
 import os
 import torch
-from ser_hpc.engine import world
-from ser_hpc.engine.rank import who_am_i
-rank = who_am_i(os.environ)
-ranks = world.join(Path(sys.argv[1]), rank, timedelta(seconds=4))
+from ser_hpc.engine.distributed import world
+from ser_hpc.run.rank import rank_from_env
+rank = rank_from_env(os.environ)
+ranks = world.join_world(Path(sys.argv[1]), rank, timedelta(seconds=4))
 print("begins", flush=True)
 for _ in range(8):
     if not ranks.is_main:

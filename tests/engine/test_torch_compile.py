@@ -13,16 +13,16 @@ from small import wav2vec2
 from torch import Tensor
 
 from ser_hpc.config.settings import EncoderModel
-from ser_hpc.engine.torch_compile import compile_layers, missing
-from ser_hpc.errors import UserError
-from ser_hpc.models.classifier import Classifier, build
+from ser_hpc.core.errors import UserError
+from ser_hpc.engine.torch_compile import compile_layers, missing_for_compile
+from ser_hpc.models.classifier import Classifier, build_classifier
 
 WAVLM = wav2vec2(model_type="wavlm")
 WHISPER = {
     "model_type": "whisper", "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64,
     "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
 }  # fmt: skip
-needs_a_compiler = pytest.mark.skipif(missing() is not None, reason=f"torch.compile needs {missing()}")
+needs_a_compiler = pytest.mark.skipif(missing_for_compile() is not None, reason=f"torch.compile needs {missing_for_compile()}")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def compiler() -> Iterator[None]:
 
 
 def classifier(config: dict[str, Any]) -> Classifier:
-    return build(EncoderModel(weights=None, config=config, dropout=0.0), 3, seed=0).train()
+    return build_classifier(EncoderModel(weights=None, config=config, dropout=0.0), 3, seed=0).train()
 
 
 def result(model: Classifier, *seconds: float) -> list[Tensor]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from small import packed_tones, planned, run_here
 
-from ser_hpc.cluster.plan import prepare, reopen
-from ser_hpc.config.load import load
-from ser_hpc.results import predictions
-from ser_hpc.results.endings import how_it_ended
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.config.load import load_settings
+from ser_hpc.run import predictions
+from ser_hpc.run.attempt_end import read_end
+from ser_hpc.run.experiment import prepare_experiment, reopen_experiment
+from ser_hpc.run.run_dir import RunDir, Trial
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def clips_tested(run: RunDir) -> Counter[str]:
     return Counter(
         p.utterance_id
         for trial in run.trials()
-        for p in predictions.read(run.trial(trial).current.predictions)
+        for p in predictions.read_predictions(run.trial(trial).current.predictions)
         if p.part == "test"
     )
 
@@ -36,17 +36,17 @@ def test_every_clip_is_tested_once_over_the_folds(base: Path, ranks: int) -> Non
     more = ("train.epochs=1", "train.budget_seconds=7", "folds.protocol=speaker_groups", "folds.count=3")
     run = planned(base / f"ranks-{ranks}", packed_tones(base), *more)
     assert set(run_here(run, ranks=ranks).values()) == {0}
-    metadata = reopen(run).index.metadata
+    metadata = reopen_experiment(run).index.metadata
     assert clips_tested(run) == Counter(metadata.utterance_id.tolist())
 
 
 def test_a_loss_that_is_not_finite_stops_the_trial_and_names_the_clips(base: Path) -> None:
     run = planned(base / "exploding", packed_tones(base), "train.lr=1e30", "train.clip_norm=null", "train.warmup=0")
     assert run_here(run, Trial(0, 0)) == {Trial(0, 0): 2}
-    end = how_it_ended(run.trial(Trial(0, 0)).current)
-    assert end.how == "failed" and end.step is not None and end.error is not None
+    end = read_end(run.trial(Trial(0, 0)).current)
+    assert end.outcome == "failed" and end.step is not None and end.error is not None
     assert "not finite at step" in end.error
-    assert any(name in end.error for name in reopen(run).index.metadata.utterance_id)
+    assert any(name in end.error for name in reopen_experiment(run).index.metadata.utterance_id)
     assert not run.trial(Trial(0, 0)).is_done
 
 
@@ -75,7 +75,7 @@ def test_what_an_experiment_is_names_its_directory(base: Path) -> None:
     common = [f"run.root={base}", f"data.shards={shards}"]
 
     def name(*more: str) -> str:
-        return prepare(load(None, [*common, *more])).run.path.name
+        return prepare_experiment(load_settings(None, [*common, *more])).run.path.name
 
     assert name() == name("train.budget_seconds=9", "cluster.partition=gpu", "seeds=4", "train.strategy=zero2")
     assert len({name(), name("train.lr=1e-4"), name("folds.protocol=speaker_groups"), name("model.freeze=stem")}) == 4

@@ -16,11 +16,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
 from ser_hpc.config.settings import TrainSettings
-from ser_hpc.engine import strategy
-from ser_hpc.engine.world import World
-from ser_hpc.errors import UserError
-from ser_hpc.results import predictions
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.core.errors import UserError
+from ser_hpc.engine.distributed import build
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.run import predictions
+from ser_hpc.run.run_dir import RunDir, Trial
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 STEM = {"conv_dim": [16, 32], "conv_kernel": [20, 16], "conv_stride": [20, 16], "num_feat_extract_layers": 2}
@@ -85,7 +85,7 @@ def test_trains_and_predicts(runs: dict[str, RunDir], name: str) -> None:
     place = runs[name].trial(Trial(0, 0))
     assert json.loads(place.done.read_text())["ranks"] == 2
     assert np.isfinite(curve(runs[name])).all()
-    found = predictions.read(place.current.predictions)
+    found = predictions.read_predictions(place.current.predictions)
     assert len({p.utterance_id for p in found}) == len(found) > 0
     assert all(abs(sum(p.probabilities.values()) - 1) < 1e-4 for p in found)
 
@@ -123,4 +123,4 @@ def test_half_precision_follows_the_full_one(runs: dict[str, RunDir], name: str)
 def test_what_deepspeed_cannot_do_on_a_cpu_is_refused_in_words() -> None:
     settings = TrainSettings(strategy="zero1", precision="fp16")
     with pytest.raises(UserError, match="no fp16 on a CPU: use"):
-        strategy.build(nn.Linear(2, 2), settings, World(0, 1, 0, 1, torch.device("cpu")), None)
+        build.build_strategy(nn.Linear(2, 2), settings, World(0, 1, 0, 1, torch.device("cpu")), None)

@@ -13,7 +13,7 @@ import pytest
 
 BUSY = """
 import time
-from ser_hpc.engine.watchdog import Watchdog
+from ser_hpc.engine.fault.watchdog import Watchdog
 with Watchdog(3, lambda: print("hung", flush=True), 7, second_s=0) as watchdog:
     print("begins", flush=True)
     for number in range(6):
@@ -24,7 +24,7 @@ print("done", flush=True)
 """
 HANGS = """
 import ctypes, os, time
-from ser_hpc.engine.watchdog import Watchdog
+from ser_hpc.engine.fault.watchdog import Watchdog
 def here():
     WHAT
 with Watchdog(1, lambda: print("hung", flush=True), 7, second_s=1):

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from small import curve, packed_tones, planned, train_on_ranks
 from torch.distributed import HashStore
 
-from ser_hpc.engine import world
-from ser_hpc.engine.rank import Rank
-from ser_hpc.engine.world import World
+from ser_hpc.engine.distributed import world
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.run.rank import Rank
 
 
 @pytest.fixture
@@ -61,6 +61,6 @@ def test_ranks_speak_over_the_network_on_which_they_met(
     """And not over that which the machine's own name happens to stand for; unless the user chose one."""
     sought: list[str] = []
     monkeypatch.setattr(world, "_speak_over", sought.append)
-    monkeypatch.setattr(world, "meet", lambda place, rank, patience: (HashStore(), "node7"))
-    world.join(tmp_path, Rank(0, 2, 0, 2), timedelta(minutes=1))
+    monkeypatch.setattr(world, "meet_ranks", lambda place, rank, patience: (HashStore(), "node7"))
+    world.join_world(tmp_path, Rank(0, 2, 0, 2), timedelta(minutes=1))
     assert sought == ["node7"] and len(opened) == 1

@@ -10,26 +10,26 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from ser_hpc.cluster.plan import reopen
-from ser_hpc.engine import world
-from ser_hpc.engine.attempt import claim
+from ser_hpc.engine.distributed import world
+from ser_hpc.engine.fault.preemption import StopFlag
+from ser_hpc.engine.fault.watchdog import Watchdog
 from ser_hpc.engine.loop import train_trial
-from ser_hpc.engine.preemption import StopFlag
-from ser_hpc.engine.rank import who_am_i
 from ser_hpc.engine.trial_data import TrialData
-from ser_hpc.engine.watchdog import Watchdog
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.run.attempt import claim_attempt
+from ser_hpc.run.experiment import reopen_experiment
+from ser_hpc.run.rank import rank_from_env
+from ser_hpc.run.run_dir import RunDir, Trial
 
 if __name__ == "__main__":
     runs = [RunDir(Path(name)) for name in sys.argv[1:]]
     meeting_place = runs[0].path
-    rank = who_am_i(os.environ)
-    ranks = world.join(meeting_place, rank, timedelta(minutes=5))
+    rank = rank_from_env(os.environ)
+    ranks = world.join_world(meeting_place, rank, timedelta(minutes=5))
     for run in runs:
-        experiment = reopen(run)
+        experiment = reopen_experiment(run)
         trial = run.trial(Trial(0, 0))
-        (number,) = ranks.from_main(claim(trial, rank).number if rank.is_main else 0)
+        (number,) = ranks.broadcast_numbers(claim_attempt(trial, rank).number if rank.is_main else 0)
         data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, experiment.folds.folds[0])
         with StopFlag() as stop, Watchdog(300, lambda: None, exit_code=1) as watchdog:
             train_trial(trial, trial.attempt(number), experiment.settings, data, ranks, stop, watchdog)
-    ranks.leave()
+    ranks.shut_down()

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from ser_hpc.config.settings import AcrnnModel
-from ser_hpc.models.acrnn import Acrnn, MelFrontend, with_deltas
-from ser_hpc.models.classifier import build
+from ser_hpc.models.classifier import build_classifier
+from ser_hpc.models.encoders.acrnn import Acrnn, MelFrontend, with_deltas
 
 
 def test_features_do_not_change_with_loudness() -> None:
@@ -30,7 +30,7 @@ def test_features_do_not_change_with_loudness() -> None:
 def test_augmentation_is_drawn_in_training_only_and_from_torchs_generator(augmented: dict[str, float]) -> None:
     """Same random state, same masks and warps: a resumed step sees what the first one saw. Evaluation is plain."""
     bare = ACRNN.model_copy(update={"norm": "none"})
-    model, plain = build(bare.model_copy(update=augmented), 4, 0), build(bare, 4, 0)
+    model, plain = build_classifier(bare.model_copy(update=augmented), 4, 0), build_classifier(bare, 4, 0)
     given = batch(clips(16_000, 12_000))
 
     def drawn(seed: int) -> torch.Tensor:
@@ -43,7 +43,7 @@ def test_augmentation_is_drawn_in_training_only_and_from_torchs_generator(augmen
 
 def test_a_group_normalises_itself_alike_in_any_order() -> None:
     """In training too, clips of any lengths touch each other by the group's statistics alone."""
-    model, waves = build(ACRNN, 4, 0).double().train(), clips(9000, 700, 12_001, 5160, 300)
+    model, waves = build_classifier(ACRNN, 4, 0).double().train(), clips(9000, 700, 12_001, 5160, 300)
     logits, turned = (model(*batch(given))["emotion"] for given in (waves, waves[::-1]))
     torch.testing.assert_close(turned.flip(0), logits, rtol=0, atol=1e-12)
     assert (model(*batch(waves[1:]))["emotion"] - logits[1:]).abs().max() > 1e-4, "they do touch each other"
@@ -73,7 +73,7 @@ def test_masks_keep_their_bounds() -> None:
 
 def test_the_papers_width_is_the_default() -> None:
     """128 and five times 256 kernels of 5 x 3, linear 768, 128 cells each way, 64 hidden."""
-    model = build(AcrnnModel(), 7, 0)
+    model = build_classifier(AcrnnModel(), 7, 0)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.dim() > 1}
     assert shapes["encoder.convolutions.0.weight"] == (128, 3, 5, 3)
     assert shapes["encoder.convolutions.5.weight"] == (256, 256, 5, 3)

@@ -13,9 +13,9 @@ from models.tiny import ENCODERS, batch, clips
 from torch import Tensor
 from torch.nn import functional as F
 
-from ser_hpc.models import attention
-from ser_hpc.models.attention import attend, has_kernel
-from ser_hpc.models.classifier import build
+from ser_hpc.models.classifier import build_classifier
+from ser_hpc.models.encoders import packed_attention as attention
+from ser_hpc.models.encoders.packed_attention import has_kernel, packed_attention
 from ser_hpc.models.packed import Packing
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 def test_one_call_a_layer_serves_all_clips_with_dropout_and_without(name: str, kernel: list[float]) -> None:
     """In training with the configuration's probability, in evaluation with none, where its result is that of clip by clip."""
     config = {**(ENCODERS[name].config or {}), "attention_dropout": 0.25}
-    model = build(ENCODERS[name].model_copy(update={"config": config, "dropout": None}), 4, seed=0)
+    model = build_classifier(ENCODERS[name].model_copy(update={"config": config, "dropout": None}), 4, seed=0)
     with torch.no_grad():
         model.train()(*GIVEN)
         assert kernel == [0.25, 0.25]
@@ -61,7 +61,7 @@ def test_the_kernels_own_derivative_is_taken(dropout: float, monkeypatch: pytest
     meta = torch.device("meta")
     q, k, v = (torch.empty(8, 2, 16, dtype=torch.bfloat16, device=meta, requires_grad=True) for _ in range(3))
     with Operations() as seen:
-        attend(Packing((5, 3), meta), q, k, v, 0.25, dropout).sum().backward()
+        packed_attention(Packing((5, 3), meta), q, k, v, 0.25, dropout).sum().backward()
     names = [name for name, _ in seen.done if "flash_attention" in name]
     assert names == ["aten._flash_attention_forward.default", "aten._flash_attention_backward.default"]
     assert all(x.grad is not None and x.grad.shape == x.shape for x in (q, k, v))

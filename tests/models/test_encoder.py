@@ -14,8 +14,8 @@ import transformers
 from models.tiny import CONFIGS, ENCODERS, batch, clips
 
 from ser_hpc.config.settings import EncoderModel, HeadSettings
-from ser_hpc.errors import UserError
-from ser_hpc.models.classifier import build
+from ser_hpc.core.errors import UserError
+from ser_hpc.models.classifier import build_classifier
 
 WAVEFORM = [name for name in CONFIGS if name != "whisper"]
 CLASSES: dict[str, tuple[str, Any]] = {
@@ -39,7 +39,7 @@ def reference(config: dict[str, Any]) -> tuple[Any, Any]:
 def test_logits_equal_transformers_on_each_clip_alone(name: str) -> None:
     """Normalisation, stem, encoder, pooling and head, against transformers' feature extractor and classification model."""
     theirs, encoder = reference(CONFIGS[name])
-    ours = build(ENCODERS[name].model_copy(update={"head": HeadSettings(projection=24)}), 4, seed=9).eval()
+    ours = build_classifier(ENCODERS[name].model_copy(update={"head": HeadSettings(projection=24)}), 4, seed=9).eval()
     ours.encoder.load_state_dict({k: v for k, v in encoder.state_dict().items() if k != "masked_spec_embed"})
     ours.head.projector.load_state_dict(theirs.projector.state_dict())
     ours.head.classifier.load_state_dict(theirs.classifier.state_dict())
@@ -55,7 +55,7 @@ def test_whisper_pools_the_encoders_real_frames_only() -> None:
     """transformers pools 30 s of mostly silence; its encoder's states of the clip's own frames are what counts here."""
     theirs, encoder = reference(CONFIGS["whisper"])
     padded = {"head": HeadSettings(projection=24), "whisper_pad_to_30s": True}
-    ours = build(ENCODERS["whisper"].model_copy(update=padded), 4, seed=9).eval()
+    ours = build_classifier(ENCODERS["whisper"].model_copy(update=padded), 4, seed=9).eval()
     ours.encoder.load_state_dict(encoder.state_dict())
     ours.head.projector.load_state_dict(theirs.projector.state_dict())
     ours.head.classifier.load_state_dict(theirs.classifier.state_dict())
@@ -72,7 +72,7 @@ def test_whisper_pools_the_encoders_real_frames_only() -> None:
 def test_frozen_parts_take_no_gradient_work(name: str) -> None:
     """Frozen means free: no graph is recorded in the frozen part, and a wholly frozen encoder runs without dropout."""
     given = batch(clips(12_001, 9_000))
-    stem = build(ENCODERS[name].model_copy(update={"freeze": "stem"}), 4, 0).train()
+    stem = build_classifier(ENCODERS[name].model_copy(update={"freeze": "stem"}), 4, 0).train()
     seen: list[bool] = []
     last = stem.encoder.conv2 if name == "whisper" else stem.encoder.feature_extractor
     last.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
@@ -81,7 +81,7 @@ def test_frozen_parts_take_no_gradient_work(name: str) -> None:
     assert any(p.grad is not None for p in stem.encoder.parameters())
 
     settings = ENCODERS[name].model_copy(update={"freeze": "encoder", "dropout": 0.5})
-    frozen = build(settings, 4, 0).train()
+    frozen = build_classifier(settings, 4, 0).train()
     assert frozen.head.training and not any(p.requires_grad for p in frozen.encoder.parameters())
     first, second = frozen(*given)["emotion"], frozen(*given)["emotion"]
     assert torch.equal(first, second) and first.requires_grad
@@ -91,9 +91,9 @@ def test_frozen_parts_take_no_gradient_work(name: str) -> None:
 def test_dropout_setting_reaches_every_dropout(name: str) -> None:
     """And without it training is deterministic: no layerdrop, no SpecAugment left over from pre-training."""
     given = batch(clips(12_001, 9_000))
-    without = build(ENCODERS[name], 4, 0).train()
+    without = build_classifier(ENCODERS[name], 4, 0).train()
     assert torch.equal(without(*given)["emotion"], without(*given)["emotion"])
-    dropped = build(ENCODERS[name].model_copy(update={"dropout": 0.25}), 4, 0).train()
+    dropped = build_classifier(ENCODERS[name].model_copy(update={"dropout": 0.25}), 4, 0).train()
     rates = {m.p for m in dropped.encoder.modules() if isinstance(m, torch.nn.Dropout)}
     rates |= {float(m.dropout) for m in dropped.encoder.modules() if isinstance(getattr(m, "dropout", None), float)}
     assert rates == {0.25}
@@ -117,7 +117,7 @@ def test_weights_of_a_folder_are_loaded_whole(name: str, tmp_path: Path, capfd: 
     expected = save(CONFIGS[name], tmp_path).state_dict()
     expected.pop("masked_spec_embed", None)
     capfd.readouterr()
-    loaded = build(EncoderModel(weights=str(tmp_path)), 4, 0).encoder.state_dict()
+    loaded = build_classifier(EncoderModel(weights=str(tmp_path)), 4, 0).encoder.state_dict()
     assert capfd.readouterr() == ("", "")
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[key], expected[key]) for key in expected)
@@ -128,10 +128,10 @@ def test_normalisation_follows_the_weights_preprocessor(tmp_path: Path) -> None:
     save(CONFIGS["wavlm, group norm"], tmp_path)
     given = batch(clips(12_001))
     settings = EncoderModel(weights=str(tmp_path))
-    by_default = build(settings, 4, 0).eval()(*given)["emotion"]
+    by_default = build_classifier(settings, 4, 0).eval()(*given)["emotion"]
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False}))
-    raw = build(settings, 4, 0).eval()(*given)["emotion"]
-    forced = build(settings.model_copy(update={"normalize": True}), 4, 0).eval()(*given)["emotion"]
+    raw = build_classifier(settings, 4, 0).eval()(*given)["emotion"]
+    forced = build_classifier(settings.model_copy(update={"normalize": True}), 4, 0).eval()(*given)["emotion"]
     assert torch.equal(by_default, forced) and not torch.allclose(raw, forced)
 
 
@@ -151,7 +151,7 @@ def test_a_pickle_of_weights_is_never_executed(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
     with pytest.raises(UserError, match="cannot be loaded"):
-        build(EncoderModel(weights=str(tmp_path)), 4, 0)
+        build_classifier(EncoderModel(weights=str(tmp_path)), 4, 0)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -182,4 +182,4 @@ def test_weights_that_cannot_be_had_are_named_in_words(tmp_path: Path) -> None:
     cases["divisible"] = EncoderModel(weights=None, config=odd)
     for message, settings in cases.items():
         with pytest.raises(UserError, match=message):
-            build(settings, 4, 0)
+            build_classifier(settings, 4, 0)

@@ -10,7 +10,7 @@ import torch
 from models.test_packed import WEIGHTS, model_of
 from models.tiny import CONFIGS, batch, clips
 
-from ser_hpc.models import wav2vec2, whisper
+from ser_hpc.models.encoders import wav2vec2, whisper
 from ser_hpc.models.packed import fft_rows
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")

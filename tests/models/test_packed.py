@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from ser_hpc.config.settings import EncoderModel
-from ser_hpc.errors import UserError
-from ser_hpc.models import attention
-from ser_hpc.models.classifier import Classifier, build
+from ser_hpc.core.errors import UserError
+from ser_hpc.models.classifier import Classifier, build_classifier
+from ser_hpc.models.encoders import packed_attention
 from ser_hpc.models.packed import Packing
 
 SHORTEST = (1, 399, 400, 401, 719, 720)  # around the receptive field, 400, and the first second frame
@@ -36,7 +36,7 @@ def lengths(seed: int) -> list[int]:
 
 def model_of(name: str, **changes: Any) -> Classifier:
     """With weights far from their initial, nearly linear state."""
-    model = build(ENCODERS[name].model_copy(update=changes), 4, seed=1).double().train()
+    model = build_classifier(ENCODERS[name].model_copy(update=changes), 4, seed=1).double().train()
     generator = torch.Generator().manual_seed(2)
     for parameter in model.parameters():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
@@ -105,7 +105,7 @@ def test_a_pack_is_the_sum_of_its_clips_as_transformers_computes_them(name: str,
 
 def test_whisper_features_are_the_extractors() -> None:
     """The spectrogram computed over the pack is transformers', clip by clip, to rounding; beyond a clip there are zeros."""
-    model = build(ENCODERS["whisper"], 4, 0).eval()
+    model = build_classifier(ENCODERS["whisper"], 4, 0).eval()
     seen: list[Tensor] = []
     model.encoder.get_submodule("conv1").register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
     waves = clips(12_001, 1, 200, 320, 31_700, 32_000, 40_000, 9_599, 9_601)
@@ -132,8 +132,8 @@ def test_clips_that_share_an_attention_call_do_not_see_each_other() -> None:
     def computed(like: float, biased: bool) -> list[Tensor]:
         packing = Packing(sizes, torch.device("cpu"), like)
         qkv = [x.clone().requires_grad_() for x in given]
-        biases = attention.gated(packing, gate, table) if biased else None
-        out = attention.attend(packing, *qkv, scale=0.5, biases=biases)
+        biases = packed_attention.gated_biases(packing, gate, table) if biased else None
+        out = packed_attention.packed_attention(packing, *qkv, scale=0.5, biases=biases)
         (out * torch.arange(out.numel()).view_as(out)).sum().backward()
         return [out.detach(), *(x.grad for x in qkv if x.grad is not None)]
 
@@ -148,8 +148,8 @@ def test_forward_and_backward_never_wait_for_the_device(name: str, dtype: torch.
     """On a device without values reading one is an error (`.item()`, a boolean index). What is computed is a GPU's path."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which such a device lacks
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
-    monkeypatch.setattr(attention, "has_kernel", lambda _, dtype, width: dtype == torch.bfloat16)
-    model = build(ENCODERS[name], 4, 0).to("meta", dtype).train()
+    monkeypatch.setattr(packed_attention, "has_kernel", lambda _, dtype, width: dtype == torch.bfloat16)
+    model = build_classifier(ENCODERS[name], 4, 0).to("meta", dtype).train()
     logits = model(*batch(clips(12_001, 300, 16_000, 15_000, 8_123, 40_000)))["emotion"]
     logits.sum().backward()
     assert logits.shape == (6, 4)
@@ -174,7 +174,7 @@ def test_no_gradient_below_the_first_trained_layer(name: str) -> None:
     with_gradient = {key for key, p in model.encoder.named_parameters() if p.grad is not None}
     assert with_gradient and all("layers.1." in key or key.split(".")[-2] == "layer_norm" for key in with_gradient)
     with pytest.raises(UserError, match="has 2 layers"):
-        build(ENCODERS[name].model_copy(update={"freeze_layers": 3}), 4, 0)
+        build_classifier(ENCODERS[name].model_copy(update={"freeze_layers": 3}), 4, 0)
 
 
 class LowRank(nn.Module):
@@ -251,7 +251,7 @@ def test_attention_copies_nothing_to_leave_its_batch_of_one(name: str) -> None:
     for layers in (1, 3):
         config = ENCODERS[name].config or {}
         key = "encoder_layers" if name == "whisper" else "num_hidden_layers"
-        model = build(ENCODERS[name].model_copy(update={"config": {**config, key: layers}}), 4, seed=0).train()
+        model = build_classifier(ENCODERS[name].model_copy(update={"config": {**config, key: layers}}), 4, seed=0).train()
         with Operations() as seen:
             model(*batch(clips(9_000, 8_000)))["emotion"].sum().backward()
         counts.append(sum("select_backward" in operation for operation, _ in seen.done))

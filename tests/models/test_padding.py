@@ -7,7 +7,7 @@ import torch
 from models.tiny import MODELS, batch, clips
 from torch import nn
 
-from ser_hpc.models.classifier import Classifier, build
+from ser_hpc.models.classifier import Classifier, build_classifier
 
 # Odd and even lengths, one below every receptive field, one empty (an unreadable clip), one beyond the tiny Whisper's 2 s.
 LENGTHS = (12_001, 300, 16_000, 8_123, 0, 40_000)
@@ -15,7 +15,7 @@ LENGTHS = (12_001, 300, 16_000, 8_123, 0, 40_000)
 
 @pytest.fixture(params=MODELS, ids=str)
 def classifier(request: pytest.FixtureRequest) -> Classifier:
-    model = build(MODELS[request.param], num_classes=4, seed=1)
+    model = build_classifier(MODELS[request.param], num_classes=4, seed=1)
     for parameter in model.head.parameters():  # logits of about 1, which differ from clip to clip
         nn.init.normal_(parameter, std=0.15)
     if request.param.startswith("acrnn"):
@@ -86,9 +86,9 @@ def test_same_seed_same_weights_and_the_global_generator_is_untouched() -> None:
     for settings in MODELS.values():
         torch.manual_seed(5)
         state = torch.get_rng_state()
-        first = build(settings, 4, seed=3)
+        first = build_classifier(settings, 4, seed=3)
         assert torch.equal(torch.get_rng_state(), state)
         torch.manual_seed(6)
-        second, other = build(settings, 4, seed=3), build(settings, 4, seed=4)
+        second, other = build_classifier(settings, 4, seed=3), build_classifier(settings, 4, seed=4)
         assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
         assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))

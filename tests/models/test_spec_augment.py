@@ -7,8 +7,8 @@ import torch
 from models.tiny import ENCODERS, batch, clips
 
 from ser_hpc.config.settings import SpecAugmentSettings
-from ser_hpc.models.classifier import build
-from ser_hpc.models.spec_augment import SpecAugment
+from ser_hpc.models.classifier import build_classifier
+from ser_hpc.models.encoders.spec_augment import SpecAugment
 
 MASKS = SpecAugmentSettings(time_prob=0.4, time_frames=3, feature_prob=0.3, feature_width=4)
 
@@ -43,8 +43,8 @@ def test_features_are_masked_clip_by_clip_and_nothing_at_0() -> None:
 @pytest.mark.parametrize("name", ENCODERS)
 def test_only_training_is_masked_by_its_seed_and_every_parameter_stays_in_use(name: str) -> None:
     samples, offsets = batch(clips(9000, 4000, 12_000))
-    plain = build(ENCODERS[name], 3, seed=1)
-    masked = build(ENCODERS[name].model_copy(update={"spec_augment": MASKS}), 3, seed=1)
+    plain = build_classifier(ENCODERS[name], 3, seed=1)
+    masked = build_classifier(ENCODERS[name].model_copy(update={"spec_augment": MASKS}), 3, seed=1)
 
     def logits(model: torch.nn.Module, seed: int) -> torch.Tensor:
         torch.manual_seed(seed)

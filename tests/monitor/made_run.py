@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from ser_hpc import status
-from ser_hpc.cluster import jobs, slurm_queue
-from ser_hpc.cluster.slurm_queue import SlurmError
-from ser_hpc.cluster.submissions import Submission, record
-from ser_hpc.files import write_json, write_text
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.core.atomic_io import write_json, write_text
+from ser_hpc.launchers.slurm import jobs
+from ser_hpc.launchers.slurm import queue as slurm_queue
+from ser_hpc.launchers.slurm.queue import SlurmError
+from ser_hpc.launchers.slurm.submissions import Submission, record_submission
+from ser_hpc.run.run_dir import RunDir, Trial
 
 MIN = 60.0
 
@@ -33,8 +34,8 @@ class MadeRun:
         """`ago`: minutes."""
         elements = {number: (trial,) for number, trial in enumerate(self.trials if trials is None else trials)}
         when = time.time() - ago * MIN
-        record(self.run, Submission("trials", "ser-x", when, elements, job=array, user=0))
-        record(self.run, Submission("report", "report-x", when, job=str(int(array) + 1), user=0))
+        record_submission(self.run, Submission("trials", "ser-x", when, elements, job=array, user=0))
+        record_submission(self.run, Submission("report", "report-x", when, job=str(int(array) + 1), user=0))
 
     def attempt(
         self,
@@ -108,7 +109,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch, **answers: str) -> list[tuple[str, ..
         return answers[command[0]].replace("|", "\x1f")
 
     for module in (jobs, slurm_queue):
-        monkeypatch.setattr(module, "ask_slurm", answer)
+        monkeypatch.setattr(module, "run_slurm", answer)
     return asked
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ser_hpc.monitor.logs import find_cause, last_lines, log_files
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.run.run_dir import RunDir, Trial
 
 BEGIN = "submitit INFO (2026-11-21 12:35:07,424) - Starting with JobEnvironment(job_id=7_0, hostname=n1, local_rank=0(2))\n"
 CLAIM = "seed 0 fold 0: attempt 3 begins on n1\n"
@@ -77,7 +77,7 @@ slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-11-21T13:00:00 DUE TO TI
         (TIME_LIMIT.replace("TIME LIMIT", "PREEMPTION"), "slurmstepd: error: *** JOB 7 ON n1 CANCELLED", False),
         ("srun: error: Node failure on n2\n", "srun: error: Node failure on n2", True),
         ("error: data.shards names no shards: /scratch/gone\n", "data.shards names no shards", False),
-        ("ser_hpc.errors.UserError: the loss is not finite at step 3\n", "the loss is not finite", False),
+        ("ser_hpc.core.errors.UserError: the loss is not finite at step 3\n", "the loss is not finite", False),
         ("OSError: [Errno 122] Disk quota exceeded: 'model.tmp'\n", "OSError: [Errno 122] Disk quota exceeded", False),
         (
             "Fatal Python error: Segmentation fault\n\nThread 0x1 (most recent call first):\n  File\n",

@@ -13,10 +13,10 @@ from made_run import MIN, MadeRun, queue, slurm
 from rich.console import Console
 
 from ser_hpc import launch, status
-from ser_hpc.errors import UserError
-from ser_hpc.monitor import follow, tell
-from ser_hpc.monitor.choice import EVERYTHING, choice
-from ser_hpc.results.run_dir import RunDir
+from ser_hpc.core.errors import UserError
+from ser_hpc.monitor import poll, status_screen
+from ser_hpc.monitor.trial_filter import EVERYTHING, parse_trial_filter
+from ser_hpc.run.run_dir import RunDir
 
 DONE, FAILED, RUNNING = 20, 40, 50  # the trials up to these; all others wait but the last, which is held
 
@@ -125,18 +125,18 @@ def test_what_cannot_be_asked_for_is_refused(many: MadeRun, options: tuple[str, 
 
 
 def test_running_is_also_what_starts_or_ends() -> None:
-    assert choice("running", None, None).states == {"running", "starting", "ending"} and not EVERYTHING
-    assert choice("not_started, lost", None, None).states == {"not started", "lost"}
+    assert parse_trial_filter("running", None, None).states == {"running", "starting", "ending"} and not EVERYTHING
+    assert parse_trial_filter("not_started, lost", None, None).states == {"not started", "lost"}
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 30), (80, 10), (200, 120)])
 def test_watching_fits_the_terminal(many: MadeRun, width: int, height: int) -> None:
     """However little room there is, the headline stays; what failed has rows before what runs, as many as there is room for."""
     out = Console(file=io.StringIO(), force_terminal=True, width=width, height=height, markup=False, highlight=False)
-    standings, notes = follow.look_once(many.run)
+    standings, notes = poll.poll_once(many.run)
     lines = [
         "".join(part.text for part in line).rstrip()
-        for line in out.render_lines(tell.fitted(many.run, standings, notes, time.time(), out, EVERYTHING))
+        for line in out.render_lines(status_screen.fitted(many.run, standings, notes, time.time(), out, EVERYTHING))
     ]
     assert len(lines) < height and "1,000 trials: 20 done" in lines[0]
     told = rows("\n".join(lines))
@@ -149,18 +149,18 @@ def test_a_small_run_is_watched_whole_where_there_is_room(tmp_path: Path, monkey
     made = MadeRun(tmp_path / "x", seeds=2)
     made.submit()
     slurm(monkeypatch, squeue=queue(*(f"{element} PENDING Priority - 0:00 0" for element in range(10))))
-    standings, notes = follow.look_once(made.run)
+    standings, notes = poll.poll_once(made.run)
     out = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
-    out.print(tell.fitted(made.run, standings, notes, time.time(), out, EVERYTHING))
+    out.print(status_screen.fitted(made.run, standings, notes, time.time(), out, EVERYTHING))
     assert "10" in out.file.getvalue() and len(rows(re.sub(r"\x1b\[[0-9;]*m", "", out.file.getvalue()))) == 10
 
 
 def test_watching_does_not_read_again_what_was_done(many: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    standings, _ = follow.look_once(many.run)
+    standings, _ = poll.poll_once(many.run)
     read: list[Path] = []
     whole = Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda path, *more, **options: read.append(path) or whole(path, *more, **options))
-    again = follow.look(many.run, {}, time.time(), standings)
+    again = poll.read_status(many.run, {}, time.time(), standings)
     assert [standing.state for standing in again[:DONE]] == ["done"] * DONE
     trials = {RunDir(many.run.path).trial(trial).path for trial in many.trials[:DONE]}
     assert read and not [path for path in read if trials & set(path.parents)]

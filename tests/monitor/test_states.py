@@ -8,7 +8,7 @@ import pytest
 from made_run import MadeRun, queue, slurm, states, told
 
 from ser_hpc import status
-from ser_hpc.files import write_text
+from ser_hpc.core.atomic_io import write_text
 
 
 @pytest.fixture

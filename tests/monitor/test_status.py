@@ -14,9 +14,9 @@ import pytest
 from made_run import MIN, MadeRun, queue, slurm, states, told
 
 from ser_hpc import launch, report, status
-from ser_hpc.errors import UserError
-from ser_hpc.files import write_json, write_text
-from ser_hpc.monitor import follow
+from ser_hpc.core.atomic_io import write_json, write_text
+from ser_hpc.core.errors import UserError
+from ser_hpc.monitor import poll
 
 BEGIN = "submitit INFO (2026-11-21 12:35:07,424) - Starting with JobEnvironment(job_id=123_4, hostname=n2, local_rank=0(2))\n"
 FELLOW = """\
@@ -204,7 +204,7 @@ def test_watching_ends_when_nothing_runs_or_waits(
     """And not because Slurm does not answer for a while. In a log: a line for each change, then the screen."""
     over = queue("4 FAILED NonZeroExitCode n2 18:00 0")
     later = iter([{"squeue": NIGHT}, {}, {"squeue": over}])
-    monkeypatch.setattr(follow, "_ASK_SLURM_S", 0.0)
+    monkeypatch.setattr(poll, "_ASK_SLURM_S", 0.0)
     monkeypatch.setattr(time, "sleep", lambda _: slurm(monkeypatch, **next(later)))
     assert status.main([str(night.run.path), "--watch"]) == 1
     out = capsys.readouterr().out
@@ -293,5 +293,6 @@ def test_what_is_no_run_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_status_needs_no_torch() -> None:
-    code = "import sys, ser_hpc.status, ser_hpc.monitor.tell, ser_hpc.cluster.jobs; assert 'torch' not in sys.modules"
+    modules = "ser_hpc.status, ser_hpc.monitor.status_screen, ser_hpc.launchers.slurm.jobs"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

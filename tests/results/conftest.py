@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from made import replan, rewrite
 
-from ser_hpc.config.load import dump, load
+from ser_hpc.config.load import dump_settings, load_settings
+from ser_hpc.core.atomic_io import write_text
 from ser_hpc.corpora import labels
 from ser_hpc.corpora.labels import LabelSet
-from ser_hpc.files import write_text
-from ser_hpc.results import identity
-from ser_hpc.results.predictions import Prediction, clip_hashes, digest
-from ser_hpc.results.run_dir import RunDir, Trial
-from ser_hpc.results.sealed import write_sealed
+from ser_hpc.run import identity
+from ser_hpc.run.predictions import Prediction, clip_hashes, clips_digest
+from ser_hpc.run.run_dir import RunDir, Trial
+from ser_hpc.run.sealed import write_sealed
 
 Clip = tuple[str, str, str]  # utterance id, speaker, class
 
@@ -62,7 +62,7 @@ def make_run(tmp_path: Path) -> Callable[..., RunDir]:
                 "num": len(clips),
                 "seconds": seconds,
                 "classes": counts,
-                "digest": digest(clip_hashes(["emodb"] * len(clips), *zip(*clips, strict=True))),
+                "digest": clips_digest(clip_hashes(["emodb"] * len(clips), *zip(*clips, strict=True))),
             }
 
         folds = []
@@ -72,10 +72,10 @@ def make_run(tmp_path: Path) -> Callable[..., RunDir]:
             folds.append({"fold": fold, "train": part(train), "dev": part([dev]), "test": part([fold])})
         lines = [f"run.name={name}", f"seeds={list(seeds)}", "train.epochs=30"]
         label_set = LabelSet("emodb_7", tuple(classes), {})
-        who = identity.of(load(None, lines), label_set, {"shards": "f" * 64})
+        who = identity.identity_of(load_settings(None, lines), label_set, {"shards": "f" * 64})
         assert who is not None
-        write_text(run.settings, dump(load(None, lines)))
-        write_text(run.labels, labels.dump(label_set))
+        write_text(run.settings, dump_settings(load_settings(None, lines)))
+        write_text(run.labels, labels.dump_label_set(label_set))
         plan = {
             "format": 2,
             "name": name,

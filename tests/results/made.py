@@ -6,19 +6,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ser_hpc.files import write_json
-from ser_hpc.results import identity, predictions
-from ser_hpc.results.checks import fold_digest
-from ser_hpc.results.predictions import Prediction, clip_hashes, digest
-from ser_hpc.results.run_dir import RunDir, Trial, TrialDir
-from ser_hpc.results.sealed import read_sealed, write_sealed
+from ser_hpc.core.atomic_io import write_json
+from ser_hpc.run import identity, predictions
+from ser_hpc.run.plan_file import fold_digest
+from ser_hpc.run.predictions import Prediction, clip_hashes, clips_digest
+from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
+from ser_hpc.run.sealed import read_sealed, write_sealed
 
 
 def rewrite(run: RunDir, trial: Trial, change: Callable[[list[Prediction]], list[Prediction]]) -> None:
     """Other predictions, and a marker that names them: as if the trial itself had written these."""
     folder = run.trial(trial)
     path = folder.current.predictions
-    sha256 = predictions.write(path, change(predictions.read(path) if path.exists() else []))
+    sha256 = predictions.write_predictions(path, change(predictions.read_predictions(path) if path.exists() else []))
     if (run.identity).exists():
         remark(folder, predictions_sha256=sha256)
 
@@ -30,9 +30,9 @@ def remark(folder: TrialDir, **more: Any) -> None:
 
 def replan(run: RunDir, plan: dict[str, Any], who: identity.Identity | None = None) -> None:
     """Another plan, and an identity that fits: as if the launcher itself had planned it."""
-    who = who or identity.read(run).identity
+    who = who or identity.read_identity(run).identity
     plan = {name: value for name, value in plan.items() if name != "sha256"} | {"run": who.digest}
-    identity.write(run, who, [fold_digest(fold) for fold in plan["folds"]], plan["seeds"])
+    identity.write_identity(run, who, [fold_digest(fold) for fold in plan["folds"]], plan["seeds"])
     write_sealed(run.plan, plan)
 
 
@@ -43,7 +43,7 @@ def guessed(prediction: Prediction, name: str) -> Prediction:
 
 def redigest(part: dict[str, Any], clips: list[tuple[str, str, str, str]]) -> None:
     """`clips`: corpus, id, speaker and true class of each clip that the part of a plan shall hold."""
-    part["digest"] = digest(clip_hashes(*zip(*clips, strict=True)))
+    part["digest"] = clips_digest(clip_hashes(*zip(*clips, strict=True)))
 
 
 def as_of_before(run: RunDir) -> RunDir:

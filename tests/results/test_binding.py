@@ -15,15 +15,15 @@ import pytest
 import yaml
 from made import as_of_before, remark, replan, rewrite
 
-from ser_hpc.errors import UserError
-from ser_hpc.files import read_json, write_json
+from ser_hpc.core.atomic_io import read_json, write_json
+from ser_hpc.core.errors import UserError
 from ser_hpc.report import write_report
-from ser_hpc.results import predictions
-from ser_hpc.results.checks import OF_BEFORE
-from ser_hpc.results.predictions import Prediction
-from ser_hpc.results.render import to_json
-from ser_hpc.results.run_dir import RunDir, Trial
-from ser_hpc.results.sealed import read_sealed, write_sealed
+from ser_hpc.results.plan_checks import LEGACY_NOTE
+from ser_hpc.results.report_json import to_json
+from ser_hpc.run import predictions
+from ser_hpc.run.predictions import Prediction
+from ser_hpc.run.run_dir import RunDir, Trial
+from ser_hpc.run.sealed import read_sealed, write_sealed
 
 MakeRun = Callable[..., RunDir]
 FIRST = Trial(0, 0)
@@ -224,7 +224,7 @@ def test_a_run_of_before_is_reported_with_a_word_on_what_could_not_be_checked(ma
     run = make_run(num_folds=3)
     bound = to_json(write_report(run))
     before = to_json(write_report(as_of_before(run)))
-    assert OF_BEFORE in before["notes"] and OF_BEFORE not in bound["notes"]
+    assert LEGACY_NOTE in before["notes"] and LEGACY_NOTE not in bound["notes"]
     assert before | {"notes": []} == bound | {"notes": []}
 
 
@@ -322,9 +322,9 @@ def test_predictions_know_their_own_file(tmp_path: Path) -> None:
     """The hash that a marker holds is of the bytes on the disk."""
     path = tmp_path / "predictions.jsonl"
     made = [Prediction("c", "u", "sé", "test", "a", "a", {"a": 1.0})]
-    sha256 = predictions.write(path, made)
-    assert predictions.read(path, sha256) == made
+    sha256 = predictions.write_predictions(path, made)
+    assert predictions.read_predictions(path, sha256) == made
     path.write_text(path.read_text().replace("sé", "s"))
     with pytest.raises(UserError, match="was changed after its trial had written it"):
-        predictions.read(path, sha256)
+        predictions.read_predictions(path, sha256)
     assert read_json(path)["speaker"] == "s"

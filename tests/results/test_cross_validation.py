@@ -11,11 +11,11 @@ import pytest
 from made import as_of_before, guessed, redigest, remark, replan, rewrite
 from sklearn.metrics import cohen_kappa_score, recall_score
 
-from ser_hpc.errors import UserError
-from ser_hpc.results import predictions
+from ser_hpc.core.errors import UserError
 from ser_hpc.results.cross_validation import cross_validate
-from ser_hpc.results.predictions import Prediction
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.run import predictions
+from ser_hpc.run.predictions import Prediction
+from ser_hpc.run.run_dir import RunDir, Trial
 
 MakeRun = Callable[..., RunDir]
 Change = Callable[[list[Prediction]], list[Prediction]]
@@ -34,7 +34,9 @@ def test_scores_are_those_of_the_saved_predictions(make_run: MakeRun) -> None:
     for seed in (0, 1, 4):
         of_seed = []
         for fold in range(5):
-            test = [p for p in predictions.read(run.trial(Trial(seed, fold)).current.predictions) if p.part == "test"]
+            test = [
+                p for p in predictions.read_predictions(run.trial(Trial(seed, fold)).current.predictions) if p.part == "test"
+            ]
             per_trial.append(reference_uar(test))
             of_seed += test
         pooled.append(reference_uar(of_seed))
@@ -117,7 +119,7 @@ def test_a_clip_in_the_test_parts_of_two_folds_is_refused(make_run: MakeRun) -> 
     for part in ("test", "dev"):
         plan["folds"][1][part] = plan["folds"][0][part]
     replan(run, plan)
-    rewrite(run, Trial(0, 1), lambda _: predictions.read(run.trial(Trial(0, 0)).current.predictions))
+    rewrite(run, Trial(0, 1), lambda _: predictions.read_predictions(run.trial(Trial(0, 0)).current.predictions))
     with pytest.raises(UserError, match="emodb-00_angry_0 is tested in seed 0 fold 0 and again in seed 0 fold 1"):
         cross_validate(run)
 

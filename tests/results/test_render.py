@@ -12,11 +12,14 @@ import pytest
 from made import redigest, replan, rewrite
 from rich.console import Console
 
-from ser_hpc.files import write_json
-from ser_hpc.results import text
+from ser_hpc.core.atomic_io import write_json
 from ser_hpc.results.cross_validation import CrossValidation, cross_validate
-from ser_hpc.results.render import DEMO, to_json, to_markdown, to_terminal
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.results.markdown import shorten_names
+from ser_hpc.results.report_json import to_json
+from ser_hpc.results.report_markdown import to_markdown
+from ser_hpc.results.report_summary import DEMO_NOTE
+from ser_hpc.results.report_terminal import to_terminal
+from ser_hpc.run.run_dir import RunDir, Trial
 
 MakeRun = Callable[..., RunDir]
 SCORES = ("uar", "wa", "macro_f1", "kappa")
@@ -153,8 +156,8 @@ def test_the_markdown_says_what_its_numbers_are(make_run: MakeRun) -> None:
     assert f"**{report['uar']['pooled']:.3f}**, 95% interval {low:.3f} to {high:.3f} by resampling 10 speakers" in headline
     assert "over 5 folds and 2 seeds" in headline and "chance is 0.250" in headline
     assert "left out of UAR and macro-F1 there: sad in fold 1." in markdown
-    assert "- Dev speakers are in training." in markdown and f"- {DEMO}" in markdown
-    assert DEMO in " ".join(terminal(cross_validate(run)).split())
+    assert "- Dev speakers are in training." in markdown and f"- {DEMO_NOTE}" in markdown
+    assert DEMO_NOTE in " ".join(terminal(cross_validate(run)).split())
 
 
 def test_tables_are_tables(make_run: MakeRun) -> None:
@@ -181,5 +184,5 @@ def test_the_terminal_table_fits_80_columns_and_shows_any_text_as_it_is(make_run
 
 
 def test_column_heads_tell_classes_apart() -> None:
-    assert text.shortened(["anger", "anxiety", "boredom"]) == ["ang", "anx", "bor"]
-    assert text.shortened(["happy", "happy_high", "no"]) == ["happy", "happy_", "no"]
+    assert shorten_names(["anger", "anxiety", "boredom"]) == ["ang", "anx", "bor"]
+    assert shorten_names(["happy", "happy_high", "no"]) == ["happy", "happy_", "no"]

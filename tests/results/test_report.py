@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from ser_hpc import console, report
-from ser_hpc.errors import UserError
-from ser_hpc.files import read_json
+from ser_hpc import report
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import read_json
+from ser_hpc.core.errors import UserError
 from ser_hpc.report import main, write_report
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.run.run_dir import RunDir, Trial
 
 MakeRun = Callable[..., RunDir]
 
@@ -67,7 +68,7 @@ def test_what_cannot_be_reported_is_2_and_writes_nothing(
         (run.path, "was changed after its trial had written it"),
     ):
         with pytest.raises(SystemExit) as exited:
-            console.run(lambda folder=folder: main([str(folder)]))
+            cli.run_main(lambda folder=folder: main([str(folder)]))
         assert exited.value.code == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and message in error

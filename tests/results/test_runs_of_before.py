@@ -14,15 +14,17 @@ from made import as_of_before
 from small import packed_tones, planned, wav2vec2
 
 from ser_hpc import status
-from ser_hpc.cluster import code, jobs, plan
-from ser_hpc.config.load import load, load_run
-from ser_hpc.errors import UserError
-from ser_hpc.files import read_json, write_json
+from ser_hpc.config.load import load_run_settings, load_settings
+from ser_hpc.core.atomic_io import read_json, write_json
+from ser_hpc.core.errors import UserError
 from ser_hpc.launch import main
+from ser_hpc.launchers.slurm import jobs
 from ser_hpc.report import write_report
-from ser_hpc.results import identity
-from ser_hpc.results.checks import OF_BEFORE
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.results.plan_checks import LEGACY_NOTE
+from ser_hpc.run import identity, snapshot
+from ser_hpc.run.create_run import write_run
+from ser_hpc.run.experiment import Experiment, old_defaults_note, prepare_experiment, reopen_experiment
+from ser_hpc.run.run_dir import RunDir, Trial
 
 KEPT = Path(__file__).parent / "runs_of_before"
 TINY = wav2vec2(hidden_size=8, num_attention_heads=1, intermediate_size=8, conv_dim=[8, 8, 8], num_conv_pos_embeddings=4)
@@ -49,8 +51,8 @@ def test_they_are_reported_with_the_numbers_of_then(name: str, tmp_path: Path, c
     result = write_report(run)
     after = read_json(run.report_json)
     assert {field: after[field] for field in FIELDS} == {field: before[field] for field in FIELDS}
-    assert OF_BEFORE in result.notes
-    assert load_run(run.settings).train.precision == "fp32", "read with what was said then"
+    assert LEGACY_NOTE in result.notes
+    assert load_run_settings(run.settings).train.precision == "fp32", "read with what was said then"
     assert status.main([str(run.path)]) in (0, 1)
     assert f"{len(run.trials())} trials" in capsys.readouterr().out
 
@@ -70,14 +72,14 @@ def lines(base: Path, root: Path, *more: str) -> list[str]:
 
 def of_before(base: Path, root: Path) -> RunDir:
     """A run as the version before had planned it, under the name that it gave; its code is kept, and one trial began."""
-    made = plan.write(plan.prepare(load(None, lines(base, root))))
-    experiment = plan.prepare(load(None, lines(base, root)))
-    who = identity.of(experiment.settings, experiment.label_set, {"shards": experiment.index.fingerprint}, 1)
+    made = write_run(prepare_experiment(load_settings(None, lines(base, root))))
+    experiment = prepare_experiment(load_settings(None, lines(base, root)))
+    who = identity.identity_of(experiment.settings, experiment.label_set, {"shards": experiment.index.fingerprint}, 1)
     assert who is not None and who.digest != experiment.identity.digest
     as_of_before(made)
     run = RunDir(made.path.rename(root / f"ser-{who.digest[:8]}"))
     attempt = run.trial(Trial(0, 0)).claim()
-    write_json(attempt.attempt, {"code": code.snapshot(run).digest, "started": 1.0})
+    write_json(attempt.attempt, {"code": snapshot.take_snapshot(run).digest, "started": 1.0})
     write_json(attempt.progress, {"step": 1})
     return run
 
@@ -100,13 +102,13 @@ def test_the_same_words_point_to_the_run_though_a_default_has_changed(base: Path
     """It was fp32 then, and is auto now: another run, unless that is said."""
     run = of_before(base, tmp_path / "runs")
     words = [line for line in lines(base, run.path.parent) if not line.startswith("train.precision")]
-    (note,) = plan.under_old_defaults(plan.prepare(load(None, words)))
+    (note,) = old_defaults_note(prepare_experiment(load_settings(None, words)))
     assert (
         note
         == f"{run.path} was made by an earlier version, whose default was train.precision=fp32: to go on with it, add that."
     )
-    assert plan.under_old_defaults(plan.prepare(load(None, lines(base, run.path.parent)))) == [], "it is found"
-    assert plan.under_old_defaults(plan.prepare(load(None, lines(base, tmp_path / "other")))) == []
+    assert old_defaults_note(prepare_experiment(load_settings(None, lines(base, run.path.parent)))) == [], "it is found"
+    assert old_defaults_note(prepare_experiment(load_settings(None, lines(base, tmp_path / "other")))) == []
 
 
 def test_its_own_code_goes_on_with_it(base: Path, tmp_path: Path) -> None:
@@ -124,13 +126,13 @@ def test_launching_again_mends_what_was_lost_of_a_finished_run(base: Path, tmp_p
     run = RunDir(path)
     write_report(run)
     report, trained = read_json(run.report_json), {file: file.stat().st_mtime_ns for file in path.glob("seed_*/*/done.json")}
-    one_seed = plan.prepare(load(None, lines(base, tmp_path / "one")))
+    one_seed = prepare_experiment(load_settings(None, lines(base, tmp_path / "one")))
     damages = [
         lambda: run.plan.write_text(run.plan.read_text().replace('"num": ', '"num": 1', 1)),
         run.plan.unlink,
         run.identity.unlink,
         run.labels.unlink,
-        lambda: [shutil.copyfile(getattr(plan.write(one_seed), name), getattr(run, name)) for name in ("plan", "identity")],
+        lambda: [shutil.copyfile(getattr(write_run(one_seed), name), getattr(run, name)) for name in ("plan", "identity")],
     ]
     for damage in damages:
         damage()
@@ -142,9 +144,9 @@ def test_launching_again_mends_what_was_lost_of_a_finished_run(base: Path, tmp_p
 
 
 def test_weights_in_a_folder_are_part_of_a_run_and_their_place_is_not(base: Path, tmp_path: Path) -> None:
-    def prepared(weights: Path) -> plan.Experiment:
+    def prepared(weights: Path) -> Experiment:
         changed = [line for line in lines(base, tmp_path / "runs") if not line.startswith("model.")]
-        return plan.prepare(load(None, [*changed, f"model.weights={weights}"]))
+        return prepare_experiment(load_settings(None, [*changed, f"model.weights={weights}"]))
 
     folder = tmp_path / "w"
     folder.mkdir()
@@ -152,15 +154,15 @@ def test_weights_in_a_folder_are_part_of_a_run_and_their_place_is_not(base: Path
     (folder / "model.safetensors").write_bytes(b"first")
     first = prepared(folder)
     assert prepared(folder / ".." / "w").run == first.run
-    run = plan.write(first)
+    run = write_run(first)
     moved = folder.rename(tmp_path / "moved")
     assert prepared(moved).run == run
-    plan.write(prepared(moved))
-    assert plan.reopen(run).run == run
+    write_run(prepared(moved))
+    assert reopen_experiment(run).run == run
     (moved / "model.safetensors").write_bytes(b"other")
     assert prepared(moved).run != run
     with pytest.raises(UserError, match="was made with other weights than are there now"):
-        plan.reopen(run)
+        reopen_experiment(run)
 
 
 def test_a_run_of_now_keeps_its_directory_when_its_plan_is_damaged(base: Path, tmp_path: Path) -> None:
@@ -170,7 +172,7 @@ def test_a_run_of_now_keeps_its_directory_when_its_plan_is_damaged(base: Path, t
     for damage in (content.replace('"num": ', '"num": 1', 1), content[:50]):
         run.plan.write_text(damage)
         with pytest.raises(UserError, match="plan"):
-            plan.reopen(run)
-        assert code.used(run) == {} and jobs.active(run) == {}, "what a launcher asks first needs no plan"
+            reopen_experiment(run)
+        assert snapshot.digests_used(run) == {} and jobs.active_jobs(run) == {}, "what a launcher asks first needs no plan"
         again = planned(tmp_path, packed_tones(base, 3, 2), "seeds=[0]", "folds.protocol=speaker_groups", encoder=TINY)
         assert again == run and run.plan.read_text() == content

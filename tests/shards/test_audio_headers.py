@@ -19,17 +19,17 @@ WHOLE = wav(SOUND)
 SIZE = len(WHOLE) - 44
 
 
-def heard(path: Path, content: bytes) -> audio.Clip:
+def heard(path: Path, content: bytes) -> audio.DecodedClip:
     path.write_bytes(content)
     clip = audio.decode(path)
-    assert audio.outline(path) == audio.Outline(len(clip.samples), clip.doubtful)
+    assert audio.read_header(path) == audio.AudioHeader(len(clip.samples), clip.doubtful)
     return clip
 
 
 def refused(path: Path, content: bytes) -> str:
     path.write_bytes(content)
     with pytest.raises(audio.BadClipError) as caught:
-        audio.probe(path)
+        audio.count_samples(path)
     return str(caught.value)
 
 

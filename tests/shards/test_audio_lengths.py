@@ -50,7 +50,7 @@ def test_mp3_that_does_not_say_its_length_is_read_whole(tmp_path: Path, name: st
     clip = audio.decode(path)
     assert len(sound) <= len(clip.samples) <= len(sound) + DELAY
     assert likeness(clip.samples, sound) > 0.6  # noise at a few kbit/s
-    assert audio.outline(path) == audio.Outline(len(clip.samples), "")
+    assert audio.read_header(path) == audio.AudioHeader(len(clip.samples), "")
     piece = audio.decode(path, 2.0, 3.5)
     assert len(piece.samples) == 24_000
     settled = slice(4 * 576, None)  # frames borrow bits from those before
@@ -93,7 +93,7 @@ def test_mp3_that_lacks_frames_or_a_part_of_one_is_truncated(tmp_path: Path) -> 
     for content in (mp3(FALLING, xing=True), mp3(FALLING), ID3 + mp3(FALLING, mode="CONSTANT"), riff_mp3(mp3(FALLING))):
         (tmp_path / "clip.mp3").write_bytes(content[: len(content) * 2 // 3 + 1])
         with pytest.raises(audio.BadClipError, match="is truncated"):
-            audio.probe(tmp_path / "clip.mp3")
+            audio.count_samples(tmp_path / "clip.mp3")
 
 
 def test_what_stands_between_mp3_frames_is_told(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_ogg_that_was_joined_cut_or_damaged_is_refused_or_told(tmp_path: Path) -
         ):
             path.write_bytes(content)
             with pytest.raises(audio.BadClipError, match=words):
-                audio.probe(path)
+                audio.count_samples(path)
         path.write_bytes(whole[: pages[-1]])
         assert "last page is not marked" in audio.decode(path).doubtful
         path.write_bytes(whole[: pages[-2]] + whole[pages[-1] :])
@@ -190,7 +190,7 @@ def test_joined_mp3_of_several_kinds_is_refused(tmp_path: Path, between: bytes) 
     for other, words in ((mp3(RISING, 24_000), "24000 Hz, layer 3, mono"), (mp3(stereo), "16000 Hz, layer 3, stereo")):
         path.write_bytes(mp3(FALLING) + between + other)
         with pytest.raises(audio.BadClipError, match=f"frames of 16000 Hz, layer 3, mono, and then of {words}"):
-            audio.probe(path)
+            audio.count_samples(path)
 
 
 @pytest.mark.parametrize(("rate", "seconds"), [(RATE, 2.0), (RATE, 5.0), (48_000, 1.0), (RATE, 0.3)])
@@ -202,11 +202,11 @@ def test_pieces_of_an_ogg_file_are_where_they_are(tmp_path: Path, kind: str, rat
     rate = rate if kind != "OPUS" or rate in (RATE, 48_000) else 24_000
     sound = speech(seconds, rate) * np.where(np.arange(round(seconds * rate)) % (rate // 4) < 200, 1, 0 if silent else 1)
     path.write_bytes(written(sound, rate, kind="OGG", subtype=kind))
-    with recording.opened(path) as opened:
+    with recording.open_recording(path) as opened:
         whole = np.concatenate(list(opened.blocks(0, opened.frames)))
     near = len(whole) - np.geomspace(8, len(whole), 20).astype(int)
     for first in [*near, *np.linspace(0, len(whole) - 1, 10).astype(int)]:
-        with recording.opened(path) as opened:
+        with recording.open_recording(path) as opened:
             piece = np.concatenate(list(opened.blocks(int(first), opened.frames)))
         np.testing.assert_allclose(piece, whole[first:], atol=1e-6 if kind != "OPUS" else 2e-3)
 
@@ -235,4 +235,4 @@ def test_mp3_that_says_its_length_behind_a_checksum_or_something_else_is_read_wh
         assert likeness(np.r_[clip.samples, np.zeros(DELAY)], FALLING) > 0.6
         path.write_bytes(content[: len(content) // 2])
         with pytest.raises(audio.BadClipError, match="is truncated"):
-            audio.probe(path)
+            audio.count_samples(path)

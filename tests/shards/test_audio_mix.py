@@ -14,7 +14,7 @@ from ser_hpc.shards import audio
 RATES = [16_000, 48_000]
 
 
-def floats(path: Path, samples: np.ndarray, rate: int, subtype: str = "FLOAT") -> audio.Clip:
+def floats(path: Path, samples: np.ndarray, rate: int, subtype: str = "FLOAT") -> audio.DecodedClip:
     soundfile.write(path, samples, rate, subtype=subtype, format="WAV")
     return audio.decode(path)
 

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
 from ser_hpc.shards import audio
-from ser_hpc.shards.index import DATASET, Shard, ShardIndex, describe_dataset, parse_index, read_dataset
+from ser_hpc.shards.index import DATASET, Shard, ShardIndex, dataset_description, parse_index, read_dataset
 from ser_hpc.shards.read import ShardReader
 from ser_hpc.shards.verify import verify
 from ser_hpc.shards.write import pack
@@ -116,7 +116,7 @@ def reseal(root: Path, table: pa.Table, shard: Shard, others: list[Shard]) -> No
     pq.write_table(table, tar.with_suffix(".parquet"))
     sha, index_sha = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (tar, tar.with_suffix(".parquet")))
     forged = replace(shard, bytes=tar.stat().st_size, sha256=sha, index_sha256=index_sha)
-    (root / DATASET).write_text(json.dumps(describe_dataset([forged, *others])))
+    (root / DATASET).write_text(json.dumps(dataset_description([forged, *others])))
 
 
 @pytest.mark.parametrize(

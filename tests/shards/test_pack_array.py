@@ -16,19 +16,19 @@ import pytest
 import soundfile
 from small import SUICIDE
 
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
 from ser_hpc.pack import main
-from ser_hpc.shards import folder as out_folder
+from ser_hpc.shards import output_dir as out_folder
 from ser_hpc.shards import shard_file, write
-from ser_hpc.shards.findings import Rules
 from ser_hpc.shards.index import DATASET
+from ser_hpc.shards.quality import QualityRules
 from ser_hpc.shards.verify import verify
 from ser_hpc.shards.write import pack
 
 Tree = Callable[[Path], dict[str, bytes]]
 ROOT = Path(__file__).parents[2]
 ON = ("--on", "undecodable=drop")
-DROP = Rules.parse(ON[1:])
+DROP = QualityRules.parse(ON[1:])
 SCRIPT = ROOT / "slurm" / "build_shards.sbatch"
 
 
@@ -154,7 +154,7 @@ def test_packing_at_once_and_in_parts_exclude_each_other(
     tmp_path: Path, corpus: list, monkeypatch: pytest.MonkeyPatch, part: tuple[int, int]
 ) -> None:
     monkeypatch.setattr(out_folder, "_LOCK_WAIT_SECONDS", 0.0)
-    out = out_folder.locked(tmp_path / "out", shared=part == (0, 1))
+    out = out_folder.lock_output(tmp_path / "out", shared=part == (0, 1))
     with out, pytest.raises(UserError, match="another process is packing"):
         pack_part(corpus, tmp_path / "out", *part)
 

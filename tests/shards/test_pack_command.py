@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ser_hpc import console, pack
+from ser_hpc import pack
+from ser_hpc.core import cli
 from ser_hpc.shards.index import DATASET, ShardIndex
 from ser_hpc.shards.verify import verify
 
@@ -26,7 +27,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     def run(*arguments: object, columns: int = 80) -> tuple[int, str, str]:
         monkeypatch.setenv("COLUMNS", str(columns))
         with pytest.raises(SystemExit) as caught:
-            console.run(lambda: pack.main([str(argument) for argument in arguments]))
+            cli.run_main(lambda: pack.main([str(argument) for argument in arguments]))
         captured = capsys.readouterr()
         assert isinstance(caught.value.code, int)
         return caught.value.code, captured.out, captured.err

@@ -14,19 +14,19 @@ import odd_sounds
 import pytest
 import soundfile
 
+from ser_hpc.core.errors import UserError
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.errors import UserError
 from ser_hpc.shards import audio
 from ser_hpc.shards.audio import RATE
-from ser_hpc.shards.findings import DEFAULTS, KINDS, Kind, Rules
 from ser_hpc.shards.index import DATASET, REPORT, ShardIndex
+from ser_hpc.shards.pack_report import PackReport
+from ser_hpc.shards.quality import DEFAULTS, KINDS, FindingKind, QualityRules
 from ser_hpc.shards.read import ShardReader
-from ser_hpc.shards.report import PackReport
 from ser_hpc.shards.verify import verify
 from ser_hpc.shards.write import pack
 
 Tree = Callable[[Path], dict[str, bytes]]
-FOUND_BY_DECODING: tuple[Kind, ...] = (
+FOUND_BY_DECODING: tuple[FindingKind, ...] = (
     "undecodable",
     "silent",
     "clipped",
@@ -47,7 +47,7 @@ def corpus(make_corpus: Callable) -> list[Utterance]:
     first = utterances[0]
     samples, _ = soundfile.read(first.audio_path, dtype="int16")
     rng = np.random.default_rng(1)
-    sounds: list[tuple[Kind, np.ndarray]] = [
+    sounds: list[tuple[FindingKind, np.ndarray]] = [
         ("too_short", rng.integers(-9000, 9000, 1599, dtype=np.int16)),
         ("too_long", rng.integers(-9000, 9000, 3 * RATE + 1, dtype=np.int16)),
         ("silent", np.where(np.arange(41_120) % 13_000 == 7, 9000, 0).astype(np.int16)),  # 2.57 s with three clicks
@@ -81,17 +81,17 @@ def named(utterance: Utterance, kind: str) -> Utterance:
     return replace(utterance, utterance_id=kind, audio_path=utterance.audio_path.with_name(f"{kind}.wav"))
 
 
-def rules(**policies: str) -> Rules:
+def rules(**policies: str) -> QualityRules:
     """The defaults with clips over 3 s too long and `undecodable` left out, changed by `policies`."""
     choices = {"undecodable": "drop"} | policies
-    return Rules.parse([f"{kind}={policy}" for kind, policy in choices.items()], longest_s=3.0)
+    return QualityRules.parse([f"{kind}={policy}" for kind, policy in choices.items()], longest_s=3.0)
 
 
 def packed_ids(out: Path) -> set[str]:
     return set(ShardIndex.load(out).metadata.utterance_id)
 
 
-def keys(report: PackReport, kind: Kind) -> set[str]:
+def keys(report: PackReport, kind: FindingKind) -> set[str]:
     return {found.key.removeprefix("mini-") for found in report.of(kind)}
 
 
@@ -120,7 +120,9 @@ def test_each_defect_is_found_and_done_with_by_default_as_documented(tmp_path: P
 
 
 @pytest.mark.parametrize("kind", OF_SOUND)
-def test_each_kind_can_be_dropped_kept_or_made_to_fail(tmp_path: Path, corpus: list[Utterance], tree: Tree, kind: Kind) -> None:
+def test_each_kind_can_be_dropped_kept_or_made_to_fail(
+    tmp_path: Path, corpus: list[Utterance], tree: Tree, kind: FindingKind
+) -> None:
     """Whatever was asked before: changing one's mind ends in the bytes of having asked so at first."""
     out = tmp_path / "out"
     for policy in ("drop", "keep", "drop"):
@@ -170,7 +172,7 @@ def test_silent_clips_are_no_copies_of_each_other_once_they_are_dropped(tmp_path
         soundfile.write(utterance.audio_path, np.zeros(8000, np.int16), RATE)
     report = pack(utterances, tmp_path / "out", workers=1)
     assert keys(report, "silent") == {"s1c0", "s1c1"} and not report.of("contradiction")
-    kept = pack(utterances, tmp_path / "out", workers=1, rules=Rules.parse(["silent=keep"]))
+    kept = pack(utterances, tmp_path / "out", workers=1, rules=QualityRules.parse(["silent=keep"]))
     assert kept.clips == 4 and keys(kept, "contradiction") == {"s1c0", "s1c1"}
 
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ser_hpc.core.errors import UserError
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.errors import UserError
+from ser_hpc.shards.assignment import MAX_SPEAKER_GROUPS, assign_shards
+from ser_hpc.shards.assignment_file import PLAN
 from ser_hpc.shards.index import ShardIndex
-from ser_hpc.shards.plan import MAX_SPEAKER_GROUPS, plan
-from ser_hpc.shards.plan_file import PLAN
 from ser_hpc.shards.verify import verify
 from ser_hpc.shards.write import pack
 
@@ -87,34 +87,34 @@ def test_packed_from_scratch_is_the_same_anywhere(tmp_path: Path, make_corpus: C
 @given(st.lists(st.sets(st.integers(0, 40), min_size=1), min_size=1, max_size=4), st.randoms(use_true_random=False))
 def test_a_plan_is_sticky_and_a_function_of_the_earlier_one(history: list[set[int]], random: object) -> None:
     """Through any history: planned again it is the same, in any order; who stays keeps the place; shards are never mixed."""
-    earlier = plan(clips([0]), [30.0], 1).remembered()
+    earlier = assign_shards(clips([0]), [30.0], 1).to_saved()
     for numbers in history:
         utterances = clips(sorted(numbers))
-        now = plan(utterances, [30.0] * len(utterances), 1, earlier)
+        now = assign_shards(utterances, [30.0] * len(utterances), 1, earlier)
         random.shuffle(utterances)  # type: ignore[attr-defined]
-        assert plan(utterances, [30.0] * len(utterances), 1, earlier) == now
-        assert plan(utterances, [30.0] * len(utterances), 1, now.remembered()) == now
+        assert assign_shards(utterances, [30.0] * len(utterances), 1, earlier) == now
+        assert assign_shards(utterances, [30.0] * len(utterances), 1, now.to_saved()) == now
         old = {key: f"{g}/{c}-{g}-{n:06d}.tar" for c, g, n, keys in earlier.shards for key in keys}
         assert all(path == old[key] for key, path in placed(now).items() if key in old)
         assert set(old.values()).isdisjoint(path for key, path in placed(now).items() if key not in old)
         assert sorted(placed(now)) == sorted(u.key for u in utterances)
         paths = [shard.path for shard in now.shards]
         assert len(set(paths)) == len(paths)
-        earlier = now.remembered()
+        earlier = now.to_saved()
 
 
 def test_groups_stay_what_they_are_when_speakers_become_many() -> None:
     few = [replace(UTTERANCE, utterance_id=f"u{i}", speaker=f"s{i}") for i in range(MAX_SPEAKER_GROUPS)]
     many = [replace(UTTERANCE, utterance_id=f"u{i}", speaker=f"s{i}") for i in range(3 * MAX_SPEAKER_GROUPS)]
-    first = plan(few, [1.0] * len(few), 64)
-    grown = plan(many, [1.0] * len(many), 64, first.remembered())
+    first = assign_shards(few, [1.0] * len(few), 64)
+    grown = assign_shards(many, [1.0] * len(many), 64, first.to_saved())
     assert placed(first).items() <= placed(grown).items()
 
 
 def test_a_clip_that_moves_to_another_session_moves_to_another_shard() -> None:
-    before = plan(clips(range(6)), [1.0] * 6, 64)
+    before = assign_shards(clips(range(6)), [1.0] * 6, 64)
     moved = [replace(u, session="2") if u.utterance_id == "u000" else u for u in clips(range(6))]
-    after = plan(moved, [1.0] * 6, 64, before.remembered())
+    after = assign_shards(moved, [1.0] * 6, 64, before.to_saved())
     assert placed(after)["mini-u000"] == "2/mini-2-000001.tar"
     assert {k: v for k, v in placed(after).items() if k != "mini-u000"} == {
         k: v for k, v in placed(before).items() if k != "mini-u000"

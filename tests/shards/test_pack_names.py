@@ -12,13 +12,13 @@ import pytest
 import soundfile
 from small import tones
 
-from ser_hpc.corpora.declared import Declared
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora.name_overrides import NameOverrides
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.errors import UserError
 from ser_hpc.pack import main
-from ser_hpc.shards.findings import Rules
 from ser_hpc.shards.index import ShardIndex
-from ser_hpc.shards.report import packing_notes
+from ser_hpc.shards.pack_report import packing_notes
+from ser_hpc.shards.quality import QualityRules
 from ser_hpc.shards.write import pack
 
 
@@ -142,7 +142,7 @@ def test_pieces_under_two_speakers_that_share_sound_are_refused(tmp_path: Path) 
 @pytest.mark.parametrize(("policy", "packed"), [("keep", 3), ("drop", 1)])
 def test_overlaps_may_be_kept_or_left_out(policy: str, packed: int, tmp_path: Path) -> None:
     clips = pieces(tmp_path / "in", ("a", 0.0, 2.0), ("b", 1.5, 3.0), ("c", 3.0, 4.0))
-    assert pack(clips, tmp_path / "out", workers=1, rules=Rules.parse([f"overlap={policy}"])).clips == packed
+    assert pack(clips, tmp_path / "out", workers=1, rules=QualityRules.parse([f"overlap={policy}"])).clips == packed
 
 
 def test_what_packing_found_is_noted_for_readers_of_scores(tmp_path: Path) -> None:
@@ -162,4 +162,4 @@ def test_what_packing_found_is_noted_for_readers_of_scores(tmp_path: Path) -> No
 
 def test_declared_names_change_no_clip_that_they_do_not_name() -> None:
     clip = Utterance("c", "u", Path("a.wav"), "Anna", "happy")
-    assert Declared().read([clip]) == (clip,)
+    assert NameOverrides().apply([clip]) == (clip,)

@@ -16,8 +16,8 @@ import webdataset
 import wids
 
 from ser_hpc.corpora.utterance import Utterance
+from ser_hpc.shards.assignment import describe_utterance
 from ser_hpc.shards.index import ShardIndex
-from ser_hpc.shards.plan import describe
 from ser_hpc.shards.write import pack
 
 Clips = Iterator[tuple[str, bytes, dict[str, Any]]]
@@ -62,6 +62,6 @@ def test_others_find_the_same_clips(tmp_path: Path, make_corpus: Callable, reade
         samples, packed_rate = soundfile.read(io.BytesIO(flac), dtype="int16")
         np.testing.assert_array_equal(samples, expected)
         assert rate == packed_rate == described["rate_hz"] and described["num_samples"] == len(expected)
-        assert {name: described[name] for name in described.keys() - {"rate_hz", "num_samples", "sound"}} == describe(
+        assert {name: described[name] for name in described.keys() - {"rate_hz", "num_samples", "sound"}} == describe_utterance(
             sources[key]
         )

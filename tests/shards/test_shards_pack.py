@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
 from ser_hpc.pack import main
+from ser_hpc.shards.assignment import assign_shards
 from ser_hpc.shards.index import DATASET, ShardIndex
-from ser_hpc.shards.plan import plan
 from ser_hpc.shards.verify import verify
 from ser_hpc.shards.write import pack
 
@@ -107,7 +107,7 @@ def test_killed_worker_is_an_error_in_words_not_a_hang(tmp_path: Path, make_corp
 def test_second_packer_into_the_same_folder_is_refused(
     tmp_path: Path, make_corpus: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ser_hpc.shards.folder._LOCK_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("ser_hpc.shards.output_dir._LOCK_WAIT_SECONDS", 0.1)
     utterances = make_corpus(sessions=4, clips=20, seconds=4.0)
     packer = started(tmp_path, utterances, tmp_path / "out")
     try:
@@ -190,16 +190,16 @@ def test_groups_never_share_a_shard_and_large_ones_are_cut(make_corpus: Callable
     """Session, else speaker, else buckets of speakers; odd names stay apart; limits are kept by durations alone."""
     by_session = make_corpus(sessions=2, clips=6)
     utterances = [replace(u, session={"1": "day 1", "2": "day_1"}[u.session]) for u in by_session]
-    shards = plan(utterances, [20.0] * 12, shard_mb=1).shards
+    shards = assign_shards(utterances, [20.0] * 12, shard_mb=1).shards
     assert len({shard.group for shard in shards}) == 2
     for shard in shards:
         assert len({u.session for u in shard.utterances}) == 1
         assert shard.estimated_bytes <= 1_000_000
     assert sum(len(shard.utterances) for shard in shards) == 12
     speakers = [replace(u, session="") for u in by_session]
-    assert {shard.group for shard in plan(speakers, [1.0] * 12, 64).shards} == {u.speaker for u in speakers}
+    assert {shard.group for shard in assign_shards(speakers, [1.0] * 12, 64).shards} == {u.speaker for u in speakers}
     crowd = [replace(by_session[0], session="", speaker=f"s{i}", utterance_id=f"u{i}") for i in range(500)]
-    buckets = plan(crowd, [1.0] * 500, 64).shards
+    buckets = assign_shards(crowd, [1.0] * 500, 64).shards
     assert len(buckets) <= 64
     assert {u.speaker for shard in buckets for u in shard.utterances} == {f"s{i}" for i in range(500)}
 

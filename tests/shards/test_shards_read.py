@@ -17,10 +17,10 @@ import pytest
 import soundfile
 import webdataset
 
-from ser_hpc.errors import UserError
+from ser_hpc.core.errors import UserError
 from ser_hpc.shards import audio
+from ser_hpc.shards.assignment import LAYOUT_VERSION
 from ser_hpc.shards.index import DATASET, ShardIndex
-from ser_hpc.shards.plan import LAYOUT_VERSION
 from ser_hpc.shards.read import CorruptClipError, ShardReader
 from ser_hpc.shards.verify import main as verify_main
 from ser_hpc.shards.verify import verify
@@ -52,7 +52,7 @@ def test_reader_gives_the_sources_samples_and_metadata(tmp_path: Path, make_corp
             np.testing.assert_array_equal(reader.read(i), samples)
             assert index.num_samples[i] == len(samples)
             assert index.metadata.seconds[i] == len(samples) / 16_000
-            assert index.metadata.sound[i] == audio.sound_hash(samples)
+            assert index.metadata.sound[i] == audio.samples_hash(samples)
             for name in ("corpus", "utterance_id", "speaker", "emotion", "session", "gender", "text_id", "split"):
                 assert getattr(index.metadata, name)[i] == getattr(source, name)
     assert [array.dtype for array in (index.shard, index.offset, index.size, index.num_samples, index.crc32)] == [
@@ -90,7 +90,7 @@ def test_reader_serves_threads_and_travels_to_processes(packed: Path) -> None:
     positions = np.random.default_rng(0).integers(0, len(index.metadata), 200).tolist()
     with ShardReader(index) as reader, ThreadPoolExecutor(8) as threads:
         for position, samples in zip(positions, threads.map(reader.read, positions), strict=True):
-            assert audio.sound_hash(samples) == index.metadata.sound[position]
+            assert audio.samples_hash(samples) == index.metadata.sound[position]
         with pickle.loads(pickle.dumps(reader)) as other:
             np.testing.assert_array_equal(other.read(0), reader.read(0))
 

@@ -13,12 +13,12 @@ import fsspec
 import numpy as np
 import pytest
 
+from ser_hpc.core.errors import UserError
 from ser_hpc.data.staging import stage
-from ser_hpc.errors import UserError
 from ser_hpc.shards import storage
 from ser_hpc.shards.index import DATASET, ShardIndex
-from ser_hpc.shards.read import Cause, ClipReader, CorruptClipError, ShardReader, extents
-from ser_hpc.shards.storage import Place, Url, place
+from ser_hpc.shards.read import ClipReader, CorruptClipError, CorruptionCause, ShardReader, clip_extents
+from ser_hpc.shards.storage import Location, Url, parse_location
 from ser_hpc.shards.write import pack
 
 
@@ -83,9 +83,9 @@ def in_memory(packed: Path, name: str) -> str:
     return f"memory://{name}"
 
 
-def everything(where: Place) -> list[np.ndarray]:
+def everything(where: Location) -> list[np.ndarray]:
     index = ShardIndex.load(where)
-    found = ClipReader(index.roots).read(extents(index, np.arange(len(index.metadata))))
+    found = ClipReader(index.roots).read(clip_extents(index, np.arange(len(index.metadata))))
     assert all(isinstance(samples, np.ndarray) for samples in found)
     return [np.asarray(samples) for samples in found]
 
@@ -94,65 +94,65 @@ def everything(where: Place) -> list[np.ndarray]:
 def test_a_store_gives_what_the_folder_gives(packed: Path, serve: Callable, kind: str) -> None:
     """The index with its fingerprint, one clip by its position, and all clips at once."""
     url = {"memory": lambda: in_memory(packed, "same"), "http": lambda: serve()[0], "file": lambda: f"file://{packed}"}[kind]()
-    local, remote = ShardIndex.load(packed), ShardIndex.load(place(url))
+    local, remote = ShardIndex.load(packed), ShardIndex.load(parse_location(url))
     assert remote.fingerprint == local.fingerprint
     with ShardReader(remote) as reader, ShardReader(local) as ours:
         np.testing.assert_array_equal(reader.read(5), ours.read(5))
-    for theirs, here in zip(everything(place(url)), everything(packed), strict=True):
+    for theirs, here in zip(everything(parse_location(url)), everything(packed), strict=True):
         np.testing.assert_array_equal(theirs, here)
 
 
 def test_neighbours_in_a_shard_come_with_one_request(packed: Path, serve: Callable) -> None:
     url, asked = serve()
-    index = ShardIndex.load(place(url))
+    index = ShardIndex.load(parse_location(url))
     clips = np.random.default_rng(0).permutation(len(index.metadata))
-    ClipReader(index.roots).read(extents(index, clips))
+    ClipReader(index.roots).read(clip_extents(index, clips))
     assert len(asked) == len(index.shards)
 
 
 def test_damage_behind_a_url_is_named_as_in_a_folder(packed: Path) -> None:
     url = in_memory(packed, "damaged")
-    index = ShardIndex.load(place(url))
+    index = ShardIndex.load(parse_location(url))
     store, tar = fsspec.filesystem("memory"), f"/damaged/{index.shards[1].path}"
     content = bytearray(store.cat_file(tar))
     content[int(index.offset[5] + index.size[5] // 2)] ^= 1
     store.pipe_file(tar, bytes(content[: int(index.offset[7] + 3)]))
-    found = ClipReader(index.roots).read(extents(index, [4, 5, 7]))
+    found = ClipReader(index.roots).read(clip_extents(index, [4, 5, 7]))
     assert isinstance(found[0], np.ndarray)
     causes = [error.cause for error in found[1:] if isinstance(error, CorruptClipError)]
-    assert causes == [Cause.CHANGED, Cause.CUT_OFF]
+    assert causes == [CorruptionCause.CHANGED, CorruptionCause.CUT_OFF]
     assert f"{index.key(5)} in shard {url}/{index.shards[1].path} is damaged" in str(found[1])
     with pytest.raises(UserError, match=r"bytes instead of"):
-        ShardIndex.load(place(url))
+        ShardIndex.load(parse_location(url))
     store.rm(tar)
     with pytest.raises(UserError, match=r"memory://damaged.*\.tar is missing"):
-        ShardIndex.load(place(url))
+        ShardIndex.load(parse_location(url))
     with pytest.raises(UserError, match=r"memory://damaged.*\.tar cannot be read"):
-        ClipReader(index.roots).read(extents(index, [5, 0]))
+        ClipReader(index.roots).read(clip_extents(index, [5, 0]))
     parquet = f"/damaged/{index.shards[0].path}".replace(".tar", ".parquet")
     store.pipe_file(tar, bytes(content))
     store.pipe_file(parquet, store.cat_file(parquet)[:-1] + b"?")
     with pytest.raises(UserError, match=r"index memory://damaged.* is damaged"):
-        ShardIndex.load(place(url))
+        ShardIndex.load(parse_location(url))
     store.rm(f"/damaged/{DATASET}")
     with pytest.raises(UserError, match="memory://damaged has shards but no"):
-        ShardIndex.load(place(url))
+        ShardIndex.load(parse_location(url))
 
 
 def test_a_server_without_ranges_one_that_is_gone_and_unknown_stores_are_user_errors(packed: Path, serve: Callable) -> None:
     url, _ = serve(ranges=False)
-    index = ShardIndex.load(place(url))
+    index = ShardIndex.load(parse_location(url))
     with pytest.raises(UserError, match="sends whole files"):
-        ClipReader(index.roots).read(extents(index, [0]))
+        ClipReader(index.roots).read(clip_extents(index, [0]))
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/dataset\.json cannot be read"):
-        ShardIndex.load(place("http://127.0.0.1:9"))
+        ShardIndex.load(parse_location("http://127.0.0.1:9"))
     with pytest.raises(UserError, match="nosuch"):
-        ShardIndex.load(place("nosuch://bucket"))
+        ShardIndex.load(parse_location("nosuch://bucket"))
 
 
 def test_a_moment_without_an_answer_is_passed_over(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = in_memory(packed, "moody")
-    index = ShardIndex.load(place(url))
+    index = ShardIndex.load(parse_location(url))
     monkeypatch.setattr(storage, "_WAITS_S", (0.0, 0.0))
     store = fsspec.filesystem("memory")
     real, failures = type(store).cat_ranges, iter([ConnectionError, TimeoutError])
@@ -169,7 +169,7 @@ def test_a_moment_without_an_answer_is_passed_over(packed: Path, monkeypatch: py
 
 def test_shards_behind_a_url_are_staged_like_others(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ser_hpc.data.staging.MARGIN_BYTES", 0)
-    index = ShardIndex.load(place(in_memory(packed, "staged")))
+    index = ShardIndex.load(parse_location(in_memory(packed, "staged")))
     (folder,), said = stage(index, np.arange(len(index.metadata)), tmp_path / "node", wait_s=1)
     assert f"{len(index.shards)} copied" in said and isinstance(folder, Path)
     for shard in index.shards:
@@ -180,7 +180,7 @@ def test_shards_behind_a_url_are_staged_like_others(packed: Path, tmp_path: Path
 
 
 def test_a_url_is_a_place_like_a_path() -> None:
-    url = place("s3://bucket/shards/")
+    url = parse_location("s3://bucket/shards/")
     assert isinstance(url, Url)
     assert str((url / "s1/a.tar").with_suffix(".parquet")) == "s3://bucket/shards/s1/a.parquet"
-    assert place("file:///data/x") == place("/data/x") == Path("/data/x")
+    assert parse_location("file:///data/x") == parse_location("/data/x") == Path("/data/x")

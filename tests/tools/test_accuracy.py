@@ -15,9 +15,9 @@ from padded import build_padded
 from small import packed_tones, planned
 
 from ser_hpc.config.settings import EncoderModel
-from ser_hpc.models.classifier import build
+from ser_hpc.models.classifier import build_classifier
 from ser_hpc.results.cross_validation import cross_validate
-from ser_hpc.results.run_dir import Trial
+from ser_hpc.run.run_dir import Trial
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "wav2vec2_layer"])
@@ -25,7 +25,7 @@ def test_the_padded_contender_differs_by_its_padding_alone(name: str) -> None:
     """Clips of one length need no padding: the same logits as packed. Of unlike lengths: others, or, where a mask leaves the
     padding out, the same again."""
     settings = EncoderModel(weights=None, config=ENCODERS[name], dropout=0.0)
-    packed, padded = build(settings, 4, seed=1).eval(), build_padded(settings, 4, seed=1).eval()
+    packed, padded = build_classifier(settings, 4, seed=1).eval(), build_padded(settings, 4, seed=1).eval()
     alike, unlike = batch(clips(16_000, 16_000)), batch(clips(16_000, 7_000))
     with torch.no_grad():
         torch.testing.assert_close(padded(*alike)["emotion"], packed(*alike)["emotion"], rtol=0, atol=1e-5)

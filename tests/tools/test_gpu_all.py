@@ -47,7 +47,7 @@ if __name__ == "__main__":
 ROUNDS = """
 import json, os, subprocess, sys, time
 from pathlib import Path
-from ser_hpc.files import write_json
+from ser_hpc.core.atomic_io import write_json
 child = subprocess.Popen(["sleep", "60"])
 for number in range(int(sys.argv[2])):
     write_json(Path(sys.argv[1]), {"rounds": number, "pids": [os.getpid(), child.pid]})
@@ -58,7 +58,7 @@ child.kill()
 FORKED = f"""
 import os, sys
 from pathlib import Path
-from ser_hpc.files import write_json
+from ser_hpc.core.atomic_io import write_json
 if not Path(sys.argv[1] + ".first").exists():
     Path(sys.argv[1] + ".first").touch()
     os._exit({BAD_FORK})

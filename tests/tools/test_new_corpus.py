@@ -12,14 +12,14 @@ from types import ModuleType
 import build_shards
 import check_corpus
 import pytest
-from corpora.trees import clip, lfs_pointer, macos_note
+from trees import clip, lfs_pointer, macos_note
 
 from ser_hpc import inspect as command
-from ser_hpc.corpora import catalogue, checklist, labels
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora import labels, parser_contract, registry
+from ser_hpc.corpora.formats.table import COLUMNS
 from ser_hpc.corpora.labels import LabelSet
-from ser_hpc.corpora.table import COLUMNS
-from ser_hpc.errors import UserError
-from ser_hpc.shards.findings import DEFAULTS
+from ser_hpc.shards.quality import DEFAULTS
 
 PAGE = (Path(__file__).parents[2] / "tools" / "new_corpus.md").read_text(encoding="utf-8")
 
@@ -39,7 +39,7 @@ def lunch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setitem(sys.modules, "lunch", module)
-    monkeypatch.setitem(catalogue.PARSERS, "lunch", module.parse)
+    monkeypatch.setitem(registry.PARSERS, "lunch", module.parse)
     return module
 
 
@@ -48,7 +48,7 @@ def label_set(tmp_path: Path) -> LabelSet:
     (text,) = blocks("yaml")
     path = tmp_path / "lunch_3.yaml"
     path.write_text(text, encoding="utf-8")
-    return labels.load(path)
+    return labels.load_label_set(path)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_the_parser_of_the_page_keeps_every_rule(lunch: ModuleType, label_set: LabelSet, tree: Path) -> None:
-    kept = checklist.check(lunch.parse, tree, [label_set])
+    kept = parser_contract.check_parser(lunch.parse, tree, [label_set])
     assert len(kept) == 10 and {rule: problems for rule, problems in kept.items() if problems} == {}
 
 

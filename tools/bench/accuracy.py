@@ -54,16 +54,18 @@ from safetensors.torch import load_file
 from scipy.stats import t as student_t
 from transformers import AutoConfig, WhisperModel
 
-from ser_hpc import console
-from ser_hpc.cluster import plan
-from ser_hpc.cluster.demo import make_demo_shards
 from ser_hpc.config.settings import Settings
-from ser_hpc.corpora import emodb, synthetic
-from ser_hpc.errors import UserError
-from ser_hpc.files import read_json, write_json
-from ser_hpc.models.classifier import build
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import read_json, write_json
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora import demo_speech
+from ser_hpc.corpora.parsers import emodb
+from ser_hpc.models.classifier import build_classifier
 from ser_hpc.results.cross_validation import CrossValidation, cross_validate
-from ser_hpc.results.run_dir import RunDir, Trial
+from ser_hpc.run import experiment
+from ser_hpc.run.create_run import write_run
+from ser_hpc.run.demo_shards import make_demo_shards
+from ser_hpc.run.run_dir import RunDir, Trial
 from ser_hpc.shards.index import DATASET, ShardIndex
 from ser_hpc.shards.write import pack
 from ser_hpc.train import train
@@ -102,7 +104,7 @@ TRAIN: dict[str, Any] = {
 }
 EPOCHS = {"demo": 6, "emodb": 10, "emodb_cut": 10}
 PRETRAINING = {"epochs": 20}
-VOICES = tuple(replace(one, pitch_hz=1.06 * one.pitch_hz, formant_scale=0.97 * one.formant_scale) for one in synthetic.VOICES)
+VOICES = tuple(replace(one, pitch_hz=1.06 * one.pitch_hz, formant_scale=0.97 * one.formant_scale) for one in demo_speech.VOICES)
 SYSTEMS = ("packed", "padded")
 
 
@@ -141,8 +143,8 @@ def pretrained(model: str, options: argparse.Namespace) -> Path:
     folder: Path = options.runs / "weights" / model
     if (folder / "config.json").exists():
         return folder
-    with patch.object(synthetic, "VOICES", VOICES):
-        clips = synthetic.make(options.runs / "voices" / "corpus").utterances
+    with patch.object(demo_speech, "VOICES", VOICES):
+        clips = demo_speech.make_demo_corpus(options.runs / "voices" / "corpus").utterances
     shards = options.runs / "voices" / "shards"
     pack(clips, shards, workers=options.workers)
     shortest = float(ShardIndex.load(shards).metadata.seconds.min())
@@ -152,9 +154,9 @@ def pretrained(model: str, options: argparse.Namespace) -> Path:
         "model": HEAD | {"weights": None, "config": ENCODERS[model], "whisper_pad_to_30s": model == "whisper"},
         "train": TRAIN | PRETRAINING,
     }
-    run, trial = plan.write(plan.prepare(Settings.model_validate(told))), Trial(0, 0)
+    run, trial = write_run(experiment.prepare_experiment(Settings.model_validate(told))), Trial(0, 0)
     run_trial(run.path, trial, model, "packed")
-    ours = build(Settings.model_validate(told).model, 4, seed=0)
+    ours = build_classifier(Settings.model_validate(told).model, 4, seed=0)
     ours.load_state_dict(load_file(run.trial(trial).weights))
     print(
         f"{model}: weights trained on other voices, dev UAR {read_json(run.trial(trial).done)['best_dev_uar']:.3f}", flush=True
@@ -172,7 +174,7 @@ def packed_corpus(name: str, options: argparse.Namespace) -> Path:
     """Its shards, made when first used."""
     shards: Path = options.runs / name / "shards"
     if name == "demo":
-        make_demo_shards(shards, console.screen())
+        make_demo_shards(shards, cli.make_console())
     elif not (shards / DATASET).exists():
         if options.emodb is None:
             raise UserError(f"{name}: give --emodb FOLDER, the corpus as it is downloaded, or --corpora demo")
@@ -225,7 +227,8 @@ def measured(model: str, corpus: str, pool: ProcessPoolExecutor, options: argpar
     shards = packed_corpus(corpus, options)
     weights = pool.submit(pretrained, model, options).result()
     runs = {
-        system: plan.write(plan.prepare(settings_of(model, corpus, system, shards, weights, options))) for system in SYSTEMS
+        system: write_run(experiment.prepare_experiment(settings_of(model, corpus, system, shards, weights, options)))
+        for system in SYSTEMS
     }
     tasks = [(run, trial, system) for trial in runs["packed"].trials() for system, run in runs.items()]
     todo = [task for task in tasks if not task[0].trial(task[1]).is_done]
@@ -310,4 +313,4 @@ def setting(options: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

@@ -28,14 +28,14 @@ import opensmile
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from ser_hpc import console
-from ser_hpc.corpora.folds import Fold, plan
-from ser_hpc.corpora.labels import as_annotated
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import write_json
+from ser_hpc.corpora.labels import label_set_as_annotated
 from ser_hpc.corpora.utterance import Metadata
-from ser_hpc.files import write_json
-from ser_hpc.results import predictions
+from ser_hpc.protocols.folds import Fold, plan_folds
 from ser_hpc.results.metrics import confusion_matrix, speaker_interval, uar, wa
-from ser_hpc.results.run_dir import RunDir
+from ser_hpc.run import predictions
+from ser_hpc.run.run_dir import RunDir
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ShardReader
@@ -54,8 +54,8 @@ def main() -> int:
 
     started = time.monotonic()
     index = ShardIndex.load(arguments.shards)
-    labels = as_annotated(index.metadata)
-    fold_plan = plan(index.metadata, labels, "speaker_groups", arguments.folds)
+    labels = label_set_as_annotated(index.metadata)
+    fold_plan = plan_folds(index.metadata, labels, "speaker_groups", arguments.folds)
     truth = labels.targets(index.metadata)
     features = functionals(index)
     seconds_features = time.monotonic() - started
@@ -81,7 +81,8 @@ def main() -> int:
         "classes": labels.classes,
         "plan": fold_plan.digest,
         "folds": [
-            {part: getattr(fold, part).words for part in ("train", "dev", "test")} | {"num_test": len(fold.test.positions)}
+            {part: getattr(fold, part).description for part in ("train", "dev", "test")}
+            | {"num_test": len(fold.test.positions)}
             for fold in fold_plan.folds
         ],
         "notes": fold_plan.notes,
@@ -179,7 +180,7 @@ def by_speaker_and_seed(run: RunDir, metadata: Metadata) -> np.ndarray:
     seeds = sorted({trial.seed for trial in run.trials()})
     found = np.zeros((len(seeds), len(speakers), len(classes), len(classes)))
     for trial in run.trials():
-        for clip in predictions.read(run.trial(trial).current.predictions):
+        for clip in predictions.read_predictions(run.trial(trial).current.predictions):
             if clip.part == "test":
                 where = seeds.index(trial.seed), speakers.index(clip.speaker)
                 found[*where, classes.index(clip.truth), classes.index(clip.predicted)] += 1
@@ -201,4 +202,4 @@ def difference(network: np.ndarray, machine: np.ndarray, draws: int = 10_000) ->
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

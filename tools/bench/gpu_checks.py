@@ -49,18 +49,19 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForAudioClassification
 
-from ser_hpc import console
 from ser_hpc.config.settings import EncoderModel, Settings, TrainSettings
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import write_json
+from ser_hpc.core.errors import UserError
 from ser_hpc.data.sampler import BatchSpec, ClipSelection, step_micro_batches
-from ser_hpc.engine import gpu, precision, strategy
-from ser_hpc.engine.step import gradients
-from ser_hpc.engine.world import World, need_group
-from ser_hpc.errors import UserError
-from ser_hpc.files import write_json
-from ser_hpc.models.attention import attend, has_kernel
-from ser_hpc.models.classifier import Classifier, build
+from ser_hpc.engine import gpu, precision
+from ser_hpc.engine.distributed import build
+from ser_hpc.engine.distributed.world import World, need_group
+from ser_hpc.engine.step import accumulate_gradients
+from ser_hpc.models.classifier import Classifier, build_classifier
+from ser_hpc.models.encoders.packed_attention import has_kernel, packed_attention
 from ser_hpc.models.packed import Packing
-from ser_hpc.results.run_dir import RunDir
+from ser_hpc.run.run_dir import RunDir
 
 _FLOAT64, _BF16_SLACK = 1e-10, 3.0
 _SMALL = (
@@ -82,7 +83,7 @@ def main() -> int:
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
     if options.device == "cuda":
-        gpu.set_up(torch.device("cuda", 0))
+        gpu.set_up_gpu(torch.device("cuda", 0))
     report: dict[str, Any] = {"device": options.device, "size": options.size, "families": {}, "checks": {}}
 
     def look(kind: str, name: str, check: Callable[[Task, Clips], dict[str, Any]], task: Task) -> None:
@@ -94,7 +95,7 @@ def main() -> int:
             found = {"ok": False, "error": f"{type(error).__name__}: {error}"[:500]}
         report[kind][name] = found | {"seconds": round(time.monotonic() - began, 1)}
         print(name, report[kind][name], flush=True)
-        gpu.release(torch.device(options.device))
+        gpu.release_cached_memory(torch.device(options.device))
         if options.out:
             write_json(options.out, report)
 
@@ -140,7 +141,7 @@ def distances(task: Task, clips: Clips) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(2)
     for parameter in theirs.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator).to(task.device)
-    ours = build(EncoderModel(weights=str(task.weights)), 4, seed=0).double().train()
+    ours = build_classifier(EncoderModel(weights=str(task.weights)), 4, seed=0).double().train()
     prefix = "encoder" if task.whisper else theirs.base_model_prefix
     ours.encoder.load_state_dict({k: v for k, v in getattr(theirs, prefix).state_dict().items() if k != "masked_spec_embed"})
     for name in ("projector", "classifier"):
@@ -153,7 +154,7 @@ def distances(task: Task, clips: Clips) -> dict[str, Any]:
     bf16_alone = alone(theirs.float(), given, task, clips.targets, half=True)
     settings = TrainSettings.model_validate({"precision": "bf16"})
     bf16 = packed(
-        ours.float(), clips, prefix, strategy.build(ours, settings, World(0, 1, 0, 1, torch.device(task.device)), None)
+        ours.float(), clips, prefix, build.build_strategy(ours, settings, World(0, 1, 0, 1, torch.device(task.device)), None)
     )
     others = {"float64": double, "bf16": bf16, "bf16_alone": bf16_alone}
     layers: dict[str, list[str]] = defaultdict(list)
@@ -251,8 +252,8 @@ class Steps:
     def __init__(self, task: Task, clips: Clips, **train: Any) -> None:
         told = {"precision": task.precision, "clip_norm": None, **train}
         self.settings = TrainSettings.model_validate(told)
-        self.model = build(EncoderModel(weights=str(task.weights)), 4, seed=0)
-        self.ranks = strategy.build(self.model, self.settings, World(0, 1, 0, 1, device_of(task)), None)
+        self.model = build_classifier(EncoderModel(weights=str(task.weights)), 4, seed=0)
+        self.ranks = build.build_strategy(self.model, self.settings, World(0, 1, 0, 1, device_of(task)), None)
         self.targets = torch.from_numpy(clips.targets).to(device_of(task))
         self.samples = torch.from_numpy(np.concatenate(clips.waves)).to(device_of(task))
         self.offsets = torch.tensor([0, *(len(wave) for wave in clips.waves)]).cumsum(0)
@@ -282,7 +283,7 @@ def allocator(task: Task, clips: Clips) -> dict[str, Any]:
 def precision_auto(task: Task, clips: Clips) -> dict[str, Any]:
     """`auto` is bf16 with TF32 on sm80 and newer, else fp32."""
     with tempfile.TemporaryDirectory() as run:
-        settled = precision.settle(Settings(), RunDir(Path(run)), World(0, 1, 0, 1, device_of(task)))
+        settled = precision.choose_precision(Settings(), RunDir(Path(run)), World(0, 1, 0, 1, device_of(task)))
     found = (settled.train.precision, torch.get_float32_matmul_precision())
     torch.set_float32_matmul_precision("highest")
     wanted = ("bf16", "high") if precision.has_bf16(device_of(task)) else ("fp32", "highest")
@@ -300,19 +301,19 @@ def attention_dropout(task: Task, clips: Clips) -> dict[str, Any]:
     kernel = has_kernel(device_of(task), torch.bfloat16, width)
     parts = [[x[a:b].double().transpose(0, 1) for x in (q, k, v)] for a, b in zip(packing.ends, packing.ends[1:], strict=False)]
     truth = torch.cat([F.scaled_dot_product_attention(*part, scale=0.125).transpose(0, 1) for part in parts])
-    apart = distance([attend(packing, q, k, v, 0.125)], [truth])
+    apart = distance([packed_attention(packing, q, k, v, 0.125)], [truth])
     # Values of one give each query's sum of kept weights: 1 on average. And <grad, out(v)> = <v, dv> if both drop the same.
     torch.manual_seed(1)
-    sums = attend(packing, q, k, torch.ones_like(v), 0.125, p)[..., 0].float()
+    sums = packed_attention(packing, q, k, torch.ones_like(v), 0.125, p)[..., 0].float()
     torch.manual_seed(2)
-    dropped = attend(packing, q, k, v, 0.125, p)
+    dropped = packed_attention(packing, q, k, v, 0.125, p)
     dropped.backward(grad)
     assert v.grad is not None
     products = [float((a.detach().double() * b.detach().double()).sum()) for a, b in ((grad, dropped), (v, v.grad))]
     scale = float(grad.double().norm() * dropped.double().norm())
     torch.manual_seed(2)
-    again = bool(torch.equal(dropped, attend(packing, q, k, v, 0.125, p)))
-    one_key = attend(
+    again = bool(torch.equal(dropped, packed_attention(packing, q, k, v, 0.125, p)))
+    one_key = packed_attention(
         Packing((1,) * 2000, device_of(task)), *(torch.ones(2000, heads, width, device=task.device).bfloat16(),) * 3, 1.0, p
     )
     kept = float((one_key[..., 0] > 0).float().mean())  # of weights that are 1: kept ones are 1 / (1 - p), the others 0
@@ -423,8 +424,10 @@ def out_of_memory(task: Task, clips: Clips) -> dict[str, Any]:
         cut = BatchSpec(1, round(most * 16_000))
         draws = [ClipSelection(np.tile(np.arange(len(clips)), 8))]
         micros = list(chain.from_iterable(step_micro_batches(draws, ours.costs, cut, 0)))
-        batches = list(ours.source.ahead(iter(micros), training=True))
-        return gradients(ours.ranks, batches, 8 * len(clips), 1.0, (0, 0), device_of(task), ours.statistics) is not None
+        batches = list(ours.source.prefetch(iter(micros), training=True))
+        return (
+            accumulate_gradients(ours.ranks, batches, 8 * len(clips), 1.0, (0, 0), device_of(task), ours.statistics) is not None
+        )
 
     small = float(ours.costs.max()) / 16_000
     torch.cuda.reset_peak_memory_stats()
@@ -444,10 +447,10 @@ def reproducible(task: Task, clips: Clips) -> dict[str, Any]:
     """With train.deterministic two trainings are bit-equal; how far they are apart without, and what it costs."""
     found: dict[str, Any] = {}
     for wanted in (False, True):
-        gpu.reproducible(wanted)
+        gpu.set_deterministic(wanted)
         weights, seconds = [], 0.0
         try:
-            with gpu.kernels_in_words():
+            with gpu.explain_missing_kernels():
                 for _ in range(2):
                     steps = Steps(task, clips)
                     steps.run(1)
@@ -458,7 +461,7 @@ def reproducible(task: Task, clips: Clips) -> dict[str, Any]:
         except UserError as error:
             return {"ok": False, "refused": str(error)}
         finally:
-            gpu.reproducible(False)
+            gpu.set_deterministic(False)
         found["deterministic" if wanted else "plain"] = {"apart": distance(*weights), "seconds": seconds}
     return {"ok": found["deterministic"]["apart"] == 0, **found}
 
@@ -484,4 +487,4 @@ ON_CPU = {name for name in CHECKS if not name.startswith(("allocator", "fourier_
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

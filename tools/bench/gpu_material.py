@@ -20,9 +20,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ser_hpc import console
-from ser_hpc.corpora import emodb
-from ser_hpc.errors import UserError
+from ser_hpc.core import cli
+from ser_hpc.core.errors import UserError
+from ser_hpc.corpora.parsers import emodb
 from ser_hpc.shards.write import pack
 
 SPEAKERS = ("03", "08", "09", "10", "12", "13")
@@ -88,4 +88,4 @@ def told(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import yaml
 
-from ser_hpc import console
-from ser_hpc.errors import UserError
-from ser_hpc.files import read_json, write_json
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import read_json, write_json
+from ser_hpc.core.errors import UserError
 from ser_hpc.report import write_report
-from ser_hpc.results.render import to_json
-from ser_hpc.results.run_dir import RunDir
+from ser_hpc.results.report_json import to_json
+from ser_hpc.run.run_dir import RunDir
 
 PACKAGES = ("torch", "transformers", "deepspeed")
 PLACES = ("run", "cluster")  # where it ran is no part of what was measured
@@ -56,4 +56,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

@@ -2,11 +2,11 @@
 
 python tools/bench/memory.py [--models wav2vec2-large] [--precisions bf16] [--seconds 240] [--clip 5] [--out memory.json]
 
-The statement is what `ser_hpc/engine/memory.py` says: bytes that stand there anyway, and a line through two measured peaks of
-activations. Encoders have their true sizes and random weights. On a CPU these peaks are counted tensor by tensor (products are
-not computed); real steps of a scaled-down encoder, as torch's profiler saw them allocate, then show how far the line is to be
-trusted. On a GPU the peak of real steps of the true size stands beside: each of two micro-batches of `--seconds`, so that
-gradients are kept. Every row is kept when it is there.
+The statement is what `ser_hpc/engine/memory/model.py` says: bytes that stand there anyway, and a line through two measured
+peaks of activations. Encoders have their true sizes and random weights. On a CPU these peaks are counted tensor by tensor
+(products are not computed); real steps of a scaled-down encoder, as torch's profiler saw them allocate, then show how far the
+line is to be trusted. On a GPU the peak of real steps of the true size stands beside: each of two micro-batches of `--seconds`,
+so that gradients are kept. Every row is kept when it is there.
 
 Dropout is 0, with which attention in half precision is one variable-length call on a GPU; with attention dropout, or in fp32,
 a GPU attends to clips of like length together, and needs copies for it.
@@ -25,15 +25,15 @@ import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
-from ser_hpc import console
 from ser_hpc.config.settings import EncoderModel, TrainSettings
-from ser_hpc.engine import strategy
-from ser_hpc.engine.memory import standing_bytes
-from ser_hpc.engine.probe import Probe
-from ser_hpc.engine.world import World
-from ser_hpc.files import write_json
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import write_json
+from ser_hpc.engine.distributed import build
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.engine.memory.model import static_bytes
+from ser_hpc.engine.memory.search import Probe
 from ser_hpc.models import checkpointing
-from ser_hpc.models.classifier import Classifier, build
+from ser_hpc.models.classifier import Classifier, build_classifier
 
 RATE = 16_000
 LAYER_NORM: dict[str, Any] = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
@@ -60,9 +60,9 @@ def stated(model: Classifier, train: TrainSettings, again: bool, options: argpar
     """Bytes of a micro-batch of `--seconds` in clips of `--clip` seconds, from the model of memory."""
     activations = Probe(model, train, options.device, again).activations(round(options.clip * RATE), shapes_only=True)
     assert activations, "two clips fit"
-    standing = standing_bytes(model, train, 1)
+    standing = static_bytes(model, train, 1)
     peak = standing + activations.bytes(options.seconds)
-    return {"standing": standing, "fixed": activations.fixed, "a_second": activations.a_second, "peak": peak}
+    return {"standing": standing, "fixed": activations.fixed_bytes, "a_second": activations.bytes_per_second, "peak": peak}
 
 
 def measured(model: Classifier, train: TrainSettings, again: bool, seconds: float, options: argparse.Namespace) -> float:
@@ -70,7 +70,7 @@ def measured(model: Classifier, train: TrainSettings, again: bool, seconds: floa
     if again:
         checkpointing.enable(model)
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    ranks = strategy.build(model, train, World(0, 1, 0, 1, options.device), None)
+    ranks = build.build_strategy(model, train, World(0, 1, 0, 1, options.device), None)
     ranks.train_mode(True)
     clips, samples = max(1, round(seconds / options.clip)), round(options.clip * RATE)
     wave, offsets = torch.zeros(clips * samples, dtype=torch.int16), torch.arange(clips + 1) * samples
@@ -139,7 +139,7 @@ def row(name: str, chosen: str, precision: str, again: bool, options: argparse.N
     given = (
         {"weights": str(options.weights / name)} if options.weights else {"weights": None, "config": MODELS.get(name, SMALL)}
     )
-    model = build(EncoderModel.model_validate(given | {"dropout": 0.0}), 4, seed=0)
+    model = build_classifier(EncoderModel.model_validate(given | {"dropout": 0.0}), 4, seed=0)
     found = stated(model, train, again, argparse.Namespace(**vars(options) | {"seconds": seconds}))
     if (options.device.type == "cuda" or not real) and chosen == "ddp":
         found["measured"] = measured(model, train, again, seconds, options)
@@ -161,4 +161,4 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

@@ -15,10 +15,10 @@ import platform
 from pathlib import Path
 from statistics import median
 
-from ser_hpc import console
-from ser_hpc.errors import UserError
-from ser_hpc.files import read_json, write_json
-from ser_hpc.results.run_dir import RunDir
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import read_json, write_json
+from ser_hpc.core.errors import UserError
+from ser_hpc.run.run_dir import RunDir
 
 
 def main() -> int:
@@ -47,4 +47,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

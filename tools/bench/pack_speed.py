@@ -27,12 +27,12 @@ import numpy as np
 import soundfile
 import soxr
 
-from ser_hpc import console
-from ser_hpc.corpora import emodb
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import write_json
+from ser_hpc.corpora.parsers import emodb
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.files import write_json
 from ser_hpc.shards.audio import RATE
-from ser_hpc.shards.workers import Workers
+from ser_hpc.shards.task_pool import TaskPool
 from ser_hpc.shards.write import pack
 
 CLIPS, SECONDS, SYNTHETIC_RATE = 480, 4.0, 44_100
@@ -93,7 +93,7 @@ def compare(utterances: Sequence[Utterance], workers: int, repeats: int, out: Pa
 def alone(utterances: Sequence[Utterance], workers: int) -> None:
     """The limit, with the clips dealt to processes that packing would use, started in this time as there."""
     chunks = [([u.audio_path for u in utterances[at : at + 48]],) for at in range(0, len(utterances), 48)]
-    with Workers(workers) as pool:
+    with TaskPool(workers) as pool:
         for _ in pool.run(transcode, chunks):
             pass
 
@@ -138,4 +138,4 @@ def synthetic(folder: Path) -> list[Utterance]:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
 from ser_hpc.config.settings import Model
-from ser_hpc.models.classifier import Classifier, build
+from ser_hpc.models.classifier import Classifier, build_classifier
 from ser_hpc.shards.audio import RATE
 
 
@@ -47,7 +47,7 @@ class Padded:
 def build_padded(settings: Model, num_classes: int, seed: int, states: int | None = None) -> Classifier:
     """The packed classifier's weights in an encoder that transformers made, under the same head."""
     assert states is None, "the encoder is trained: no states stand in its place"
-    ours = build(settings, num_classes, seed)
+    ours = build_classifier(settings, num_classes, seed)
     shape: Any = ours.encoder.config
     make: Any = AutoModel
     with torch.random.fork_rng(devices=[]):

@@ -35,13 +35,13 @@ import webdataset
 from rich.progress import track
 from rich.table import Table
 
-from ser_hpc import console
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import write_json
 from ser_hpc.data.batches import BatchSource
 from ser_hpc.data.sampler import BatchSpec, epoch_steps, step_micro_batches
-from ser_hpc.files import write_json
 from ser_hpc.shards.audio import RATE, decode_flac
 from ser_hpc.shards.index import ShardIndex
-from ser_hpc.shards.read import Extent, extents
+from ser_hpc.shards.read import Extent, clip_extents
 
 GLOBAL_BATCH, BUDGET_S = 32, 80.0
 Way = Callable[[int], int]  # round -> samples read
@@ -55,7 +55,7 @@ def main() -> int:
     options = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     index = ShardIndex.load(options.shards)
-    clips = extents(index, np.arange(len(index.metadata)))
+    clips = clip_extents(index, np.arange(len(index.metadata)))
     tars = [options.shards / shard.path for shard in index.shards]
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -116,7 +116,7 @@ def show(report: dict[str, dict[str, object]], clips: int, audio: float) -> None
     table = Table("way", "audio-s/s", "of the limit: least, median, most", title=f"{clips} clips, {audio:,.0f} s")
     for name, row in report.items():
         table.add_row(name, f"{row['audio_s_per_s']:,}", str(row["ratio_to_limit"]))
-    console.screen().print(table)
+    cli.make_console().print(table)
 
 
 class open_tars:  # noqa: N801  (a context manager that reads as a function)
@@ -147,7 +147,7 @@ def source_of(index: ShardIndex, keep_bytes: int) -> BatchSource:
 def ours(source: BatchSource, index: ShardIndex, number: int) -> int:
     steps = epoch_steps(np.arange(len(index.metadata)), 0, number, GLOBAL_BATCH)
     micros = step_micro_batches(steps, index.num_samples, BatchSpec(1, round(BUDGET_S * RATE)), 0)
-    return sum(len(batch.samples) for batch in source.ahead((micro for step in micros for micro in step), training=True))
+    return sum(len(batch.samples) for batch in source.prefetch((micro for step in micros for micro in step), training=True))
 
 
 def stream(tars: Sequence[Path], number: int) -> int:
@@ -182,4 +182,4 @@ def shuffled(count: int, number: int) -> Iterator[int]:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

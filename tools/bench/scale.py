@@ -32,9 +32,9 @@ BUDGET_SECONDS = 240
 
 def make(folder: Path, clips: int, shard_mb: int) -> None:
     """A packed corpus of `clips` clips without sound."""
-    from ser_hpc.files import write_json
-    from ser_hpc.shards.index import DATASET, SCHEMA, Shard, describe_dataset
-    from ser_hpc.shards.plan import estimated_bytes
+    from ser_hpc.core.atomic_io import write_json
+    from ser_hpc.shards.assignment import estimated_bytes
+    from ser_hpc.shards.index import DATASET, SCHEMA, Shard, dataset_description
 
     rng = np.random.default_rng(0)
     sigma2 = np.log(1 + (3.1 / 4.5) ** 2)
@@ -75,7 +75,7 @@ def make(folder: Path, clips: int, shard_mb: int) -> None:
         digest = hashlib.sha256(f"{number}".encode()).hexdigest()
         total, index_digest = float(samples.sum()) / 16_000, hashlib.sha256(content).hexdigest()
         shards.append(Shard(path, "scale", group, count, total, length, digest, index_digest))
-    write_json(folder / DATASET, describe_dataset(shards))
+    write_json(folder / DATASET, dataset_description(shards))
 
 
 def _nothing(field: pa.Field) -> object:
@@ -91,9 +91,9 @@ def _parquet(table: pa.Table) -> bytes:
 
 def measure(folder: Path) -> dict[str, Any]:
     """Seconds and peak memory of one rank of RANKS, from the folder to the micro-batches of an epoch."""
-    from ser_hpc.corpora.folds import plan
-    from ser_hpc.corpora.labels import as_annotated
+    from ser_hpc.corpora.labels import label_set_as_annotated
     from ser_hpc.data.sampler import BatchSpec, epoch_steps, step_micro_batches
+    from ser_hpc.protocols.folds import plan_folds
     from ser_hpc.shards.index import ShardIndex
 
     figures: dict[str, Any] = {}
@@ -107,8 +107,8 @@ def measure(folder: Path) -> dict[str, Any]:
 
     index = ShardIndex.load(folder)
     told("load the index")
-    labels = as_annotated(index.metadata)
-    folds = plan(index.metadata, labels, "speaker_groups", 5)
+    labels = label_set_as_annotated(index.metadata)
+    folds = plan_folds(index.metadata, labels, "speaker_groups", 5)
     told("plan 5 folds")
     positions = folds.folds[0].train.positions
     steps = epoch_steps(positions, 0, 0, GLOBAL_BATCH)

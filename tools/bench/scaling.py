@@ -34,15 +34,17 @@ import soundfile
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from ser_hpc import console, train
-from ser_hpc.cluster import plan
-from ser_hpc.config.load import load
+from ser_hpc import train
+from ser_hpc.config.load import load_settings
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import read_json, write_json
+from ser_hpc.core.errors import UserError
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.data.batches import Batch, BatchSource
-from ser_hpc.engine import ddp
-from ser_hpc.errors import UserError
-from ser_hpc.files import read_json, write_json
-from ser_hpc.results.run_dir import RunDir
+from ser_hpc.engine.distributed import ddp
+from ser_hpc.run import experiment
+from ser_hpc.run.create_run import write_run
+from ser_hpc.run.run_dir import RunDir
 from ser_hpc.shards.write import pack
 
 RATE, MEAN_S, SD_S = 16_000, 4.5, 3.1
@@ -108,7 +110,7 @@ def planned(root: Path, shards: Path, global_batch: int, overrides: Sequence[str
         "train.accumulation=1", f"train.global_batch={global_batch}",
         f"folds.max_per_class={global_batch * (BEFORE + STEPS + 1) // 2}",
     ]  # fmt: skip
-    return plan.write(plan.prepare(load(None, [*lines, *overrides])))
+    return write_run(experiment.prepare_experiment(load_settings(None, [*lines, *overrides])))
 
 
 def trained(run: RunDir, ranks: int, threads: int) -> dict[str, Any]:
@@ -145,7 +147,7 @@ def watch(out: Path) -> None:
 
     watcher = profile(activities=activities, schedule=schedule(wait=BEFORE - 1, warmup=1, active=STEPS), on_trace_ready=done)
 
-    def step(self: ddp.Replicated, *arguments: Any, _step: Callable[..., Any] = ddp.Replicated.step) -> Any:
+    def step(self: ddp.DdpStrategy, *arguments: Any, _step: Callable[..., Any] = ddp.DdpStrategy.step) -> Any:
         if not audio:
             watcher.start()
         with record_function("bench: optimizer"):
@@ -155,7 +157,7 @@ def watch(out: Path) -> None:
         watcher.step()
         return result
 
-    def ahead(*arguments: Any, _ahead: Callable[..., Iterator[Batch]] = BatchSource.ahead, **more: Any) -> Iterator[Batch]:
+    def ahead(*arguments: Any, _ahead: Callable[..., Iterator[Batch]] = BatchSource.prefetch, **more: Any) -> Iterator[Batch]:
         batches = _ahead(*arguments, **more)
         while True:
             with record_function("bench: data"):
@@ -165,8 +167,8 @@ def watch(out: Path) -> None:
             seconds.append(batch.seconds)
             yield batch
 
-    ddp.Replicated.step = step  # type: ignore[method-assign]
-    BatchSource.ahead = ahead  # type: ignore[method-assign,assignment]
+    ddp.DdpStrategy.step = step  # type: ignore[method-assign]
+    BatchSource.prefetch = ahead  # type: ignore[method-assign,assignment]
 
 
 def split(found: profile) -> dict[str, float]:
@@ -254,4 +256,4 @@ def show(results: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    console.run(main if sys.argv[1:2] != ["--watched"] else lambda: watched(Path(sys.argv[2]), Path(sys.argv[3])))
+    cli.run_main(main if sys.argv[1:2] != ["--watched"] else lambda: watched(Path(sys.argv[2]), Path(sys.argv[3])))

@@ -23,12 +23,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ser_hpc import console
-from ser_hpc.errors import UserError
-from ser_hpc.files import read_json, write_json
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import read_json, write_json
+from ser_hpc.core.errors import UserError
 
 OPENED = "import sys; opened = []; sys.addaudithook(lambda event, _: opened.append(0) if event == 'open' else None)"
-A_TRIAL = "import ser_hpc.train, ser_hpc.cluster.plan, ser_hpc.engine.loop, ser_hpc.models.encoder"
+A_TRIAL = "import ser_hpc.train, ser_hpc.run.experiment, ser_hpc.engine.loop, ser_hpc.models.encoders.pretrained"
 
 
 def main() -> int:
@@ -125,4 +125,4 @@ def show(title: str, parts: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

@@ -39,9 +39,9 @@ from speed import work as arithmetic
 from speed.task import CLOCKS, FAMILIES, SIZES, Clips, Task, configuration, draw_clips, draw_weights, quiet
 from speed.turns import KINDS, Lost, Turn
 
-from ser_hpc import console
-from ser_hpc.errors import UserError
-from ser_hpc.files import write_json
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import write_json
+from ser_hpc.core.errors import UserError
 from ser_hpc.shards.audio import RATE
 
 NEEDS = {"A": "accelerate", "B": "accelerate", "C": "accelerate", "D": "speechbrain", "E": "speechbrain"}
@@ -203,7 +203,7 @@ def show(family: str, results: dict[str, dict[str, Any]]) -> None:
         share, memory = f"{median(result['of_peak'].values()):.1%}", f"{result['peak_gb']:.2f} GB"
         how = result["how"] + (f" ({result['lost']})" if "lost" in result else "")
         table.add_row(kind, f"{median(rates):,.1f}", versus, share, memory, f"{result['loss']:.4f}", how)
-    console.screen().print(table)
+    cli.make_console().print(table)
 
 
 def plain(value: Any) -> Any:
@@ -227,4 +227,4 @@ def versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

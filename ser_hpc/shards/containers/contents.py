@@ -14,7 +14,7 @@ class BadClipError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class AudioContents:
     """Where sound lies in a file, for libsndfile to read, and what is wrong with what the file says of it.
 
     `head` and then bytes `start` to `end` of the file, without its `gaps` (from, to), are what libsndfile is given; with an

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice
 
-from ser_hpc.shards.containers.contents import BadClipError, Contents, behind_tag
+from ser_hpc.shards.containers.contents import AudioContents, BadClipError, behind_tag
 
 _STREAMINFO = 8  # where it stands
 _LARGEST = 1 << 19  # bytes at the end in which the last frame begins
@@ -31,7 +31,7 @@ class _Frame:
     bits: int
 
 
-def contents(file: int, head: bytes, size: int) -> Contents | None:
+def contents(file: int, head: bytes, size: int) -> AudioContents | None:
     """Of a FLAC file, also behind a tag, None for others. Raises BadClipError if it is cut, damaged or was joined."""
     base = behind_tag(head, 0)
     head = os.pread(file, len(head), base)
@@ -57,10 +57,10 @@ def contents(file: int, head: bytes, size: int) -> Contents | None:
             f"but a frame of {last.rate or rate} Hz, {last.channels} channels, {last.bits or bits} bits"
         )
     if last.end == total:
-        return Contents(doubt=doubt)
+        return AudioContents(doubt=doubt)
     told = f"announces {total} frames, but there are {last.end}" if total else "does not say how long it is"
     mended = head[:18] + (packed & ~_TOTAL | last.end).to_bytes(8) + head[26:42]
-    return Contents(
+    return AudioContents(
         mended, base + len(mended), size, doubt="; ".join(filter(None, (f"its header {told}: read to its end", doubt)))
     )
 

@@ -11,7 +11,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from ser_hpc.shards.containers.contents import TAGS, BadClipError, Contents, behind_tag
+from ser_hpc.shards.containers.contents import TAGS, AudioContents, BadClipError, behind_tag
 
 _KBITS = {  # by version 1 or not, and layer
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -68,7 +68,7 @@ class Frames:
         return max(0, lacking)
 
 
-def contents(file: int, start: int, end: int) -> Contents | None:
+def contents(file: int, start: int, end: int) -> AudioContents | None:
     """Of MPEG audio between two bytes of an open file, None for what is not. Raises BadClipError if some are missing."""
     found = frames(file, start, end)
     if found is None:
@@ -81,13 +81,13 @@ def contents(file: int, start: int, end: int) -> Contents | None:
         raise BadClipError(f"is truncated: its header announces {told} frames, the file holds {found.count}")
     if told == found.count and found.heeded:
         as_it_is = not found.gaps and (start > 0 or os.pread(file, 3, 0) == b"ID3")
-        return Contents(b"" if as_it_is else _id3(0), found.first, end, doubt="; ".join(doubts), gaps=found.gaps)
+        return AudioContents(b"" if as_it_is else _id3(0), found.first, end, doubt="; ".join(doubts), gaps=found.gaps)
     if told not in (None, _NOT_TOLD, found.count):
         doubts.append(f"its header announces {told} frames, but there are {found.count}: read to its end")
     head, length = (
         (_id3(0) + found.xing_frame(), None) if found.layer == 3 else (_id3(found.padding()), found.count * found.samples)
     )
-    return Contents(head, found.start, found.end, length, "; ".join(doubts), gaps=found.gaps)
+    return AudioContents(head, found.start, found.end, length, "; ".join(doubts), gaps=found.gaps)
 
 
 def frames(file: int, start: int, end: int) -> Frames | None:

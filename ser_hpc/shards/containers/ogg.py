@@ -6,7 +6,7 @@ import os
 import struct
 import zlib
 
-from ser_hpc.shards.containers.contents import TAGS, BadClipError, Contents
+from ser_hpc.shards.containers.contents import TAGS, AudioContents, BadClipError
 
 _FIRST, _LAST = 2, 4  # of a page's flags: the first of its stream, the last
 _PAGE = 27 + 255 + 255 * 255  # bytes at most
@@ -15,7 +15,7 @@ _NOT_TOLD = (1 << 64) - 1  # of a page in which no packet ends
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-def contents(file: int, head: bytes, size: int) -> Contents | None:
+def contents(file: int, head: bytes, size: int) -> AudioContents | None:
     """Of an Ogg file, None for others. Raises BadClipError if it is truncated, damaged, or holds several recordings."""
     if head[:4] != b"OggS":
         return None
@@ -53,7 +53,7 @@ def contents(file: int, head: bytes, size: int) -> Contents | None:
     # The last page of Vorbis ends where the sound does, not where its last packet does: a seek into it misses by as much.
     # One whose beginning was cut off counts its frames from there.
     sought = (max(0, ends[0] - 1), ends[1]) if head[28:35] == b"\x01vorbis" else None
-    return Contents(doubt="; ".join(doubts), sought=sought)
+    return AudioContents(doubt="; ".join(doubts), sought=sought)
 
 
 def _page(window: bytes) -> bytes | None:

@@ -7,7 +7,7 @@ import re
 import struct
 from typing import NamedTuple
 
-from ser_hpc.shards.containers.contents import TAGS, BadClipError, Contents, settle
+from ser_hpc.shards.containers.contents import TAGS, AudioContents, BadClipError, settle
 
 _REST = 1 << 20  # bytes behind the sound that are looked at
 _W64_HEAD = b"riff\x2e\x91\xcf\x11"
@@ -22,7 +22,7 @@ class _Sound(NamedTuple):
     whole: bool = False
 
 
-def contents(file: int, head: bytes, size: int) -> Contents | None:
+def contents(file: int, head: bytes, size: int) -> AudioContents | None:
     """Of a file of one of these formats, None for others. Raises BadClipError if it is truncated."""
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
         sound = _aiff(file, size)
@@ -41,10 +41,10 @@ def contents(file: int, head: bytes, size: int) -> Contents | None:
     length, doubt = settle(sound.announced, size - sound.start, sound.start, sound.whole)
     doubt, end = "; ".join(filter(None, (doubt, sound.doubt))), sound.start + length
     if end >= size or head[:4] == b"FORM" or doubt:
-        return Contents(doubt=doubt)
+        return AudioContents(doubt=doubt)
     if not _is_known(file, end, size, is_w64=head[:8] == _W64_HEAD):
         doubt = f"{size - end} bytes follow its sound that its header does not announce: not read"
-    return Contents(os.pread(file, sound.start, 0), sound.start, end, doubt=doubt)  # libsndfile would read them as sound
+    return AudioContents(os.pread(file, sound.start, 0), sound.start, end, doubt=doubt)  # libsndfile would read them as sound
 
 
 def _is_known(file: int, at: int, size: int, is_w64: bool) -> bool:
@@ -92,7 +92,7 @@ def _nist(head: bytes, size: int) -> _Sound:
     return _Sound(start, announced if b"shorten" not in head and b"sample_count" in number else size - start)
 
 
-def _caf(file: int, size: int) -> Contents:
+def _caf(file: int, size: int) -> AudioContents:
     """Of a CAF file; libsndfile refuses one with another size of the data than there is."""
     at = 8
     while at + 12 <= size:
@@ -101,7 +101,7 @@ def _caf(file: int, size: int) -> Contents:
             present = size - at - 12
             length, doubt = settle(length, present, at + 12)
             if not doubt:
-                return Contents()
-            return Contents(os.pread(file, at + 4, 0) + struct.pack(">Q", length), at + 12, size, doubt=doubt)
+                return AudioContents()
+            return AudioContents(os.pread(file, at + 4, 0) + struct.pack(">Q", length), at + 12, size, doubt=doubt)
         at += 12 + length
     raise BadClipError("is truncated, or has a damaged header: it ends before its sound begins")

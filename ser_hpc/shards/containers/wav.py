@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, replace
 
 from ser_hpc.shards.containers import mpeg
-from ser_hpc.shards.containers.contents import TAGS, BadClipError, Contents, settle
+from ser_hpc.shards.containers.contents import TAGS, AudioContents, BadClipError, settle
 
 _LONG = (b"RF64", b"BW64")
 _PCM, _FLOAT, _ALAW, _ULAW, _MP3, _EXTENSIBLE = 1, 3, 6, 7, 0x55, 0xFFFE
@@ -31,7 +31,7 @@ class _Header:
     unpadded: bool
 
 
-def contents(file: int, head: bytes, size: int) -> Contents | None:
+def contents(file: int, head: bytes, size: int) -> AudioContents | None:
     """Of a WAV file, None for others. Raises BadClipError if it is truncated or its header is broken."""
     if head[:4] not in (b"RIFF", b"RIFX", *_LONG) or head[8:12] != b"WAVE":
         return None
@@ -53,8 +53,8 @@ def contents(file: int, head: bytes, size: int) -> Contents | None:
     if tag == _MP3 and (found := mpeg.contents(file, start, start + length)):
         return replace(found, doubt="; ".join(filter(None, (doubt, found.doubt))))
     if length <= header.data and not header.unpadded:  # where there is less, libsndfile reads what is there
-        return Contents(doubt=doubt)
-    return Contents(_plain(header, length), start, start + length, doubt=doubt)
+        return AudioContents(doubt=doubt)
+    return AudioContents(_plain(header, length), start, start + length, doubt=doubt)
 
 
 def _read(file: int, head: bytes, size: int) -> _Header:

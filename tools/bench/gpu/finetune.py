@@ -14,10 +14,10 @@ from typing import Any
 
 from gpu.told import write_told
 from gpu.trials import planned
-from ser_hpc import console
-from ser_hpc.files import read_json
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import read_json
 from ser_hpc.results.cross_validation import cross_validate
-from ser_hpc.results.run_dir import RunDir, TrialDir
+from ser_hpc.run.run_dir import RunDir, TrialDir
 from ser_hpc.train import train
 
 
@@ -76,4 +76,4 @@ def scores(run: RunDir) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ser_hpc.files import write_json
+from ser_hpc.core.atomic_io import write_json
 
 EVERY_CALL = ("machine", "prepare")
 _APART_S = 0.5  # between two writings, of what is not the end of something

@@ -14,7 +14,7 @@ import torch
 from speed.work import measured_peak
 
 from gpu.told import write_told
-from ser_hpc import console
+from ser_hpc.core import cli
 
 PACKAGES = ("torch", "torchaudio", "transformers", "accelerate", "deepspeed", "speechbrain", "numpy", "pydantic")
 _COPIED = 2**30  # floats
@@ -63,4 +63,4 @@ def copied(device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ser_hpc import console
-from ser_hpc.errors import UserError
-from ser_hpc.files import write_json
+from ser_hpc.core import cli
+from ser_hpc.core.atomic_io import write_json
+from ser_hpc.core.errors import UserError
 
 CLASSES = 4
 MEAN, STD = 4.5, 3.1
@@ -83,4 +83,4 @@ def with_dropout(weights: Path, dropout: float, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

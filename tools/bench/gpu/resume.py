@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 
 from gpu.told import write_told
 from gpu.trials import planned, stopped
-from ser_hpc import console
-from ser_hpc.engine.attempt import STOPPED
-from ser_hpc.results.run_dir import Trial, TrialDir
+from ser_hpc.core import cli
+from ser_hpc.run.attempt import STOPPED
+from ser_hpc.run.run_dir import Trial, TrialDir
 from ser_hpc.train import train
 
 TRIAL = Trial(0, 0)
@@ -104,4 +104,4 @@ def apart(found: TrialDir, truth: TrialDir) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

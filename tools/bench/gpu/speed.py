@@ -24,7 +24,7 @@ from speed.turns import KINDS
 from gpu.prepare import wait_for, with_dropout
 from gpu.profiled import profiled
 from gpu.told import write_told
-from ser_hpc import console
+from ser_hpc.core import cli
 from ser_hpc.shards.audio import RATE
 
 _PATIENCE_S = 60.0  # for what is drawn in the background
@@ -125,4 +125,4 @@ def free_gb(device: str) -> float | None:
 
 
 if __name__ == "__main__":
-    console.run(main)
+    cli.run_main(main)

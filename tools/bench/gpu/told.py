@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ser_hpc.files import write_json
+from ser_hpc.core.atomic_io import write_json
 
 
 def write_told(path: Path, found: Any) -> None:

@@ -23,22 +23,22 @@ from typing import Any
 
 IMPORTS = "imports"
 PARTS = {
-    "ser_hpc.cluster.demo": {"make_demo_shards": "demo's speech"},
-    "ser_hpc.cluster.plan": {"prepare": "plan", "reopen": "plan"},
-    "ser_hpc.cluster.local": {"run_trials": "trials"},
+    "ser_hpc.run.demo_shards": {"make_demo_shards": "demo's speech"},
+    "ser_hpc.run.experiment": {"prepare": "plan", "reopen": "plan"},
+    "ser_hpc.launchers.local": {"run_trials": "trials"},
     "ser_hpc.report": {"show_report": "report"},
-    "ser_hpc.engine.node_check": {"check": "node's check"},
-    "ser_hpc.engine.world": {"join": "joining", "World.leave": "leaving"},
+    "ser_hpc.engine.fault.node_check": {"check": "node's check"},
+    "ser_hpc.engine.distributed.world": {"join": "joining", "World.leave": "leaving"},
     "ser_hpc.models.classifier": {"build": "model"},
-    "ser_hpc.engine.strategy": {"build": "strategy"},
+    "ser_hpc.engine.distributed.build": {"build": "strategy"},
     "ser_hpc.engine.step_metrics": {"StepMetrics.measure_data_once": "data's probe"},
-    "ser_hpc.engine.evaluate": {"predict": "evaluation"},
-    "ser_hpc.engine.checkpoint": {
+    "ser_hpc.engine.evaluation": {"predict": "evaluation"},
+    "ser_hpc.engine.fault.checkpoint": {
         "save_weights": "saving",
         "Writer.save": "saving",
         "Writer.wait": "saving",
     },
-    "ser_hpc.engine.ddp": {"Replicated.step": "update"},
+    "ser_hpc.engine.distributed.ddp": {"Replicated.step": "update"},
 }
 
 

@@ -25,14 +25,16 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 from ser_hpc.config.settings import Settings
 from ser_hpc.data.batches import BatchSource
 from ser_hpc.data.sampler import BatchSpec, ClipSelection, step_micro_batches
-from ser_hpc.engine import gpu, precision, probe, strategy
-from ser_hpc.engine.step import clip_losses, gradients
+from ser_hpc.engine import gpu, precision
+from ser_hpc.engine.distributed import build
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.engine.memory import search
+from ser_hpc.engine.step import accumulate_gradients, clip_losses
 from ser_hpc.engine.step_metrics import DeferredMetrics
 from ser_hpc.engine.torch_compile import compile_layers
-from ser_hpc.engine.world import World
-from ser_hpc.models.classifier import build
+from ser_hpc.models.classifier import build_classifier
 from ser_hpc.models.norms import RunningStatistics
-from ser_hpc.results.run_dir import RunDir
+from ser_hpc.run.run_dir import RunDir
 from ser_hpc.shards.audio import RATE
 
 LR = 1e-6  # nothing is to be learnt from noise; a step costs the same
@@ -79,15 +81,15 @@ class Ours:
         self.device, self.clock = torch.device("cuda:0" if task.device == "cuda" else task.device), task.clock
         world = World(0, 1, 0, 1, self.device)
         settings = as_a_trial(settings, world)
-        model = build(settings.model, len(clips.classes), seed=0)
+        model = build_classifier(settings.model, len(clips.classes), seed=0)
         saved = load_file(task.weights / "model.safetensors")
         model.head.load_state_dict({k: v for k, v in saved.items() if k.startswith(("projector.", "classifier."))})
         self.update, self.clips = task.update, clips
-        self.costs = model.front.costs(clips.index.num_samples)
-        self.cut = BatchSpec(1, probe.find(model, settings, self.costs, world).samples)
+        self.costs = model.frontend.costs(clips.index.num_samples)
+        self.cut = BatchSpec(1, search.find_budget(model, settings, self.costs, world).samples)
         if settings.train.compile:
             compile_layers(model.encoder)
-        self.ranks = strategy.build(model, settings.train, world, None)
+        self.ranks = build.build_strategy(model, settings.train, world, None)
         self.statistics = RunningStatistics(self.ranks.module, task.update)
         self.source = BatchSource(clips.index, clips.targets, np.ones(len(clips), dtype=np.float32))
         self.ledger = DeferredMetrics()
@@ -109,10 +111,10 @@ class Ours:
             *(ClipSelection(positions[i : i + self.update]) for i in range(0, len(positions), self.update)),
         ]
         steps = list(step_micro_batches(draws, self.costs, self.cut, 0))
-        batches = self.source.ahead(chain.from_iterable(steps), training=True)
+        batches = self.source.prefetch(chain.from_iterable(steps), training=True)
         for number, (clips, micros) in enumerate(zip(draws, steps, strict=True)):
             made, weight = list(islice(batches, len(micros))), float(len(clips))
-            losses = gradients(self.ranks, made, len(clips), weight, (0, number), self.device, self.statistics)
+            losses = accumulate_gradients(self.ranks, made, len(clips), weight, (0, number), self.device, self.statistics)
             if losses is None:
                 raise MemoryError("memory ran out: give --train budget_seconds=...")
             self.ledger.add(clips.positions, weight, LR, losses, self.ranks.step(LR))
@@ -126,10 +128,10 @@ class Ours:
 def as_a_trial(settings: Settings, world: World) -> Settings:
     """What a trial sets in torch before it begins, and the settings with a precision by name."""
     if world.device.type == "cuda":
-        gpu.set_up(world.device)
-    gpu.reproducible(settings.train.deterministic)
+        gpu.set_up_gpu(world.device)
+    gpu.set_deterministic(settings.train.deterministic)
     with tempfile.TemporaryDirectory() as folder:
-        return precision.settle(settings, RunDir(Path(folder)), world)
+        return precision.choose_precision(settings, RunDir(Path(folder)), world)
 
 
 class Alone:

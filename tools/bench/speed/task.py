@@ -24,7 +24,7 @@ from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.data.sampler import epoch_order
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
-from ser_hpc.shards.read import ClipReader, extents
+from ser_hpc.shards.read import ClipReader, clip_extents
 from ser_hpc.shards.write import pack
 
 _EMOTIONS = ("angry", "happy", "neutral", "sad")
@@ -105,7 +105,7 @@ class Clips:
     @cached_property
     def waves(self) -> list[np.ndarray]:
         reader = ClipReader(self.index.roots)
-        waves = reader.read(extents(self.index, np.arange(len(self))))
+        waves = reader.read(clip_extents(self.index, np.arange(len(self))))
         reader.close()
         for wave in waves:
             if not isinstance(wave, np.ndarray):

@@ -1,0 +1,112 @@
+"""Augmentation as settings: a chain of transforms of the audiomentations package, each by its name and with its own arguments.
+
+    data:
+      augment: noise_pitch_stretch                                   # a preset, or
+      augment: {preset: noise_background_mask, sounds_path: /noise}  # one with arguments of its transforms changed, or
+      augment:                                                       # any chain
+        - {name: AddGaussianNoise, p: 0.5, min_amplitude: 0.001, max_amplitude: 0.015}
+        - {name: OneOf, transforms: [{name: Gain}, {name: PolarityInversion}]}
+
+Pitch, tempo and loudness carry emotion: every range is a setting, and the plan shows the whole chain.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+# What the field publishes again and again. The first is the example of audiomentations' own documentation (its ranges are the
+# package's defaults) less `Shift`, which moves speech out of the clip; a stretched clip keeps all its sound, and so another
+# length. The second keeps pitch and tempo: noise of two kinds, a masked stretch, and a gain, as in robust fine-tuning of
+# wav2vec2; its noise (MUSAN, ESC-50, DEMAND ...) is the user's: `sounds_path` must be given.
+PRESETS: dict[str, tuple[dict[str, Any], ...]] = {
+    "noise_pitch_stretch": (
+        {"name": "AddGaussianNoise", "p": 0.5, "min_amplitude": 0.001, "max_amplitude": 0.015},
+        {"name": "PitchShift", "p": 0.5, "min_semitones": -4.0, "max_semitones": 4.0},
+        {"name": "TimeStretch", "p": 0.5, "min_rate": 0.8, "max_rate": 1.25, "leave_length_unchanged": False},
+    ),
+    "noise_background_mask": (
+        {"name": "AddGaussianNoise", "p": 0.5, "min_amplitude": 0.001, "max_amplitude": 0.015},
+        {"name": "AddBackgroundNoise", "p": 0.5, "sounds_path": None, "min_snr_db": 3.0, "max_snr_db": 30.0},
+        {"name": "TimeMask", "p": 0.5, "min_band_part": 0.01, "max_band_part": 0.1, "fade_duration": 0.005},
+        {"name": "Gain", "p": 0.5, "min_gain_db": -12.0, "max_gain_db": 12.0},
+    ),
+}
+
+
+class Transform(BaseModel):
+    """`name` of an audiomentations transform; every other field is an argument of it. Folders (`..._path`) become absolute."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _absolute(cls, value: Any) -> Any:
+        return _with_paths(value, lambda path: str(Path(path).expanduser().absolute()))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def strip_paths(transforms: list[dict[str, Any]]) -> Any:
+    """What of a chain changes the result, besides what lies in the folders that it names."""
+    return _with_paths(transforms, lambda _: "")
+
+
+def named_paths(transforms: tuple[Transform, ...]) -> list[Path]:
+    """Every folder or file that a chain names."""
+    found: list[Path] = []
+
+    def take(path: str) -> str:
+        found.append(Path(path))
+        return path
+
+    _with_paths([transform.model_dump() for transform in transforms], take)
+    return found
+
+
+def _with_paths(value: Any, change: Any) -> Any:
+    """The same tree, its paths changed: what stands under a name that ends in `_path`."""
+    if isinstance(value, dict):
+        return {name: (_each if name.endswith("_path") else _with_paths)(inner, change) for name, inner in value.items()}
+    return [_with_paths(inner, change) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _each(value: Any, change: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_each(inner, change) for inner in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def _chain(value: Any) -> Any:
+    """A preset's transforms for its name, with the arguments given beside it in every transform that has them."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        value = {"preset": value}
+    if not isinstance(value, dict) or "preset" not in value:
+        return value
+    changes = {name: argument for name, argument in value.items() if name != "preset"}
+    preset = value["preset"]
+    if preset not in PRESETS:
+        near = difflib.get_close_matches(str(preset), PRESETS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "give a list of transforms ({name: ..., ...})"
+        raise ValueError(f"there is no preset {preset!r}, only {' and '.join(PRESETS)}; {hint}")
+    known = {name for transform in PRESETS[preset] for name in transform}
+    if unknown := [name for name in changes if name not in known - {"name"}]:
+        raise ValueError(f"no transform of {preset} has {unknown[0]!r}; they have {', '.join(sorted(known - {'name'}))}")
+    chain = [
+        transform | {name: argument for name, argument in changes.items() if name in transform} for transform in PRESETS[preset]
+    ]
+    if missing := [name for transform in chain for name, argument in transform.items() if argument is None]:
+        raise ValueError(f"{preset} needs {missing[0]}: write data.augment={{preset: {preset}, {missing[0]}: FOLDER}}")
+    return tuple(chain)
+
+
+Chain = Annotated[tuple[Transform, ...], BeforeValidator(_chain)]

@@ -1,0 +1,60 @@
+"""The corpora that the project can read, by name. A new one is a file with a `parse` beside this one, and a line here."""
+
+from __future__ import annotations
+
+import difflib
+
+from ser_hpc.core.errors import UserError, listed
+from ser_hpc.corpora import demo_speech
+from ser_hpc.corpora.formats import audformat, hf, table
+from ser_hpc.corpora.parse_result import Parser
+from ser_hpc.corpora.parsers import (
+    crema_d,
+    emodb,
+    esd,
+    hindi,
+    iemocap,
+    iesc,
+    kai_indian,
+    meld,
+    msp_improv,
+    msp_podcast,
+    ravdess,
+    savee,
+    tess,
+    urdu,
+    urduser,
+)
+
+PARSERS: dict[str, Parser] = {
+    "emodb": emodb.parse,
+    "iemocap": iemocap.parse,
+    "crema_d": crema_d.parse,
+    "ravdess": ravdess.parse,
+    "tess": tess.parse,
+    "savee": savee.parse,
+    "esd": esd.parse,
+    "msp_podcast": msp_podcast.parse,
+    "msp_improv": msp_improv.parse,
+    "meld": meld.parse,
+    "urdu": urdu.parse,
+    "urduser": urduser.parse,
+    "iesc": iesc.parse,
+    "hindi": hindi.parse,
+    "kai_indian": kai_indian.parse,
+    "hf": hf.parse,
+    "audformat": audformat.parse,
+    "csv": table.parse,
+    "jsonl": table.parse,
+    "demo": demo_speech.parse,
+}
+FORMATS = ("hf", "audformat", "csv", "jsonl", "demo")  # not one published corpus: of any names, emotions and counts
+
+
+def get_parser(name: str) -> Parser:
+    """The parser of a corpus. Raises UserError naming the known ones, and the nearest."""
+    if name not in PARSERS:
+        near = difflib.get_close_matches(name, PARSERS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; for any other corpus write a table and use csv"
+        raise UserError(f"unknown corpus {name!r}; known: {listed(list(PARSERS), 30)}{hint}")
+    return PARSERS[name]

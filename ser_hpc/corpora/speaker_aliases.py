@@ -1,0 +1,100 @@
+"""Who is who among the speakers of one corpus or several: names that stand for one person, and names that might.
+
+A name means a person within its corpus. `folds.same_speakers` says otherwise: {savee/DC: esd/0011} makes one person of two
+names, and {savee/01: null} says that this one is nobody else, however alike the names are. Packing may have recorded that.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from ser_hpc.core.errors import UserError, counted, listed
+from ser_hpc.corpora.categorical import Categorical
+from ser_hpc.corpora.names import find_ambiguous
+
+Same = Mapping[str, str | None]
+Distinct = frozenset[tuple[str, str, str]]  # corpus, column and name that packing was told is a name of its own
+
+
+def merge_speakers(speaker: Categorical, corpora: Sequence[str], same: Same) -> Categorical:
+    """The speakers, those that are one under one name. Raises UserError for a name in `same` that no clip has."""
+    qualified = [_qualified(name, corpora) for name in speaker.names]
+    said = {*same, *(name for name in same.values() if name is not None)}
+    if strangers := sorted(said - set(qualified)):  # a slip on either side would part one person in silence
+        raise UserError(
+            f"folds.same_speakers: there is no speaker {listed(strangers)}; write CORPUS/NAME, as {listed(qualified, 3)}"
+        )
+    people = [_unqualified(same.get(name) or name, corpora) for name in qualified]
+    names = tuple(sorted(set(people)))
+    number = {name: code for code, name in enumerate(names)}
+    codes = np.array([*(number[name] for name in people), -1], dtype=np.int32)
+    return Categorical(names, codes[speaker.codes])
+
+
+def find_doubtful_names(
+    column: str, values: Categorical, corpora: Sequence[str], distinct: Distinct, same: Same | None = None
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Corpus and names of those that may be one, and of which nobody said that they are not."""
+    by_corpus: dict[str, list[str]] = defaultdict(list)
+    for name in values.names:
+        corpus, _, own = _qualified(name, corpora).partition("/")
+        by_corpus[corpus].append(own)
+    apart = {(corpus, name) for corpus, of, name in distinct if of == column}
+    nobody_else = {(name.partition("/")[0], name.partition("/")[2]) for name, person in (same or {}).items() if person is None}
+    doubts = []
+    for corpus in sorted(by_corpus):
+        for names in find_ambiguous(by_corpus[corpus]):
+            left = [name for name in names if (corpus, name) not in nobody_else]
+            if len(left) > 1 and not all((corpus, name) in apart for name in left):
+                doubts.append((corpus, names))
+    return doubts
+
+
+def refuse_doubtful_speakers(speaker: Categorical, corpora: Sequence[str], distinct: Distinct, same: Same) -> None:
+    """Raises UserError: a person under two spellings would be trained on and tested."""
+    doubts = find_doubtful_names("speaker", speaker, corpora, distinct, same)
+    if not doubts:
+        return
+    corpus, (one, other, *_) = doubts[0]
+    raise UserError(
+        f"speakers who may be one person, each with several spellings: {describe_doubts(doubts)}. Say which is which: "
+        f"folds.same_speakers='{{{corpus}/{other}: {corpus}/{one}}}' if they are one, '{{{corpus}/{other}: null}}' if they are "
+        "not; or pack the corpus again with --same-speaker or --distinct-speaker"
+    )
+
+
+def describe_doubts(doubts: Iterable[tuple[str, tuple[str, ...]]]) -> str:
+    return listed([f"{' = '.join(map(repr, names))} of {corpus}" for corpus, names in doubts])
+
+
+def shared_name_notes(speaker: Categorical, corpora: Sequence[str], same: Same) -> list[str]:
+    """A note on names that stand in several corpora; none if there are none, or all of them were decided upon."""
+    if len(corpora) < 2:
+        return []
+    of: dict[str, list[str]] = defaultdict(list)
+    for name in speaker.names:
+        if name not in same and name not in same.values():
+            corpus, _, own = name.partition("/")
+            of[own].append(corpus)
+    shared = [name for name, where in of.items() if len(where) > 1]
+    if not shared:
+        return []
+    found = listed([f"{name} ({listed(of[name])})" for name in sorted(shared)], 4)
+    name = min(shared)
+    one, other = of[name][:2]
+    return [
+        f"{counted(len(shared), 'name')} of speakers in several corpora, taken for different people: {found}. Where they are "
+        f"one, say so: folds.same_speakers={{{other}/{name}: {one}/{name}}}, or null where they are not."
+    ]
+
+
+def _qualified(name: str, corpora: Sequence[str]) -> str:
+    """Names of a single corpus stand without it."""
+    return name if len(corpora) > 1 else f"{corpora[0]}/{name}"
+
+
+def _unqualified(name: str, corpora: Sequence[str]) -> str:
+    return name if len(corpora) > 1 else name.removeprefix(f"{corpora[0]}/")

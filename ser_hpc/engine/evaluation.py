@@ -1,0 +1,47 @@
+"""Predict a part, for the training loop: every clip in exactly one micro-batch of one rank, gathered by clip, no fillers.
+
+The micro-batches are cut by the budget alone, so a clip's logits do not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ser_hpc.data.batches import Source
+from ser_hpc.data.sampler import BatchSpec, evaluation_micro_batches
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.models.packed import to_device
+
+
+@torch.no_grad()
+def predict(
+    forward: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    source: Source,
+    positions: np.ndarray,
+    samples: np.ndarray,
+    spec: BatchSpec,
+    num_classes: int,
+    world: World,
+) -> np.ndarray:
+    """Compute logits of the clips at `positions`, float32 (len(positions), num_classes), on every rank.
+
+    `samples`: what every clip of the index takes of the budget of `spec`.
+    """
+    logits = torch.zeros(len(positions), num_classes, device=world.device)
+    times = torch.zeros(len(positions), device=world.device)
+    micros = evaluation_micro_batches(positions, samples[positions], spec, world.rank)
+    for batch in source.prefetch(micros):
+        outputs = forward(to_device(batch.samples, world.device), batch.offsets)["emotion"].float()
+        if len(batch.rows):  # else a filler
+            rows = to_device(torch.from_numpy(batch.rows), world.device)
+            logits[rows] = outputs
+            times[rows] += 1
+    # Each row is zero on all ranks but one: the sum is exact, and nothing that was pickled crosses the network.
+    world.sum_over_ranks(logits)
+    world.sum_over_ranks(times)
+    assert bool((times == 1).all()), "every clip is predicted exactly once"
+    return logits.cpu().numpy()

@@ -1,0 +1,93 @@
+"""Disk and time of a run before it starts: rough, from the models' arithmetic, and said to be so.
+
+Work of a forward pass per second of audio (one multiply-add = 2 operations, 50 frames a second): convolutional stem = sum over
+its layers of 2 n C_out C_in k; linear layers 24 L T d^2; attention 4 L T^2 d. Training costs three forward passes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ser_hpc.config.settings import AcrnnModel, EncoderModel
+from ser_hpc.run.experiment import Experiment
+
+# Sustained operations per second assumed in training; measured throughput differs with size, precision and machine.
+_GPU_FLOPS = 100e12
+_CORE_FLOPS = 20e9
+_STEM_KERNELS, _STEM_STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
+_BYTES_PER_PARAMETER = 4
+_CHECKPOINT_COPIES = 3 * 2 + 1  # weights and two moments, two checkpoints, and the best weights
+
+
+@dataclass(frozen=True, slots=True)
+class CostEstimate:
+    """`disk_peak` while all trials train, `disk_end` once they are done (bytes); `hours` of one rank, over all trials."""
+
+    parameters: float
+    disk_peak: float
+    disk_end: float
+    hours: float
+
+
+def estimate_cost(experiment: Experiment, *, on_gpu: bool) -> CostEstimate:
+    settings, seconds = experiment.settings, experiment.index.metadata.seconds
+    mean = float(seconds.mean())
+    parameters, flops = _size(settings.model, mean)
+    if settings.uses_feature_cache:  # its encoder runs once
+        audio = seconds[experiment.targets >= 0].sum()
+    else:
+        passes = 1 if isinstance(settings.model, EncoderModel) and settings.model.freeze == "encoder" else 3
+        audio = sum(
+            settings.train.epochs * (passes * seconds[fold.train.positions].sum() + seconds[fold.dev.positions].sum())
+            for fold in experiment.folds.folds
+        ) * len(settings.seeds)
+    weights = parameters * _BYTES_PER_PARAMETER * len(experiment.trials)
+    rate = _GPU_FLOPS if on_gpu else _CORE_FLOPS
+    return CostEstimate(parameters, weights * _CHECKPOINT_COPIES, weights, float(audio) * flops / rate / 3600)
+
+
+def _size(model: EncoderModel | AcrnnModel, clip_seconds: float) -> tuple[float, float]:
+    """Parameters, and operations of a forward pass per second of audio."""
+    if isinstance(model, AcrnnModel):
+        return _acrnn(model)
+    shape = _shape(model)
+    width, layers = shape.get("hidden_size", shape.get("d_model", 768)), shape.get("num_hidden_layers", 12)
+    stem_widths = shape.get("conv_dim", [512] * 7)
+    stem, stem_parameters, rate, before = 0.0, 0.0, 16_000.0, 1
+    kernels, strides = shape.get("conv_kernel", _STEM_KERNELS), shape.get("conv_stride", _STEM_STRIDES)
+    for after, kernel, stride in zip(stem_widths, kernels, strides, strict=False):
+        rate /= stride
+        stem += 2 * rate * after * before * kernel
+        stem_parameters += after * before * kernel
+        before = after
+    frames = 50 * clip_seconds
+    layer = 24 * 50 * width**2 + 4 * 50 * frames * width
+    return stem_parameters + layers * 12 * width**2 + width**2 * 8, stem + layers * layer
+
+
+def _shape(model: EncoderModel) -> dict[str, Any]:
+    """The encoder's sizes, from its configuration where that is at hand, else from its name."""
+    if model.config is not None:
+        return model.config
+    local = Path(model.weights or "") / "config.json"
+    if local.is_file():
+        shape: dict[str, Any] = json.loads(local.read_text(encoding="utf-8"))
+        return shape
+    return {"hidden_size": 1024, "num_hidden_layers": 24} if "large" in (model.weights or "") else {}
+
+
+def _acrnn(model: AcrnnModel) -> tuple[float, float]:
+    mels, frames = model.mels, 100  # a second; the first pooling leaves half the frames and a quarter of the bands
+    first = 2 * frames * mels * model.first_channels * 3 * 15
+    pooled = frames / 2 * (mels // 4)
+    rest = sum(
+        2 * pooled * model.channels * before * 15 for before in [model.first_channels] + [model.channels] * (model.layers - 2)
+    )
+    linear = model.channels * (mels // 4) * model.linear
+    lstm = 2 * 4 * model.cells * (model.linear + model.cells)
+    convolutions = 15 * (3 * model.first_channels + model.first_channels * model.channels)
+    parameters = convolutions + 15 * max(0, model.layers - 2) * model.channels**2 + linear + lstm
+    return parameters, first + rest + 2 * frames / 2 * (linear + lstm)

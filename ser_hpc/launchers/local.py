@@ -1,0 +1,237 @@
+"""Trials on this machine, without Slurm: a queue with slots, honest exit codes, and nothing left running.
+
+Each rank is a process in a session of its own, so that a Ctrl-C in the terminal reaches the launcher alone, which asks the
+ranks to stop (they save, and the same command goes on later) and ends what does not. Signals are only counted, and looked at
+between two looks at the ranks: no order to stop, be it the third, can come between a rank's start and the list it is kept in.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ser_hpc.core.atomic_io import file_lock
+from ser_hpc.core.awake_clock import awake_s
+from ser_hpc.core.cores import THREADS
+from ser_hpc.core.errors import UserError, listed
+from ser_hpc.launchers import readiness
+from ser_hpc.launchers.detect import Machine
+from ser_hpc.run import start_marks
+from ser_hpc.run.attempt import CANNOT_GO_ON, SUPERSEDED
+from ser_hpc.run.attempt_end import read_end
+from ser_hpc.run.rank import LAUNCHER_VARIABLES
+from ser_hpc.run.run_dir import RunDir, Trial
+
+FINAL = (0, CANNOT_GO_ON, SUPERSEDED)  # exit codes after which a trial is not started again
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # HUP: its terminal is closed
+_POLL_S = 0.2
+_GRACE_S = 60.0
+
+
+@dataclass(slots=True)
+class LocalJob:
+    """One trial's ranks. `started`: seconds since the epoch; `exit_code`: None while they run, then a failure's, or 0;
+    `mark`: what they write into when the trial comes further than ever; `came_further`: whether they had, at the end."""
+
+    trial: Trial
+    slot: int
+    processes: list[subprocess.Popen[bytes]]
+    log: IO[bytes]
+    started: float
+    exit_code: int | None = None
+    mark: Path | None = None
+    came_further: bool = False
+    stop_requested: bool = False
+
+    def poll(self) -> int | None:
+        codes = [process.poll() for process in self.processes]
+        failed = next((code for code in codes if code not in (None, 0)), None)
+        if failed is not None and not self.stop_requested:
+            self.kill()  # its fellows would wait for it in a collective
+            codes = [process.poll() for process in self.processes]
+        if all(code is not None for code in codes):
+            self.exit_code = CANNOT_GO_ON if CANNOT_GO_ON in codes else failed or 0
+            self.log.close()
+            if self.mark is not None and self.mark.exists():
+                self.came_further = self.mark.stat().st_size > 0
+                self.mark.unlink()
+            if self.came_further:
+                start_marks.mark_progress()  # where this is a job of several trials, its batch script is told as well
+        return self.exit_code
+
+    def request_stop(self) -> None:
+        self.stop_requested = True
+        for process in self.processes:
+            _signal(process, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Whatever is left of it, its ranks' own children too."""
+        for process in self.processes:
+            _signal(process, signal.SIGKILL)
+            process.wait()
+
+
+def _say(words: str) -> None:
+    print(words, flush=True)
+
+
+def run_trials(
+    run: RunDir,
+    trials: Sequence[Trial],
+    machine: Machine,
+    on_poll: Callable[[Sequence[LocalJob]], None],
+    environment: Mapping[str, str] | None = None,
+    *,
+    alone: bool = True,
+    max_starts: int = 3,
+    report: Callable[[str], None] = _say,
+) -> dict[Trial, int]:
+    """Run every trial, as many at a time as there are slots; returns their exit codes. `on_poll` sees each trial's last job.
+
+    What was killed, or failed in a way that another attempt may get over, is started again, until `max_starts` starts in a row
+    have come no further: then its exit code is CANNOT_GO_ON. After one failed for a reason that all share, no other is started,
+    and those have no exit code. `environment`: more variables.
+    `alone`: no other launcher may run trials of this run on this machine; jobs that hold several trials each are many.
+    Ctrl-C and its like: the ranks save and end, within a minute, and what is being waited for is said, each time.
+
+    Raises UserError if another launcher runs trials of this run, KeyboardInterrupt after everything is ended.
+    """
+    waiting, free = list(trials), list(range(machine.slots))
+    jobs: list[LocalJob] = []
+    in_vain: dict[Trial, int] = {}  # starts in a row
+    more = {"SER_HPC_LAUNCH": uuid.uuid4().hex, **(environment or {})}
+    with _only_launcher(run) if alone else nullcontext(), _counted_signals() as signals:
+        try:
+            while waiting or any(job.exit_code is None for job in jobs):
+                while waiting and free:
+                    jobs.append(_start(run, waiting.pop(0), free.pop(0), machine, more))
+                time.sleep(_POLL_S)
+                if signals:
+                    raise KeyboardInterrupt
+                for job in [job for job in jobs if job.exit_code is None]:
+                    if job.poll() is not None:
+                        free.append(job.slot)
+                        in_vain[job.trial] = 0 if job.came_further else in_vain.get(job.trial, 0) + 1
+                        if job.exit_code not in FINAL and in_vain[job.trial] >= max_starts:
+                            report(
+                                f"{job.trial}: given up after {max_starts} starts in a row without a new step: {_why(run, job)}"
+                            )
+                            job.exit_code = CANNOT_GO_ON
+                        if job.exit_code not in FINAL:
+                            waiting.insert(0, job.trial)
+                            jobs.remove(job)
+                        elif job.exit_code == CANNOT_GO_ON and readiness.fails_for_all(run.trial(job.trial)):
+                            waiting.clear()
+                on_poll(jobs)
+        finally:
+            _stop([job for job in jobs if job.exit_code is None], signals, report)
+    return {job.trial: job.exit_code or 0 for job in jobs}
+
+
+def _stop(running: list[LocalJob], signals: Sequence[int], say: Callable[[str], None]) -> None:
+    """Ask these to save and end, wait, and kill what is left; says what it waits for, and again at each further signal."""
+    for job in running:
+        job.request_stop()
+    deadline, heard = awake_s() + _GRACE_S, 0
+    words = "Stopping: asked to save and end"
+    try:
+        while running and (left := deadline - awake_s()) > 0:
+            if heard < max(1, len(signals)):
+                heard = max(1, len(signals))
+                with suppress(OSError):  # nobody listens any more
+                    say(f"{words}: {listed([job.trial for job in running])}; what is not done in {left:.0f} s is killed.")
+                words = "Ranks are still saving"
+            time.sleep(_POLL_S)
+            running = [job for job in running if job.poll() is None]
+    finally:
+        for job in running:
+            job.kill()
+            job.poll()
+
+
+def _why(run: RunDir, job: LocalJob) -> str:
+    attempt = run.trial(job.trial).newest
+    told = read_end(attempt).error if attempt is not None else None
+    return told or f"exit code {job.exit_code}; see {log_path(run, job.trial)}"
+
+
+def log_path(run: RunDir, trial: Trial) -> Path:
+    return run.jobs / f"seed_{trial.seed}-fold_{trial.fold}.log"
+
+
+def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, more: Mapping[str, str]) -> LocalJob:
+    run.jobs.mkdir(parents=True, exist_ok=True)
+    log = log_path(run, trial).open("ab")
+    command = [sys.executable, "-m", "ser_hpc.train", "--run-dir", str(run.path), "--fold", str(trial.fold)]
+    inherited = {name: value for name, value in os.environ.items() if name not in (*LAUNCHER_VARIABLES, start_marks.FINAL_LINE)}
+    start = uuid.uuid4().hex
+    environment = {**inherited, **more} | {
+        "WORLD_SIZE": str(machine.ranks),
+        "LOCAL_WORLD_SIZE": str(machine.ranks),
+        "SER_HPC_START": start,
+        start_marks.MARK: str(run.jobs / f".mark-{start}"),
+        "SER_HPC_TRIALS_HERE": str(machine.slots),
+        "SER_HPC_LOG": str(log_path(run, trial)),
+        THREADS: str(machine.threads),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if machine.gpus:
+        first = slot % (len(machine.gpus) // machine.ranks) * machine.ranks
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(machine.gpus[first : first + machine.ranks])
+    job = LocalJob(trial, slot, [], log, time.time(), mark=run.jobs / f".mark-{start}")
+    try:
+        for rank in range(machine.ranks):
+            process = subprocess.Popen(
+                [*command, "--seed", str(trial.seed)],
+                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            job.processes.append(process)
+    except BaseException:
+        job.kill()
+        raise
+    return job
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To the rank's whole session; it may have ended a moment ago."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+@contextmanager
+def _only_launcher(run: RunDir) -> Iterator[None]:
+    with ExitStack() as held:
+        try:
+            held.enter_context(file_lock(run.path / ".launcher", wait=False))
+        except BlockingIOError:
+            raise UserError(
+                f"another launcher is running trials of {run.path} on this machine; wait for it or stop it"
+            ) from None
+        yield
+
+
+@contextmanager
+def _counted_signals() -> Iterator[Sequence[int]]:
+    """The orders to stop that have come, to the launcher or to a job that holds several trials: one list, which grows."""
+    came: list[int] = []
+    # What is ignored stays so: a shell has it that way for what it starts in the background.
+    numbers = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,129 @@
+"""The plan as a person sees it: what will run on what, and what it will cost; and the lines before trials start."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from ser_hpc.core.errors import UserError, counted, listed
+from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER
+from ser_hpc.data import augmentation
+from ser_hpc.launchers.detect import describe_machine
+from ser_hpc.launchers.estimate import estimate_cost
+from ser_hpc.launchers.slurm import preflight, submit
+from ser_hpc.launchers.slurm.queue import JobState
+from ser_hpc.protocols import fold_tables
+from ser_hpc.run import chosen_precision, snapshot
+from ser_hpc.run.experiment import DEMO, Experiment
+from ser_hpc.run.run_dir import Trial
+
+
+def print_plan(experiment: Experiment, where: str, command: str, notes: Sequence[str], out: Console) -> bool:
+    """Everything that `--dry-run` shows. `notes`: what the model's check had to say. Returns whether the site would take it."""
+    settings, run = experiment.settings, experiment.run
+    exists = "  (exists: only what is unfinished would run)" if run.plan.exists() else ""
+    out.print(Text.assemble((str(run.path), "bold"), exists), soft_wrap=True)
+    metadata, classes = experiment.index.metadata, experiment.label_set.classes
+    used = experiment.targets >= 0
+    speakers = {*zip(metadata.corpus[used].tolist(), metadata.speaker[used].tolist(), strict=True)}
+    known = sum(speaker != UNKNOWN_SPEAKER for _, speaker in speakers)
+    out.print(
+        f"{counted(int(used.sum()), 'clip')}, {metadata.seconds[used].sum() / 3600:.2f} h, {counted(known, 'speaker')}, "
+        f"{len(classes)} classes ({experiment.label_set.name})"
+    )
+    out.print(f"protocol {experiment.folds.protocol}, {counted(len(experiment.folds.folds), 'fold')}:")
+    for table in fold_tables.make_fold_tables(experiment.folds, classes, experiment.targets):
+        out.print("", table, sep="\n")
+    for number, note in enumerate((*experiment.folds.notes, *experiment.notes, *notes)):
+        out.print("\n" * (number == 0) + f"note: {note}")
+    out.print(chosen_precision.precision_note(run, settings.train.precision))
+    for number, words in enumerate(augmentation.Augmentation(settings.data.augment).descriptions(), start=1):
+        out.print(f"augmentation of training clips, {number}: {words}")
+    _costs(experiment, where, out)
+    todo = [trial for trial in experiment.trials if not run.trial(trial).is_done]
+    seeds = f"seed{'s' * (len(settings.seeds) > 1)} {listed(settings.seeds, 12)}"
+    out.print(f"\n{len(todo)} of {counted(len(experiment.trials), 'trial')} to run, {seeds}; each:")
+    out.print(f"  python -m ser_hpc.train --run-dir {shlex.quote(str(run.path))} --fold K --seed S", soft_wrap=True)
+    is_taken = True
+    if where == "slurm":
+        is_taken = _jobs(experiment, -(-len(todo) // settings.cluster.trials_per_gpu), out)
+    else:
+        out.print(f"  here: {describe_machine(settings.cluster).description()}")
+        out.print(f"then\n  python -m ser_hpc.report {shlex.quote(str(run.path))}", soft_wrap=True)
+    out.print(f"\nNothing was started. To start: {command.replace(' --dry-run', '')}", soft_wrap=True)
+    return is_taken
+
+
+def _jobs(experiment: Experiment, num_jobs: int, out: Console) -> bool:
+    """The batch scripts, to the letter, and what the site would say to them: whether it would take them."""
+    run, cluster = experiment.run, experiment.settings.cluster
+    if not num_jobs:
+        return True
+    cluster, chosen = preflight.choose_gpus(cluster)
+    environment = snapshot.snapshot_environment(snapshot.CodeSnapshot(run.code.resolve() / snapshot.present_digest()))
+    scripts = submit.batch_scripts(run, num_jobs, cluster, environment)
+    for name, text in scripts:
+        out.print(f"\n----- the batch script of the {name}")
+        out.print(text, soft_wrap=True)
+    out.print("-----")
+    try:
+        notes = preflight.check_trial_jobs(cluster, run.path, estimate_cost(experiment, on_gpu=True).disk_peak, scripts)
+        out.print("The site would take these jobs." + "".join(f"\nnote: {note}" for note in (*chosen, *notes)))
+    except UserError as error:
+        out.print(Text.assemble(("Launched like this, it would be refused: ", "red"), str(error)))
+        return False
+    return True
+
+
+def print_start(
+    experiment: Experiment, todo: Sequence[Trial], held: Mapping[Trial, JobState], notes: Sequence[str], out: Console
+) -> None:
+    """The lines before anything starts. `held`: trials that are queued or running already; `notes`: of the model's check."""
+    run, trials = experiment.run, experiment.trials
+    out.print(f"Run directory: {run.path}", soft_wrap=True)
+    for note in (*experiment.folds.notes, *experiment.notes, *notes):
+        out.print(f"note: {note}")
+    out.print(chosen_precision.precision_note(run, experiment.settings.train.precision))
+    if DEMO in experiment.settings.data.shards:
+        out.print("This is the demo: synthetic speech. Its numbers say that everything works, and nothing about real speech.")
+    done = sum(run.trial(trial).is_done for trial in trials)
+    if done:
+        out.print(f"{done} of {counted(len(trials), 'trial')} {'is' if done == 1 else 'are'} done already.")
+    if held:
+        jobs = listed(sorted({job.job for job in held.values()}), 12)
+        are, left = ("is", "is") if len(held) == 1 else ("are", "are")
+        out.print(f"{counted(len(held), 'trial')} {are} queued or running already, and {left} left alone: {jobs}.")
+    if todo:
+        out.print(f"{counted(len(todo), 'trial')} to run.")
+
+
+def _costs(experiment: Experiment, where: str, out: Console) -> None:
+    here = describe_machine(experiment.settings.cluster) if where == "local" else None
+    on_gpu = where == "slurm" or bool(here and here.gpus)
+    cost = estimate_cost(experiment, on_gpu=on_gpu)
+    free = shutil.disk_usage(_existing(experiment.run.path)).free
+    out.print(
+        f"\nestimated, roughly: {cost.parameters / 1e6:.1f} M parameters; disk {_bytes(cost.disk_peak)} while all train, "
+        f"{_bytes(cost.disk_end)} at the end ({_bytes(free)} free); {_duration(cost.hours)} of one "
+        f"{'GPU' if on_gpu else 'core'} for all trials"
+    )
+    if free < cost.disk_peak:
+        small = "the disk may be too small for all trials at once"
+        out.print(Text.assemble((small, "red"), ": lower cluster.parallel, or choose another run.root"))
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else counted(max(1, round(hours * 60)), "minute")

@@ -1,0 +1,87 @@
+"""Would the trials of a plan start at all? What all of them need is looked for before any is started or queued.
+
+The model's configuration and the presence of its weights are checked by a process of its own, which has transformers and no
+torch: a login node needs no GPU for it, and a few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ser_hpc.config.settings import EncoderModel, Settings
+from ser_hpc.core.errors import UserError, counted
+from ser_hpc.run.attempt_end import read_end
+from ser_hpc.run.experiment import Experiment, old_defaults_note
+from ser_hpc.run.run_dir import TrialDir
+
+_MODEL_S = 180.0  # on a login node with a slow file system, transformers takes its time
+
+
+def check_readiness(experiment: Experiment) -> list[str]:
+    """Notes worth reading. Raises UserError with everything that would make each trial fail."""
+    settings = experiment.settings
+    problems = [*_root(settings.run.root), *_steps(experiment)]
+    notes = old_defaults_note(experiment)
+    if isinstance(settings.model, EncoderModel):
+        error, said = _model(settings.model)
+        problems += [error] if error else []
+        notes += said
+    if problems:
+        raise UserError("\n".join(problems))
+    return notes
+
+
+def check_run_root(settings: Settings) -> None:
+    """Raises UserError where no run directory can be made."""
+    if problems := _root(settings.run.root):
+        raise UserError(problems[0])
+
+
+def fails_for_all(place: TrialDir) -> bool:
+    """Of a trial that has failed for good: whether the run's other trials would end in the same error."""
+    return place.newest is not None and read_end(place.newest).shared
+
+
+def _root(root: Path) -> list[str]:
+    if os.pathsep in str(root.absolute()):
+        return [f"run.root={root}: jobs cannot import from a path with {os.pathsep!r} in it; choose another run.root"]
+    existing = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        return [f"run.root={root}: {existing} is a file, so no run can be kept below it; choose another run.root"]
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [f"run.root={root}: nothing can be written into {existing}; choose another run.root"]
+    return []
+
+
+def _steps(experiment: Experiment) -> list[str]:
+    """A step that takes more clips than there are would be a smaller one, with another meaning of the learning rate.
+
+    A run that an earlier version has begun like that goes on.
+    """
+    if experiment.run.plan.exists():
+        return []
+    asked = experiment.settings.train.global_batch
+    smallest = min(experiment.folds.folds, key=lambda fold: len(fold.train.positions))
+    clips = len(smallest.train.positions)
+    if asked <= clips:
+        return []
+    return [f"train.global_batch={asked}: fold {smallest.index} trains on {counted(clips, 'clip')}; take {clips} at most"]
+
+
+def _model(model: EncoderModel) -> tuple[str | None, list[str]]:
+    """What is wrong with it, if anything, and notes."""
+    environment = os.environ | {"TRANSFORMERS_VERBOSITY": "critical", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command, given = [sys.executable, "-m", "ser_hpc.models.encoders.configuration"], model.model_dump_json()
+    try:
+        done = subprocess.run(command, input=given, env=environment, capture_output=True, text=True, timeout=_MODEL_S)
+        answer = json.loads(done.stdout)
+        return answer["error"], answer["notes"]
+    except subprocess.TimeoutExpired:
+        return None, [f"the model: not checked, transformers took over {_MODEL_S:.0f} s to load"]
+    except ValueError:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        return None, [f"the model: not checked ({last[:300]})"]

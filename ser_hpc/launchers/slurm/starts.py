@@ -1,0 +1,50 @@
+"""What batch scripts have noted of a job's starts (ser_hpc.launchers.slurm.requeue_script), of which not all came to an
+attempt.
+
+A line of RUN/jobs/.starts-JOB: when (epoch seconds), where, exit code, what became of it, why. What became of it: `further`,
+`stuck` (our code ran, and came no further than a start before it), `absent` (our code was not reached), `given-up`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ser_hpc.run.run_dir import RunDir
+
+_LINE = re.compile(r"(\d+) (\S+) (\d+) (further|stuck|absent|given-up) ?(.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class JobStart:
+    """`when` it ended, in epoch seconds; `node`: of its batch script."""
+
+    when: int
+    node: str
+    exit_code: int
+    outcome: str
+    why: str
+
+
+def read_starts(run: RunDir, job: str) -> tuple[JobStart, ...]:
+    """Of a job by its id ("123_4", or "123"), oldest first: the starts after which its script asked for another, or gave up."""
+    found: list[JobStart] = []
+    for path in sorted((*run.jobs.glob(f".starts-{job}"), *run.jobs.glob(f"*/.starts-{job}"))):
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        except OSError:
+            continue
+        matches = (_LINE.fullmatch(line) for line in lines)
+        found += [JobStart(int(m[1]), m[2], int(m[3]), m[4], m[5]) for m in matches if m]
+    return tuple(found)
+
+
+def given_up_reason(run: RunDir, job: str) -> str | None:
+    """Why the job is tried no more, in words; None where it was not given up."""
+    found = read_starts(run, job)
+    return found[-1].why.strip(" :") if found and found[-1].outcome == "given-up" else None
+
+
+def unreached_nodes(run: RunDir, job: str) -> set[str]:
+    """The nodes on which the job's starts did not even reach our code."""
+    return {start.node for start in read_starts(run, job) if start.outcome == "absent" and start.node != "?"}

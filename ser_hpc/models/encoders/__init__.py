@@ -1,0 +1,1 @@
+"""Encoders and what feeds them: transformers' models run on packed clips, and a convolutional recurrent network."""

@@ -1,0 +1,202 @@
+"""An encoder's configuration, read and checked without torch, so that login nodes can do it before anything is queued.
+
+`python -m ser_hpc.models.encoders.configuration` reads the model's settings as JSON and answers with {"error": ..., "notes":
+[...]}: is there such a configuration, is it possible, are its weights there? Torch is kept out of that process: transformers
+would import it, to describe models by their configurations alone.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.modules["torch"] = None  # type: ignore[assignment]
+
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError, StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig
+
+from ser_hpc.config.settings import EncoderModel
+from ser_hpc.core.errors import UserError, listed
+
+FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_LFS = b"version https://git-lfs"
+_ANSWER_S = 10.0
+_CONFIG = "model.config"
+_COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "encoder_layers", "encoder_ffn_dim")
+
+
+def read_configuration(settings: EncoderModel, *, cached: bool = False) -> Any:
+    """transformers' configuration of the encoder. `cached`: of a hub name, only what is here. Raises UserError in words."""
+    if settings.weights is None:
+        config, source = _random(settings.config or {}), _CONFIG
+    else:
+        config, source = _pretrained(settings.weights, cached), f"model.weights {settings.weights}"
+    if config.model_type not in FAMILIES:
+        raise UserError(f"{source}: its model_type is {config.model_type!r}; use one of {', '.join(FAMILIES)}")
+    if problems := [*_unsupported(config), *_impossible(config, settings.freeze_layers)]:
+        raise UserError(
+            "\n  ".join([f"{source} cannot be built:", *problems]) if len(problems) > 1 else f"{source}: {problems[0]}"
+        )
+    return config
+
+
+def check_configuration(settings: EncoderModel) -> list[str]:
+    """Notes worth reading. Raises UserError where there is no such configuration, it is impossible, or weights are missing."""
+    name = settings.weights
+    if name is None:
+        read_configuration(settings)
+        return []
+    if Path(name).is_dir() or not HUB_NAME.fullmatch(name):
+        read_configuration(settings)
+        _weights_in(Path(name))
+        return []
+    here = [file for file in ("config.json", *_WEIGHTS) if isinstance(try_to_load_from_cache(name, file), str)]
+    if "config.json" not in here:
+        _ask_hub(name, ("config.json",))
+    read_configuration(settings, cached="config.json" in here)
+    if set(here) & set(_WEIGHTS):
+        return []
+    _ask_hub(name, _WEIGHTS)
+    return [
+        f"the weights of {name} are not here yet: the trials fetch them from the hub, which compute nodes often cannot reach. "
+        f"To have them first: hf download {name}"
+    ]
+
+
+_BAD_FILES = (OSError, ValueError, KeyError, RuntimeError, TypeError, pickle.UnpicklingError)
+
+
+@contextmanager
+def explain_loading_errors(source: str) -> Iterator[None]:
+    """What transformers, the hub and the file formats raise for a wrong name, a damaged file or a bad value, as a UserError."""
+    try:
+        yield
+    except (*_BAD_FILES, SafetensorError, StrictDataclassError) as error:
+        lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
+        why = " ".join(lines[: 1 + lines[0].endswith(":")])
+        takes = "model.weights takes a folder with config.json and model.safetensors, or a name on the Hugging Face hub that is"
+        advice = "" if source == _CONFIG else f". {takes} cached here or reachable"
+        raise UserError(f"{source}: the encoder cannot be loaded ({type(error).__name__}: {why}){advice}") from error
+
+
+def _pretrained(weights: str, cached: bool) -> Any:
+    folder = Path(weights)
+    if not folder.is_dir() and not HUB_NAME.fullmatch(weights):
+        raise UserError(f"model.weights: there is no folder {weights}; give one with config.json and model.safetensors")
+    with explain_loading_errors(weights):
+        told = json.loads((folder / "config.json").read_text(encoding="utf-8")) if (folder / "config.json").exists() else {}
+        family = told.get("model_type") if isinstance(told, dict) else None
+        if family is not None and family not in FAMILIES:  # one that transformers may not know, or not without torch
+            raise UserError(f"model.weights {weights}: its model_type is {family!r}; use one of {', '.join(FAMILIES)}")
+        return AutoConfig.from_pretrained(weights, local_files_only=cached)
+
+
+def _random(given: dict[str, Any]) -> Any:
+    family = given["model_type"]
+    if family not in FAMILIES:
+        raise UserError(f"model.config.model_type is {family!r}; use {', '.join(FAMILIES)}")
+    default = AutoConfig.for_model(family)
+    unknown = sorted(set(given) - set(default.to_dict()) - set(default.attribute_map) - {"model_type"})
+    if unknown:
+        raise UserError(f"model.config: transformers' {family} configuration has no {listed(unknown)}")
+    with explain_loading_errors(_CONFIG):
+        return AutoConfig.for_model(**given)
+
+
+def _unsupported(config: Any) -> Iterator[str]:
+    if getattr(config, "add_adapter", False):
+        yield "encoders with a convolutional adapter (add_adapter) are not supported"
+    if getattr(config, "conv_pos_batch_norm", False):
+        yield "conv_pos_batch_norm is not supported: a clip's score would depend on its batch"
+
+
+def _impossible(config: Any, freeze_layers: int) -> Iterator[str]:
+    """What transformers' configurations take, and its models do not."""
+    for name in _COUNTS:
+        if (value := getattr(config, name, None)) is not None and value < 1:
+            yield f"{name} is {value}: at least 1 is needed"
+            return
+    if config.hidden_size % config.num_attention_heads:
+        yield f"hidden_size {config.hidden_size} is not divisible by its {config.num_attention_heads} attention heads"
+    layers = config.encoder_layers if config.model_type == "whisper" else config.num_hidden_layers
+    if freeze_layers > layers:
+        yield f"model.freeze_layers is {freeze_layers}, but this encoder has {layers} layers"
+    if config.model_type == "whisper":
+        return
+    groups = config.num_conv_pos_embedding_groups
+    if groups < 1 or config.hidden_size % groups:
+        yield f"hidden_size {config.hidden_size} is not divisible by num_conv_pos_embedding_groups, {groups}"
+    if config.feat_extract_norm not in ("group", "layer"):
+        yield f"feat_extract_norm is {config.feat_extract_norm!r}; use group or layer"
+    if not config.conv_dim or min([*config.conv_dim, *config.conv_kernel, *config.conv_stride]) < 1:
+        yield "conv_dim, conv_kernel and conv_stride need at least one layer, and numbers from 1"
+
+
+def _weights_in(folder: Path) -> None:
+    """Raises UserError unless the folder holds weights, whole as far as their names and first bytes tell."""
+    found = next((folder / name for name in _WEIGHTS if (folder / name).exists()), None)
+    if found is None:
+        has = listed(sorted(path.name for path in folder.iterdir()))
+        raise UserError(f"model.weights {folder}: it has no model.safetensors (nor pytorch_model.bin), but only {has}")
+    files = [found]
+    if found.suffix == ".json":
+        with explain_loading_errors(str(found)):
+            parts = json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()
+        files = [folder / name for name in sorted(set(parts))]
+        if missing := [path.name for path in files if not path.exists()]:
+            raise UserError(f"model.weights {folder}: parts of the weights are missing, {listed(missing, 4)}")
+    for path in files:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS))
+        if not start or start == _LFS:
+            what = "a pointer of git-lfs, not the weights: git lfs pull" if start else "empty"
+            raise UserError(f"model.weights {folder}: {path.name} is {what}")
+
+
+def _ask_hub(name: str, files: tuple[str, ...]) -> None:
+    """Raises UserError unless the hub has one of these files of `name`; once and quickly, without tries again."""
+    absent = f"model.weights {name}: there is no such folder, and it is not cached here"
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{absent}; the hub is not asked, for HF_HUB_OFFLINE is set. Elsewhere: hf download {name}")
+    for file in files:
+        try:
+            get_hf_file_metadata(hf_hub_url(name, file), timeout=_ANSWER_S)
+            return
+        except RemoteEntryNotFoundError:
+            continue
+        except GatedRepoError:
+            raise UserError(f"{absent}; the hub asks who you are first: accept its terms there, then hf auth login") from None
+        except RepositoryNotFoundError:
+            raise UserError(f"{absent}; nor is there such a name on the hub (or not for you: hf auth login)") from None
+        except Exception as error:  # whatever the HTTP library calls it
+            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"{absent}, nor can the hub be reached ({why}). Give a folder with config.json and model.safetensors, or on a "
+                f"machine with internet: hf download {name}"
+            ) from None
+    raise UserError(f"model.weights {name}: the hub has no {' or '.join(files)} of that name")
+
+
+def main() -> int:
+    answer: dict[str, Any] = {"error": None, "notes": []}
+    try:
+        answer["notes"] = check_configuration(EncoderModel.model_validate_json(sys.stdin.read()))
+    except UserError as error:
+        answer["error"] = str(error)
+    print(json.dumps(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

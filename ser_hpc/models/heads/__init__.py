@@ -1,0 +1,1 @@
+"""Heads: a clip's frames to its logits, one file a head."""

@@ -1,0 +1,98 @@
+"""What a person sees while trials run here: a bar a trial in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from ser_hpc.launchers.local import LocalJob
+from ser_hpc.monitor.status_screen import format_duration_s
+from ser_hpc.run.attempt_end import read_end
+from ser_hpc.run.run_dir import RunDir, Trial
+
+_LINE_EVERY_S = 15.0
+
+
+@contextmanager
+def show_progress(run: RunDir, trials: Sequence[Trial], console: Console) -> Iterator[Callable[[Sequence[LocalJob]], None]]:
+    """Yields what to call, with all jobs so far, as often as one likes."""
+    if not console.is_terminal:
+        yield _Lines(run, console)
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%", markup=False),
+        TextColumn("{task.fields[words]}", markup=False),
+    )
+    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+        tasks = {trial: progress.add_task(str(trial), total=1.0, words="waiting") for trial in trials}
+        yield _Bars(run, progress, tasks)
+
+
+class _Bars:
+    def __init__(self, run: RunDir, progress: Progress, tasks: dict[Trial, TaskID]) -> None:
+        self._run, self._progress, self._tasks = run, progress, tasks
+
+    def __call__(self, jobs: Sequence[LocalJob]) -> None:
+        for job in jobs:
+            told = _read(self._run, job)
+            self._progress.update(self._tasks[job.trial], completed=_part_done(told), words=_words(told))
+
+
+class _Lines:
+    """For logs: a line with the time when a trial starts, ends, and as it goes on, every quarter of a minute at most."""
+
+    def __init__(self, run: RunDir, console: Console) -> None:
+        self._run, self._console = run, console
+        self._said: dict[Trial, tuple[float, str, str]] = {}
+
+    def __call__(self, jobs: Sequence[LocalJob]) -> None:
+        for job in jobs:
+            told = _read(self._run, job)
+            when, state, before = self._said.get(job.trial, (0.0, "", ""))
+            words, now = _words(told), time.monotonic()
+            going_on = job.exit_code is None and now - when > _LINE_EVERY_S and words != before
+            if told["state"] != state or going_on:
+                clock = time.strftime("%H:%M:%S")
+                self._console.print(f"{clock}  {job.trial}  {_part_done(told):4.0%}  {words}", soft_wrap=True)
+                self._said[job.trial] = (now, told["state"], words)
+
+
+def _read(run: RunDir, job: LocalJob) -> dict[str, Any]:
+    """The trial's heartbeat, overruled by how its processes ended."""
+    attempt = run.trial(job.trial).current
+    try:
+        told: dict[str, Any] = json.loads(attempt.progress.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        told = {"state": "starting"}
+    if told.get("updated", 0.0) < job.started:
+        told = {"state": "starting"}  # the heartbeat was an earlier attempt's
+    if told["state"] == "failed" or (job.exit_code and told["state"] != "stopped"):
+        told |= {"state": "failed", "error": read_end(attempt).error or "see its log"}
+    return told
+
+
+def _part_done(told: dict[str, Any]) -> float:
+    return 1.0 if told["state"] == "done" else told.get("step", 0) / max(1, told.get("steps", 1))
+
+
+def _words(told: dict[str, Any]) -> str:
+    if told["state"] == "failed":
+        return f"failed: {told['error'].splitlines()[0]}"
+    parts = (
+        [told["state"]] if told["state"] != "training" else [f"epoch {min(told['epoch'] + 1, told['epochs'])}/{told['epochs']}"]
+    )
+    if told.get("loss") is not None:
+        parts.append(f"loss {told['loss']:.3f}")
+    if told.get("dev_uar") is not None:
+        parts.append(f"dev UAR {told['dev_uar']:.3f} (best {told['best_dev_uar']:.3f})")
+    if told["state"] == "training" and told.get("seconds_left") is not None:
+        parts.append(f"about {format_duration_s(told['seconds_left'])} left")
+    return "  ".join(parts)

@@ -1,0 +1,52 @@
+"""A run as it stands, Slurm asked: once, or again and again until nothing of it runs or waits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.live import Live
+
+from ser_hpc.launchers.slurm.jobs import job_states
+from ser_hpc.monitor import status_screen
+from ser_hpc.monitor.trial_filter import EVERYTHING, TrialFilter
+from ser_hpc.monitor.trial_status import TrialStatus, read_status
+from ser_hpc.run.run_dir import RunDir
+
+_LOOK_S = 3.0
+_REST = 4  # times as long as it took to look: a run of many trials, or a slow disk, is not kept busy by being watched
+_ASK_SLURM_S = 20.0  # its controller serves everybody
+
+
+def poll_once(run: RunDir) -> tuple[tuple[TrialStatus, ...], tuple[str, ...]]:
+    """Every trial of the run, and what is to be noted of Slurm's answers."""
+    jobs, notes = job_states(run)
+    return read_status(run, jobs, time.time()), notes
+
+
+def poll_until_done(
+    run: RunDir, out: Console, feed: Callable[[], int] = lambda: 0, asked_for: TrialFilter = EVERYTHING
+) -> Sequence[TrialStatus]:
+    """In a terminal the screen is drawn again; in a log each change of the headline is a line, and the screen comes last.
+
+    `feed`: called whenever Slurm is asked; the number of trials that it has yet to submit.
+    """
+    said, asked, left = "", 0.0, 0
+    standings: tuple[TrialStatus, ...] = ()
+    draw = status_screen.fitted if out.is_terminal else status_screen.render_status
+    with Live(console=out, auto_refresh=False) as live:
+        while True:
+            began = time.monotonic()
+            if began - asked > _ASK_SLURM_S or not asked:
+                left = feed()
+                jobs, notes = job_states(run)
+                asked = time.monotonic()
+            standings = read_status(run, jobs, time.time(), standings)
+            live.update(draw(run, standings, notes, time.time(), out, asked_for), refresh=out.is_terminal)
+            if not out.is_terminal and (headline := status_screen.status_headline(standings)) != said:
+                out.print(time.strftime("%F %T"), headline, soft_wrap=True)
+                said = headline
+            if not left and all(standing.state == "done" or standing.is_open for standing in standings):
+                return standings
+            time.sleep(max(_LOOK_S, _REST * (time.monotonic() - began)))

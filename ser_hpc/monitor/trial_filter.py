@@ -1,0 +1,77 @@
+"""Which trials of a run are spoken of: those that somebody asked for, and of many those that need a look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ser_hpc.core.errors import UserError
+from ser_hpc.monitor.trial_states import RUNNING, STATES
+from ser_hpc.monitor.trial_status import TrialStatus
+
+# In the order in which they are told; of `waiting`, `not started` and `done` one knows enough by their number.
+_NEED_A_LOOK = ("failed", "lost", "held", "suspended", "stopped", "unknown", *RUNNING, "requeued")
+ORDER = (*_NEED_A_LOOK, "waiting", "not started", "done")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class TrialFilter:
+    """Trials in any of `states`, of any of `seeds` and any of `folds`; None: whichever."""
+
+    states: frozenset[str] | None = None
+    seeds: frozenset[int] | None = None
+    folds: frozenset[int] | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything was asked for."""
+        return self != EVERYTHING
+
+    def of(self, standings: Iterable[TrialStatus]) -> tuple[TrialStatus, ...]:
+        """Those of the run's trials, in the same order."""
+        return tuple(
+            standing
+            for standing in standings
+            if _among(standing.state, self.states)
+            and _among(standing.trial.seed, self.seeds)
+            and _among(standing.trial.fold, self.folds)
+        )
+
+
+EVERYTHING = TrialFilter()
+
+
+def parse_trial_filter(states: str | None, seeds: str | None, folds: str | None) -> TrialFilter:
+    """Of what a command line says: `failed,running`, `0,3`. `running` is also what starts or ends. Raises UserError."""
+    return TrialFilter(_states(states), _numbers("--seed", seeds), _numbers("--fold", folds))
+
+
+def needing_attention(standings: Sequence[TrialStatus]) -> list[TrialStatus]:
+    """Without those of which there is nothing to say; what is worst comes first."""
+    return sorted(
+        (standing for standing in standings if standing.state in _NEED_A_LOOK),
+        key=lambda standing: _NEED_A_LOOK.index(standing.state),
+    )
+
+
+def _among(value: _T, wanted: frozenset[_T] | None) -> bool:
+    return wanted is None or value in wanted
+
+
+def _states(text: str | None) -> frozenset[str] | None:
+    if text is None:
+        return None
+    named = {" ".join(word.replace("-", " ").replace("_", " ").split()) for word in text.split(",")}
+    if wrong := sorted(named - set(STATES)):
+        raise UserError(f"--state knows no {wrong[0]!r}; it takes any of these, with commas between: {', '.join(STATES)}")
+    return frozenset(named | (set(RUNNING) if "running" in named else set()))
+
+
+def _numbers(option: str, text: str | None) -> frozenset[int] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if wrong := [word for word in words if not (word.isascii() and word.isdigit())]:
+        raise UserError(f"{option} takes numbers with commas between, as 0,3; {wrong[0]!r} is none")
+    return frozenset(map(int, words))

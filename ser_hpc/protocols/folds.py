@@ -1,0 +1,147 @@
+"""Folds: which clips train, which choose the epoch (dev) and which are tested, so that no speaker is on two sides.
+
+`dispatch` divides the clips, a cap may thin training out, `leakage` refuses or tells what is wrong with the result, and
+`plan_folds` makes positions and words of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from ser_hpc.core.errors import counted, listed
+from ser_hpc.corpora.labels import LabelSet
+from ser_hpc.corpora.speaker_aliases import Distinct, shared_name_notes
+from ser_hpc.corpora.utterance import Metadata
+from ser_hpc.protocols.clip_table import DEV, NOWHERE, TEST, TRAIN, ClipTable, FoldDraft, ProtocolOptions
+from ser_hpc.protocols.dispatch import PROTOCOLS, divide
+from ser_hpc.protocols.leakage import check_leakage
+
+_AT_ONCE = 1 << 20
+__all__ = ["PROTOCOLS", "Fold", "FoldPlan", "Part", "plan_folds"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One side of a fold. `positions`: rows of the metadata table, int64, ascending; known speakers and sessions by name."""
+
+    description: str
+    positions: np.ndarray
+    speakers: tuple[str, ...]
+    sessions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    index: int
+    train: Part
+    dev: Part
+    test: Part
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Of all its clips, part by part."""
+        return np.concatenate([part.positions for part in (self.train, self.dev, self.test)])
+
+
+@dataclass(frozen=True, slots=True)
+class FoldPlan:
+    """`notes`: what everyone who reads a score must know. `digest`: of every clip and position; equal digests, equal plans."""
+
+    protocol: str
+    folds: tuple[Fold, ...]
+    notes: tuple[str, ...]
+    digest: str
+
+
+def plan_folds(
+    metadata: Metadata,
+    label_set: LabelSet,
+    protocol: str,
+    count: int | None,
+    *,
+    train_corpora: Sequence[str] = (),
+    test_corpora: Sequence[str] = (),
+    max_per_class: int | None = None,
+    same_speakers: Mapping[str, str | None] = MappingProxyType({}),
+    distinct: Distinct = frozenset(),
+) -> FoldPlan:
+    """The folds of a protocol over the clips that the label set gives a class; independent of the metadata's order.
+
+    `count`: how many folds were asked for; None: as many as the protocol makes of this corpus (5 groups of speakers).
+    `train_corpora`, `test_corpora`: for cross_corpus. `max_per_class`: at most so many clips of a class train in a fold.
+    `same_speakers`, `distinct`: which names are one person, and which are not (`people`).
+    Raises UserError where the corpus does not allow the protocol or the count, and for every leak (`leaks.inspect`).
+    """
+    clips = ClipTable.from_metadata(metadata, label_set, same_speakers, distinct)
+    drafts, notes = divide(clips, protocol, ProtocolOptions(count, train_corpora, test_corpora))
+    sides = [draft.side for draft in drafts]
+    if max_per_class is not None:
+        notes = [*notes, _cap(clips, sides, max_per_class)]
+    folds = tuple(Fold(k, *(_part(clips, draft, side) for side in (TRAIN, DEV, TEST))) for k, draft in enumerate(drafts))
+    notes += [
+        *_left_out(clips, metadata, label_set, sides),
+        *shared_name_notes(clips.speaker, clips.corpus.names, same_speakers),
+    ]
+    notes += check_leakage(clips, sides, protocol)
+    return FoldPlan(protocol, folds, tuple(notes), _digest(metadata, folds))
+
+
+def _cap(clips: ClipTable, sides: Sequence[np.ndarray], most: int) -> str:
+    """Take out of training, in place, all but `most` clips of each class. Returns the note on how many that were.
+
+    Those of the smallest hash of corpus and id stay: what a clip's fate is depends on no order, seed or other fold.
+    """
+    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in clips.key.to_pylist())
+    by_hash = np.argsort(np.frombuffer(digests, dtype="<u8"), kind="stable")
+    left_out = []
+    for side in sides:
+        rows = by_hash[side[by_hash] == TRAIN]
+        rows = rows[np.argsort(clips.target[rows], kind="stable")]
+        counts = np.bincount(clips.target[rows], minlength=len(clips.classes))
+        place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)  # within its class
+        side[rows[place >= most]] = NOWHERE
+        left_out.append(int((place >= most).sum()))
+    low, high = min(left_out), max(left_out)
+    return (
+        f"At most {most} clips of a class train in a fold (folds.max_per_class): {low if low == high else f'{low} to {high}'} "
+        "training clips a fold are left out, chosen by a hash of their names."
+    )
+
+
+def _part(clips: ClipTable, draft: FoldDraft, side: int) -> Part:
+    rows = draft.side == side
+    unknown = int((rows & ~clips.has_known_speaker).sum())
+    words = draft.descriptions[side] + (f"; {counted(unknown, 'clip')} of unknown speakers" if unknown else "")
+    return Part(words, np.sort(clips.positions[rows]), clips.speaker.names_in(rows), clips.session.names_in(rows))
+
+
+def _digest(metadata: Metadata, folds: Sequence[Fold]) -> str:
+    content = hashlib.sha256()
+    for column in (metadata.corpus, metadata.utterance_id):
+        for start in range(0, len(column), _AT_ONCE):  # the text of all clips at once would be gigabytes
+            content.update(("\n" if start else "").encode() + "\n".join(column[start : start + _AT_ONCE].tolist()).encode())
+        content.update(b"\0")
+    for fold in folds:
+        for part in (fold.train, fold.dev, fold.test):
+            content.update(len(part.positions).to_bytes(8, "little") + part.positions.astype("<i8").tobytes())
+    return content.hexdigest()
+
+
+def _left_out(clips: ClipTable, metadata: Metadata, label_set: LabelSet, sides: Sequence[np.ndarray]) -> list[str]:
+    notes = []
+    rest = np.ones(len(metadata), dtype=bool)
+    rest[clips.positions] = False
+    dropped = Counter(label_set.annotations(metadata)[rest].tolist()) if rest.any() else Counter()
+    if dropped:
+        each = listed([f"{emotion} {number}" for emotion, number in sorted(dropped.items())], 20)
+        notes.append(f"{dropped.total()} of {len(metadata)} clips have no class in the label set {label_set.name}: {each}.")
+    never = int(np.all([side == NOWHERE for side in sides], axis=0).sum())
+    if never:
+        notes.append(f"{never} of {len(clips)} clips that have a class are in no part of any fold.")
+    return notes

@@ -1,0 +1,76 @@
+"""report.json: a cross-validation for programs.
+
+It is kept stable: keys are added, never renamed or taken away. Scores of the run are null while a trial is missing; what the
+finished trials scored stands apart, under `partial`, with the number of trials it is over.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ser_hpc.results.cross_validation import CrossValidation, Scores, Spread
+from ser_hpc.results.report_summary import SCORE_NAMES, report_notes
+
+REPORT_FORMAT = 1
+
+
+def to_json(cv: CrossValidation) -> dict[str, Any]:
+    """The content of `report.json`: strict JSON, null where a number is undefined or not known yet."""
+    total = _aggregate_json(cv, cv.scores)
+    total["uar"] |= {"ci95": list(cv.interval.bounds) if cv.interval.bounds else None, "ci95_reason": cv.interval.reason}
+    return {
+        "format": REPORT_FORMAT,
+        "name": cv.plan["name"],
+        "demo": cv.plan["demo"],
+        "protocol": cv.plan["protocol"],
+        "corpora": cv.plan["corpora"],
+        "label_set": cv.plan["label_set"],
+        "num_trials": len(cv.trials) + len(cv.missing),
+        "num_test": sum(fold["test"]["num"] for fold in cv.plan["folds"]),
+        **{key: total[key] for key in (*SCORE_NAMES, "over_trials")},
+        "classes": cv.classes,
+        "recall": total["recall"],
+        "confusion": total["confusion"],
+        "seeds": [{"seed": s.seed, "mean": _number(s.mean), "pooled": _number(s.pooled)} for s in cv.seeds],
+        "folds": [
+            {
+                "seed": t.trial.seed,
+                "fold": t.trial.fold,
+                **{score: _number(getattr(t, score)) for score in (*SCORE_NAMES, "dev_uar")},
+                "num_test": t.num_test,
+                "best_epoch": t.best_epoch,
+                "absent_classes": list(t.absent_classes),
+            }
+            for t in cv.trials
+        ],
+        "missing": [{"seed": m.trial.seed, "fold": m.trial.fold, "reason": m.reason} for m in cv.missing],
+        "partial": {"num_trials": len(cv.trials), **_aggregate_json(cv, cv.finished)} if cv.missing and cv.finished else None,
+        "dropped": cv.plan["dropped"],
+        "notes": report_notes(cv),
+        "warnings": list(cv.warnings),
+        "about": cv.about,
+    }
+
+
+def _aggregate_json(cv: CrossValidation, scores: Scores | None) -> dict[str, Any]:
+    """Scores over several trials as JSON; the same keys with null in them where there are none."""
+
+    def spread(of: Spread | None) -> dict[str, float | None]:
+        return {key: _number(getattr(of, key)) if of else None for key in ("mean", "std", "pooled")}
+
+    spreads = {score: spread(getattr(scores, score) if scores else None) for score in SCORE_NAMES}
+    recall = scores.recall if scores else np.full(len(cv.classes), np.nan)
+    return {
+        "uar": spreads.pop("uar"),
+        **{score: of["pooled"] for score, of in spreads.items()},
+        "over_trials": {score: {"mean": of["mean"], "std": of["std"]} for score, of in spreads.items()},
+        "recall": {name: _number(value) for name, value in zip(cv.classes, recall, strict=True)},
+        "confusion": scores.confusion.tolist() if scores else None,
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

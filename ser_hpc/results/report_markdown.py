@@ -1,0 +1,117 @@
+"""report.md: a cross-validation for people, with tables that read well as plain text too."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ser_hpc.results import markdown
+from ser_hpc.results.cross_validation import CrossValidation, Scores, TrialScores
+from ser_hpc.results.report_summary import SCORE_NAMES, incomplete_sentence, report_headline, report_notes
+
+_READING = (
+    "UAR: mean of the recalls of the classes that occur in the test part; WA: accuracy; macro-F1 over the same classes as UAR; "
+    "kappa: Cohen's.",
+    "Mean and standard deviation are over trials (every fold with every seed). Pooled: the test clips of all folds of a seed "
+    "as one set, averaged over seeds.",
+    "The interval is of the pooled UAR: it tells how the score would vary with other test speakers (2,000 resamples of whole "
+    "speakers), not with other training data.",
+    "Each trial's epoch, counted from 1, is the one with the best dev UAR; its test part has no say in it.",
+)
+
+
+def to_markdown(cv: CrossValidation) -> str:
+    """The content of `report.md`; its tables are aligned for those who read it as plain text."""
+    paragraphs = [f"# {cv.plan['name']}"]
+    if cv.warnings:
+        paragraphs += [markdown.bullets(f"**Warning: {warning}**" for warning in cv.warnings)]
+    if cv.missing:
+        paragraphs += [f"**{incomplete_sentence(cv)}**", markdown.bullets(f"{m.trial}: {m.reason}" for m in cv.missing)]
+    paragraphs += [report_headline(cv)]
+    if cv.about:
+        paragraphs += ["## What was trained", markdown.bullets(f"{topic}: {words}" for topic, words in cv.about.items())]
+    if cv.finished:
+        over = f" (the {len(cv.trials)} finished trials only)" if cv.missing else ""
+        paragraphs += ["## Trials", _trial_table(cv), *_absent_classes(cv)]
+        if len(cv.seeds) > 1:
+            rows = [[str(s.seed), markdown.format_score(s.mean), markdown.format_score(s.pooled)] for s in cv.seeds]
+            paragraphs += ["UAR of each seed, over all its folds:", markdown.table(["seed", "mean", "pooled"], rows)]
+        paragraphs += [f"## Classes{over}", _class_table(cv, cv.finished)]
+        paragraphs += [f"## Confusion{over}", *_confusion_tables(cv, cv.finished)]
+    paragraphs += ["## Folds", f"Protocol: {markdown.one_line(cv.plan['protocol'])}", _fold_table(cv)]
+    paragraphs += ["## Notes", markdown.bullets(report_notes(cv)), markdown.bullets(_READING)]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _trial_table(cv: CrossValidation) -> str:
+    def row(t: TrialScores) -> list[str]:
+        scores = [markdown.format_score(getattr(t, score)) for score in (*SCORE_NAMES, "dev_uar")]
+        return [str(t.trial.seed), str(t.trial.fold), *scores, str(t.best_epoch + 1), str(t.num_test)]
+
+    rows = {t.trial: row(t) for t in cv.trials}
+    rows |= {m.trial: [str(m.trial.seed), str(m.trial.fold), "missing", *[""] * 6] for m in cv.missing}
+    ordered = [rows[trial] for trial in sorted(rows)]
+    if cv.scores:
+        for name, field in (("mean", "mean"), ("± std", "std"), ("pooled", "pooled")):
+            ordered.append(
+                [
+                    name,
+                    "",
+                    *(markdown.format_score(getattr(getattr(cv.scores, score), field)) for score in SCORE_NAMES),
+                    "",
+                    "",
+                    "",
+                ]
+            )
+    return markdown.table(["seed", "fold", *SCORE_NAMES.values(), "dev UAR", "epoch", "clips"], ordered)
+
+
+def _absent_classes(cv: CrossValidation) -> list[str]:
+    absent = {t.trial.fold: t.absent_classes for t in cv.trials if t.absent_classes}
+    if not absent:
+        return []
+    where = "; ".join(f"{', '.join(names)} in fold {fold}" for fold, names in sorted(absent.items()))
+    return [f"Without a test clip, and left out of UAR and macro-F1 there: {where}."]
+
+
+def _class_table(cv: CrossValidation, scores: Scores) -> str:
+    """Recall of each class and what it is mistaken for most often. Clips count once a seed."""
+    rows = []
+    for i, name in enumerate(cv.classes):
+        wrong = scores.confusion[i].copy()
+        wrong[i] = 0
+        total, most = int(scores.confusion[i].sum()), int(wrong.argmax())
+        taken = f"{cv.classes[most]} ({wrong[most] / total:.0%})" if wrong[most] else ""
+        rows.append([name, markdown.format_score(scores.recall[i]), str(total), taken])
+    seeds = len({t.trial.seed for t in cv.trials})
+    clips = "clips" if seeds == 1 else f"clips, {seeds} seeds"
+    return markdown.table(["class", "recall", clips, "most often taken for"], rows, left=(0, 3))
+
+
+def _confusion_tables(cv: CrossValidation, scores: Scores) -> tuple[str, str, str, str]:
+    header = ["true \\ predicted", *markdown.shorten_names(cv.classes)]
+    totals = scores.confusion.sum(-1, keepdims=True)
+    percent = 100 * scores.confusion / np.maximum(totals, 1)
+    counts = [[name, *map(str, row)] for name, row in zip(cv.classes, scores.confusion, strict=True)]
+    shares = [
+        [name, *(f"{share:.0f}" if total else "-" for share in row)]
+        for name, row, total in zip(cv.classes, percent, totals[:, 0], strict=True)
+    ]
+    seeds = len({t.trial.seed for t in cv.trials})
+    counted = "Predictions" if seeds == 1 else f"Predictions, summed over {seeds} seeds"
+    return (
+        f"{counted}:",
+        markdown.table(header, counts, left=(0,)),
+        "Percent of the true class:",
+        markdown.table(header, shares, left=(0,)),
+    )
+
+
+def _fold_table(cv: CrossValidation) -> str:
+    rows = []
+    for fold in cv.plan["folds"]:
+        for part in ("test", "dev", "train"):
+            p = fold[part]
+            rows.append(
+                [str(fold["fold"]) if part == "test" else "", part, p["words"], str(p["num"]), f"{p['seconds'] / 60:.1f}"]
+            )
+    return markdown.table(["fold", "part", "who", "clips", "minutes"], rows, left=(1, 2))

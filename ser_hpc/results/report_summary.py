@@ -1,0 +1,59 @@
+"""One cross-validation as JSON for programs, as Markdown for people, and as a short table for the terminal.
+
+`report.json` is kept stable: keys are added, never renamed or taken away. Scores of the run are null while a trial is missing;
+what the finished trials scored stands apart, under `partial`, with the number of trials it is over.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ser_hpc.core.errors import counted
+from ser_hpc.results import markdown
+from ser_hpc.results.cross_validation import CrossValidation
+
+DEMO_NOTE = "Numbers of a demo: synthetic speech. They show that the chain works and say nothing about emotion in real speech."
+SCORE_NAMES = {"uar": "UAR", "wa": "WA", "macro_f1": "macro-F1", "kappa": "kappa"}
+
+
+def report_headline(cv: CrossValidation) -> str:
+    """The result in one sentence, the interval with it; of an unfinished run only what it is over."""
+    if not cv.finished:
+        return "No trial is finished: there are no scores yet."
+    uar = cv.finished.uar
+    spread = f" ± {markdown.format_score(uar.std)} (standard deviation)" if not math.isnan(uar.std) else ""
+    if cv.missing:
+        return (
+            f"The {count_trials(len(cv.trials), 'finished')} alone: UAR {markdown.format_score(uar.mean)}{spread}. "
+            "This is not the score of the run, and is not comparable with one."
+        )
+    seeds, folds = len(cv.plan["seeds"]), len(cv.plan["folds"])
+    over = f"{counted(folds, 'fold')} and {counted(seeds, 'seed')}"
+    low_high = cv.interval.bounds
+    interval = (
+        f"95% interval {low_high[0]:.3f} to {low_high[1]:.3f} by resampling {cv.interval.num_speakers} speakers"
+        if low_high
+        else f"no interval ({cv.interval.reason})"
+    )
+    return (
+        f"UAR **{markdown.format_score(uar.mean)}**{spread} over {over}; pooled **{markdown.format_score(uar.pooled)}**, "
+        f"{interval}; "
+        f"chance is {1 / len(cv.classes):.3f}."
+    )
+
+
+def report_notes(cv: CrossValidation) -> list[str]:
+    """What a reader must know before believing the numbers; what the data and the protocol leave open, the plan has noted."""
+    found = [DEMO_NOTE] if cv.plan["demo"] else []
+    if len(cv.plan["seeds"]) == 1:
+        found.append("One seed: how far the numbers vary from seed to seed is not known.")
+    return found + list(cv.notes)
+
+
+def incomplete_sentence(cv: CrossValidation) -> str:
+    total = len(cv.trials) + len(cv.missing)
+    return f"Incomplete: {len(cv.missing)} of {count_trials(total)} {'is' if len(cv.missing) == 1 else 'are'} missing."
+
+
+def count_trials(number: int, kind: str = "") -> str:
+    return counted(number, f"{kind} trial".strip())

@@ -1,0 +1,50 @@
+"""What looks like a result and is none: a model that says the same of every clip, a loss that ran away."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+
+import numpy as np
+
+from ser_hpc.core.errors import listed
+from ser_hpc.results.metrics import Interval
+from ser_hpc.run.run_dir import Trial, TrialDir
+
+_DIVERGED = 2.0  # times the loss of a model that tells nothing apart
+
+
+def sanity_warnings(
+    folders: Iterable[TrialDir], confusions: Mapping[Trial, np.ndarray], classes: Sequence[str], interval: Interval
+) -> list[str]:
+    """Sentences for the top of a report. `confusions`: of each finished trial's test part, true by predicted, (C, C)."""
+    found = []
+    if confusions:
+        total = np.sum(list(confusions.values()), axis=0)
+        never = [classes[int(i)] for i in np.flatnonzero((total.sum(0) == 0) & (total.sum(1) > 0))]
+        if never:
+            found.append(f"Of {len(classes)} classes {len(never)} are never predicted: {listed(never, 30)}.")
+        same = {trial: int(of.sum(0).argmax()) for trial, of in confusions.items() if (of.sum(0) > 0).sum() == 1 < len(of)}
+        if same:
+            each = listed([f"{trial} ({classes[i]})" for trial, i in same.items()], 12)
+            found.append(f"The model has collapsed: every test clip is given the same class in {each}.")
+    if interval.bounds and interval.bounds[0] == interval.bounds[1]:
+        found.append("The interval has no width: whichever speakers are drawn, the score is the same.")
+    if ran_away := [words for folder in folders if (words := _diverged(folder, len(classes)))]:
+        found.append(
+            f"Training has diverged: the loss ended at {listed(ran_away, 12)}; telling nothing apart makes it "
+            f"{math.log(len(classes)):.3g}."
+        )
+    return found
+
+
+def _diverged(folder: TrialDir, num_classes: int) -> str | None:
+    """The training loss of a trial that ended far above that of a model which tells nothing apart, and whose it is."""
+    with suppress(OSError, ValueError, KeyError, TypeError, IndexError):
+        lines = folder.current.epochs.read_text(encoding="utf-8").splitlines()
+        loss = float(json.loads(lines[-1])["train_loss"])
+        if not loss <= _DIVERGED * math.log(num_classes):
+            return f"{loss:.3g} in {folder.trial}"
+    return None

@@ -1,0 +1,54 @@
+"""Write a run directory: settings, labels, identity, and last the plan; more seeds may be added to one that is there."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from ser_hpc.config import weights_digest
+from ser_hpc.config.load import dump_settings
+from ser_hpc.core.atomic_io import write_text
+from ser_hpc.core.errors import UserError, listed
+from ser_hpc.corpora import labels
+from ser_hpc.run import identity
+from ser_hpc.run.experiment import DEMO, Experiment, planned_seeds
+from ser_hpc.run.plan_file import fold_digest
+from ser_hpc.run.plan_summary import make_plan
+from ser_hpc.run.run_dir import RunDir
+from ser_hpc.run.sealed import write_sealed
+
+
+def write_run(experiment: Experiment) -> RunDir:
+    """Write the run directory, the plan last; trials of an earlier plan of the same run (other seeds) stay in it.
+
+    The caller holds the run's lock, or is alone. Raises UserError where the directory is another experiment's.
+    """
+    run, wanted = experiment.run, experiment.settings.seeds
+    run.path.mkdir(parents=True, exist_ok=True)
+    if experiment.is_legacy:
+        if others := set(wanted) - set(run.read_plan()["seeds"]):
+            raise UserError(f"{run.path} was planned by an earlier version: it takes no more seeds ({listed(sorted(others))})")
+        return run
+    seeds = planned_seeds(experiment)
+    # Jobs run elsewhere: no place of shards or weights may depend on the folder that the command was started in.
+    data = experiment.settings.data.model_copy(update={"shards": tuple(str(root.resolve()) for root in experiment.index.roots)})
+    model = experiment.settings.model
+    if (folder := weights_digest.local_folder(experiment.settings)) is not None:
+        model = model.model_copy(update={"weights": str(folder.resolve())})
+    settings = experiment.settings.model_copy(update={"seeds": tuple(seeds), "data": data, "model": model})
+    write_text(run.settings, dump_settings(settings))
+    write_text(run.labels, labels.dump_label_set(experiment.label_set))
+    e = experiment
+    demo = DEMO in e.settings.data.shards or _was_demo(run)
+    described = {"run": e.identity.digest} | make_plan(
+        e.settings, e.index, e.label_set, e.targets, e.folds, seeds, e.notes, demo=demo
+    )
+    identity.write_identity(run, e.identity, [fold_digest(fold) for fold in described["folds"]], seeds)
+    write_sealed(run.plan, described)
+    return run
+
+
+def _was_demo(run: RunDir) -> bool:
+    """A plan made again from the run's own settings knows the shards' folder alone."""
+    with suppress(UserError):
+        return run.plan.exists() and run.read_plan().get("demo") is True
+    return False

@@ -1,0 +1,204 @@
+"""From settings to a run that can start: shards, labels, folds and trials, all checked before anything is written.
+
+The launcher plans and writes the run directory; every job plans again, from the run's own settings and label set, and must come
+to the same experiment and the same folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ser_hpc.config import schema as schemas
+from ser_hpc.config import weights_digest
+from ser_hpc.config.load import find_config, load_run_settings
+from ser_hpc.config.schema import SCHEMA
+from ser_hpc.config.settings import Settings
+from ser_hpc.core.errors import UserError, listed
+from ser_hpc.corpora import labels
+from ser_hpc.corpora.labels import DROPPED, LabelSet
+from ser_hpc.data import augmentation
+from ser_hpc.protocols.folds import FoldPlan, plan_folds
+from ser_hpc.run import identity
+from ser_hpc.run.experiment_limits import check_clip_lengths, check_norm_groups
+from ser_hpc.run.identity import Identity
+from ser_hpc.run.plan_file import read_plan
+from ser_hpc.run.run_dir import RunDir, Trial
+from ser_hpc.shards.index import ShardIndex
+from ser_hpc.shards.pack_report import packing_notes
+from ser_hpc.shards.storage import Location, parse_location
+
+DEMO = "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """Settings with all that they stand for. `targets`: class index of every clip of the index, -1 where it has none.
+
+    `run` is runs/<name>-<8 hex of `identity`>: a hash of what changes the result, so nothing stale is ever taken for it; or
+    such a directory that an earlier version of this package made of the same, under its own hash.
+    """
+
+    settings: Settings
+    index: ShardIndex
+    label_set: LabelSet
+    targets: np.ndarray
+    folds: FoldPlan
+    identity: Identity
+    run: RunDir
+    notes: tuple[str, ...] = ()
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Seed by seed, so that the first full cross-validation ends first."""
+        return tuple(Trial(seed, fold.index) for seed in self.settings.seeds for fold in self.folds.folds)
+
+    @property
+    def is_legacy(self) -> bool:
+        """Planned by a version that wrote no identity: reported on, but only its own code goes on with it."""
+        return _is_legacy(self.run)
+
+
+def _is_legacy(run: RunDir) -> bool:
+    with suppress(UserError):
+        return run.plan.exists() and not run.identity.exists() and run.read_plan().get("format") == 1
+    return False
+
+
+def prepare_experiment(settings: Settings, label_set: LabelSet | None = None) -> Experiment:
+    """Load and check everything that the settings name; writes nothing. Raises UserError.
+
+    `label_set`: a run's own, instead of the one that `data.labels` names now.
+    """
+    index = ShardIndex.load(*shard_folders(settings))
+    label_set = label_set or _label_set(settings, index)
+    if len(label_set.classes) < 2:
+        raise UserError(
+            f"the clips have {len(label_set.classes)} class ({', '.join(label_set.classes)}); two are needed at least"
+        )
+    asked = settings.folds
+    folds = plan_folds(
+        index.metadata,
+        label_set,
+        asked.protocol,
+        asked.count,
+        train_corpora=asked.train_corpora,
+        test_corpora=asked.test_corpora,
+        max_per_class=asked.max_per_class,
+        same_speakers=asked.same_speakers,
+        distinct=index.distinct,
+    )
+    check_clip_lengths(settings, index)
+    targets = label_set.targets(index.metadata)
+    check_norm_groups(settings, index.metadata.seconds[targets != DROPPED])
+    augmentation.check_augmentation(settings.data.augment)
+    who, run = _run(settings, label_set, index.fingerprint)
+    notes = tuple(note for root in index.roots for note in packing_notes(root))
+    return Experiment(settings, index, label_set, targets, folds, who, run, notes)
+
+
+def _label_set(settings: Settings, index: ShardIndex) -> LabelSet:
+    name = settings.data.labels
+    return (
+        labels.label_set_as_annotated(index.metadata)
+        if name == "as_annotated"
+        else labels.load_label_set(find_config(name, "labels"))
+    )
+
+
+def _run(settings: Settings, label_set: LabelSet, fingerprint: str) -> tuple[Identity, RunDir]:
+    """The run directory of these settings that is there, under this schema or an earlier one; else the one to be made."""
+    files = _files(settings, fingerprint)
+    found = (identity.identity_of(settings, label_set, files, schema) for schema in range(SCHEMA, 0, -1))
+    runs = [(who, RunDir(settings.run.root / f"{settings.run.name}-{who.digest[:8]}")) for who in found if who]
+    return next(((who, run) for who, run in runs if run.plan.exists()), runs[0])
+
+
+def _files(settings: Settings, fingerprint: str) -> dict[str, str]:
+    """Digests of what is read besides the settings, for the identity."""
+    digests = (fingerprint, augmentation.sounds_digest(settings.data.augment), weights_digest.weights_digest(settings))
+    return {name: digest for name, digest in zip(identity.FILES, digests, strict=True) if digest}
+
+
+def old_defaults_note(experiment: Experiment) -> list[str]:
+    """A note on a run that this very command made by an earlier version, if a default has changed since."""
+    if experiment.run.plan.exists():
+        return []
+    for schema in range(SCHEMA - 1, 0, -1):
+        settings, changed = schemas.under_schema(experiment.settings, schema)
+        assert isinstance(settings, Settings)
+        _, run = _run(settings, experiment.label_set, experiment.index.fingerprint)
+        if changed and run.plan.exists():
+            return [
+                f"{run.path} was made by an earlier version, whose default was {listed(changed)}: to go on with it, add that."
+            ]
+    return []
+
+
+def shard_folders(settings: Settings) -> list[Location]:
+    """Where the shards are; the demo's are beside its runs. Raises UserError if the settings do not say."""
+    if not settings.data.shards:
+        raise UserError(
+            "data.shards is not given: add data.shards=FOLDER, a folder that tools/build_shards.py packed "
+            f"(or data.shards={DEMO} for the built-in synthetic speech)"
+        )
+    return [demo_folder(settings) if name == DEMO else parse_location(name) for name in settings.data.shards]
+
+
+def demo_folder(settings: Settings) -> Path:
+    return settings.run.root / "demo_corpus" / "shards"
+
+
+def planned_trials(experiment: Experiment) -> tuple[Trial, ...]:
+    """The trials of its run once it is planned, in their order: those of earlier launches too."""
+    return tuple(Trial(seed, fold.index) for seed in planned_seeds(experiment) for fold in experiment.folds.folds)
+
+
+def planned_seeds(experiment: Experiment) -> list[int]:
+    return sorted({*experiment.settings.seeds, *_seeds_before(experiment)})
+
+
+def _seeds_before(experiment: Experiment) -> Iterable[int]:
+    """Every seed that was planned before, as far as that can still be read."""
+    run = experiment.run
+    recorded = None
+    with suppress(UserError):
+        recorded = identity.read_identity(run)
+    if recorded and recorded.identity.digest != experiment.identity.digest:
+        raise UserError(f"{run.path} is another experiment's directory; move it away, or give another run.name")
+    return {*(recorded.seeds if recorded else ()), *(trial.seed for trial in run.trials_on_disk() if run.trial(trial).is_done)}
+
+
+def _refuse_other_files(run: RunDir, made: Identity, experiment: Experiment) -> None:
+    """Raises UserError where weights or sounds have changed since the run was made."""
+    files = _files(experiment.settings, experiment.index.fingerprint)
+    if changed := [name for name in identity.FILES if files.get(name) != made.what.get(name)]:
+        raise UserError(
+            f"{run.path} was made with other {listed(changed)} than are there now, so this trial would not be one of it. Put "
+            "the old ones back, or launch again: a new run directory will be made"
+        )
+
+
+def reopen_experiment(run: RunDir) -> Experiment:
+    """What a job does: plan again from the run's settings and labels. Raises UserError if that is not the launcher's plan."""
+    recorded = identity.read_identity(run)
+    if recorded is None and not _is_legacy(run):
+        raise UserError(f"{run.identity} is missing: launch the run again with the command that made it, which plans it anew")
+    if recorded is None:
+        experiment = prepare_experiment(load_run_settings(run.settings))
+        written = run.read_plan()
+    else:
+        written = read_plan(run)  # holds settings and labels against the identity too
+        experiment = prepare_experiment(load_run_settings(run.settings), labels.load_label_set(run.labels))
+    if experiment.folds.digest != written["folds_digest"] or experiment.index.fingerprint != written["fingerprint"]:
+        raise UserError(
+            f"{run.path} was planned from other shards or by another version of this package: its folds differ from those "
+            "planned now. Launch again; a new run directory will be made."
+        )
+    if recorded:
+        _refuse_other_files(run, recorded.identity, experiment)
+    return replace(experiment, run=run, identity=recorded.identity if recorded else experiment.identity)

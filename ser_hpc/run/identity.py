@@ -1,0 +1,102 @@
+"""Which experiment a run is: RUN/identity.json says what its name is a hash of.
+
+    of(settings, label_set, files)      the settings that change the result, the label set, digests of the files that do
+    write(run, identity, folds, seeds)  beside it, outside of the hash: a digest of each fold, and all seeds planned so far
+
+Folds and seeds stand here and in plan.json, so that neither can lose one unnoticed; more seeds may come.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ser_hpc.config import schema as schemas
+from ser_hpc.config.load import load_run_settings
+from ser_hpc.config.section import Section
+from ser_hpc.core.errors import ConfigError, UserError, listed
+from ser_hpc.corpora import labels
+from ser_hpc.corpora.labels import LabelSet
+from ser_hpc.run.run_dir import RunDir
+from ser_hpc.run.sealed import json_digest, read_sealed, write_sealed
+
+FILES = ("shards", "sounds", "weights")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """`what`: strict JSON, as `schema` writes it."""
+
+    schema: int
+    what: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hex; the run's name ends in its first eight digits."""
+        return json_digest(self.what)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedIdentity:
+    """What identity.json says. `folds`: their digests; `seeds`: all that were ever planned."""
+
+    identity: Identity
+    folds: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+def identity_of(
+    settings: Section, label_set: LabelSet, files: Mapping[str, str], schema: int = schemas.SCHEMA
+) -> Identity | None:
+    """`files`: digests of what is read, wherever it lies: `shards`; `sounds` that augmentation mixes in, and `weights` of a
+    local folder, where there are such. None: nothing of that schema can have been this."""
+    if (changed := schemas.identity(settings, schema)) is None:
+        return None
+    numbered = {"schema": schema} if schema > 1 else {}  # the first one had no number
+    if "weights" in files:
+        if schema == 1:
+            files = {name: digest for name, digest in files.items() if name != "weights"}  # it went by the folder's name
+        else:
+            changed.setdefault("model", {})["weights"] = ""
+    what = {**numbered, "settings": changed, **label_set.as_identity(), **files}
+    return Identity(schema, json.loads(json.dumps(what)))
+
+
+def write_identity(run: RunDir, identity: Identity, folds: Sequence[str], seeds: Iterable[int]) -> None:
+    content = {"schema": identity.schema, "what": identity.what, "digest": identity.digest}
+    write_sealed(run.identity, content | {"folds": list(folds), "seeds": sorted(seeds)})
+
+
+def read_identity(run: RunDir) -> RecordedIdentity | None:
+    """None for a run of before there were identities. Raises UserError where the file is damaged or was changed."""
+    if not run.identity.exists():
+        return None
+    try:
+        content = read_sealed(run.identity)
+        identity = Identity(content["schema"], content["what"])
+        if identity.digest != content["digest"]:
+            raise ValueError("its digest is another one")
+        return RecordedIdentity(identity, tuple(content["folds"]), tuple(content["seeds"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.identity} is damaged ({error}); nothing says any more which experiment this run is") from error
+
+
+def check_identity(run: RunDir, recorded: RecordedIdentity) -> None:
+    """Hold the run's settings.yaml and labels.yaml against its identity. Raises UserError naming what was changed."""
+    what, schema = recorded.identity.what, recorded.identity.schema
+    try:
+        settings, label_set = load_run_settings(run.settings), labels.load_label_set(run.labels)
+    except ConfigError as error:
+        raise UserError(f"{run.settings} was changed after the run was made: {error}") from error
+    now = identity_of(settings, label_set, {name: what[name] for name in FILES if name in what}, schema)
+    if now is None or now.what != what:
+        changed = (
+            ["settings"] if now is None else sorted(name for name in now.what | what if now.what.get(name) != what.get(name))
+        )
+        file = run.settings if "settings" in changed else run.labels
+        raise UserError(
+            f"{file} was changed after the run was made: its {listed(changed)} are others than those that the run's name "
+            "stands for. Put it back, or launch with the new ones: that makes a run of its own"
+        )

@@ -1,0 +1,78 @@
+"""What a trial predicted: one JSON object a line in `predictions.jsonl`, the only thing that scores are computed from.
+
+{"corpus": "emodb", "utterance_id": "03a01Fa", "speaker": "03", "part": "test", "truth": "happiness",
+ "predicted": "happiness", "probabilities": {"anger": 0.01, ..., "happiness": 0.97}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ser_hpc.core.atomic_io import write_text
+from ser_hpc.core.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One clip's prediction in one trial. `part` is "dev" or "test"; `probabilities` has every class of the label set."""
+
+    corpus: str
+    utterance_id: str
+    speaker: str
+    part: str
+    truth: str
+    predicted: str
+    probabilities: dict[str, float]
+
+
+_WORDS = ("corpus", "utterance_id", "speaker", "part", "truth", "predicted")
+
+
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> str:
+    """Returns the file's SHA-256, for the trial's marker."""
+    text = "".join(json.dumps(asdict(p), ensure_ascii=False, allow_nan=False) + "\n" for p in predictions)
+    write_text(path, text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_predictions(path: Path, sha256: str | None = None) -> list[Prediction]:
+    """Raises UserError where the file has another SHA-256, or, naming the line, where a line is not a prediction."""
+    predictions = []
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{path} was changed after its trial had written it: it is not the file that the trial's marker names")
+    try:
+        lines = content.decode().removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            prediction = Prediction(**json.loads(line))
+            if wrong := [name for name in _WORDS if not isinstance(getattr(prediction, name), str)]:
+                raise ValueError(f"its {wrong[0]} is no text")
+            if not isinstance(prediction.probabilities, dict):
+                raise ValueError("its probabilities are not by class")
+            predictions.append(prediction)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}:{number} is not a prediction: {error}") from error
+    return predictions
+
+
+def clip_hashes(*columns: Iterable[str]) -> np.ndarray:
+    """A hash of what is said of each clip, uint64 (num_clips,): corpus, id, speaker, true class."""
+    hashes = (hashlib.blake2b("\0".join(words).encode(), digest_size=8).digest() for words in zip(*columns, strict=True))
+    return np.frombuffer(b"".join(hashes), dtype="<u8")
+
+
+def clips_digest(hashes: np.ndarray) -> str:
+    """Of a part's clips in any order: SHA-256 of their sorted hashes, in hex."""
+    return hashlib.sha256(np.sort(hashes).astype("<u8").tobytes()).hexdigest()

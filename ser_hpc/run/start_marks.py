@@ -1,0 +1,52 @@
+"""What a start of a trial tells whoever started it, the batch script above all, by files that the environment names.
+
+SER_HPC_MARK    there, once our code runs; not empty, once the trial has come further than any start before it
+SER_HPC_FINAL   an exit code, where it is final: of several ranks srun reports the signal that ended the others instead, and a
+                node without Python ends with codes like ours
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ser_hpc.core.errors import UserError
+
+MARK, FINAL_LINE = "SER_HPC_MARK", "SER_HPC_FINAL"
+_MISTAKE = 2  # ser_hpc.core.cli's exit code of a UserError, and argparse's
+
+
+def mark_reached() -> None:
+    """This node could start us."""
+    if MARK in os.environ:
+        with suppress(OSError):
+            Path(os.environ[MARK]).touch()
+
+
+def mark_progress() -> None:
+    """The trial has made what the next start need not make, or what no start before has come to."""
+    _write(MARK, "further")
+
+
+def write_final_line(code: int) -> None:
+    """No other start is to be asked for."""
+    _write(FINAL_LINE, str(code))
+
+
+@contextmanager
+def mistakes_are_final() -> Iterator[None]:
+    """What our own code refuses (argparse leaves with a 2), another node would not be told otherwise."""
+    try:
+        yield
+    except (UserError, SystemExit) as error:
+        if isinstance(error, UserError) or error.code == _MISTAKE:
+            write_final_line(_MISTAKE)
+        raise
+
+
+def _write(variable: str, text: str) -> None:
+    if variable in os.environ:
+        with suppress(OSError):  # a full disk may be the very reason
+            Path(os.environ[variable]).write_text(text, encoding="utf-8")

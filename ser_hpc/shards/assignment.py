@@ -1,0 +1,214 @@
+"""Which clip goes into which shard: decided from the corpus and the earlier plan alone, before anything is encoded.
+
+A shard holds one group (a session; a speaker where a corpus has no sessions; a bucket of speakers where there are many), so
+that leaving a group out is leaving files out. Boundaries follow from the sources' durations, never from encoded sizes: any
+number of workers, and a killed run started again, make the same shards.
+
+A plan is remembered (assignment_file.py): a clip stays in the shard that it was planned into, as long as its group is the same,
+and what is new goes into new shards with the next numbers. So adding clips adds shards and changes none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from ser_hpc.core.errors import UserError, listed
+from ser_hpc.corpora.utterance import Utterance
+from ser_hpc.shards.audio import RATE
+
+Grouping = Literal["session", "speaker", "speaker_bucket"]
+
+LAYOUT_VERSION = 2  # of tars, indexes, plan.json and dataset.json; a change of it re-packs everything
+MAX_SPEAKER_GROUPS = 64
+_LONGEST_KEY = 100 - len(".flac")  # a USTAR name without a folder has 100 bytes
+_FLAC_RATIO = 0.64  # 16-bit FLAC of speech against PCM
+_PLAIN_FIELDS = tuple(field.name for field in fields(Utterance) if field.name not in ("audio_path", "extra"))
+_CLIP_OVERHEAD = 2560  # two tar headers, the metadata and padding, in bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One shard to be: clips of one corpus and group, sorted by key. `seconds` is of the sources, by their headers."""
+
+    corpus: str
+    group: str
+    number: int
+    utterances: tuple[Utterance, ...]
+    seconds: float
+
+    @property
+    def path(self) -> str:
+        """Of the tar, relative to the dataset's folder."""
+        return f"{self.group}/{self.corpus}-{self.group}-{self.number:06d}.tar"
+
+    @property
+    def estimated_bytes(self) -> int:
+        return estimated_bytes(self.seconds, len(self.utterances))
+
+
+@dataclass(frozen=True, slots=True)
+class SavedAssignment:
+    """What outlives a plan: how each corpus is grouped; corpus, group, number and keys of each shard, the oldest first."""
+
+    grouped_by: Mapping[str, Grouping]
+    shards: tuple[tuple[str, str, int, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardAssignment:
+    """`shards`: those of an earlier plan first, in its order, then the new ones by path."""
+
+    grouped_by: Mapping[str, Grouping]
+    shards: tuple[ShardPlan, ...]
+
+    def to_saved(self) -> SavedAssignment:
+        keys = [tuple(utterance.key for utterance in shard.utterances) for shard in self.shards]
+        shards = [(s.corpus, s.group, s.number, of) for s, of in zip(self.shards, keys, strict=True)]
+        return SavedAssignment(self.grouped_by, tuple(shards))
+
+
+NOTHING = SavedAssignment({}, ())
+
+
+def estimated_bytes(seconds: float, clips: int) -> int:
+    """About how many bytes clips take in a tar."""
+    return round(seconds * RATE * 2 * _FLAC_RATIO) + clips * _CLIP_OVERHEAD
+
+
+def assign_shards(
+    utterances: Sequence[Utterance], seconds: Sequence[float], shard_mb: int, earlier: SavedAssignment = NOTHING
+) -> ShardAssignment:
+    """The shards of a dataset; `seconds[i]` is the duration of `utterances[i]`. Planned again with the result: the same plan.
+
+    Raises UserError where two clips have one key, or a key is too long for a tar.
+    """
+    check_keys(utterances)
+    if shard_mb < 1:
+        raise UserError(f"shards of {shard_mb} MB: give at least 1")
+    grouped_by = _groupings(utterances) | dict(earlier.grouped_by)
+    places = {key: place for place, shard in enumerate(earlier.shards) for key in shard[3]}
+    stay: dict[int, list[tuple[Utterance, float]]] = defaultdict(list)
+    new: dict[tuple[str, str], list[tuple[Utterance, float]]] = defaultdict(list)
+    for utterance, duration in zip(utterances, seconds, strict=True):
+        of = utterance.corpus, _group(utterance, grouped_by[utterance.corpus])
+        place = places.get(utterance.key)
+        if place is not None and earlier.shards[place][:2] == of:
+            stay[place].append((utterance, duration))
+        else:
+            new[of].append((utterance, duration))
+    kept = [_shard(*earlier.shards[place][:3], stay[place]) for place in sorted(stay)]
+    free: dict[tuple[str, str], int] = defaultdict(int)
+    for corpus, group, number, _ in earlier.shards:
+        free[corpus, group] = max(free[corpus, group], number + 1)
+    added = []
+    for of, clips in new.items():
+        parts = _cut(sorted(clips, key=_key), shard_mb * 1_000_000)
+        added += [_shard(*of, number, part) for number, part in enumerate(parts, free[of])]
+    corpora = {utterance.corpus for utterance in utterances}
+    return ShardAssignment(
+        {corpus: grouped_by[corpus] for corpus in sorted(corpora)}, (*kept, *sorted(added, key=lambda shard: shard.path))
+    )
+
+
+def describe_utterance(utterance: Utterance) -> dict[str, Any]:
+    """An utterance's metadata as packed: all it says, but of its path only the file's name; `extra` as JSON."""
+    values = {name: getattr(utterance, name) for name in _PLAIN_FIELDS}
+    values["source"] = utterance.audio_path.name
+    values["extra"] = json.dumps(dict(utterance.extra), sort_keys=True, ensure_ascii=False) if utterance.extra else ""
+    return values
+
+
+def source_digests(shard: ShardPlan) -> dict[Path, str]:
+    """Size and CRC-32 of every source file of a shard."""
+    return {path: _content_hash(path) for path in dict.fromkeys(utterance.audio_path for utterance in shard.utterances)}
+
+
+def source_hash(shard: ShardPlan, contents: Mapping[Path, str]) -> str:
+    """SHA-256 over all that decides a shard's bytes: metadata, order, and `source_digests`."""
+    digest = hashlib.sha256(f"layout {LAYOUT_VERSION}".encode())
+    for utterance in shard.utterances:
+        digest.update(json.dumps([utterance.key, describe_utterance(utterance), contents[utterance.audio_path]]).encode())
+    return digest.hexdigest()
+
+
+def check_keys(utterances: Sequence[Utterance]) -> None:
+    """Raises UserError where two clips have one key, or a key is too long for a tar."""
+    repeated = [key for key, count in Counter(u.key for u in utterances).items() if count > 1]
+    if repeated:
+        raise UserError(f"{len(repeated)} keys stand for more than one clip: {listed(repeated)}; utterance ids must be unique")
+    long = [u.key for u in utterances if len(u.key) > _LONGEST_KEY]
+    if long:
+        raise UserError(
+            f"{len(long)} keys are longer than the {_LONGEST_KEY} characters that a tar can hold: {listed(long, 3)}; "
+            "shorten the corpus's name or the utterance ids"
+        )
+
+
+def _content_hash(path: Path) -> str:
+    size, crc = 0, 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            while content := file.read(1 << 20):
+                size, crc = size + len(content), zlib.crc32(content, crc)
+    except OSError:
+        return "unreadable"  # decoding will say why
+    return f"{size} {crc:08x}"
+
+
+def _groupings(utterances: Iterable[Utterance]) -> dict[str, Grouping]:
+    """How each corpus is divided, when it is first packed."""
+    speakers: dict[str, set[str]] = defaultdict(set)
+    with_sessions = set()
+    for utterance in utterances:
+        speakers[utterance.corpus].add(utterance.speaker)
+        if utterance.session:
+            with_sessions.add(utterance.corpus)
+    return {
+        corpus: "session" if corpus in with_sessions else "speaker" if len(names) <= MAX_SPEAKER_GROUPS else "speaker_bucket"
+        for corpus, names in speakers.items()
+    }
+
+
+def _group(utterance: Utterance, grouped_by: Grouping) -> str:
+    """The group of an utterance, safe in a file name; different groups have different names."""
+    if grouped_by == "session":
+        return _slug(utterance.session or "no_session")
+    if grouped_by == "speaker":
+        return _slug(utterance.speaker)
+    return f"speakers_{int(hashlib.sha256(utterance.speaker.encode()).hexdigest(), 16) % MAX_SPEAKER_GROUPS:02d}"
+
+
+def _slug(name: str) -> str:
+    plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:40]
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def _key(clip: tuple[Utterance, float]) -> str:
+    return clip[0].key
+
+
+def _shard(corpus: str, group: str, number: int, clips: Iterable[tuple[Utterance, float]]) -> ShardPlan:
+    utterances, durations = zip(*sorted(clips, key=_key), strict=True)
+    return ShardPlan(corpus, group, number, utterances, sum(durations))
+
+
+def _cut(clips: Sequence[tuple[Utterance, float]], limit: int) -> list[list[tuple[Utterance, float]]]:
+    """Consecutive parts of about `limit` bytes each."""
+    parts: list[list[tuple[Utterance, float]]] = []
+    filled = limit
+    for utterance, duration in clips:
+        size = estimated_bytes(duration, 1)
+        if filled + size > limit:
+            parts.append([])
+            filled = 0
+        parts[-1].append((utterance, duration))
+        filled += size
+    return parts

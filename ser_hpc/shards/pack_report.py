@@ -1,0 +1,140 @@
+"""What was packed: counts, and everything found wrong. The same for the same corpus, run after run, on any machine."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ser_hpc.core.errors import counted, listed
+from ser_hpc.corpora.utterance import Utterance
+from ser_hpc.shards.audio import RATE
+from ser_hpc.shards.index import REPORT, Shard
+from ser_hpc.shards.quality import KINDS, Finding, FindingKind, QualityRules
+from ser_hpc.shards.shard_file import Written
+from ser_hpc.shards.storage import Location
+
+COUNTED = ("emotion", "speaker", "session", "gender", "split")
+
+
+@dataclass(frozen=True, slots=True)
+class ClipCount:
+    """Clips that share a value, and their sound."""
+
+    clips: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PackReport:
+    """`counts[corpus][column][value]`, of packed clips, for the columns in COUNTED that the corpus annotates.
+
+    `left_out`: (path, reason) of files that the parser passed over. `kept` of the shards were finished before this run.
+    """
+
+    clips: int
+    seconds: float
+    bytes: int
+    shards: int
+    kept: int
+    counts: dict[str, dict[str, dict[str, ClipCount]]]
+    rules: QualityRules
+    findings: tuple[Finding, ...]
+    left_out: tuple[tuple[Path, str], ...]
+
+    def of(self, kind: FindingKind) -> tuple[Finding, ...]:
+        return tuple(found for found in self.findings if found.kind == kind)
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of pack_report.json: nothing that depends on this run or this machine."""
+        return {
+            "clips": self.clips,
+            "seconds": self.seconds,
+            "bytes": self.bytes,
+            "shards": self.shards,
+            "longest_s": self.rules.longest_s,
+            "findings": {
+                kind: {
+                    "policy": self.rules.policies[kind],
+                    "clips": [{"key": found.key, "source": found.path.name, "detail": found.detail} for found in self.of(kind)],
+                }
+                for kind in KINDS
+            },
+            "left_out": [{"source": path.name, "reason": reason} for path, reason in self.left_out],
+            "counts": {
+                corpus: {
+                    column: {value: asdict(count) for value, count in values.items()} for column, values in columns.items()
+                }
+                for corpus, columns in self.counts.items()
+            },
+        }
+
+
+def packing_notes(root: Location) -> list[str]:
+    """What packing found of a dataset's clips and a reader of its scores must know, each a sentence; without a report: none."""
+    try:
+        report = json.loads((root / REPORT).read_bytes())
+        corpora = listed(sorted(report["counts"]))
+        found = {kind: report["findings"][kind] for kind in report["findings"] if report["findings"][kind]["clips"]}
+        left_out = {kind: len(one["clips"]) for kind, one in found.items() if one["policy"] == "drop"}
+        kept = {kind: one["clips"] for kind, one in found.items() if one["policy"] == "keep"}
+        notes = []
+        if left_out:
+            each = listed([f"{kind} {number}" for kind, number in left_out.items()])
+            notes.append(f"{corpora}: packing left out {counted(sum(left_out.values()), 'clip')} ({each}; all in {REPORT}).")
+        for kind, clips in kept.items():
+            some = listed([clip["key"] for clip in clips], 4)
+            notes.append(f"{corpora}: {counted(len(clips), 'clip')} kept as {kind}: {some} (all in {REPORT}).")
+        return notes
+    except FileNotFoundError:
+        return []
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        return [f"{root / REPORT} cannot be read ({error!r}): what packing found in the clips is not known."]
+
+
+def make_pack_report(
+    written: Sequence[Written],
+    findings: Sequence[Finding],
+    rules: QualityRules,
+    left_out: Sequence[tuple[Path, str]],
+    kept: int,
+) -> PackReport:
+    """The report of these shards."""
+    shards: list[Shard] = [result.shard for result in written if result.shard is not None]
+    packed = [
+        (utterance, clip.num_samples)
+        for result in written
+        for utterance, clip in zip(result.plan.utterances, result.clips, strict=True)
+        if clip.key in result.kept
+    ]
+    return PackReport(
+        clips=len(packed),
+        seconds=round(sum(samples for _, samples in packed) / RATE, 3),
+        bytes=sum(shard.bytes for shard in shards),
+        shards=len(shards),
+        kept=kept,
+        counts={
+            corpus: _counts([clip for clip in packed if clip[0].corpus == corpus])
+            for corpus in sorted({utterance.corpus for utterance, _ in packed})
+        },
+        rules=rules,
+        findings=tuple(findings),
+        left_out=tuple(sorted(left_out)),
+    )
+
+
+def _counts(packed: Sequence[tuple[Utterance, int]]) -> dict[str, dict[str, ClipCount]]:
+    """Clips and seconds per value of each counted column; columns that the corpus does not annotate are left out."""
+    counts = {}
+    for column in COUNTED:
+        samples: dict[str, list[int]] = defaultdict(list)
+        for utterance, length in packed:
+            samples[getattr(utterance, column)].append(length)
+        if set(samples) != {""}:
+            counts[column] = {
+                value: ClipCount(len(lengths), round(sum(lengths) / RATE, 3)) for value, lengths in sorted(samples.items())
+            }
+    return counts

@@ -1,0 +1,116 @@
+"""Stopping what runs on this machine: said at once, waited for, said again, and nothing left, however often one is asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from ser_hpc.launchers import local
+from ser_hpc.launchers.detect import Machine
+from ser_hpc.run.run_dir import RunDir, Trial
+
+TWO = [Trial(0, 0), Trial(0, 1)]
+# A rank with a child of its own, which saves for a while when asked to stop, or (deaf) does not.
+RANK = """#!/bin/sh
+trap 'sleep 1.5; echo saved >>{folder}/saved; exit 75' TERM
+{deaf}
+sleep 1000 &
+echo $$ >>{folder}/ranks
+while :; do sleep 0.1; done
+"""
+
+
+@pytest.fixture
+def ranks(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Ranks of two trials are the script above; the folder that they write into."""
+    script = tmp_path / "rank"
+    script.write_text(RANK.format(folder=tmp_path, deaf="trap '' TERM" if getattr(request, "param", False) else ""))
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    return tmp_path
+
+
+def stopped(folder: Path, signals: Sequence[signal.Signals]) -> list[str]:
+    """Run two trials of two ranks and send `signals` half a second apart; what is said."""
+    said: list[str] = []
+    machine = Machine(cores=4, gpus=(), slots=2, ranks=2, threads=1)
+
+    def press() -> None:
+        while not (folder / "ranks").exists() or len((folder / "ranks").read_text().split()) < 4:
+            time.sleep(0.05)
+        for number in signals:
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)
+
+    finger = threading.Thread(target=press)
+    finger.start()
+    with pytest.raises(KeyboardInterrupt):
+        local.run_trials(RunDir(folder), TWO, machine, lambda jobs: None, report=said.append)
+    finger.join()
+    return said
+
+
+def left(folder: Path) -> list[str]:
+    """Processes of the ranks' sessions that live on; a moment after they were killed."""
+    sessions = (folder / "ranks").read_text().split()
+    time.sleep(0.3)
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            state, _, _, session, *_ = path.read_text().rpartition(")")[2].split()
+            found += [path.parent.name] if session in sessions and state != "Z" else []
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_asked_twice_it_waits_for_what_is_being_saved(ranks: Path, number: signal.Signals) -> None:
+    first, second = stopped(ranks, [number, number])
+    assert first.startswith("Stopping: asked to save and end: seed 0 fold 0, seed 0 fold 1")
+    assert second.startswith("Ranks are still saving: seed 0 fold 0, seed 0 fold 1; what is not done in ")
+    assert (ranks / "saved").read_text().split() == ["saved"] * 4
+    assert not left(ranks)
+
+
+@pytest.mark.parametrize("ranks", [True], indirect=True, ids=["deaf"])
+def test_what_does_not_end_is_killed_with_its_children(ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_GRACE_S", 2.0)
+    began = time.monotonic()
+    assert len(stopped(ranks, [signal.SIGINT] * 3)) == 3
+    assert time.monotonic() - began < 15
+    assert not (ranks / "saved").exists() and not left(ranks)
+
+
+def test_what_a_shell_has_ignored_stays_ignored(ranks: Path) -> None:
+    """nohup: the terminal may be closed."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        (first,) = stopped(ranks, [signal.SIGHUP, signal.SIGTERM])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert first.startswith("Stopping") and not left(ranks)
+
+
+def test_a_rank_that_cannot_be_started_leaves_no_fellow(ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second process of a trial: no memory, say."""
+    started = []
+
+    class Popen(local.subprocess.Popen):  # type: ignore[type-arg,misc]
+        def __init__(self, *arguments: object, **options: object) -> None:
+            if started:
+                raise BlockingIOError("no more processes")
+            super().__init__(*arguments, **options)  # type: ignore[arg-type]
+            started.append(self)
+
+    monkeypatch.setattr(local.subprocess, "Popen", Popen)
+    machine = Machine(cores=4, gpus=(), slots=1, ranks=2, threads=1)
+    with pytest.raises(BlockingIOError):
+        local.run_trials(RunDir(ranks), TWO, machine, lambda jobs: None)
+    assert started[0].returncode == -signal.SIGKILL
