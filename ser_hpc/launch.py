@@ -64,12 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     settings = _settings(options)
     out = cli.make_console(stderr=options.prepare)
-    from ser_hpc.launchers import detect, plan_screen, readiness
-    from ser_hpc.launchers.slurm import inherited_variables
+    from ser_hpc.launchers import detect, readiness
     from ser_hpc.run.experiment import DEMO, demo_folder, planned_trials, prepare_experiment
 
     where, why = detect.choose_launcher(settings.cluster.kind) if not options.prepare else ("local", "")
     if where == "slurm":
+        from ser_hpc.launchers.slurm import inherited_variables
+
         settings = settings.model_copy(update={"cluster": inherited_variables.drop_inherited(settings.cluster, out)})
     readiness.check_run_root(settings)
     if DEMO in settings.data.shards and not (options.prepare and options.dry_run):
@@ -82,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({"run": str(experiment.run.path.resolve()), "trials": trials}))
         return 0
     if options.dry_run:
+        from ser_hpc.launchers import plan_screen
+
         return 0 if plan_screen.print_plan(experiment, where, _command(argv), readiness.check_readiness(experiment), out) else 2
     if options.prepare:
         readiness.check_readiness(experiment)
