@@ -55,10 +55,10 @@ if __name__ == "__main__":
     everything = np.arange(len(index.metadata))
     source = BatchSource(index, np.zeros(len(everything)), np.ones(len(everything)), workers=2)
     micros = evaluation_micro_batches(everything, index.num_samples, BatchSpec(1, 50_000), 0)
-    batches = [len(batch.rows) for batch in source.ahead(micros)]
+    batches = [len(batch.rows) for batch in source.prefetch(micros)]
     print(*source._prefetch.pids, flush=True)
     for line in sys.stdin:
-        print(sum(len(batch.rows) for batch in source.ahead(micros)), flush=True)
+        print(sum(len(batch.rows) for batch in source.prefetch(micros)), flush=True)
 """
 
 
