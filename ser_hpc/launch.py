@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ser_hpc.launchers.slurm import inherited_variables
     from ser_hpc.run.experiment import DEMO, demo_folder, planned_trials, prepare_experiment
 
-    where, why = detect.choose_launcher(settings.cluster.kind) if not options.prepare else ("local", "")
-    if where == "slurm":
+    launcher, reason = detect.choose_launcher(settings.cluster.kind) if not options.prepare else ("local", "")
+    if launcher == "slurm":
         settings = settings.model_copy(update={"cluster": inherited_variables.drop_inherited(settings.cluster, out)})
     readiness.check_run_root(settings)
     if DEMO in settings.data.shards and not (options.prepare and options.dry_run):
@@ -82,14 +82,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({"run": str(experiment.run.path.resolve()), "trials": trials}))
         return 0
     if options.dry_run:
-        return 0 if plan_screen.print_plan(experiment, where, _command(argv), readiness.check_readiness(experiment), out) else 2
+        return (
+            0 if plan_screen.print_plan(experiment, launcher, _command(argv), readiness.check_readiness(experiment), out) else 2
+        )
     if options.prepare:
         readiness.check_readiness(experiment)
         print(_prepare(experiment).path)
         return 0
-    out.print(why)
-    ways = {"wait": options.wait, "ended": options.ended, "own_test": not options.queue_anyway}
-    return _start(experiment, experiment.trials, where, options.code, out, **ways)
+    out.print(reason)
+    switches = {"wait": options.wait, "ended": options.ended, "own_test": not options.queue_anyway}
+    return _start(experiment, experiment.trials, launcher, options.code, out, **switches)
 
 
 def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), policy: CodePolicy = "refuse") -> int:
@@ -102,11 +104,11 @@ def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), 
     settings = experiment.settings
     cluster = settings.cluster.model_copy(update={"exclude": (*settings.cluster.exclude, *exclude)})
     out = cli.make_console()
-    where, why = detect.choose_launcher(cluster.kind)
-    out.print(why)
-    cluster = inherited_variables.drop_inherited(cluster, out) if where == "slurm" else cluster
+    launcher, reason = detect.choose_launcher(cluster.kind)
+    out.print(reason)
+    cluster = inherited_variables.drop_inherited(cluster, out) if launcher == "slurm" else cluster
     experiment = replace(experiment, settings=settings.model_copy(update={"cluster": cluster}))
-    return _start(experiment, trials, where, policy, out)
+    return _start(experiment, trials, launcher, policy, out)
 
 
 def _prepare(experiment: Experiment) -> RunDir:
@@ -133,7 +135,7 @@ def _prepare(experiment: Experiment) -> RunDir:
 def _start(
     experiment: Experiment,
     wanted: Sequence[Trial],
-    where: str,
+    launcher: str,
     policy: CodePolicy,
     out: Console,
     *,
@@ -158,7 +160,7 @@ def _start(
         for cluster in ended:
             jobs.end_elsewhere(run, cluster)
         notes += jobs.settle_submissions(run)
-        held = jobs.active_jobs(run, on_slurm=where == "slurm")
+        held = jobs.active_jobs(run, on_slurm=launcher == "slurm")
         unfinished = [trial for trial in wanted if not run.trial(trial).is_done]
         todo = [trial for trial in unfinished if trial not in held]
         notes += enqueue.not_applied(run, held, experiment.settings.cluster)
@@ -167,16 +169,16 @@ def _start(
         if todo:
             _refuse_run_of_before(experiment, policy)
             environment = snapshot.snapshot_environment(snapshot.choose_code(run, policy, jobs.queued_codes(run, held)))
-            if where == "slurm":
+            if launcher == "slurm":
                 left = enqueue.enqueue_trials(experiment, todo, held, environment, lock, out, own_test=own_test)
             else:
                 write_run(experiment)
         else:
             write_run(experiment)  # whatever was lost or changed of it since: it is planned anew, and keeps what is trained
-            if held and where == "slurm":
+            if held and launcher == "slurm":
                 environment = snapshot.snapshot_environment(snapshot.choose_code(run, "saved"))
                 enqueue.add_missing_report(experiment, held, environment, lock, out)
-    if where == "local" and todo:
+    if launcher == "local" and todo:
         _run_here(experiment, todo, environment, out)
     elif unfinished:
         if not wait:
@@ -248,8 +250,8 @@ def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mappin
         raise
     for trial, exit_code in codes.items():
         if exit_code:
-            words = Text.assemble((f"{trial} ended with exit code {exit_code}", "red"), f"; its log: {log_path(run, trial)}")
-            out.print(words, soft_wrap=True)
+            message = Text.assemble((f"{trial} ended with exit code {exit_code}", "red"), f"; its log: {log_path(run, trial)}")
+            out.print(message, soft_wrap=True)
     if left := len(todo) - len(codes):
         out.print(f"{counted(left, 'trial')} not started: each would end in the same error. Mend it, then launch again.")
 

@@ -197,23 +197,25 @@ def _pack_many(
     return 2 if failed else 0
 
 
-def _sources(words: Sequence[str]) -> tuple[list[CorpusSource], Path]:
+def _sources(arguments: Sequence[str]) -> tuple[list[CorpusSource], Path]:
     """CORPUS ROOT [CORPUS ROOT ...] OUT. Raises UserError where they are not that."""
-    if len(words) < 3 or len(words) % 2 == 0:
-        raise UserError(f"give CORPUS ROOT, more such pairs if you like, and OUT: not {len(words)} words ({' '.join(words)})")
-    sources = [CorpusSource(corpus, Path(root)) for corpus, root in zip(words[:-1:2], words[1::2], strict=True)]
-    return sources, Path(words[-1])
+    if len(arguments) < 3 or len(arguments) % 2 == 0:
+        raise UserError(
+            f"give CORPUS ROOT, more such pairs if you like, and OUT: not {len(arguments)} words ({' '.join(arguments)})"
+        )
+    sources = [CorpusSource(corpus, Path(root)) for corpus, root in zip(arguments[:-1:2], arguments[1::2], strict=True)]
+    return sources, Path(arguments[-1])
 
 
 def _names(options: argparse.Namespace) -> dict[str, list[str]]:
     """What was said of names, by option; a file by its absolute path, for jobs run elsewhere."""
-    said = {f"{what}-{column}": getattr(options, f"{what}_{column}") for what in ("same", "distinct") for column in NAMED}
-    return {name: [text if "=" in text else str(Path(text).resolve()) for text in texts] for name, texts in said.items()}
+    by_option = {f"{what}-{column}": getattr(options, f"{what}_{column}") for what in ("same", "distinct") for column in NAMED}
+    return {name: [text if "=" in text else str(Path(text).resolve()) for text in texts] for name, texts in by_option.items()}
 
 
 def _declared(options: argparse.Namespace) -> NameOverrides:
-    said = _names(options)
-    same, distinct = ({column: said[f"{what}-{column}"] for column in NAMED} for what in ("same", "distinct"))
+    by_option = _names(options)
+    same, distinct = ({column: by_option[f"{what}-{column}"] for column in NAMED} for what in ("same", "distinct"))
     return NameOverrides.parse(same, distinct)
 
 

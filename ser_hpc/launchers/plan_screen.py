@@ -23,7 +23,7 @@ from ser_hpc.run.experiment import DEMO, Experiment
 from ser_hpc.run.run_dir import Trial
 
 
-def print_plan(experiment: Experiment, where: str, command: str, notes: Sequence[str], out: Console) -> bool:
+def print_plan(experiment: Experiment, launcher: str, command: str, notes: Sequence[str], out: Console) -> bool:
     """Everything that `--dry-run` shows. `notes`: what the model's check had to say. Returns whether the site would take it."""
     settings, run = experiment.settings, experiment.run
     exists = "  (exists: only what is unfinished would run)" if run.plan.exists() else ""
@@ -42,15 +42,15 @@ def print_plan(experiment: Experiment, where: str, command: str, notes: Sequence
     for number, note in enumerate((*experiment.folds.notes, *experiment.notes, *notes)):
         out.print("\n" * (number == 0) + f"note: {note}")
     out.print(chosen_precision.precision_note(run, settings.train.precision))
-    for number, words in enumerate(augmentation.Augmentation(settings.data.augment).descriptions(), start=1):
-        out.print(f"augmentation of training clips, {number}: {words}")
-    _costs(experiment, where, out)
+    for number, description in enumerate(augmentation.Augmentation(settings.data.augment).descriptions(), start=1):
+        out.print(f"augmentation of training clips, {number}: {description}")
+    _costs(experiment, launcher, out)
     todo = [trial for trial in experiment.trials if not run.trial(trial).is_done]
     seeds = f"seed{'s' * (len(settings.seeds) > 1)} {listed(settings.seeds, 12)}"
     out.print(f"\n{len(todo)} of {counted(len(experiment.trials), 'trial')} to run, {seeds}; each:")
     out.print(f"  python -m ser_hpc.train --run-dir {shlex.quote(str(run.path))} --fold K --seed S", soft_wrap=True)
     is_taken = True
-    if where == "slurm":
+    if launcher == "slurm":
         is_taken = _jobs(experiment, -(-len(todo) // settings.cluster.trials_per_gpu), out)
     else:
         out.print(f"  here: {describe_machine(settings.cluster).description()}")
@@ -102,9 +102,9 @@ def print_start(
         out.print(f"{counted(len(todo), 'trial')} to run.")
 
 
-def _costs(experiment: Experiment, where: str, out: Console) -> None:
-    here = describe_machine(experiment.settings.cluster) if where == "local" else None
-    on_gpu = where == "slurm" or bool(here and here.gpus)
+def _costs(experiment: Experiment, launcher: str, out: Console) -> None:
+    here = describe_machine(experiment.settings.cluster) if launcher == "local" else None
+    on_gpu = launcher == "slurm" or bool(here and here.gpus)
     cost = estimate_cost(experiment, on_gpu=on_gpu)
     free = shutil.disk_usage(_existing(experiment.run.path)).free
     out.print(

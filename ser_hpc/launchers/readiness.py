@@ -27,9 +27,9 @@ def check_readiness(experiment: Experiment) -> list[str]:
     problems = [*_root(settings.run.root), *_steps(experiment)]
     notes = old_defaults_note(experiment)
     if isinstance(settings.model, EncoderModel):
-        error, said = _model(settings.model)
+        error, model_notes = _model(settings.model)
         problems += [error] if error else []
-        notes += said
+        notes += model_notes
     if problems:
         raise UserError("\n".join(problems))
     return notes
@@ -64,12 +64,12 @@ def _steps(experiment: Experiment) -> list[str]:
     """
     if experiment.run.plan.exists():
         return []
-    asked = experiment.settings.train.global_batch
+    requested = experiment.settings.train.global_batch
     smallest = min(experiment.folds.folds, key=lambda fold: len(fold.train.positions))
     clips = len(smallest.train.positions)
-    if asked <= clips:
+    if requested <= clips:
         return []
-    return [f"train.global_batch={asked}: fold {smallest.index} trains on {counted(clips, 'clip')}; take {clips} at most"]
+    return [f"train.global_batch={requested}: fold {smallest.index} trains on {counted(clips, 'clip')}; take {clips} at most"]
 
 
 def _model(model: EncoderModel) -> tuple[str | None, list[str]]:

@@ -84,9 +84,9 @@ class AttemptStatus:
 
 
 def read_attempt(attempt: AttemptDir) -> AttemptStatus:
-    told, progress = read_if_whole(attempt.attempt), read_if_whole(attempt.progress)
-    last_sign = max(float(told.get("started") or 0.0), float(progress.get("updated") or 0.0))
-    return AttemptStatus(attempt.number, told, progress, read_end(attempt), last_sign)
+    description, progress = read_if_whole(attempt.attempt), read_if_whole(attempt.progress)
+    last_sign = max(float(description.get("started") or 0.0), float(progress.get("updated") or 0.0))
+    return AttemptStatus(attempt.number, description, progress, read_end(attempt), last_sign)
 
 
 def read_if_whole(path: Path) -> dict[str, Any]:

@@ -26,27 +26,27 @@ def poll_once(run: RunDir) -> tuple[tuple[TrialStatus, ...], tuple[str, ...]]:
 
 
 def poll_until_done(
-    run: RunDir, out: Console, feed: Callable[[], int] = lambda: 0, asked_for: TrialFilter = EVERYTHING
+    run: RunDir, out: Console, feed: Callable[[], int] = lambda: 0, trial_filter: TrialFilter = EVERYTHING
 ) -> Sequence[TrialStatus]:
     """In a terminal the screen is drawn again; in a log each change of the headline is a line, and the screen comes last.
 
     `feed`: called whenever Slurm is asked; the number of trials that it has yet to submit.
     """
-    said, asked, left = "", 0.0, 0
-    standings: tuple[TrialStatus, ...] = ()
+    printed, queried_s, left = "", 0.0, 0
+    statuses: tuple[TrialStatus, ...] = ()
     draw = status_screen.fitted if out.is_terminal else status_screen.render_status
     with Live(console=out, auto_refresh=False) as live:
         while True:
             began = time.monotonic()
-            if began - asked > _ASK_SLURM_S or not asked:
+            if began - queried_s > _ASK_SLURM_S or not queried_s:
                 left = feed()
                 jobs, notes = job_states(run)
-                asked = time.monotonic()
-            standings = read_status(run, jobs, time.time(), standings)
-            live.update(draw(run, standings, notes, time.time(), out, asked_for), refresh=out.is_terminal)
-            if not out.is_terminal and (headline := status_screen.status_headline(standings)) != said:
+                queried_s = time.monotonic()
+            statuses = read_status(run, jobs, time.time(), statuses)
+            live.update(draw(run, statuses, notes, time.time(), out, trial_filter), refresh=out.is_terminal)
+            if not out.is_terminal and (headline := status_screen.status_headline(statuses)) != printed:
                 out.print(time.strftime("%F %T"), headline, soft_wrap=True)
-                said = headline
-            if not left and all(standing.state == "done" or standing.is_open for standing in standings):
-                return standings
+                printed = headline
+            if not left and all(status.state == "done" or status.is_open for status in statuses):
+                return statuses
             time.sleep(max(_LOOK_S, _REST * (time.monotonic() - began)))

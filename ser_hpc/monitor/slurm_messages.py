@@ -49,8 +49,8 @@ _SIGNALS = {
 
 def explain_wait(reason: str) -> str:
     """Of squeue's reason for a job that is pending: `for free nodes (Resources)`."""
-    words = next((words for pattern, words in _WAITS_FOR if re.fullmatch(pattern, reason)), "what Slurm calls")
-    return f"for {words}" + (f" ({reason})" if reason else "")
+    meaning = next((meaning for pattern, meaning in _WAITS_FOR if re.fullmatch(pattern, reason)), "what Slurm calls")
+    return f"for {meaning}" + (f" ({reason})" if reason else "")
 
 
 def is_held(state: str, reason: str) -> bool:
@@ -79,5 +79,5 @@ def _explained(exit_code: str) -> str:
     if not (code.isdecimal() and number.isdecimal()):
         return exit_code
     killed_by = int(number) or max(0, int(code) - 128)
-    words = _EXIT_CODES.get(exit_code) or _SIGNALS.get(killed_by)
-    return f"{exit_code} ({words})" if words else exit_code
+    meaning = _EXIT_CODES.get(exit_code) or _SIGNALS.get(killed_by)
+    return f"{exit_code} ({meaning})" if meaning else exit_code

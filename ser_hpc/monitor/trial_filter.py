@@ -28,14 +28,14 @@ class TrialFilter:
         """Whether anything was asked for."""
         return self != EVERYTHING
 
-    def of(self, standings: Iterable[TrialStatus]) -> tuple[TrialStatus, ...]:
+    def of(self, statuses: Iterable[TrialStatus]) -> tuple[TrialStatus, ...]:
         """Those of the run's trials, in the same order."""
         return tuple(
-            standing
-            for standing in standings
-            if _among(standing.state, self.states)
-            and _among(standing.trial.seed, self.seeds)
-            and _among(standing.trial.fold, self.folds)
+            status
+            for status in statuses
+            if _among(status.state, self.states)
+            and _among(status.trial.seed, self.seeds)
+            and _among(status.trial.fold, self.folds)
         )
 
 
@@ -47,11 +47,11 @@ def parse_trial_filter(states: str | None, seeds: str | None, folds: str | None)
     return TrialFilter(_states(states), _numbers("--seed", seeds), _numbers("--fold", folds))
 
 
-def needing_attention(standings: Sequence[TrialStatus]) -> list[TrialStatus]:
+def needing_attention(statuses: Sequence[TrialStatus]) -> list[TrialStatus]:
     """Without those of which there is nothing to say; what is worst comes first."""
     return sorted(
-        (standing for standing in standings if standing.state in _NEED_A_LOOK),
-        key=lambda standing: _NEED_A_LOOK.index(standing.state),
+        (status for status in statuses if status.state in _NEED_A_LOOK),
+        key=lambda status: _NEED_A_LOOK.index(status.state),
     )
 
 
@@ -71,7 +71,7 @@ def _states(text: str | None) -> frozenset[str] | None:
 def _numbers(option: str, text: str | None) -> frozenset[int] | None:
     if text is None:
         return None
-    words = [word.strip() for word in text.split(",")]
-    if wrong := [word for word in words if not (word.isascii() and word.isdigit())]:
+    numbers = [number.strip() for number in text.split(",")]
+    if wrong := [number for number in numbers if not (number.isascii() and number.isdigit())]:
         raise UserError(f"{option} takes numbers with commas between, as 0,3; {wrong[0]!r} is none")
-    return frozenset(map(int, words))
+    return frozenset(map(int, numbers))

@@ -57,13 +57,13 @@ def state_of(known: TrialEvidence) -> tuple[str, str]:
             return "stopped" if job.state == "CANCELLED" else "failed", explain_end(job.state, job.exit_code, began=began)
         return _by_itself(newest, known)
     if job.state == UNKNOWN:
-        by_itself, why = _by_itself(newest, known)
+        by_itself, reason = _by_itself(newest, known)
         believed = by_itself in ("running", "starting", "failed") and not known.is_untried
-        return (by_itself, why) if believed else ("unknown", "it may be queued")
+        return (by_itself, reason) if believed else ("unknown", "it may be queued")
     if known.is_queued:
         return _queued(job, newest)
-    if words := suspended(job.state, job.job):
-        return "suspended", words
+    if reason := suspended(job.state, job.job):
+        return "suspended", reason
     if job.state == "COMPLETING":
         return "ending", ""
     return _on_nodes(job, newest, known)
@@ -75,12 +75,12 @@ def _queued(job: JobState, newest: AttemptStatus | None) -> tuple[str, str]:
     waits = explain_wait(job.reason)
     if newest is None:
         return ("requeued", f"before an attempt began; waits {waits}") if job.restarts else ("waiting", waits)
-    how = {"stopped": "stopped, its state is saved", "killed": "was killed without a word"}.get(
+    ending = {"stopped": "stopped, its state is saved", "killed": "was killed without a word"}.get(
         newest.end.outcome, newest.end.outcome
     )
     if job.restarts or newest.is_of(job):
-        return "requeued", f"{how}; waits {waits}"
-    return "waiting", f"again, after attempt {newest.number} ({how}), {waits}"
+        return "requeued", f"{ending}; waits {waits}"
+    return "waiting", f"again, after attempt {newest.number} ({ending}), {waits}"
 
 
 def _on_nodes(job: JobState, newest: AttemptStatus | None, known: TrialEvidence) -> tuple[str, str]:

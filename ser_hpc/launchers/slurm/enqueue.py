@@ -80,14 +80,14 @@ def add_missing_report(
 def not_applied(run: RunDir, held: Collection[Trial], cluster: ClusterSettings) -> Iterator[str]:
     """Settings of jobs that are queued or running which differ from those given now: Slurm keeps what it was given."""
     now = cluster.model_dump(mode="json", exclude_defaults=True)
-    told = set()
+    reported = set()
     for submission in read_submissions(run):
         if submission.mark is None or submission.outcome == "void" or not set(submission.trials) & set(held):
             continue
         for name in sorted({*submission.settings, *now} - _OF_A_SITE):
             before = submission.settings.get(name)
-            if before != now.get(name) and (name, str(before)) not in told:
-                told.add((name, str(before)))
+            if before != now.get(name) and (name, str(before)) not in reported:
+                reported.add((name, str(before)))
                 given, theirs = (("its default" if value is None else value) for value in (now.get(name), before))
                 yield f"not applied to jobs that are queued or running: cluster.{name}={given} (theirs: {theirs})"
 

@@ -68,8 +68,8 @@ def drop_inherited(cluster: ClusterSettings, out: Console) -> ClusterSettings:
             out.print(f"Account: {account}, from {_ACCOUNT}.")
         cluster = cluster.model_copy(update={"account": account})
     if ignored:  # of the five variables of a binding the one that says it all
-        told = ", ".join(f"{name}={given[name]}" for name in sorted(ignored) if "_BIND_" not in name)
-        out.print(f"Ignored, for settings alone say what jobs ask for (see cluster.sbatch): {told}", soft_wrap=True)
+        listing = ", ".join(f"{name}={given[name]}" for name in sorted(ignored) if "_BIND_" not in name)
+        out.print(f"Ignored, for settings alone say what jobs ask for (see cluster.sbatch): {listing}", soft_wrap=True)
     return cluster
 
 

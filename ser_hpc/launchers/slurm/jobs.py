@@ -43,7 +43,7 @@ class _Element:
     user: int | None = None
     cluster: str | None = None
 
-    def is_told_by(self, row: JobState) -> bool:
+    def matches(self, row: JobState) -> bool:
         return self.name in (None, row.name) and (self.user is None or str(self.user) == row.user)
 
 
@@ -241,8 +241,8 @@ def _elements(run: RunDir, rows: Sequence[JobState]) -> dict[str, _Element]:
     known = [submission for submission in read_submissions(run) if submission.outcome != "void" and submission.kind == "trials"]
     for submission in known:
         if (job := submission.job or find_job(submission, rows)) is not None:
-            who = (submission.name, submission.user, submission.cluster)
-            elements |= {f"{job}_{number}": _Element(trials, *who) for number, trials in submission.elements.items()}
+            identity = (submission.name, submission.user, submission.cluster)
+            elements |= {f"{job}_{number}": _Element(trials, *identity) for number, trials in submission.elements.items()}
     elements |= dict(_waiting_scripts(run, rows, {submission.job for submission in known}))
     trials = {
         *run.trials_on_disk(),
@@ -254,8 +254,8 @@ def _elements(run: RunDir, rows: Sequence[JobState]) -> dict[str, _Element]:
             with suppress(OSError, ValueError, KeyError, TypeError):
                 about = read_json(attempt.attempt)
                 if about["job"] is not None and _key(about["job"], elements) not in elements:
-                    who = (about.get("job_name"), about.get("user"), about.get("cluster"))
-                    elements[about["job"]] = _Element((trial,), *who)
+                    identity = (about.get("job_name"), about.get("user"), about.get("cluster"))
+                    elements[about["job"]] = _Element((trial,), *identity)
     return {job: element for job, element in elements.items() if not unfinished.isdisjoint(element.trials)}
 
 
@@ -269,9 +269,9 @@ def _split(elements: Mapping[str, _Element]) -> tuple[dict[str, _Element], dict[
 def _waiting_scripts(run: RunDir, rows: Iterable[JobState], known: Collection[str | None]) -> Iterator[tuple[str, _Element]]:
     """Arrays of slurm/train.sbatch for this run of which no task has begun: nobody has noted those."""
     for row in rows:
-        words = _words(row.command)
-        if row.is_active and row.array not in known and words and Path(words[0]).name == SCRIPT:
-            path, trials = _planned_by(tuple(words[1:]), row.folder)
+        arguments = _split_command(row.command)
+        if row.is_active and row.array not in known and arguments and Path(arguments[0]).name == SCRIPT:
+            path, trials = _planned_by(tuple(arguments[1:]), row.folder)
             if path == run.path.resolve() and row.element < len(trials):
                 yield row.job, _Element((trials[row.element],), row.name, int(row.user))
 
@@ -288,7 +288,7 @@ def _planned_by(arguments: tuple[str, ...], folder: str) -> tuple[Path | None, t
     return None, ()
 
 
-def _words(command: str) -> list[str]:
+def _split_command(command: str) -> list[str]:
     """Slurm joins a command's words with blanks, and keeps no quotes."""
     try:
         return shlex.split(command)
@@ -304,7 +304,7 @@ def _key(job: str, elements: Collection[str]) -> str:
 def _by_element(rows: Iterable[JobState], elements: Mapping[str, _Element]) -> dict[str, JobState]:
     """The rows that speak of these elements: by number, name and user."""
     named = ((_key(row.job, elements), row) for row in rows)
-    return {key: row for key, row in named if key in elements and elements[key].is_told_by(row)}
+    return {key: row for key, row in named if key in elements and elements[key].matches(row)}
 
 
 def _of_trials(elements: Mapping[str, _Element], known: Mapping[str, JobState]) -> dict[Trial, JobState]:

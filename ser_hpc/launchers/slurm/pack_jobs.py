@@ -78,8 +78,8 @@ def submit_packing(
 
     Raises UserError if the site would not run the jobs, if an earlier array still packs there, or with Slurm's words.
     """
-    where, _ = detect.choose_launcher(cluster.kind)
-    if where == "local":
+    launcher, _ = detect.choose_launcher(cluster.kind)
+    if launcher == "local":
         return False
     if num_jobs < 1:
         raise UserError(f"--jobs {num_jobs}: give at least 1")

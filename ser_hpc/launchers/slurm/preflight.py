@@ -84,17 +84,17 @@ def choose_gpus(cluster: ClusterSettings, ask: QueryRunner = slurm_info.run_quer
     moment; else the first, which the preflight then refuses in words.
     """
     types = cluster.gpu_types
-    ways = [cluster.model_copy(update={"gpu_type": kind}) for kind in types]
+    choices = [cluster.model_copy(update={"gpu_type": kind}) for kind in types]
     if len(types) == 1 or not gpus_per_node(cluster):
-        return ways[0], []
+        return choices[0], []
     site = Site(ask)
     kinds = site.query(slurm_info.NODE_KINDS, slurm_info.node_kinds, "partitions and nodes")
     if not kinds:
-        return ways[0], [f"cluster.gpu_type: {types[0]}, for it cannot be asked which of them there are"]
-    jobs = [(way, _trial_job(way)) for way in ways]
-    will_do = [(way, job) for way, job in jobs if not [*_nodes(site, job, kinds)] and not _rights(site, way, job)]
-    there = [way for way, job in will_do if not _are_away(job, kinds)]
-    chosen = (there or [way for way, _ in will_do] or ways)[0]
+        return choices[0], [f"cluster.gpu_type: {types[0]}, for it cannot be asked which of them there are"]
+    jobs = [(choice, _trial_job(choice)) for choice in choices]
+    will_do = [(choice, job) for choice, job in jobs if not [*_nodes(site, job, kinds)] and not _rights(site, choice, job)]
+    there = [choice for choice, job in will_do if not _are_away(job, kinds)]
+    chosen = (there or [choice for choice, _ in will_do] or choices)[0]
     return chosen, [f"cluster.gpu_type: {chosen.gpu_type}, of {listed(types)}"]
 
 
@@ -166,9 +166,9 @@ def _too_short(cluster: ClusterSettings, job: _Job, kinds: Sequence[NodeKind]) -
     at_most = max(allowed) if allowed and len(allowed) == len(mine) else job.minutes
     minutes, stop = min(job.minutes, at_most), cluster.stop_before_end_s
     if minutes * 60 <= stop + START_UP_S:
-        where = f"cluster.time_min={minutes}" if minutes == job.minutes else f"a partition that allows {minutes} min"
+        limit = f"cluster.time_min={minutes}" if minutes == job.minutes else f"a partition that allows {minutes} min"
         yield (
-            f"{where} leaves no time to train: of its {minutes * 60} s a trial needs about {START_UP_S} to start, and is asked "
+            f"{limit} leaves no time to train: of its {minutes * 60} s a trial needs about {START_UP_S} to start, and is asked "
             f"to stop {stop} before the end (cluster.stop_before_end_s); give it more time, or less to stop in"
         )
 
@@ -197,7 +197,7 @@ def _wanted(job: _Job, kinds: Sequence[NodeKind]) -> list[str]:
     return job.partition.split(",") if job.partition else [kind.partition for kind in kinds if kind.is_default]
 
 
-def _lacking(job: _Job, kinds: Sequence[NodeKind], where: str) -> Iterator[str]:
+def _lacking(job: _Job, kinds: Sequence[NodeKind], partition: str) -> Iterator[str]:
     """What no node gives to the job; if each thing is to be had, but not all on enough nodes, that."""
     gpus = max(kind.gpus_of(job.gpu_type) for kind in kinds)
     cpus, mem_mb = max(kind.cpus for kind in kinds), max(kind.mem_mb for kind in kinds)
@@ -205,39 +205,41 @@ def _lacking(job: _Job, kinds: Sequence[NodeKind], where: str) -> Iterator[str]:
     if job.gpus > gpus:
         types = sorted({name or "of no named type" for kind in kinds for name in kind.gpus})
         if not types:
-            missing.append(f"cluster.gpus_per_node={job.gpus}: {where} has no GPUs")
+            missing.append(f"cluster.gpus_per_node={job.gpus}: {partition} has no GPUs")
         elif job.gpu_type and not gpus:
-            missing.append(f"cluster.gpu_type={job.gpu_type}: {where} has GPUs {listed(types)}")
+            missing.append(f"cluster.gpu_type={job.gpu_type}: {partition} has GPUs {listed(types)}")
         else:
-            missing.append(f"cluster.gpus_per_node={job.gpus}: a node of {where} has {gpus} {job.gpu_type or 'GPUs'} at most")
+            missing.append(
+                f"cluster.gpus_per_node={job.gpus}: a node of {partition} has {gpus} {job.gpu_type or 'GPUs'} at most"
+            )
     if job.cpus > cpus:
-        missing.append(f"{job.cpus} CPU cores per node (cluster.cpus_per_gpu for each GPU): {where} has {cpus} at most")
+        missing.append(f"{job.cpus} CPU cores per node (cluster.cpus_per_gpu for each GPU): {partition} has {cpus} at most")
     if job.mem_mb > mem_mb:
-        asked = f"{job.mem_mb / 1024:.0f} GB of memory per node (cluster.mem_gb_per_gpu for each GPU)"
-        missing.append(f"{asked}: {where} has {mem_mb / 1024:.1f} GB at most")
+        requested = f"{job.mem_mb / 1024:.0f} GB of memory per node (cluster.mem_gb_per_gpu for each GPU)"
+        missing.append(f"{requested}: {partition} has {mem_mb / 1024:.1f} GB at most")
     if _is_word(job.constraint) and not any(job.constraint in kind.features for kind in kinds):
         features = sorted(set().union(*(kind.features for kind in kinds)))
-        missing.append(f"cluster.constraint={job.constraint}: {where} has nodes with {listed(features) or 'no features'}")
+        missing.append(f"cluster.constraint={job.constraint}: {partition} has nodes with {listed(features) or 'no features'}")
     longest = [kind.max_minutes for kind in kinds if kind.max_minutes is not None]
     if len(longest) == len(kinds) and job.minutes > max(longest):
         rest = "what is stopped there goes on in its next job"
-        missing.append(f"cluster.time_min={job.minutes}: {where} allows {_counted(max(longest), 'minute')}; {rest}")
-    yield from missing or _too_few(job, kinds, where)
+        missing.append(f"cluster.time_min={job.minutes}: {partition} allows {_counted(max(longest), 'minute')}; {rest}")
+    yield from missing or _too_few(job, kinds, partition)
 
 
-def _too_few(job: _Job, kinds: Sequence[NodeKind], where: str) -> Iterator[str]:
+def _too_few(job: _Job, kinds: Sequence[NodeKind], partition: str) -> Iterator[str]:
     fits = _fitting(job, kinds)
     if not fits:
         feature = f" and the feature {job.constraint}" if job.constraint else ""
         together = f"{job.gpus} GPUs, {job.cpus} CPU cores, {job.mem_mb / 1024:.0f} GB{feature}"
-        yield f"{together}: no node of {where} has all of these at once"
+        yield f"{together}: no node of {partition} has all of these at once"
         return
     count = _most_of_a_partition(fits)
     most = [kind.max_nodes for kind in fits if kind.max_nodes is not None]
     if job.nodes > count:
-        yield f"cluster.nodes={job.nodes}: {where} has {count} such nodes"
+        yield f"cluster.nodes={job.nodes}: {partition} has {count} such nodes"
     elif len(most) == len(fits) and job.nodes > max(most):
-        yield f"cluster.nodes={job.nodes}: {where} allows {_counted(max(most), 'node')} a job"
+        yield f"cluster.nodes={job.nodes}: {partition} allows {_counted(max(most), 'node')} a job"
 
 
 def _fitting(job: _Job, kinds: Sequence[NodeKind]) -> list[NodeKind]:
@@ -291,17 +293,17 @@ def _disk(site: Site, cluster: ClusterSettings, run_root: Path, needed: float) -
     if place is None:
         return
     # Without the command there is no quota to ask for; it also ends with 1 where a quota is exceeded.
-    said = site.ask(slurm_info.quota_of(os.getuid(), place), "")
+    reply = site.ask(slurm_info.quota_of(os.getuid(), place), "")
     try:
-        quota = slurm_info.quota_left(said.out, place)
+        quota = slurm_info.quota_left(reply.out, place)
     except ValueError:
         quota = None
-        site.notes.append(f"quota: not checked ({said.message[:300]})")
-    left, why = min((place.free, "free"), (place.free if quota is None else quota, "left of the quota"))
+        site.notes.append(f"quota: not checked ({reply.message[:300]})")
+    left, kind = min((place.free, "free"), (place.free if quota is None else quota, "left of the quota"))
     if needed > left:
         yield (
             f"run.root={run_root}: about {needed / 1e9:.1f} GB are needed while all trials train, and {left / 1e9:.1f} GB "
-            f"are {why}; lower cluster.parallel, or choose another run.root"
+            f"are {kind}; lower cluster.parallel, or choose another run.root"
         )
 
 

@@ -81,8 +81,8 @@ def run_slurm(*command: str) -> str:
     if reply.code == 127:
         raise SlurmError(f"there is no {command[0]} on this machine")
     if reply.code:
-        said = (reply.err.strip() or reply.out.strip()).splitlines()
-        raise SlurmError(said[-1] if said else f"{command[0]} ended with exit code {reply.code}")
+        message = (reply.err.strip() or reply.out.strip()).splitlines()
+        raise SlurmError(message[-1] if message else f"{command[0]} ended with exit code {reply.code}")
     return reply.out
 
 

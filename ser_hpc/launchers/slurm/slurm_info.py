@@ -280,11 +280,11 @@ def quota_of(uid: int, place: FileSystem) -> tuple[str, ...]:
 
 def quota_left(text: str, place: FileSystem) -> int | None:
     """Bytes that the user may still write to `place`; none: no quota there. Counts are in KiB, `*` marks an exceeded one."""
-    words = text.split()
+    parts = text.split()
     name = place.mount if place.kind == "lustre" else place.source
-    if name not in words:
+    if name not in parts:
         return None
-    at = words.index(name)
-    used, soft, hard = (int(word.rstrip("*")) for word in words[at + 1 : at + 4])
+    at = parts.index(name)
+    used, soft, hard = (int(word.rstrip("*")) for word in parts[at + 1 : at + 4])
     limit = hard or soft
     return max(0, limit - used) * 1024 if limit else None

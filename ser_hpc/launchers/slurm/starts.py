@@ -23,7 +23,7 @@ class JobStart:
     node: str
     exit_code: int
     outcome: str
-    why: str
+    reason: str
 
 
 def read_starts(run: RunDir, job: str) -> tuple[JobStart, ...]:
@@ -42,7 +42,7 @@ def read_starts(run: RunDir, job: str) -> tuple[JobStart, ...]:
 def given_up_reason(run: RunDir, job: str) -> str | None:
     """Why the job is tried no more, in words; None where it was not given up."""
     found = read_starts(run, job)
-    return found[-1].why.strip(" :") if found and found[-1].outcome == "given-up" else None
+    return found[-1].reason.strip(" :") if found and found[-1].outcome == "given-up" else None
 
 
 def unreached_nodes(run: RunDir, job: str) -> set[str]:

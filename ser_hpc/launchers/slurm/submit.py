@@ -100,9 +100,9 @@ def submit_trials(
     `environment`: variables under which the jobs' Python runs; `lock`: descriptor of the run's lock. Raises UserError.
     """
     here = RunDir(run.path.resolve())
-    asked = _asked(here, "trials", cluster, environment, dict(enumerate(map(tuple, elements))))
-    script = _trials_script(here, str(asked.mark), len(elements), cluster, environment)
-    return submit_script(here, asked, script, lock)
+    submission = _new_submission(here, "trials", cluster, environment, dict(enumerate(map(tuple, elements))))
+    script = _trials_script(here, str(submission.mark), len(elements), cluster, environment)
+    return submit_script(here, submission, script, lock)
 
 
 def submit_report(
@@ -110,12 +110,12 @@ def submit_report(
 ) -> Submission:
     """Submit the report, `afterany` these jobs: whatever became of them, it names what is missing. Raises UserError."""
     here = RunDir(run.path.resolve())
-    asked = _asked(here, "report", cluster, environment, {})
+    submission = _new_submission(here, "report", cluster, environment, {})
     dependency = "afterany:" + ":".join(after)
-    return submit_script(here, asked, _report_script(here, str(asked.mark), dependency, cluster, environment), lock)
+    return submit_script(here, submission, _report_script(here, str(submission.mark), dependency, cluster, environment), lock)
 
 
-def _asked(
+def _new_submission(
     run: RunDir,
     kind: Literal["trials", "report"],
     cluster: ClusterSettings,

@@ -71,24 +71,24 @@ def _layers(
         yield f"account {row.account}" + f" (partition {row.partition})" * bool(row.partition), row.limits
 
 
-def limits_exceeded(charged: Charge, asked: Mapping[str, int], minutes: int) -> Iterator[str]:
+def limits_exceeded(charged: Charge, requested: Mapping[str, int], minutes: int) -> Iterator[str]:
     """What a trial's job would be refused for, or never start for. `asked`: its counts by Slurm's names."""
-    times = [(limits.max_minutes, where) for where, limits in charged.layers if limits.max_minutes is not None]
-    for most, where in times[:1]:
+    times = [(limits.max_minutes, layer) for layer, limits in charged.layers if limits.max_minutes is not None]
+    for most, layer in times[:1]:
         if minutes > most:
-            yield f"cluster.time_min={minutes}: {where} allows {most} minute{'s' * (most != 1)}"
-    for name, count in asked.items():
+            yield f"cluster.time_min={minutes}: {layer} allows {most} minute{'s' * (most != 1)}"
+    for name, count in requested.items():
         unit = "MB of memory" if name == "mem" else {"node": "nodes", "cpu": "CPU cores"}.get(name, f"GPUs ({name})")
         for kind, whose in (("per_job", "a job"), ("per_user", "a user")):
-            counts = [(getattr(limits, kind)[name], where) for where, limits in charged.layers if name in getattr(limits, kind)]
-            for most, where in counts[:1]:
+            counts = [(getattr(limits, kind)[name], layer) for layer, limits in charged.layers if name in getattr(limits, kind)]
+            for most, layer in counts[:1]:
                 if count > most:
-                    yield f"{count} {unit} for each trial's job: {where} allows {whose} {most}"
-        spans = [(limits.minutes_per_job[name], where) for where, limits in charged.layers if name in limits.minutes_per_job]
-        for most, where in spans[:1]:
+                    yield f"{count} {unit} for each trial's job: {layer} allows {whose} {most}"
+        spans = [(limits.minutes_per_job[name], layer) for layer, limits in charged.layers if name in limits.minutes_per_job]
+        for most, layer in spans[:1]:
             if count * minutes > most:
                 hours = f"{count} {unit} for {minutes} minutes are {count * minutes / 60:.1f} hours of them"
-                yield f"{hours}: {where} allows a job {most / 60:.1f}, so cluster.time_min={most // count} at most"
+                yield f"{hours}: {layer} allows a job {most / 60:.1f}, so cluster.time_min={most // count} at most"
 
 
 def submit_room(cluster: ClusterSettings, ask: QueryRunner = slurm_info.run_query) -> int | None:
@@ -106,16 +106,16 @@ def submit_room(cluster: ClusterSettings, ask: QueryRunner = slurm_info.run_quer
     if jobs is None:
         return None
     rooms = []
-    for where, limits in charged.layers:
+    for layer, limits in charged.layers:
         if limits.max_submitted is not None:
-            rooms.append(limits.max_submitted - sum(_counts(job, where, charged) for job in jobs))
+            rooms.append(limits.max_submitted - sum(_counts(job, layer, charged) for job in jobs))
     return max(0, min(rooms))
 
 
-def _counts(job: QueuedJob, where: str, charged: Charge) -> bool:
+def _counts(job: QueuedJob, layer: str, charged: Charge) -> bool:
     """Whether a job of the queue is counted under this limit, as the next one will be."""
-    if where.startswith("QOS "):
-        return job.qos == charged.qos or where != f"QOS {charged.qos}"  # of a partition's QOS all may be, so all are
+    if layer.startswith("QOS "):
+        return job.qos == charged.qos or layer != f"QOS {charged.qos}"  # of a partition's QOS all may be, so all are
     return any(
         job.account.lower() == row.account and row.partition in ("", *job.partition.split(",")) for row in charged.associations
     )
