@@ -1,4 +1,4 @@
-"""What is in packed shards: `python -m ser_hpc.inspect SHARDS [SHARDS ...]`.
+"""Show what is in packed shards: `python -m ser_hpc.inspect SHARDS [SHARDS ...]`.
 
 Without another option: counts by corpus, group, speaker, gender and class, a histogram of durations, and what packing found
 wrong. All of it is read from the indices, and quick for a million clips; only --verify and --extract read sound.
@@ -94,7 +94,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _summary(index: ShardIndex, label_set: LabelSet) -> dict[str, Any]:
-    """Everything that is shown without an option, ready for JSON."""
+    """Collect everything that is shown without an option, ready for JSON."""
     metadata = index.metadata
     targets = label_set.targets(metadata)
     codes = np.where(targets < 0, len(label_set.classes), targets)
@@ -123,7 +123,7 @@ def _summary(index: ShardIndex, label_set: LabelSet) -> dict[str, Any]:
 
 
 def _folds(index: ShardIndex, label_set: LabelSet, given: argparse.Namespace) -> tuple[FoldPlan | None, dict[str, Any]]:
-    """A planned cross-validation and what everyone must know of it, for JSON; none, and why."""
+    """Plan a cross-validation; return it, or none where it is refused, and its description for JSON."""
     summary: dict[str, Any] = {"protocol": given.folds, "label_set": label_set.name, "refused": "", "notes": [], "folds": []}
     try:
         made = plan_folds(

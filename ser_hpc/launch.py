@@ -112,7 +112,7 @@ def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), 
 
 
 def _prepare(experiment: Experiment) -> RunDir:
-    """For a task of slurm/train.sbatch, whose array runs the trials, element K the K-th: the run, its code, a note of both."""
+    """Write the run and its code for a task of slurm/train.sbatch, and record its array, whose element K runs the K-th trial."""
     from ser_hpc.core.atomic_io import file_lock
     from ser_hpc.launchers.slurm import jobs
     from ser_hpc.launchers.slurm.submissions import read_submissions, record_submission
@@ -143,7 +143,7 @@ def _start(
     ended: Sequence[str] = (),
     own_test: bool = True,
 ) -> int:
-    """Start what is neither done nor on its way; one launcher of a run at a time decides that, and writes nothing before.
+    """Start what is neither done nor queued; one launcher of a run at a time decides that, and writes nothing before.
 
     `wait`: for submitted jobs, feeding in those for which there was no room; `ended`: clusters whose jobs are known to be over;
     `own_test`: whether Slurm's own test of the jobs must be passed.
@@ -207,7 +207,7 @@ def _wait(experiment: Experiment, left: Sequence[Trial], environment: Mapping[st
 
 @contextmanager
 def _alone(run: RunDir, out: Console) -> Iterator[int]:
-    """Hold the run's lock; who has to wait for it is told why. Yields its descriptor."""
+    """Hold the run's lock, and yield its descriptor; print a line if it has to be waited for."""
     from ser_hpc.core.atomic_io import file_lock
 
     with ExitStack() as held:
@@ -223,7 +223,7 @@ def _alone(run: RunDir, out: Console) -> Iterator[int]:
 
 
 def _refuse_run_of_before(experiment: Experiment, policy: CodePolicy) -> None:
-    """Raises UserError: a version that wrote no identity planned the run, so only that version's own code can go on with it."""
+    """Raise UserError if a version that wrote no identity planned the run: only that version's own code can go on with it."""
     if experiment.is_legacy and policy != "saved":
         raise UserError(
             f"{experiment.run.path} was planned by an earlier version of this package. It can be reported on at any time; to "
@@ -264,7 +264,7 @@ def _report(run: RunDir, out: Console) -> int:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    """Defaults < file < command line; neither file nor shards named: the demo's file."""
+    """Load defaults < file < command line; the demo's file where neither file nor shards are named."""
     from ser_hpc.config.load import find_config, load_settings
 
     file = find_config(options.config, "") if options.config else None

@@ -43,7 +43,7 @@ _STAGING_S = 1800.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the trials; what is final is also told to the batch script."""
+    """Run the trials; tell a final outcome to the batch script too."""
     start_marks.mark_reached()
     with start_marks.mistakes_are_final():
         options = _parser().parse_args(argv)
@@ -99,7 +99,7 @@ def _chosen(run: RunDir, options: argparse.Namespace) -> list[Trial]:
 
 
 def _side_by_side(run: RunDir, trials: Sequence[Trial]) -> int:
-    """Several small trials in one job: its one task starts their ranks, as the launcher does on a machine without Slurm."""
+    """Run several small trials in one job: its one task starts their ranks, as the launcher does on a machine without Slurm."""
     from ser_hpc.config.load import load_run_settings
     from ser_hpc.launchers.detect import describe_machine
     from ser_hpc.launchers.local import run_trials
@@ -117,7 +117,7 @@ def _side_by_side(run: RunDir, trials: Sequence[Trial]) -> int:
 
 
 def train(run: RunDir, trial: Trial) -> int:
-    """Run one trial on this rank, and write down how it ended."""
+    """Run one trial on this rank, and record how it ended; return the exit code. Raises UserError if the trial cannot go on."""
     place = run.trial(trial)
     mine: list[AttemptDir] = []  # the attempt, once this rank knows its number; an older or newer one's files are not ours
     with StopFlag(stop_time(os.environ)) as stop:  # from the very start: importing torch takes long enough to be asked to stop
@@ -186,7 +186,7 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
 
 
 def _leave(trial: Trial, mine: Sequence[AttemptDir], reason: str) -> None:
-    """Nothing is trained yet: whatever this rank waits for, it leaves."""
+    """End this rank at once, whatever it waits for: nothing is trained yet."""
     for attempt in mine:
         attempts.end_attempt(attempt, "stopped")
     print(f"{trial} stopped before training began, while ranks gathered ({reason})", flush=True)
@@ -194,8 +194,8 @@ def _leave(trial: Trial, mine: Sequence[AttemptDir], reason: str) -> None:
 
 
 def prepare_allocator(environment: MutableMapping[str, str]) -> None:
-    """Before torch is imported: its GPU memory is to be one piece that grows, in which no other length of clips leaves holes.
-    What the user said of the allocator stands."""
+    """Make torch's GPU memory one piece that grows, without holes for other clip lengths; call it before torch is imported.
+    The user's own setting of the allocator stays."""
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
         environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
@@ -211,7 +211,7 @@ def _check_node(experiment: Experiment, run: RunDir, rank: Rank) -> None:
 
 
 def _staged(experiment: Experiment, fold: Fold, rank: Rank) -> tuple[Location, ...]:
-    """The folders with copies of the fold's shards on this node's own disk, where the cluster's profile names one."""
+    """Copy the fold's shards to this node's own disk, where the cluster's profile names a folder; return the folders of copies."""
     from ser_hpc.config.cluster import expand_path
     from ser_hpc.data.staging import stage
 
@@ -228,7 +228,7 @@ def _staged(experiment: Experiment, fold: Fold, rank: Rank) -> tuple[Location, .
 
 
 def _classify_end(error: BaseException, mine: Sequence[AttemptDir]) -> tuple[str, int]:
-    """How the attempt ended, and the exit code."""
+    """Return how the attempt ended, and the exit code."""
     if isinstance(error, Superseded) or any(attempt.is_superseded for attempt in mine):
         return "superseded", SUPERSEDED  # whatever else befell it: a newer attempt may have taken its files away
     if isinstance(error, Stopped):

@@ -1,4 +1,4 @@
-"""Where the trials run: is there a Slurm that answers, and what has this machine got?"""
+"""Choose where trials run, Slurm or this machine, and how many fit on this machine at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NO_SLURM = (
 class Machine:
     """What trials on this machine share: `slots` of them at a time, `ranks` processes each, `threads` each.
 
-    With more slots than GPUs for them, trials share GPUs. `why` they have no more than so many `cores` and `threads`.
+    With more slots than GPUs for them, trials share GPUs. `reason`: why they have no more than so many `cores` and `threads`.
     """
 
     cores: int
@@ -42,7 +42,7 @@ class Machine:
 
 
 def choose_launcher(kind: Literal["auto", "slurm", "local"]) -> tuple[Literal["slurm", "local"], str]:
-    """Slurm or this machine, and why, in one sentence.
+    """Return Slurm or this machine, and the reason in one sentence.
 
     Raises UserError where Slurm is configured (or asked for) but does not answer: folds must not train on a login node by
     accident.
@@ -77,7 +77,7 @@ def choose_launcher(kind: Literal["auto", "slurm", "local"]) -> tuple[Literal["s
 
 
 def describe_machine(cluster: ClusterSettings, num_trials: int | None = None) -> Machine:
-    """How trials share this machine, or just `num_trials` of them.
+    """Divide this machine among as many trials as fit, or just `num_trials` of them.
 
     Raises UserError if one trial asks for more than there is.
     """
@@ -99,7 +99,7 @@ def _configured() -> bool:
 
 
 def _gpus() -> tuple[str, ...]:
-    """Ids of the GPUs that this process may use."""
+    """Return the ids of the GPUs that this process may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return tuple(part for part in visible.split(",") if part and part != "-1")

@@ -1,4 +1,4 @@
-"""Trials on this machine, without Slurm: a queue with slots, honest exit codes, and nothing left running.
+"""Run trials on this machine, without Slurm: a queue with slots, honest exit codes, and nothing left running.
 
 Each rank is a process in a session of its own, so that a Ctrl-C in the terminal reaches the launcher alone, which asks the
 ranks to stop (they save, and the same command goes on later) and ends what does not. Signals are only counted, and looked at
@@ -39,8 +39,8 @@ _GRACE_S = 60.0
 
 @dataclass(slots=True)
 class LocalJob:
-    """One trial's ranks. `started`: seconds since the epoch; `exit_code`: None while they run, then a failure's, or 0;
-    `mark`: what they write into when the trial comes further than ever; `came_further`: whether they had, at the end."""
+    """One trial's ranks. `started`: epoch seconds; `exit_code`: None while they run, then a failure's, or 0; `mark`: the file that
+    they write into when the trial comes further than ever; `came_further`: whether they had, at the end."""
 
     trial: Trial
     slot: int
@@ -53,6 +53,7 @@ class LocalJob:
     stop_requested: bool = False
 
     def poll(self) -> int | None:
+        """Return the job's exit code, None while it runs; when one rank has failed, kill the others."""
         codes = [process.poll() for process in self.processes]
         failed = next((code for code in codes if code not in (None, 0)), None)
         if failed is not None and not self.stop_requested:
@@ -74,7 +75,7 @@ class LocalJob:
             _signal(process, signal.SIGTERM)
 
     def kill(self) -> None:
-        """Whatever is left of it, its ranks' own children too."""
+        """Kill whatever is left of it, its ranks' own children too."""
         for process in self.processes:
             _signal(process, signal.SIGKILL)
             process.wait()
@@ -137,7 +138,7 @@ def run_trials(
 
 
 def _stop(running: list[LocalJob], signals: Sequence[int], report: Callable[[str], None]) -> None:
-    """Ask these to save and end, wait, and kill what is left; says what it waits for, and again at each further signal."""
+    """Ask these to save and end, wait, and kill what is left; report what it waits for, and again at each further signal."""
     for job in running:
         job.request_stop()
     deadline, reported = awake_s() + _GRACE_S, 0
@@ -205,7 +206,7 @@ def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, more: Mapping
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """To the rank's whole session; it may have ended a moment ago."""
+    """Signal the rank's whole session; it may have ended a moment ago."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
@@ -224,7 +225,7 @@ def _only_launcher(run: RunDir) -> Iterator[None]:
 
 @contextmanager
 def _counted_signals() -> Iterator[Sequence[int]]:
-    """The orders to stop that have come, to the launcher or to a job that holds several trials: one list, which grows."""
+    """Yield the signals to stop that come to the launcher, or to a job that holds several trials: one list, which grows."""
     received: list[int] = []
     # What is ignored stays so: a shell has it that way for what it starts in the background.
     numbers = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]

@@ -1,4 +1,4 @@
-"""The plan as a person sees it: what will run on what, and what it will cost; and the lines before trials start."""
+"""Print the plan of a run: what will run on what, at which cost; and the lines before trials start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ser_hpc.run.run_dir import Trial
 
 
 def print_plan(experiment: Experiment, launcher: str, command: str, notes: Sequence[str], out: Console) -> bool:
-    """Everything that `--dry-run` shows. `notes`: what the model's check had to say. Returns whether the site would take it."""
+    """Print all that `--dry-run` shows; return whether the site would take the jobs. `notes`: of `check_readiness`."""
     settings, run = experiment.settings, experiment.run
     exists = "  (exists: only what is unfinished would run)" if run.plan.exists() else ""
     out.print(Text.assemble((str(run.path), "bold"), exists), soft_wrap=True)
@@ -60,7 +60,7 @@ def print_plan(experiment: Experiment, launcher: str, command: str, notes: Seque
 
 
 def _jobs(experiment: Experiment, num_jobs: int, out: Console) -> bool:
-    """The batch scripts, to the letter, and what the site would say to them: whether it would take them."""
+    """Print the exact batch scripts and the site's verdict on them; return whether it would take them."""
     run, cluster = experiment.run, experiment.settings.cluster
     if not num_jobs:
         return True
@@ -83,7 +83,7 @@ def _jobs(experiment: Experiment, num_jobs: int, out: Console) -> bool:
 def print_start(
     experiment: Experiment, todo: Sequence[Trial], held: Mapping[Trial, JobState], notes: Sequence[str], out: Console
 ) -> None:
-    """The lines before anything starts. `held`: trials that are queued or running already; `notes`: of the model's check."""
+    """Print the lines before trials start. `held`: trials that are queued or running already; `notes`: of `check_readiness`."""
     run, trials = experiment.run, experiment.trials
     out.print(f"Run directory: {run.path}", soft_wrap=True)
     for note in (*experiment.folds.notes, *experiment.notes, *notes):

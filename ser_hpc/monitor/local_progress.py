@@ -1,4 +1,4 @@
-"""What a person sees while trials run here: a bar a trial in a terminal, a line now and then elsewhere."""
+"""Show trials that run on this machine: a bar per trial in a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LINE_EVERY_S = 15.0
 
 @contextmanager
 def show_progress(run: RunDir, trials: Sequence[Trial], console: Console) -> Iterator[Callable[[Sequence[LocalJob]], None]]:
-    """Yields what to call, with all jobs so far, as often as one likes."""
+    """Yield a function that shows all jobs so far; it may be called as often as one likes."""
     if not console.is_terminal:
         yield _Lines(run, console)
         return
@@ -66,7 +66,7 @@ class _Lines:
 
 
 def _read(run: RunDir, job: LocalJob) -> dict[str, Any]:
-    """The trial's heartbeat, overruled by how its processes ended."""
+    """Read the trial's heartbeat, overruled by how its processes ended."""
     attempt = run.trial(job.trial).current
     try:
         heartbeat: dict[str, Any] = json.loads(attempt.progress.read_text(encoding="utf-8"))

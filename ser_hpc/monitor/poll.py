@@ -1,4 +1,4 @@
-"""A run as it stands, Slurm asked: once, or again and again until nothing of it runs or waits."""
+"""Follow a run: read its trials' status and ask Slurm, once or until nothing of it runs or waits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ASK_SLURM_S = 20.0  # its controller serves everybody
 
 
 def poll_once(run: RunDir) -> tuple[tuple[TrialStatus, ...], tuple[str, ...]]:
-    """Every trial of the run, and what is to be noted of Slurm's answers."""
+    """Return the status of every trial of the run, and notes on what Slurm could not be asked."""
     jobs, notes = job_states(run)
     return read_status(run, jobs, time.time()), notes
 
@@ -28,10 +28,10 @@ def poll_once(run: RunDir) -> tuple[tuple[TrialStatus, ...], tuple[str, ...]]:
 def poll_until_done(
     run: RunDir, out: Console, feed: Callable[[], int] = lambda: 0, trial_filter: TrialFilter = EVERYTHING
 ) -> Sequence[TrialStatus]:
-    """In a terminal the screen is drawn again; in a log each change of the headline is a line, and the screen comes last.
+    """Show the run until nothing runs or waits; return the last statuses. A terminal is redrawn; a log gets a line for each change
+    of the headline, and the screen last.
 
-    `feed`: called whenever Slurm is asked; the number of trials that it has yet to submit.
-    """
+    `feed`: called whenever Slurm is asked; returns the number of trials that it has yet to submit."""
     printed, queried_s, left = "", 0.0, 0
     statuses: tuple[TrialStatus, ...] = ()
     draw = status_screen.fitted if out.is_terminal else status_screen.render_status

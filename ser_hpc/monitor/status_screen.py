@@ -1,4 +1,4 @@
-"""The status of a run as a person sees it: a headline, a row per trial, and below it in words what is not as it should be."""
+"""Render the status of a run: a headline, a row per trial, and below it an explanation of what is not as it should be."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def render_status(
     most: int = MOST_ROWS,
     causes: int = MOST_CAUSES,
 ) -> RenderableType:
-    """Everything that the status command shows, for the width of `out`. `now`: epoch seconds.
+    """Render all that the status command shows, for the width of `out`: of the whole run the headline. `now`: epoch seconds.
 
-    Of the whole run the headline; rows of the trials `asked_for`, and of more than `most` only of those that need a look.
-    `causes`: so many different things are said of them at most.
+    Rows are of the trials that `trial_filter` selects, and of more than `most` only of those that need a look; at most `causes`
+    different reasons are explained.
     """
     chosen = trial_filter.of(statuses)
     rows = chosen if len(chosen) <= most else needing_attention(chosen)[:most]
@@ -61,7 +61,7 @@ def render_status(
 def fitted(
     run: RunDir, statuses: Sequence[TrialStatus], notes: Sequence[str], now: float, out: Console, trial_filter: TrialFilter
 ) -> RenderableType:
-    """As `render_status`, but not higher than the terminal: rows are left out, the least telling first, and then causes."""
+    """Render as `render_status`, but no higher than the terminal: the least telling rows are left out first, then causes."""
     shown: RenderableType = ""
     for causes in (MOST_CAUSES, 6, 3, 1, 0):
         rows, fewest = out.height, 3 if causes else 1
@@ -77,7 +77,7 @@ def fitted(
 
 
 def status_headline(statuses: Sequence[TrialStatus]) -> str:
-    """`15 trials: 3 done, 2 running, 10 waiting`."""
+    """Count trials by state: `15 trials: 3 done, 2 running, 10 waiting`."""
     counts: dict[str, int] = dict.fromkeys(("done", "running"), 0)
     for status in statuses:
         state = _in_short(status.state)
@@ -92,7 +92,7 @@ def _in_short(state: str) -> str:
 
 
 def describe_times(statuses: Sequence[TrialStatus], now: float) -> str:
-    """Since when the run goes on, and roughly until when."""
+    """Describe since when the run goes on, and roughly until when; empty before it began. `now`: epoch seconds."""
     began = [status.attempts[0].started for status in statuses if status.attempts]
     if not began:
         return ""
@@ -113,7 +113,7 @@ def describe_times(statuses: Sequence[TrialStatus], now: float) -> str:
 
 
 def seconds_left(statuses: Sequence[TrialStatus]) -> float | None:
-    """Until the last trial ends, roughly: what is left, shared by as many trials at a time as run now. None where unknown."""
+    """Estimate when the last trial ends: the work left, shared by as many trials at a time as run now. None where unknown."""
     running = [status for status in statuses if status.state in RUNNING]
     left = [status.remaining_s for status in running if status.remaining_s is not None]
     if not left:
@@ -134,7 +134,7 @@ def seconds_left(statuses: Sequence[TrialStatus]) -> float | None:
 
 
 def format_duration_s(seconds: float) -> str:
-    """In the largest unit that makes sense: `40 s`, `12 min`, `3.4 h`, `2.1 d`."""
+    """Format a time in the largest unit that makes sense: `40 s`, `12 min`, `3.4 h`, `2.1 d`."""
     for limit, unit, name in ((90, 1, "s"), (90 * 60, 60, "min"), (36 * 3600, 3600, "h")):
         if seconds < limit:
             return f"{seconds / unit:.{int(name == 'h')}f} {name}"
@@ -144,7 +144,7 @@ def format_duration_s(seconds: float) -> str:
 def status_json(
     run: RunDir, statuses: Sequence[TrialStatus], notes: Iterable[str], trial_filter: TrialFilter = EVERYTHING
 ) -> dict[str, Any]:
-    """The same for programs, every trial that is asked for; seconds and epoch seconds."""
+    """Return what `render_status` shows as JSON, for every trial that is selected; seconds and epoch seconds."""
     return {
         "run": str(run.path.resolve()),
         "notes": list(notes),
@@ -195,7 +195,7 @@ def _table(statuses: Sequence[TrialStatus], *, with_steps: bool) -> Table:
 
 
 def _so_far(status: TrialStatus, counter: str) -> str:
-    """Steps that are made; of epochs the one under way, from 1, and of a trial that is done how many it took."""
+    """Format progress: steps that are made; of epochs the one under way, from 1, and of a done trial how many it took."""
     done, of = status.progress.get(counter), status.progress.get(f"{counter}s")
     if done is None or of is None:
         return ""
@@ -203,7 +203,7 @@ def _so_far(status: TrialStatus, counter: str) -> str:
 
 
 def _table_for(out: Console, rows: Sequence[TrialStatus]) -> Table:
-    """With as many columns as there is room for."""
+    """Make the table with as many columns as there is room for."""
     table = _table(rows, with_steps=True)
     if out.measure(table, options=out.options.update(width=1000)).maximum > out.width:
         return _table(rows, with_steps=False)
@@ -211,7 +211,7 @@ def _table_for(out: Console, rows: Sequence[TrialStatus]) -> Table:
 
 
 def _left_out(chosen: Sequence[TrialStatus], rows: Sequence[TrialStatus]) -> list[RenderableType]:
-    """How many of each state have no row, and how to see them."""
+    """Say how many of each state have no row, and how to see them."""
     shown = {status.number for status in rows}
     left = Counter(_in_short(status.state) for status in chosen if status.number not in shown)
     if not left:
@@ -221,7 +221,7 @@ def _left_out(chosen: Sequence[TrialStatus], rows: Sequence[TrialStatus]) -> lis
 
 
 def _details(statuses: Sequence[TrialStatus], most: int) -> list[RenderableType]:
-    """What the rows do not say, once for all trials of which it is true; of what is worst first where that is too much."""
+    """Explain what the rows do not, once for all trials of which it is true; the worst first where that is too much."""
     groups: dict[tuple[str, str], list[TrialStatus]] = {}
     for status in statuses:
         if message := _message(status):
@@ -247,7 +247,7 @@ def _message(status: TrialStatus) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """`1, 4-6`; of many ranges the first and how many trials are in the others."""
+    """Format `1, 4-6`; of many ranges the first and how many trials are in the others."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""Which trials of a run are spoken of: those that somebody asked for, and of many those that need a look."""
+"""Select trials of a run: those that the command line asks for, and of many those that need a look."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class TrialFilter:
     folds: frozenset[int] | None = None
 
     def __bool__(self) -> bool:
-        """Whether anything was asked for."""
+        """Return whether anything was asked for."""
         return self != EVERYTHING
 
     def of(self, statuses: Iterable[TrialStatus]) -> tuple[TrialStatus, ...]:
-        """Those of the run's trials, in the same order."""
+        """Return the selected ones, in the same order."""
         return tuple(
             status
             for status in statuses
@@ -43,12 +43,12 @@ EVERYTHING = TrialFilter()
 
 
 def parse_trial_filter(states: str | None, seeds: str | None, folds: str | None) -> TrialFilter:
-    """Of what a command line says: `failed,running`, `0,3`. `running` is also what starts or ends. Raises UserError."""
+    """Parse a command line's `failed,running`, `0,3`. `running` is also what starts or ends. Raises UserError."""
     return TrialFilter(_states(states), _numbers("--seed", seeds), _numbers("--fold", folds))
 
 
 def needing_attention(statuses: Sequence[TrialStatus]) -> list[TrialStatus]:
-    """Without those of which there is nothing to say; what is worst comes first."""
+    """Select the trials that need a look; the worst come first."""
     return sorted(
         (status for status in statuses if status.state in _NEED_A_LOOK),
         key=lambda status: _NEED_A_LOOK.index(status.state),

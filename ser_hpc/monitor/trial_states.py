@@ -1,4 +1,4 @@
-"""The state of a trial that is not done: what Slurm says of its job, held against what its newest attempt has written down.
+"""Decide the state of a trial that is not done: Slurm's state of its job, compared with what its newest attempt has written.
 
 running, starting, ending      a job or a process of it is at work
 waiting, requeued, held        queued: for the job's first start; for another start of it; until somebody releases it
@@ -25,9 +25,9 @@ _NO_PROCESS_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class TrialEvidence:
-    """Of one trial. `newest`: its newest attempt; `submitted`: when its job was, None if nobody wrote that down; epoch seconds.
+    """What is known of a trial. `submitted`: when its job was, None if nobody wrote that down, and `now`: epoch seconds.
 
-    `lost_after_s`: so long an attempt that is alive is never silent.
+    `newest`: its newest attempt; `lost_after_s`: an attempt that is alive is never silent for so long.
     """
 
     job: JobState | None
@@ -49,7 +49,7 @@ class TrialEvidence:
 
 
 def state_of(known: TrialEvidence) -> tuple[str, str]:
-    """A state of the list above, and in words why."""
+    """Return a state of the list above, and the reason for it."""
     job, newest = known.job, known.newest
     if job is None or not job.is_active:
         if job and (known.is_untried or (newest and newest.is_of(job) and not newest.has_ended)):
@@ -84,7 +84,7 @@ def _queued(job: JobState, newest: AttemptStatus | None) -> tuple[str, str]:
 
 
 def _on_nodes(job: JobState, newest: AttemptStatus | None, known: TrialEvidence) -> tuple[str, str]:
-    """Slurm says that it runs."""
+    """Decide the state of a trial that runs by Slurm's account."""
     elapsed_s = job.elapsed_s or 0.0
     if newest is not None and not newest.is_of_this_start(job, known.submitted, known.now - elapsed_s):
         newest = None
@@ -101,7 +101,7 @@ def _on_nodes(job: JobState, newest: AttemptStatus | None, known: TrialEvidence)
 
 
 def _by_itself(newest: AttemptStatus | None, known: TrialEvidence) -> tuple[str, str]:
-    """From its own files, when there is no job to ask for."""
+    """Decide the state from the trial's own files, when there is no job to ask for."""
     if newest is None:
         return "not started", "nothing of it is queued"
     if newest.end.outcome in ("failed", "hung", "lost"):

@@ -1,4 +1,4 @@
-"""Where each trial of a run stands: its state (done, or as in monitor/trial_states.py), how far it is, and what went wrong."""
+"""Read the status of each trial of a run: its state (done, or as in monitor/trial_states.py), how far it is, and what went wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HANG_MINUTES = 30.0
 
 @dataclass(frozen=True, slots=True)
 class TrialStatus:
-    """One trial. `number` counts the run's trials from 1; `reason` says in words what `state` does not.
+    """The status of one trial. `number` counts the run's trials from 1; `reason` explains `state`.
 
     `progress`: the newest that its attempts know, as in progress.json. `remaining_s`: seconds until it is trained, where known;
     `elapsed_s`: seconds that a trial which is done took; `is_untried`: no attempt of its newest job has begun.
@@ -48,7 +48,7 @@ class TrialStatus:
 
     @property
     def logs(self) -> tuple[Path, ...]:
-        """Those of its newest start, rank by rank. Each call looks for them."""
+        """The logs of its newest start, rank by rank; each access looks for them."""
         return self.find_logs()
 
     @property
@@ -59,17 +59,17 @@ class TrialStatus:
 
     @property
     def restarts(self) -> int:
-        """Slurm also counts starts that did not come to an attempt."""
+        """The number of restarts; Slurm also counts starts that did not come to an attempt."""
         return max(0, len(self.attempts) - 1, (self.job and self.job.restarts) or 0)
 
     @property
     def is_open(self) -> bool:
-        """Not done, and nothing is queued or running that would complete it."""
+        """Whether it is not done, and nothing is queued or running that would complete it."""
         return not self.has_job and self.state in ("failed", "stopped", "not started", "lost")
 
     @property
     def has_job(self) -> bool:
-        """Queued or running by Slurm."""
+        """Whether Slurm has it queued or running."""
         return self.job is not None and self.job.is_active
 
     @property
@@ -80,9 +80,9 @@ class TrialStatus:
 def read_status(
     run: RunDir, jobs: Mapping[Trial, JobState], now: float, before: Sequence[TrialStatus] = ()
 ) -> tuple[TrialStatus, ...]:
-    """Every trial of the plan, in its order. `now`: epoch seconds. Raises UserError if this is no run directory.
+    """Read every trial of the plan, in its order. `now`: epoch seconds. Raises UserError if this is no run directory.
 
-    `before`: of an earlier look at this run; what was done then is not read again.
+    `before`: an earlier result for this run; what was done then is not read again.
     """
     lost_after_s = _lost_after(run)
     submitted = {submission.job: submission for submission in read_submissions(run)}
@@ -106,7 +106,7 @@ def read_status(
 
 
 def failed_nodes(run: RunDir, statuses: Iterable[TrialStatus]) -> tuple[str, ...]:
-    """Where these trials failed, as Slurm writes nodes; without those that are not to blame: a mistake fails everywhere."""
+    """Return where these trials failed, as Slurm writes nodes; without nodes that are not to blame: a mistake fails everywhere."""
     found: set[str] = set()
     for status in statuses:
         unreached = starts.unreached_nodes(run, status.job.job) if status.job is not None else set()
@@ -159,7 +159,7 @@ def _left_s(newest: AttemptStatus, now: float) -> float | None:
 
 
 def _with_cause(status: TrialStatus, known: TrialEvidence, *, given_up: bool) -> TrialStatus:
-    """What went wrong, where something did: of a job that ended before an attempt of it began, from its log alone."""
+    """Add what went wrong, where something did: of a job that ended before an attempt of it began, from its log alone."""
     end = known.newest.end if known.newest and not known.is_untried else None
     again = status.state == "requeued" and (end is None or end.outcome != "stopped")
     if status.state not in ("failed", "lost") and not again:
@@ -173,7 +173,7 @@ def _with_cause(status: TrialStatus, known: TrialEvidence, *, given_up: bool) ->
 
 
 def _lost_after(run: RunDir) -> float:
-    """Seconds of silence after which a trial would have ended itself, had it been able to."""
+    """Return the seconds of silence after which a trial would have ended itself, had it been able to."""
     minutes = _HANG_MINUTES
     with suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         minutes = float(yaml.safe_load(run.settings.read_text(encoding="utf-8"))["train"]["hang_minutes"])

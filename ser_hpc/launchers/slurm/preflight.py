@@ -1,8 +1,8 @@
-"""Before anything is queued: would this site take the jobs, and would they ever start?
+"""Check before anything is queued that the site would take the jobs, and that they could ever start.
 
-Slurm takes many a job that can never start (over a partition's time limit, over a QOS's GPUs) and refuses others in few words.
-So the site is asked what it has and what this user may do (slurm_info.py), and last whether it would take the very scripts
-(`sbatch --test-only`). What a command does not say is not checked, and that is noted.
+Slurm takes many a job that can never start (over a partition's time limit, over a QOS's GPUs), and explains little when it
+refuses. So the site is asked what it has and what this user may do (slurm_info.py), and last whether it would take the very
+scripts (`sbatch --test-only`). What a command does not say is not checked, and that is noted.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def check_trial_jobs(
     *,
     own_test: bool = True,
 ) -> list[str]:
-    """Notes worth reading; raises UserError with everything that is in the way of the trials' jobs and their report.
+    """Return notes worth reading; raise UserError with everything that is in the way of the trials' jobs and their report.
 
-    `disk_bytes`: what the run may come to need below `run_root`; `scripts`: name and text of the batch scripts (slurm.scripts);
-    `own_test`: whether Slurm is asked if it would take them.
+    `disk_bytes`: what the run may come to need below `run_root`; `scripts`: name and text of the batch scripts
+    (submit.batch_scripts); `own_test`: whether Slurm is asked if it would take them.
     """
     site = Site(ask)
     trial, report = _trial_job(cluster), _report_job(cluster)
@@ -62,10 +62,7 @@ def check_packing_jobs(
     *,
     own_test: bool = True,
 ) -> list[str]:
-    """As `check_trial_jobs`, for `num_jobs` jobs that pack: is there such a partition, with such nodes, for that long?
-
-    `folder`: where their logs go.
-    """
+    """Return notes on `num_jobs` packing jobs; raise UserError with all that is in their way. `folder`: where their logs go."""
     site = Site(ask)
     kinds = site.query(slurm_info.NODE_KINDS, slurm_info.node_kinds, "partitions and nodes")
     job = _trial_job(cluster)
@@ -78,10 +75,10 @@ def check_packing_jobs(
 
 
 def choose_gpus(cluster: ClusterSettings, ask: QueryRunner = slurm_info.run_query) -> tuple[ClusterSettings, list[str]]:
-    """The settings with one type of GPU, of several the first that will do, and a note which.
+    """Return the settings with one type of GPU, of several the first that will do, and a note which.
 
     That is the first with nodes enough that fit the job and are there; else the first with such nodes, which are away at the
-    moment; else the first, which the preflight then refuses in words.
+    moment; else the first, which the preflight then refuses with the reason.
     """
     types = cluster.gpu_types
     choices = [cluster.model_copy(update={"gpu_type": kind}) for kind in types]
@@ -101,7 +98,7 @@ def choose_gpus(cluster: ClusterSettings, ask: QueryRunner = slurm_info.run_quer
 def _concluded(
     site: Site, kinds: Sequence[NodeKind] | None, problems: Sequence[str], tests: Sequence[tuple[str, str, _Job]]
 ) -> list[str]:
-    """The notes, if there is no problem and Slurm's own test of the scripts finds none. Raises UserError."""
+    """Return the notes, if there is no problem and Slurm's own test of the scripts finds none. Raises UserError."""
     refused: list[str] = []
     for name, text, job in tests:
         refused += _test(site, name, text, kinds is not None and _are_away(job, kinds))
@@ -114,7 +111,7 @@ def _concluded(
 
 
 def _path(setting: str, folder: Path) -> list[str]:
-    """Slurm fills in %j and the like in the paths of logs, and takes backslashes away: they would be scattered elsewhere."""
+    """Refuse paths that Slurm would change: it fills in %j and the like, and takes backslashes away."""
     path = str(folder.resolve())
     if found := sorted({letter for letter in "%\\" if letter in path}):
         return [f"{setting}: Slurm would read {' and '.join(found)} in {path} in a way of its own; choose a path without it"]
@@ -123,7 +120,7 @@ def _path(setting: str, folder: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What one job asks for; `gpus`, `cpus` and `mem_mb` are per node. `setting` names what chose its partition."""
+    """What one job requests; `gpus`, `cpus` and `mem_mb` are per node. `setting` names what chose its partition."""
 
     setting: str
     partition: str | None
@@ -160,7 +157,7 @@ def _trial_job(cluster: ClusterSettings) -> _Job:
 
 
 def _too_short(cluster: ClusterSettings, job: _Job, kinds: Sequence[NodeKind]) -> Iterator[str]:
-    """A job that is asked to stop before it has started to train would be started again in vain."""
+    """Refuse a job that is told to stop before it has started to train: it would be started again in vain."""
     mine = [kind for kind in kinds if (kind.partition in job.partition.split(",") if job.partition else kind.is_default)]
     allowed = [kind.max_minutes for kind in mine if kind.max_minutes is not None]
     at_most = max(allowed) if allowed and len(allowed) == len(mine) else job.minutes
@@ -198,7 +195,7 @@ def _wanted(job: _Job, kinds: Sequence[NodeKind]) -> list[str]:
 
 
 def _lacking(job: _Job, kinds: Sequence[NodeKind], partition: str) -> Iterator[str]:
-    """What no node gives to the job; if each thing is to be had, but not all on enough nodes, that."""
+    """Yield what no node gives to the job; if each thing is to be had, but not all on enough nodes, that."""
     gpus = max(kind.gpus_of(job.gpu_type) for kind in kinds)
     cpus, mem_mb = max(kind.cpus for kind in kinds), max(kind.mem_mb for kind in kinds)
     missing = []
@@ -254,20 +251,20 @@ def _fitting(job: _Job, kinds: Sequence[NodeKind]) -> list[NodeKind]:
 
 
 def _most_of_a_partition(kinds: Sequence[NodeKind]) -> int:
-    """Nodes: all of a job's are of one partition."""
+    """Return the most nodes that one partition has: all of a job's are of one."""
     names = {kind.partition for kind in kinds}
     return max((sum(kind.count for kind in kinds if kind.partition == name) for name in names), default=0)
 
 
 def _are_away(job: _Job, kinds: Sequence[NodeKind]) -> bool:
-    """Whether there are nodes enough that fit the job, but too many of them down, drained or reserved at the moment."""
+    """Return whether enough nodes fit the job, but too many of them are down, drained or reserved at the moment."""
     wanted = _wanted(job, kinds)
     fits = _fitting(job, [kind for kind in kinds if kind.partition in wanted])
     return _most_of_a_partition([kind for kind in fits if kind.is_there]) < job.nodes <= _most_of_a_partition(fits)
 
 
 def _is_word(constraint: str | None) -> bool:
-    """A single feature; other expressions (a&b, [a|b]) are left to Slurm's own test."""
+    """Return whether it is a single feature; other expressions (a&b, [a|b]) are left to Slurm's own test."""
     return constraint is not None and re.fullmatch(r"[\w.-]+", constraint) is not None
 
 
@@ -277,7 +274,7 @@ def _rights(site: Site, cluster: ClusterSettings, job: _Job) -> list[str]:
 
 
 def _counted(number: int, what: str) -> str:
-    """As settings are written, without a comma in thousands."""
+    """Format a count as settings are written, without a comma in thousands."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
@@ -308,7 +305,7 @@ def _disk(site: Site, cluster: ClusterSettings, run_root: Path, needed: float) -
 
 
 def _shell(site: Site, cluster: ClusterSettings) -> Iterator[str]:
-    """What bash and srun would only refuse on a node, of each trial."""
+    """Yield what bash and srun would refuse of each trial, but only on a node."""
     if cluster.setup:
         reply = site.ask(("bash", "-n"), "\n".join(cluster.setup) + "\n")
         if reply.code not in (0, 124, 127):
@@ -320,7 +317,7 @@ def _shell(site: Site, cluster: ClusterSettings) -> Iterator[str]:
 
 
 def _test(site: Site, name: str, text: str, are_away: bool) -> Iterator[str]:
-    """Slurm's own word on a batch script; what the script waits for is not there yet. `are_away`: its nodes, all that fit."""
+    """Run Slurm's own test of a batch script, without its dependency, which does not exist yet. `are_away`: all nodes that fit."""
     lines = [line for line in text.splitlines() if not line.startswith("#SBATCH --dependency")]
     reply = site.ask(("sbatch", "--test-only"), "\n".join(lines) + "\n")
     if reply.code in (124, 127):

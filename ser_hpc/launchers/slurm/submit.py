@@ -1,4 +1,4 @@
-"""Trials as a Slurm array, one task per rank under srun, and a report job after all of them; scripts are submitit's.
+"""Submit trials as a Slurm array, one task per rank under srun, and a report job after all of them; scripts are submitit's.
 
 Where several trials share a job (`trials_per_gpu`), it has one task, which runs them side by side as this machine would.
 """
@@ -28,7 +28,7 @@ REPORT_MIN, REPORT_MEM_GB = 20, 4
 
 
 def trial_parameters(cluster: ClusterSettings, setup: Sequence[str] = (), first: Sequence[str] = ()) -> dict[str, Any]:
-    """submitit's parameters of the trials' jobs; memory and CPUs always stated.
+    """Return submitit's parameters of the trials' jobs; memory and CPUs always stated.
 
     `first`, `setup`: shell lines before and after the profile's.
     """
@@ -55,7 +55,7 @@ def trial_parameters(cluster: ClusterSettings, setup: Sequence[str] = (), first:
 
 
 def report_parameters(cluster: ClusterSettings, dependency: str | None, setup: Sequence[str] = ()) -> dict[str, Any]:
-    """After the array, whatever became of it (`afterany`): the report names what is missing."""
+    """Return submitit's parameters of the report job. It follows the array whatever became of it, and names what is missing."""
     options = shared_options(cluster.sbatch)
     if cluster.report_partition:
         options.pop("reservation", None)  # it is of the trials' nodes
@@ -78,8 +78,7 @@ def gpus_per_node(cluster: ClusterSettings) -> int:
 def batch_scripts(
     run: RunDir, num_jobs: int, cluster: ClusterSettings, environment: Mapping[str, str]
 ) -> list[tuple[str, str]]:
-    """Name and exact text of the batch scripts of `num_jobs` trials and of their report, as `submit_trials` hands them to
-    sbatch.
+    """Return name and exact text of the batch scripts of `num_jobs` trials and of their report, as they are handed to sbatch.
 
     ARRAY_JOB_ID stands for the number that Slurm will give the trials' job, THE_MARK for what makes its names its own.
     Writes nothing.
@@ -95,7 +94,7 @@ def batch_scripts(
 def submit_trials(
     run: RunDir, elements: Sequence[Sequence[Trial]], cluster: ClusterSettings, environment: Mapping[str, str], lock: int
 ) -> Submission:
-    """Submit one array, an element for each group of trials that share a job; see cluster.submit.
+    """Submit one array, an element for each group of trials that share a job; see `submit_once`.
 
     `environment`: variables under which the jobs' Python runs; `lock`: descriptor of the run's lock. Raises UserError.
     """
@@ -138,7 +137,7 @@ def _new_submission(
 
 
 def _name(run: RunDir, kind: str, mark: str) -> str:
-    """Of a submission's jobs: found by it in the queue, whoever noted their number."""
+    """Return the name of a submission's jobs, by which they are found in the queue even if nobody recorded their number."""
     return f"{'ser' if kind == 'trials' else 'report'}-{run.path.name}-{mark}"
 
 
@@ -163,13 +162,14 @@ def _report_script(run: RunDir, mark: str, dependency: str, cluster: ClusterSett
 
 
 def _script(executor: Any, arguments: str) -> str:
-    """submitit's batch script around a Python command. Not around its own, which unpickles what the launcher writes after
-    sbatch has answered: a launcher that is killed in between would leave jobs that find nothing to do."""
+    """Return submitit's batch script around a Python command. Not around its own, which unpickles what the launcher writes
+    after sbatch has answered: a launcher that is killed in between would leave jobs that find nothing to do."""
     return str(executor._make_submission_file_text(f"{executor.python} {arguments}", ""))
 
 
 @contextmanager
 def explain_slurm_errors() -> Iterator[None]:
+    """Turn submitit's errors into UserError."""
     import submitit
 
     try:
@@ -189,7 +189,7 @@ def _executor(folder: Path, name: str, cluster: ClusterSettings, values: dict[st
 def _common(
     cluster: ClusterSettings, setup: Sequence[str], options: Mapping[str, Value], first: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """`options`: of sbatch, beside those that are settings of their own."""
+    """Return the parameters that trials and report share. `options`: of sbatch, beside those that are settings of their own."""
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     return {
         "account": cluster.account,
@@ -203,7 +203,7 @@ def _common(
 
 
 def _gpus(cluster: ClusterSettings) -> dict[str, Any]:
-    """Of several types the first: preflight.choose_gpus has left one."""
+    """Return the request for GPUs; of several types the first: preflight.choose_gpus has left one."""
     count, kind = gpus_per_node(cluster), cluster.gpu_types[0]
     what = f"{kind}:{count}" if kind else count
     if not count:

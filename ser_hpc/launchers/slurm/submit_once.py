@@ -1,10 +1,10 @@
-"""One `sbatch` that is never lost and never made twice, whatever happens to the launcher or to Slurm's answer.
+"""Call sbatch once: a submission is never lost and never made twice, whatever happens to the launcher or to Slurm's answer.
 
 1. The submission is noted, under a name that no other job has, before Slurm is asked.
 2. sbatch holds the run's lock along with the launcher: if that is killed, the next one waits until sbatch has ended too.
 3. The answer is noted. Where there is none, or it says that something timed out, the queue is asked for a job of that name.
 
-What is noted as asked, and no more, the next launcher looks for (jobs.settle).
+What is noted as asked, and no more, the next launcher looks for (jobs.settle_submissions).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TOO_MANY = re.compile(r"MaxSubmit|job submit limit|MaxArraySize|Invalid job arr
 
 
 class RefusedError(UserError):
-    """Slurm has queued nothing, and says why. `too_many`: fewer jobs might do."""
+    """Slurm has queued nothing; the message is its reason. `too_many`: fewer jobs might do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(f"Slurm refused the jobs: {message}")
@@ -40,7 +40,7 @@ class RefusedError(UserError):
 
 
 def submit_once(run: RunDir, submission: Submission, script: str, lock: int) -> Submission:
-    """Hand a batch script to sbatch; returns the submission with its job's number, on record.
+    """Hand a batch script to sbatch; return the submission with its job's number, on record.
 
     `lock`: descriptor of the run's lock, which the caller holds. Raises RefusedError, or UserError where Slurm does not say
     whether it has queued the jobs.
@@ -68,7 +68,7 @@ def submit_once(run: RunDir, submission: Submission, script: str, lock: int) -> 
 
 
 def _sbatch(script: Path, lock: int) -> tuple[str | None, str]:
-    """The job's number, or none, and what sbatch said."""
+    """Run sbatch; return the job's number, or None, and its message."""
     command = ["sbatch", "--parsable", str(script)]
     try:
         done = subprocess.run(
@@ -86,7 +86,7 @@ def _sbatch(script: Path, lock: int) -> tuple[str | None, str]:
 
 
 def _look_for(submission: Submission, seconds: float) -> str | None:
-    """The number of the job of that name, looked for during that long. None: there is none, or Slurm does not answer."""
+    """Look for the submission's job by name for so many seconds. None: there is none, or Slurm does not answer."""
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What this user may do at a site: accounts and QOS, where the site enforces them, and what these allow a job and a user."""
+"""Find out what a user may submit at a site: accounts and QOS, where it enforces them, and their limits per job and user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Charge:
 
 
 def resolve_charge(site: Site, cluster: ClusterSettings) -> Charge | list[str]:
-    """What the trials' jobs would be counted under; else problems, of which none are known where nothing can be asked."""
+    """Return what the trials' jobs would be counted under; else the problems, none of them known if nothing can be asked."""
     config = site.query(slurm_info.CONFIG, slurm_info.config, "the size of arrays") or {}
     if config.get("AccountingStorageEnforce", "associations") in ("none", "(null)", ""):
         return []
@@ -56,7 +56,7 @@ def resolve_charge(site: Site, cluster: ClusterSettings) -> Charge | list[str]:
 def _layers(
     site: Site, partitions: Sequence[str], qos: str | None, rows: Sequence[Association]
 ) -> Iterator[tuple[str, Limits]]:
-    """In Slurm's order: the QOS of the partition, of the job, the association."""
+    """Yield the limits in Slurm's order: the QOS of the partition, of the job, the association."""
     names = [qos] if qos else []
     if len(partitions) == 1 and partitions[0]:
         of_partition = site.query(
@@ -72,7 +72,7 @@ def _layers(
 
 
 def limits_exceeded(charged: Charge, requested: Mapping[str, int], minutes: int) -> Iterator[str]:
-    """What a trial's job would be refused for, or never start for. `asked`: its counts by Slurm's names."""
+    """Yield what a trial's job would be refused for, or never start for. `requested`: its counts by Slurm's names."""
     times = [(limits.max_minutes, layer) for layer, limits in charged.layers if limits.max_minutes is not None]
     for most, layer in times[:1]:
         if minutes > most:
@@ -92,7 +92,7 @@ def limits_exceeded(charged: Charge, requested: Mapping[str, int], minutes: int)
 
 
 def submit_room(cluster: ClusterSettings, ask: QueryRunner = slurm_info.run_query) -> int | None:
-    """How many more jobs this user may submit now under these settings, 0 or more; each array element is a job.
+    """Return how many more jobs this user may submit now under these settings, 0 or more; each array element is a job.
 
     None where nothing limits it, or it cannot be asked.
     """
@@ -113,7 +113,7 @@ def submit_room(cluster: ClusterSettings, ask: QueryRunner = slurm_info.run_quer
 
 
 def _counts(job: QueuedJob, layer: str, charged: Charge) -> bool:
-    """Whether a job of the queue is counted under this limit, as the next one will be."""
+    """Return whether a job of the queue is counted under this limit, as the next one will be."""
     if layer.startswith("QOS "):
         return job.qos == charged.qos or layer != f"QOS {charged.qos}"  # of a partition's QOS all may be, so all are
     return any(
@@ -122,7 +122,7 @@ def _counts(job: QueuedJob, layer: str, charged: Charge) -> bool:
 
 
 def max_array_size(ask: QueryRunner = slurm_info.run_query) -> int | None:
-    """How many elements an array may have here, counted from 0; None where it cannot be asked."""
+    """Return how many elements an array may have here, counted from 0; None where it cannot be asked."""
     config = Site(ask).query(slurm_info.CONFIG, slurm_info.config, "the size of arrays") or {}
     sizes = [config.get("MaxArraySize", "")]
     sizes += [word.partition("=")[2] for word in config.get("SchedulerParameters", "").split(",") if "max_array_tasks=" in word]
