@@ -112,7 +112,7 @@ def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), 
 
 
 def _prepare(experiment: Experiment) -> RunDir:
-    """Write the run and its code for a task of slurm/train.sbatch, and record its array, whose element K runs the K-th trial."""
+    """Write the run and its code for a task of slurm/train.sbatch; record its array, whose element K runs the K-th trial."""
     from ser_hpc.core.atomic_io import file_lock
     from ser_hpc.launchers.slurm import jobs
     from ser_hpc.launchers.slurm.submissions import read_submissions, record_submission

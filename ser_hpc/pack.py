@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _submitted(sources: Sequence[CorpusSource], out: Path, options: argparse.Namespace, screen: Console) -> bool:
-    """Submit packing jobs; False where there is no Slurm. Faults of annotations are raised here, those of recordings in the jobs."""
+    """Submit packing jobs; False where there is no Slurm. Faults of annotations are raised here, of recordings in the jobs."""
     from ser_hpc.launchers.slurm import pack_jobs
 
     declared = _declared(options)

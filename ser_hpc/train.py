@@ -211,7 +211,7 @@ def _check_node(experiment: Experiment, run: RunDir, rank: Rank) -> None:
 
 
 def _staged(experiment: Experiment, fold: Fold, rank: Rank) -> tuple[Location, ...]:
-    """Copy the fold's shards to this node's own disk, where the cluster's profile names a folder; return the folders of copies."""
+    """Copy the fold's shards to this node's own disk, where the cluster's profile names a folder; return the copies' roots."""
     from ser_hpc.config.cluster import expand_path
     from ser_hpc.data.staging import stage
 

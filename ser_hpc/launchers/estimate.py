@@ -24,7 +24,7 @@ _CHECKPOINT_COPIES = 3 * 2 + 1  # weights and two moments, two checkpoints, and 
 
 @dataclass(frozen=True, slots=True)
 class CostEstimate:
-    """Cost of a run: `disk_peak` while all trials train, `disk_end` after them (bytes); `hours` of one rank, over all trials."""
+    """Cost of a run: `disk_peak` while all trials train, `disk_end` after them (bytes); `hours` of one rank for all trials."""
 
     parameters: float
     disk_peak: float
@@ -33,6 +33,7 @@ class CostEstimate:
 
 
 def estimate_cost(experiment: Experiment, *, on_gpu: bool) -> CostEstimate:
+    """Estimate what all trials of the run cost on GPUs or on CPU cores."""
     settings, seconds = experiment.settings, experiment.index.metadata.seconds
     mean = float(seconds.mean())
     parameters, flops = _size(settings.model, mean)

@@ -39,8 +39,8 @@ _GRACE_S = 60.0
 
 @dataclass(slots=True)
 class LocalJob:
-    """One trial's ranks. `started`: epoch seconds; `exit_code`: None while they run, then a failure's, or 0; `mark`: the file that
-    they write into when the trial comes further than ever; `came_further`: whether they had, at the end."""
+    """One trial's ranks. `started`: epoch seconds; `exit_code`: None while they run, then a failure's, or 0; `mark`: the file
+    that they write into when the trial comes further than ever; `came_further`: whether they had, at the end."""
 
     trial: Trial
     slot: int
@@ -165,6 +165,7 @@ def _failure_reason(run: RunDir, job: LocalJob) -> str:
 
 
 def log_path(run: RunDir, trial: Trial) -> Path:
+    """Return the log of all the trial's starts on this machine."""
     return run.jobs / f"seed_{trial.seed}-fold_{trial.fold}.log"
 
 

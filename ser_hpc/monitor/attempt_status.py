@@ -19,7 +19,7 @@ _CLOCKS_DIFFER_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class AttemptStatus:
-    """An attempt as its files describe it. `description`: its attempt.json; `last_sign`: when it last wrote, in epoch seconds."""
+    """An attempt as its files describe it. `description`: its attempt.json; `last_sign`: its last write, in epoch seconds."""
 
     number: int
     description: Mapping[str, Any]
@@ -42,11 +42,11 @@ class AttemptStatus:
         return nodes if isinstance(nodes, str) else ",".join(nodes)
 
     def is_of(self, job: JobState) -> bool:
-        """Return whether it is of this job, be it of an earlier start. A job "123" that is no array has the only element "123_0"."""
+        """Return whether it is of this job, maybe of an earlier start. A job "123" may also go by "123_0", its only element."""
         return str(self.description.get("job")).removesuffix("_0") == job.job.removesuffix("_0")
 
     def is_of_this_start(self, job: JobState, submitted: float | None, began: float) -> bool:
-        """Return whether it is of a running job's present start, which `began` as its running time says: too late after suspensions.
+        """Return whether it is of a running job's present start. `began`: by its running time, too late if it was ever suspended.
 
         Trials that share a job do not know its name. Epoch seconds; `submitted`: None where nobody wrote it down.
         """
@@ -63,7 +63,7 @@ class AttemptStatus:
 
     @property
     def is_here(self) -> bool:
-        """Whether it runs, or ran, without Slurm on this machine."""
+        """True if it runs, or ran, without Slurm on this machine."""
         return self.description.get("job") is None and self.description.get("host") == socket.gethostname()
 
     @property
@@ -84,6 +84,7 @@ class AttemptStatus:
 
 
 def read_attempt(attempt: AttemptDir) -> AttemptStatus:
+    """Read an attempt; what is missing or cut off of its files counts as empty."""
     description, progress = read_if_whole(attempt.attempt), read_if_whole(attempt.progress)
     last_sign = max(float(description.get("started") or 0.0), float(progress.get("updated") or 0.0))
     return AttemptStatus(attempt.number, description, progress, read_end(attempt), last_sign)

@@ -1,5 +1,5 @@
-"""Find the logs of an attempt's ranks, and in them the line that names the cause of its end: of the lines closest to a cause, as
-monitor/cause_words.py ranks them, the first.
+"""Find the logs of an attempt's ranks, and in them the line that names the cause of its end: of the lines closest to a cause,
+as monitor/cause_words.py ranks them, the first.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def log_files(
 
 
 def find_cause(logs: Iterable[Path], also: str | None = None) -> FailureCause | None:
-    """Return the line closest to the cause, of the newest start in each log. `also`: an error known otherwise, considered first."""
+    """Return the line closest to the cause, of the newest start in each log. `also`: an error known otherwise, ranked first."""
     lines = [classify_line(also) or FailureCause(clean_line(also), CauseRank.EXCEPTION, True)] if also else []
     for path in logs:
         try:
@@ -102,8 +102,8 @@ def _of_lines(lines: Iterable[str]) -> Iterator[FailureCause]:
 
 
 def _newest_start(text: str) -> list[str]:
-    """Return the newest start's lines: a job that is started again appends to its log. Lines from before Python began count only
-    where it never did; the start before counts too where the newest only refused to go on."""
+    """Return the newest start's lines: a job that is started again appends to its log. Lines from before Python began count
+    only where it never did; the start before counts too where the newest only refused to go on."""
     starts: list[list[str]] = [[]]
     began = ""  # how the start of the last list did: "": not yet
     for line in text.splitlines():

@@ -28,8 +28,8 @@ def poll_once(run: RunDir) -> tuple[tuple[TrialStatus, ...], tuple[str, ...]]:
 def poll_until_done(
     run: RunDir, out: Console, feed: Callable[[], int] = lambda: 0, trial_filter: TrialFilter = EVERYTHING
 ) -> Sequence[TrialStatus]:
-    """Show the run until nothing runs or waits; return the last statuses. A terminal is redrawn; a log gets a line for each change
-    of the headline, and the screen last.
+    """Show the run until nothing runs or waits, and return the last statuses. A terminal is redrawn; a log gets a line for each
+    change of the headline, and the screen last.
 
     `feed`: called whenever Slurm is asked; returns the number of trials that it has yet to submit."""
     printed, queried_s, left = "", 0.0, 0

@@ -38,7 +38,7 @@ class TrialEvidence:
 
     @property
     def is_untried(self) -> bool:
-        """Whether there is a job, and no attempt of it has begun, nor one without it since it was submitted."""
+        """True if there is a job, and no attempt of it has begun, nor one without it since it was submitted."""
         if self.job is None or self.newest is None:
             return self.job is not None
         return not self.newest.is_of(self.job) and self.submitted is not None and self.newest.started < self.submitted

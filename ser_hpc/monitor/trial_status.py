@@ -1,4 +1,4 @@
-"""Read the status of each trial of a run: its state (done, or as in monitor/trial_states.py), how far it is, and what went wrong."""
+"""Read the status of each trial of a run: its state (done, or as in monitor/trial_states.py), progress, and what went wrong."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ class TrialStatus:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is not done, and nothing is queued or running that would complete it."""
+        """True if it is not done, and nothing is queued or running that would complete it."""
         return not self.has_job and self.state in ("failed", "stopped", "not started", "lost")
 
     @property
     def has_job(self) -> bool:
-        """Whether Slurm has it queued or running."""
+        """True if Slurm has it queued or running."""
         return self.job is not None and self.job.is_active
 
     @property
@@ -106,7 +106,7 @@ def read_status(
 
 
 def failed_nodes(run: RunDir, statuses: Iterable[TrialStatus]) -> tuple[str, ...]:
-    """Return where these trials failed, as Slurm writes nodes; without nodes that are not to blame: a mistake fails everywhere."""
+    """Return where these trials failed, as Slurm writes nodes; without nodes not to blame: a mistake fails everywhere."""
     found: set[str] = set()
     for status in statuses:
         unreached = starts.unreached_nodes(run, status.job.job) if status.job is not None else set()

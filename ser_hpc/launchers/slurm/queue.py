@@ -58,7 +58,7 @@ class JobState:
 
     @property
     def is_active(self) -> bool:
-        """Whether it is queued, running, or on its way back to the queue."""
+        """True if it is queued, running, or on its way back to the queue."""
         return self.state not in _ENDED
 
     @property
@@ -95,7 +95,7 @@ def cluster_name() -> str | None:
 
 
 def squeue(users: Collection[int]) -> list[JobState]:
-    """Return every job of these users in the queue, array elements one by one, with what ended minutes ago. Raises SlurmError."""
+    """Return every job of these users in the queue, array elements one by one; also what ended lately. Raises SlurmError."""
     fields = ",".join(f"{field}:{_SEPARATOR}" for field in _SQUEUE_FIELDS)
     whose = ",".join(map(str, sorted(users)))
     command = ("squeue", "--all", "--array", "--states=all", "--noheader")
@@ -152,7 +152,7 @@ def _named(row: str, jobs: Collection[str], *, whole: bool) -> list[str]:
 
 
 def _rows(text: str, fields: int) -> Iterator[list[str]]:
-    """Yield the lines that are rows: with several clusters Slurm also prints their names."""
+    """Return the lines that are rows: with several clusters Slurm also prints their names."""
     rows = (line.removesuffix(_SEPARATOR).split(_SEPARATOR) for line in text.splitlines())
     return ([field.strip() for field in row] for row in rows if len(row) == fields)
 

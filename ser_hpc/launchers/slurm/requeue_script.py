@@ -126,9 +126,9 @@ trap ser_start_again EXIT"""
 
 
 def requeue_lines(stop_before_end_s: int, folder: Path, *, max_starts: int | None = None, leaves_marks: bool = True) -> str:
-    """Return the lines. `stop_before_end_s`: when the ranks are signalled; `folder`: on a disk that all nodes see, for what ranks
-    and starts leave behind; `max_starts`: in a row without progress (None: the setting's default); `leaves_marks`: whether the
-    code that the job runs knows of SER_HPC_MARK."""
+    """Return the lines. `stop_before_end_s`: when the ranks are signalled; `folder`: on a disk that all nodes see, for what
+    ranks and starts leave behind; `max_starts`: in a row without progress (None: the setting's default); `leaves_marks`:
+    whether the code that the job runs knows of SER_HPC_MARK."""
     most = ClusterSettings().max_starts_without_progress if max_starts is None else max_starts
     counts = f"ser_warning={stop_before_end_s} ser_most={most} ser_marks={'yes' if leaves_marks else 'no'}"
     values = f"ser_folder={shlex.quote(str(folder.resolve()))} {counts}"

@@ -109,6 +109,7 @@ _AWAY = re.compile(r"(down|drain|fail|error|inval|unknown|maint|reserved|blocked
 
 
 def node_kinds(text: str) -> list[NodeKind]:
+    """Parse the answer to `NODE_KINDS`."""
     kinds = []
     for line in text.splitlines():
         name, up, limit, size, cpus, mem_mb, gres, features, count, state = line.split("|")
@@ -166,12 +167,14 @@ class Limits:
 
 
 def associations_of(user: str) -> tuple[str, ...]:
+    """Ask for what a user may charge jobs to."""
     limits = "MaxWall,MaxTRES,MaxTRESMins,MaxSubmitJobs,GrpSubmitJobs"
     fields = f"format=Cluster,DefaultAccount,Account,QOS,DefaultQOS,Partition,{limits}"
     return ("sacctmgr", "--noheader", "--parsable2", "show", "user", user, "withassoc", fields)
 
 
 def associations(text: str) -> list[Association]:
+    """Parse the answer to `associations_of`."""
     rows = (line.split("|") for line in text.splitlines())
     return [
         Association(
@@ -196,6 +199,7 @@ def _least(*numbers: str) -> int | None:
 
 
 def limits_of(qos: str) -> tuple[str, ...]:
+    """Ask for the limits of a QOS."""
     fields = "format=Name,MaxWall,MaxTRES,MaxTRESPU,MaxTRESMins,MaxSubmitPU"
     return ("sacctmgr", "--noheader", "--parsable2", "show", "qos", qos, fields)
 
@@ -234,11 +238,13 @@ class QueuedJob:
 
 
 def queue(text: str) -> list[QueuedJob]:
+    """Parse the answer to `queue_of`."""
     lines = (line.strip() for line in text.splitlines())
     return [QueuedJob(*line.split("|")) for line in lines if line and not line.startswith("CLUSTER:")]
 
 
 def partition(name: str) -> tuple[str, ...]:
+    """Ask for a partition's settings."""
     return ("scontrol", "--oneliner", "show", "partition", name)
 
 
@@ -252,6 +258,7 @@ CONFIG = ("scontrol", "show", "config")
 
 
 def config(text: str) -> dict[str, str]:
+    """Parse the answer to `CONFIG`."""
     pairs = (line.partition("=") for line in text.splitlines())
     return {name.strip(): value.strip() for name, equals, value in pairs if equals}
 
@@ -267,20 +274,23 @@ class FileSystem:
 
 
 def file_system_of(path: str) -> tuple[str, ...]:
+    """Ask for the file system that a path is on."""
     return ("df", "--block-size=1", "--output=avail,source,fstype,target", path)
 
 
 def file_system(text: str) -> FileSystem:
+    """Parse the answer to `file_system_of`."""
     free, source, kind, mount = text.splitlines()[-1].split(maxsplit=3)
     return FileSystem(int(free), source, kind, mount)
 
 
 def quota_of(uid: int, place: FileSystem) -> tuple[str, ...]:
+    """Ask for a user's quota on a file system."""
     return ("lfs", "quota", "-q", "-u", str(uid), place.mount) if place.kind == "lustre" else ("quota", "-w", "-p")
 
 
 def quota_left(text: str, place: FileSystem) -> int | None:
-    """Return the bytes that the user may still write to `place`; None without a quota. Counts are in KiB, `*` marks an excess."""
+    """Return the bytes that the user may still write to `place`; None without a quota. Counts are in KiB, `*` marks excess."""
     parts = text.split()
     name = place.mount if place.kind == "lustre" else place.source
     if name not in parts:

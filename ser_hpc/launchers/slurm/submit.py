@@ -72,6 +72,7 @@ def report_parameters(cluster: ClusterSettings, dependency: str | None, setup: S
 
 
 def gpus_per_node(cluster: ClusterSettings) -> int:
+    """Return the GPUs of a job on each node; 1 where the setting is open."""
     return 1 if cluster.gpus_per_node is None else cluster.gpus_per_node
 
 
