@@ -46,7 +46,7 @@ class AttemptStatus:
         return str(self.description.get("job")).removesuffix("_0") == job.job.removesuffix("_0")
 
     def is_of_this_start(self, job: JobState, submitted: float | None, began: float) -> bool:
-        """Return whether it is of a running job's present start. `began`: by its running time, too late if it was ever suspended.
+        """Return whether it is of a running job's present start. `began`: by its running time, too late if ever suspended.
 
         Trials that share a job do not know its name. Epoch seconds; `submitted`: None where nobody wrote it down.
         """

@@ -62,8 +62,8 @@ def state_of(known: TrialEvidence) -> tuple[str, str]:
         return (by_itself, reason) if believed else ("unknown", "it may be queued")
     if known.is_queued:
         return _queued(job, newest)
-    if reason := suspended(job.state, job.job):
-        return "suspended", reason
+    if pause := suspended(job.state, job.job):
+        return "suspended", pause
     if job.state == "COMPLETING":
         return "ending", ""
     return _on_nodes(job, newest, known)

@@ -167,7 +167,7 @@ class Limits:
 
 
 def associations_of(user: str) -> tuple[str, ...]:
-    """Ask for what a user may charge jobs to."""
+    """Return the command that lists what a user may charge jobs to."""
     limits = "MaxWall,MaxTRES,MaxTRESMins,MaxSubmitJobs,GrpSubmitJobs"
     fields = f"format=Cluster,DefaultAccount,Account,QOS,DefaultQOS,Partition,{limits}"
     return ("sacctmgr", "--noheader", "--parsable2", "show", "user", user, "withassoc", fields)
@@ -199,7 +199,7 @@ def _least(*numbers: str) -> int | None:
 
 
 def limits_of(qos: str) -> tuple[str, ...]:
-    """Ask for the limits of a QOS."""
+    """Return the command that shows the limits of a QOS."""
     fields = "format=Name,MaxWall,MaxTRES,MaxTRESPU,MaxTRESMins,MaxSubmitPU"
     return ("sacctmgr", "--noheader", "--parsable2", "show", "qos", qos, fields)
 
@@ -224,7 +224,7 @@ def _tres(text: str) -> dict[str, int]:
 
 
 def queue_of(user: str) -> tuple[str, ...]:
-    """Ask for every job of a user, each element of an array by itself, with what it is counted under."""
+    """Return the command that lists every job of a user, array elements one by one, with what each is counted under."""
     return ("squeue", "--all", "--array", "--noheader", f"--user={user}", "--format=%a|%q|%P")
 
 
@@ -244,7 +244,7 @@ def queue(text: str) -> list[QueuedJob]:
 
 
 def partition(name: str) -> tuple[str, ...]:
-    """Ask for a partition's settings."""
+    """Return the command that shows a partition's settings."""
     return ("scontrol", "--oneliner", "show", "partition", name)
 
 
@@ -274,7 +274,7 @@ class FileSystem:
 
 
 def file_system_of(path: str) -> tuple[str, ...]:
-    """Ask for the file system that a path is on."""
+    """Return the command that shows the file system of a path."""
     return ("df", "--block-size=1", "--output=avail,source,fstype,target", path)
 
 
@@ -285,7 +285,7 @@ def file_system(text: str) -> FileSystem:
 
 
 def quota_of(uid: int, place: FileSystem) -> tuple[str, ...]:
-    """Ask for a user's quota on a file system."""
+    """Return the command that shows a user's quota on a file system."""
     return ("lfs", "quota", "-q", "-u", str(uid), place.mount) if place.kind == "lustre" else ("quota", "-w", "-p")
 
 
