@@ -1,4 +1,4 @@
-"""Render the status of a run: a headline, a row per trial, and below it an explanation of what is not as it should be."""
+"""Render the status of a run: a headline, a row per trial, and what is not as it should be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drop the Slurm variables that an allocation, a profile or an earlier job left in the caller's environment.
+"""Drop the Slurm variables that the caller's environment has from an allocation, a profile or an earlier job.
 
 sbatch, srun, squeue and others take options from variables, and these win over a batch script. Jobs submitted from within an
 allocation inherit them as well, and their srun obeys them or refuses to start. Settings are the one way to say what jobs ask

@@ -317,7 +317,7 @@ def _shell(site: Site, cluster: ClusterSettings) -> Iterator[str]:
 
 
 def _test(site: Site, name: str, text: str, are_away: bool) -> Iterator[str]:
-    """Run Slurm's own test of a batch script, without its dependency, which does not exist yet. `are_away`: all that fit are."""
+    """Run Slurm's own test of a batch script without its dependency, which does not exist yet. `are_away`: of its nodes."""
     lines = [line for line in text.splitlines() if not line.startswith("#SBATCH --dependency")]
     reply = site.ask(("sbatch", "--test-only"), "\n".join(lines) + "\n")
     if reply.code in (124, 127):
