@@ -31,7 +31,8 @@ def poll_until_done(
     """Show the run until nothing runs or waits, and return the last statuses. A terminal is redrawn; a log gets a line for each
     change of the headline, and the screen last.
 
-    `feed`: called whenever Slurm is asked; returns the number of trials that it has yet to submit."""
+    `feed`: called whenever Slurm is asked; returns the number of trials that it has yet to submit.
+    """
     printed, queried_s, left = "", 0.0, 0
     statuses: tuple[TrialStatus, ...] = ()
     draw = status_screen.fitted if out.is_terminal else status_screen.render_status
