@@ -2,17 +2,17 @@
 
 The way of one utterance:
     wav on disk
-      corpora.<name>.parse(root)             -> Utterance ...
+      corpora.parsers.<name>.parse(root)     -> Utterance ...
       shards.write.pack(utterances, out)     -> tar shards + index      once per corpus
-      corpora.folds.plan(metadata, ...)      -> Fold ...                speakers never cross train / dev / test
+      protocols.folds.plan_folds(...)        -> Fold ...                speakers never cross train / dev / test
       data.sampler, data.batches             -> Batch (ragged)          order is a pure function of (seed, epoch, step)
       models.classifier                      -> {task: logits}
       engine.loop.train_trial(...)           -> checkpoints, predictions
-      results.cross_validation(run)          -> UAR over folds and seeds, its interval, what is missing
-      results.render                         -> report.md, report.json
+      results.cross_validation               -> UAR over folds and seeds, its interval, what is missing
+      results.report_*                       -> report.md, report.json
 
-Rooms, each importing only from rooms above it: (errors, files, console) corpora, results, config, shards, data, models,
-engine, cluster, monitor, and the entry points pack, launch, train, status, report.
+Rooms, each importing only from itself and from those before it: core, config, corpora, protocols, shards, data, run, results,
+models, engine, launchers, monitor, and the commands pack, inspect, launch, train, status, report.
 """
 
 import getpass

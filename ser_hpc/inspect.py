@@ -1,4 +1,4 @@
-"""What is in packed shards: `python -m ser_hpc.inspect SHARDS [SHARDS ...]`.
+"""Show what is in packed shards: `python -m ser_hpc.inspect SHARDS [SHARDS ...]`.
 
 Without another option: counts by corpus, group, speaker, gender and class, a histogram of durations, and what packing found
 wrong. All of it is read from the indices, and quick for a million clips; only --verify and --extract read sound.
@@ -40,28 +40,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.labels
         else labels.label_set_as_annotated(index.metadata)
     )
-    told: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     made: FoldPlan | None = None
     if not (given.clip or given.folds or given.verify):
-        told["summary"] = _summary(index, label_set)
+        contents["summary"] = _summary(index, label_set)
     if given.verify:
-        told["damage"] = {str(root): verify(root) for root in index.roots if isinstance(root, Path)}
+        contents["damage"] = {str(root): verify(root) for root in index.roots if isinstance(root, Path)}
     if given.clip:
         position = stats.find_clip(index, given.clip)
-        told["clip"] = stats.describe_clip(index, position)
+        contents["clip"] = stats.describe_clip(index, position)
         if given.extract:
             stats.extract_wav(index, position, given.extract)
-            told["extracted"] = str(given.extract)
+            contents["extracted"] = str(given.extract)
     if given.folds:
-        made, told["folds"] = _folds(index, label_set, given)
+        made, contents["folds"] = _folds(index, label_set, given)
     if given.json:
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        print(json.dumps(contents, indent=2, ensure_ascii=False))
     else:
         out = cli.make_console()
-        inspect_screen.print_contents(told, out)
+        inspect_screen.print_contents(contents, out)
         if made:
             print_folds(made, label_set, label_set.targets(index.metadata), out)
-    return 1 if any(told.get("damage", {}).values()) or told.get("folds", {}).get("refused") else 0
+    return 1 if any(contents.get("damage", {}).values()) or contents.get("folds", {}).get("refused") else 0
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -94,7 +94,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _summary(index: ShardIndex, label_set: LabelSet) -> dict[str, Any]:
-    """Everything that is shown without an option, ready for JSON."""
+    """Collect everything that is shown without an option, ready for JSON."""
     metadata = index.metadata
     targets = label_set.targets(metadata)
     codes = np.where(targets < 0, len(label_set.classes), targets)
@@ -123,8 +123,8 @@ def _summary(index: ShardIndex, label_set: LabelSet) -> dict[str, Any]:
 
 
 def _folds(index: ShardIndex, label_set: LabelSet, given: argparse.Namespace) -> tuple[FoldPlan | None, dict[str, Any]]:
-    """A planned cross-validation and what everyone must know of it, for JSON; none, and why."""
-    told: dict[str, Any] = {"protocol": given.folds, "label_set": label_set.name, "refused": "", "notes": [], "folds": []}
+    """Plan a cross-validation; return it, or none where it is refused, and its description for JSON."""
+    summary: dict[str, Any] = {"protocol": given.folds, "label_set": label_set.name, "refused": "", "notes": [], "folds": []}
     try:
         made = plan_folds(
             index.metadata,
@@ -136,12 +136,12 @@ def _folds(index: ShardIndex, label_set: LabelSet, given: argparse.Namespace) ->
             distinct=index.distinct,
         )
     except UserError as error:
-        return None, told | {"refused": str(error)}
+        return None, summary | {"refused": str(error)}
     targets = label_set.targets(index.metadata)
     for fold in made.folds:
         sides = {name: _side(index, label_set, targets, getattr(fold, name)) for name in PARTS}
-        told["folds"].append({"fold": fold.index} | sides)
-    return made, told | {"notes": list(made.notes)}
+        summary["folds"].append({"fold": fold.index} | sides)
+    return made, summary | {"notes": list(made.notes)}
 
 
 def _side(index: ShardIndex, label_set: LabelSet, targets: np.ndarray, part: Part) -> dict[str, Any]:

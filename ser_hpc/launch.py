@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ser_hpc.launchers import detect, readiness
     from ser_hpc.run.experiment import DEMO, demo_folder, planned_trials, prepare_experiment
 
-    where, why = detect.choose_launcher(settings.cluster.kind) if not options.prepare else ("local", "")
-    if where == "slurm":
+    launcher, reason = detect.choose_launcher(settings.cluster.kind) if not options.prepare else ("local", "")
+    if launcher == "slurm":
         from ser_hpc.launchers.slurm import inherited_variables
 
         settings = settings.model_copy(update={"cluster": inherited_variables.drop_inherited(settings.cluster, out)})
@@ -85,14 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.dry_run:
         from ser_hpc.launchers import plan_screen
 
-        return 0 if plan_screen.print_plan(experiment, where, _command(argv), readiness.check_readiness(experiment), out) else 2
+        fits = plan_screen.print_plan(experiment, launcher, _command(argv), readiness.check_readiness(experiment), out)
+        return 0 if fits else 2
     if options.prepare:
         readiness.check_readiness(experiment)
         print(_prepare(experiment).path)
         return 0
-    out.print(why)
-    ways = {"wait": options.wait, "ended": options.ended, "own_test": not options.queue_anyway}
-    return _start(experiment, experiment.trials, where, options.code, out, **ways)
+    out.print(reason)
+    switches = {"wait": options.wait, "ended": options.ended, "own_test": not options.queue_anyway}
+    return _start(experiment, experiment.trials, launcher, options.code, out, **switches)
 
 
 def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), policy: CodePolicy = "refuse") -> int:
@@ -105,15 +106,15 @@ def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), 
     settings = experiment.settings
     cluster = settings.cluster.model_copy(update={"exclude": (*settings.cluster.exclude, *exclude)})
     out = cli.make_console()
-    where, why = detect.choose_launcher(cluster.kind)
-    out.print(why)
-    cluster = inherited_variables.drop_inherited(cluster, out) if where == "slurm" else cluster
+    launcher, reason = detect.choose_launcher(cluster.kind)
+    out.print(reason)
+    cluster = inherited_variables.drop_inherited(cluster, out) if launcher == "slurm" else cluster
     experiment = replace(experiment, settings=settings.model_copy(update={"cluster": cluster}))
-    return _start(experiment, trials, where, policy, out)
+    return _start(experiment, trials, launcher, policy, out)
 
 
 def _prepare(experiment: Experiment) -> RunDir:
-    """For a task of slurm/train.sbatch, whose array runs the trials, element K the K-th: the run, its code, a note of both."""
+    """Write the run and its code for a task of slurm/train.sbatch; record its array, whose element K runs the K-th trial."""
     from ser_hpc.core.atomic_io import file_lock
     from ser_hpc.launchers.slurm import jobs
     from ser_hpc.launchers.slurm.submissions import read_submissions, record_submission
@@ -136,7 +137,7 @@ def _prepare(experiment: Experiment) -> RunDir:
 def _start(
     experiment: Experiment,
     wanted: Sequence[Trial],
-    where: str,
+    launcher: str,
     policy: CodePolicy,
     out: Console,
     *,
@@ -144,7 +145,7 @@ def _start(
     ended: Sequence[str] = (),
     own_test: bool = True,
 ) -> int:
-    """Start what is neither done nor on its way; one launcher of a run at a time decides that, and writes nothing before.
+    """Start what is neither done nor queued; one launcher of a run at a time decides that, and writes nothing before.
 
     `wait`: for submitted jobs, feeding in those for which there was no room; `ended`: clusters whose jobs are known to be over;
     `own_test`: whether Slurm's own test of the jobs must be passed.
@@ -161,7 +162,7 @@ def _start(
         for cluster in ended:
             jobs.end_elsewhere(run, cluster)
         notes += jobs.settle_submissions(run)
-        held = jobs.active_jobs(run, on_slurm=where == "slurm")
+        held = jobs.active_jobs(run, on_slurm=launcher == "slurm")
         unfinished = [trial for trial in wanted if not run.trial(trial).is_done]
         todo = [trial for trial in unfinished if trial not in held]
         notes += enqueue.not_applied(run, held, experiment.settings.cluster)
@@ -170,16 +171,16 @@ def _start(
         if todo:
             _refuse_run_of_before(experiment, policy)
             environment = snapshot.snapshot_environment(snapshot.choose_code(run, policy, jobs.queued_codes(run, held)))
-            if where == "slurm":
+            if launcher == "slurm":
                 left = enqueue.enqueue_trials(experiment, todo, held, environment, lock, out, own_test=own_test)
             else:
                 write_run(experiment)
         else:
             write_run(experiment)  # whatever was lost or changed of it since: it is planned anew, and keeps what is trained
-            if held and where == "slurm":
+            if held and launcher == "slurm":
                 environment = snapshot.snapshot_environment(snapshot.choose_code(run, "saved"))
                 enqueue.add_missing_report(experiment, held, environment, lock, out)
-    if where == "local" and todo:
+    if launcher == "local" and todo:
         _run_here(experiment, todo, environment, out)
     elif unfinished:
         if not wait:
@@ -208,7 +209,7 @@ def _wait(experiment: Experiment, left: Sequence[Trial], environment: Mapping[st
 
 @contextmanager
 def _alone(run: RunDir, out: Console) -> Iterator[int]:
-    """Hold the run's lock; who has to wait for it is told why. Yields its descriptor."""
+    """Hold the run's lock, and yield its descriptor; print a line if it has to be waited for."""
     from ser_hpc.core.atomic_io import file_lock
 
     with ExitStack() as held:
@@ -224,7 +225,7 @@ def _alone(run: RunDir, out: Console) -> Iterator[int]:
 
 
 def _refuse_run_of_before(experiment: Experiment, policy: CodePolicy) -> None:
-    """Raises UserError: a version that wrote no identity planned the run, so only that version's own code can go on with it."""
+    """Raise UserError if a version that wrote no identity planned the run: only that version's own code can go on with it."""
     if experiment.is_legacy and policy != "saved":
         raise UserError(
             f"{experiment.run.path} was planned by an earlier version of this package. It can be reported on at any time; to "
@@ -251,8 +252,8 @@ def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mappin
         raise
     for trial, exit_code in codes.items():
         if exit_code:
-            words = Text.assemble((f"{trial} ended with exit code {exit_code}", "red"), f"; its log: {log_path(run, trial)}")
-            out.print(words, soft_wrap=True)
+            message = Text.assemble((f"{trial} ended with exit code {exit_code}", "red"), f"; its log: {log_path(run, trial)}")
+            out.print(message, soft_wrap=True)
     if left := len(todo) - len(codes):
         out.print(f"{counted(left, 'trial')} not started: each would end in the same error. Mend it, then launch again.")
 
@@ -265,7 +266,7 @@ def _report(run: RunDir, out: Console) -> int:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    """Defaults < file < command line; neither file nor shards named: the demo's file."""
+    """Load defaults < file < command line; the demo's file where neither file nor shards are named."""
     from ser_hpc.config.load import find_config, load_settings
 
     file = find_config(options.config, "") if options.config else None

@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _submitted(sources: Sequence[CorpusSource], out: Path, options: argparse.Namespace, screen: Console) -> bool:
-    """Whether jobs do it. What parsers refuse is told now; what stands in the recordings, by the jobs."""
+    """Submit packing jobs; False where there is no Slurm. Faults of annotations are raised here, of recordings in the jobs."""
     from ser_hpc.launchers.slurm import pack_jobs
 
     declared = _declared(options)
@@ -122,7 +122,7 @@ class CorpusSource:
     root: Path
 
     def parsed(self, screen: Console) -> ParseResult:
-        """Its clips; warnings are shown. Raises UserError where the parser does, or there is no such one."""
+        """Parse the corpus and print warnings. Raises UserError where the parser does, or there is none of that name."""
         parsed = get_parser(self.corpus)(self.root)
         for warning in parsed.warnings[: pack_screen.SHOWN]:
             screen.print(f"warning: {warning}")
@@ -172,7 +172,7 @@ def _pack_many(
     declared: NameOverrides,
     screen: Console,
 ) -> int:
-    """Each into a folder of its name; what fails is told and passed over. 2 if something did."""
+    """Pack each corpus into a folder of its name, reporting and passing over failures; return 2 if there were any, else 0."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("corpus", "clips", "sound", "shards"):
         table.add_column(column, overflow="fold")
@@ -197,23 +197,25 @@ def _pack_many(
     return 2 if failed else 0
 
 
-def _sources(words: Sequence[str]) -> tuple[list[CorpusSource], Path]:
-    """CORPUS ROOT [CORPUS ROOT ...] OUT. Raises UserError where they are not that."""
-    if len(words) < 3 or len(words) % 2 == 0:
-        raise UserError(f"give CORPUS ROOT, more such pairs if you like, and OUT: not {len(words)} words ({' '.join(words)})")
-    sources = [CorpusSource(corpus, Path(root)) for corpus, root in zip(words[:-1:2], words[1::2], strict=True)]
-    return sources, Path(words[-1])
+def _sources(arguments: Sequence[str]) -> tuple[list[CorpusSource], Path]:
+    """Parse CORPUS ROOT [CORPUS ROOT ...] OUT. Raises UserError where they are not that."""
+    if len(arguments) < 3 or len(arguments) % 2 == 0:
+        raise UserError(
+            f"give CORPUS ROOT, more such pairs if you like, and OUT: not {len(arguments)} words ({' '.join(arguments)})"
+        )
+    sources = [CorpusSource(corpus, Path(root)) for corpus, root in zip(arguments[:-1:2], arguments[1::2], strict=True)]
+    return sources, Path(arguments[-1])
 
 
 def _names(options: argparse.Namespace) -> dict[str, list[str]]:
-    """What was said of names, by option; a file by its absolute path, for jobs run elsewhere."""
-    said = {f"{what}-{column}": getattr(options, f"{what}_{column}") for what in ("same", "distinct") for column in NAMED}
-    return {name: [text if "=" in text else str(Path(text).resolve()) for text in texts] for name, texts in said.items()}
+    """Return the options about names; a file by its absolute path, for jobs run elsewhere."""
+    by_option = {f"{what}-{column}": getattr(options, f"{what}_{column}") for what in ("same", "distinct") for column in NAMED}
+    return {name: [text if "=" in text else str(Path(text).resolve()) for text in texts] for name, texts in by_option.items()}
 
 
 def _declared(options: argparse.Namespace) -> NameOverrides:
-    said = _names(options)
-    same, distinct = ({column: said[f"{what}-{column}"] for column in NAMED} for what in ("same", "distinct"))
+    by_option = _names(options)
+    same, distinct = ({column: by_option[f"{what}-{column}"] for column in NAMED} for what in ("same", "distinct"))
     return NameOverrides.parse(same, distinct)
 
 

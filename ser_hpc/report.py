@@ -38,7 +38,7 @@ def write_report(run: RunDir) -> CrossValidation:
 
 
 def show_report(run: RunDir, out: Console) -> CrossValidation:
-    """The same, with a short table on the screen; where nothing can be written, the table all the same, and that is said."""
+    """Write the report and print a short table; where nothing can be written, the table and the reason."""
     result = _scored(run)
     unwritten = _write(run, result)
     out.print(to_terminal(result))
@@ -53,7 +53,7 @@ def _scored(run: RunDir) -> CrossValidation:
 
 
 def _write(run: RunDir, result: CrossValidation) -> str | None:
-    """Why nothing was written, if so."""
+    """Write both report files; return the reason where they cannot be written."""
     try:
         write_json(run.report_json, to_json(result))
         write_text(run.report_md, to_markdown(result))

@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = cli.make_console()
     from ser_hpc.monitor.trial_filter import parse_trial_filter
 
-    asked_for = parse_trial_filter(options.state, options.seed, options.fold)
-    if asked_for and (options.cancel or options.logs is not None):
+    trial_filter = parse_trial_filter(options.state, options.seed, options.fold)
+    if trial_filter and (options.cancel or options.logs is not None):
         what = "--cancel stops the whole run" if options.cancel else "--logs takes one trial, by its number"
         raise UserError(f"{what}: leave out --state, --seed and --fold")
     if options.logs is not None:
@@ -51,46 +51,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.cancel:
         return _cancel(run, out)
     if options.retry:
-        return _retry(run, out, options.code, asked_for)
+        return _retry(run, out, options.code, trial_filter)
     if options.watch:
         from ser_hpc.monitor.poll import poll_until_done
 
-        standings = poll_until_done(run, out, asked_for=asked_for)
+        statuses = poll_until_done(run, out, trial_filter=trial_filter)
     else:
-        standings = _show(run, out, asked_for, as_json=options.json)
-    return 1 if any(standing.is_open for standing in standings) else 0
+        statuses = _show(run, out, trial_filter, as_json=options.json)
+    return 1 if any(status.is_open for status in statuses) else 0
 
 
-def _show(run: RunDir, out: Console, asked_for: TrialFilter, *, as_json: bool) -> Sequence[TrialStatus]:
+def _show(run: RunDir, out: Console, trial_filter: TrialFilter, *, as_json: bool) -> Sequence[TrialStatus]:
     from ser_hpc.monitor import status_screen
     from ser_hpc.monitor.poll import poll_once
 
-    standings, notes = poll_once(run)
+    statuses, notes = poll_once(run)
     if as_json:
         print(
             json.dumps(
-                status_screen.status_json(run, standings, notes, asked_for), indent=1, ensure_ascii=False, allow_nan=False
+                status_screen.status_json(run, statuses, notes, trial_filter), indent=1, ensure_ascii=False, allow_nan=False
             )
         )
     else:
-        limits = (len(standings), len(standings)) if asked_for else ()
-        out.print(status_screen.render_status(run, standings, notes, time.time(), out, asked_for, *limits))
-    return standings
+        limits = (len(statuses), len(statuses)) if trial_filter else ()
+        out.print(status_screen.render_status(run, statuses, notes, time.time(), out, trial_filter, *limits))
+    return statuses
 
 
 def _logs(run: RunDir, number: int) -> int:
     from ser_hpc.monitor.logs import last_lines
     from ser_hpc.monitor.poll import poll_once
 
-    standings, _ = poll_once(run)
-    if not 1 <= number <= len(standings):
-        raise UserError(f"--logs is {number}, but {run.path} has the trials 1 to {len(standings)} (the table's first column)")
-    standing = standings[number - 1]
-    if not standing.logs:
-        raise UserError(
-            f"{standing.trial} has no log yet: {standing.state}" + (f", {standing.reason}" if standing.reason else "")
-        )
-    for path in standing.logs:
+    statuses, _ = poll_once(run)
+    if not 1 <= number <= len(statuses):
+        raise UserError(f"--logs is {number}, but {run.path} has the trials 1 to {len(statuses)} (the table's first column)")
+    status = statuses[number - 1]
+    if not status.logs:
+        raise UserError(f"{status.trial} has no log yet: {status.state}" + (f", {status.reason}" if status.reason else ""))
+    for path in status.logs:
         print(f"==> {path} <==", *last_lines(path, _LOG_LINES), "", sep="\n")
     return 0
 
@@ -100,40 +98,38 @@ def _cancel(run: RunDir, out: Console) -> int:
     from ser_hpc.launchers.slurm import jobs
     from ser_hpc.monitor.poll import poll_once
 
-    standings, _ = poll_once(run)
+    statuses, _ = poll_once(run)
     cancelled = jobs.cancel_jobs(run)
     if cancelled:
         out.print(f"Slurm was asked to cancel {listed(cancelled, 20)}. The launch command goes on from what is saved.")
-    left = [standing.job for standing in standings if standing.job is not None and standing.has_job]
+    left = [status.job for status in statuses if status.job is not None and status.has_job]
     if others := sorted({job.job for job in left if job.array not in cancelled}):
         out.print(f"Not submitted by this run's launcher, so left alone: to cancel them, scancel {' '.join(others)}")
-    here = [standing for standing in standings if standing.runs_without_slurm]
-    for host, process in sorted({standing.attempts[-1].process_to_stop for standing in here}):
+    here = [status for status in statuses if status.runs_without_slurm]
+    for host, process in sorted({status.attempts[-1].process_to_stop for status in here}):
         out.print(f"Trials run on {host} without Slurm: there, `kill -INT {process}` makes them save and stop.")
     if not cancelled and not others and not here:
         out.print("Nothing of this run is queued or running.")
     return 0
 
 
-def _retry(run: RunDir, out: Console, policy: CodePolicy, asked_for: TrialFilter) -> int:
+def _retry(run: RunDir, out: Console, policy: CodePolicy, trial_filter: TrialFilter) -> int:
     from ser_hpc.core.errors import listed
     from ser_hpc.launch import resubmit
     from ser_hpc.launchers.slurm import jobs
     from ser_hpc.monitor.poll import poll_once
     from ser_hpc.monitor.trial_status import failed_nodes
 
-    standings, _ = poll_once(run)
+    statuses, _ = poll_once(run)
     busy = jobs.active_jobs(run)
-    again = [standing for standing in asked_for.of(standings) if standing.is_open and standing.trial not in busy]
+    again = [status for status in trial_filter.of(statuses) if status.is_open and status.trial not in busy]
     if not again:
-        which = "every trial that is asked for" if asked_for else "every trial"
+        which = "every trial that is asked for" if trial_filter else "every trial"
         out.print(f"Nothing to submit again: {which} is done, queued or running.")
         return 0
     exclude = failed_nodes(run, again)
-    out.print(
-        f"Again: {listed([standing.trial for standing in again], 20)}" + (f"; not on {', '.join(exclude)}" * bool(exclude))
-    )
-    return resubmit(run, [standing.trial for standing in again], exclude, policy)
+    out.print(f"Again: {listed([status.trial for status in again], 20)}" + (f"; not on {', '.join(exclude)}" * bool(exclude)))
+    return resubmit(run, [status.trial for status in again], exclude, policy)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -43,7 +43,7 @@ _STAGING_S = 1800.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the trials; what is final is also told to the batch script."""
+    """Run the trials; tell a final outcome to the batch script too."""
     start_marks.mark_reached()
     with start_marks.mistakes_are_final():
         options = _parser().parse_args(argv)
@@ -99,7 +99,7 @@ def _chosen(run: RunDir, options: argparse.Namespace) -> list[Trial]:
 
 
 def _side_by_side(run: RunDir, trials: Sequence[Trial]) -> int:
-    """Several small trials in one job: its one task starts their ranks, as the launcher does on a machine without Slurm."""
+    """Run several small trials in one job: its one task starts their ranks, as the launcher does on a machine without Slurm."""
     from ser_hpc.config.load import load_run_settings
     from ser_hpc.launchers.detect import describe_machine
     from ser_hpc.launchers.local import run_trials
@@ -117,18 +117,20 @@ def _side_by_side(run: RunDir, trials: Sequence[Trial]) -> int:
 
 
 def train(run: RunDir, trial: Trial) -> int:
-    """Run one trial on this rank, and write down how it ended."""
+    """Run one trial on this rank, and record how it ended; return the exit code. Raises UserError if the trial cannot go on."""
     place = run.trial(trial)
     mine: list[AttemptDir] = []  # the attempt, once this rank knows its number; an older or newer one's files are not ours
     with StopFlag(stop_time(os.environ)) as stop:  # from the very start: importing torch takes long enough to be asked to stop
         try:
             _train(run, place, rank_from_env(os.environ), mine, stop)
         except BaseException as error:
-            how, code = _what_it_means(error, mine)
+            outcome, code = _classify_end(error, mine)
             for attempt in mine:
                 kind = "UserError" if isinstance(error, UserError) else type(error).__name__
                 shared = isinstance(error, SharedError) or _is_full_disk(error)
-                attempts.end_attempt(attempt, how, None if isinstance(error, Stopped) else f"{kind}: {error}", shared=shared)
+                attempts.end_attempt(
+                    attempt, outcome, None if isinstance(error, Stopped) else f"{kind}: {error}", shared=shared
+                )
             if isinstance(error, UserError) and code == CANNOT_GO_ON:
                 raise
             if isinstance(error, Stopped | Superseded):
@@ -137,7 +139,7 @@ def train(run: RunDir, trial: Trial) -> int:
             if code == CANNOT_GO_ON:
                 raise UserError(f"{trial}: {error}: make room there, then start it again") from error
             traceback.print_exc()
-            print(f"{trial} {how}: {error}", file=sys.stderr, flush=True)
+            print(f"{trial} {outcome}: {error}", file=sys.stderr, flush=True)
             # The other ranks may wait in a collective for ever: leave at once, so that the launcher ends them too.
             sys.stdout.flush()
             os._exit(code)
@@ -147,12 +149,12 @@ def train(run: RunDir, trial: Trial) -> int:
 def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], stop: StopFlag) -> None:
     if rank.is_main:
         mine.append(attempts.claim_attempt(place, rank))
-        if (said := unconfirmed_ranks(os.environ, rank)) is not None:
-            print(said, flush=True)
+        if (message := unconfirmed_ranks(os.environ, rank)) is not None:
+            print(message, flush=True)
     prepare_allocator(os.environ)
-    said = cores.limit_threads(os.environ, cores.rank_share(os.environ, rank.local_size))
-    if rank.is_main and said is not None:
-        print(said, flush=True)
+    message = cores.limit_threads(os.environ, cores.rank_share(os.environ, rank.local_size))
+    if rank.is_main and message is not None:
+        print(message, flush=True)
     from ser_hpc.engine.distributed import world  # torch takes seconds to import: after the mistakes that need none
     from ser_hpc.engine.fault.watchdog import Watchdog
     from ser_hpc.engine.loop import train_trial
@@ -183,17 +185,17 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
         ranks.shut_down()
 
 
-def _leave(trial: Trial, mine: Sequence[AttemptDir], why: str) -> None:
-    """Nothing is trained yet: whatever this rank waits for, it leaves."""
+def _leave(trial: Trial, mine: Sequence[AttemptDir], reason: str) -> None:
+    """End this rank at once, whatever it waits for: nothing is trained yet."""
     for attempt in mine:
         attempts.end_attempt(attempt, "stopped")
-    print(f"{trial} stopped before training began, while ranks gathered ({why})", flush=True)
+    print(f"{trial} stopped before training began, while ranks gathered ({reason})", flush=True)
     os._exit(STOPPED)
 
 
 def prepare_allocator(environment: MutableMapping[str, str]) -> None:
-    """Before torch is imported: its GPU memory is to be one piece that grows, in which no other length of clips leaves holes.
-    What the user said of the allocator stands."""
+    """Make torch's GPU memory one piece that grows, without holes for other clip lengths; call it before torch is imported.
+    The user's own setting of the allocator stays."""
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
         environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
@@ -209,24 +211,24 @@ def _check_node(experiment: Experiment, run: RunDir, rank: Rank) -> None:
 
 
 def _staged(experiment: Experiment, fold: Fold, rank: Rank) -> tuple[Location, ...]:
-    """The folders with copies of the fold's shards on this node's own disk, where the cluster's profile names one."""
+    """Copy the fold's shards to this node's own disk, where the cluster's profile names a folder; return the copies' roots."""
     from ser_hpc.config.cluster import expand_path
     from ser_hpc.data.staging import stage
 
-    where = experiment.settings.cluster.node_local
-    if where is None:
+    folder = experiment.settings.cluster.node_local
+    if folder is None:
         return ()
     try:
-        roots, said = stage(experiment.index, fold.positions, expand_path(where), wait_s=_STAGING_S)
+        roots, message = stage(experiment.index, fold.positions, expand_path(folder), wait_s=_STAGING_S)
     except UserError as error:  # the variable that names the folder is not set on this node
-        roots, said = (), f"shards are read where they lie: {error}"
+        roots, message = (), f"shards are read where they lie: {error}"
     if rank.local == 0:
-        print(said, flush=True)
+        print(message, flush=True)
     return roots
 
 
-def _what_it_means(error: BaseException, mine: Sequence[AttemptDir]) -> tuple[str, int]:
-    """How the attempt ended, and the exit code."""
+def _classify_end(error: BaseException, mine: Sequence[AttemptDir]) -> tuple[str, int]:
+    """Return how the attempt ended, and the exit code."""
     if isinstance(error, Superseded) or any(attempt.is_superseded for attempt in mine):
         return "superseded", SUPERSEDED  # whatever else befell it: a newer attempt may have taken its files away
     if isinstance(error, Stopped):

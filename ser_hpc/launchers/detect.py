@@ -1,4 +1,4 @@
-"""Where the trials run: is there a Slurm that answers, and what has this machine got?"""
+"""Choose where trials run, Slurm or this machine, and how many fit on this machine at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ser_hpc.core.errors import UserError, counted
 
 _CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
 _PING_S = 20
-_ASKED = (
+_NO_SLURM = (
     "Slurm is asked for (cluster.kind=slurm, as cluster profiles say), but {}. Nothing was started. Log in to the cluster, "
     "or use --cluster local to train on this machine."
 )
@@ -25,7 +25,7 @@ _ASKED = (
 class Machine:
     """What trials on this machine share: `slots` of them at a time, `ranks` processes each, `threads` each.
 
-    With more slots than GPUs for them, trials share GPUs. `why` they have no more than so many `cores` and `threads`.
+    With more slots than GPUs for them, trials share GPUs. `reason`: why they have no more than so many `cores` and `threads`.
     """
 
     cores: int
@@ -33,16 +33,16 @@ class Machine:
     slots: int
     ranks: int
     threads: int
-    why: str = ""
+    reason: str = ""
 
     def description(self) -> str:
         what = f"{self.ranks} {'GPU' if self.gpus else 'CPU'} rank{'s' * (self.ranks > 1)}"
-        threads = f", {counted(self.threads, 'thread')} each ({self.why})" if self.why else ""
+        threads = f", {counted(self.threads, 'thread')} each ({self.reason})" if self.reason else ""
         return f"{self.slots} trial{'s' * (self.slots > 1)} at a time, {what} each{threads}"
 
 
 def choose_launcher(kind: Literal["auto", "slurm", "local"]) -> tuple[Literal["slurm", "local"], str]:
-    """Slurm or this machine, and why, in one sentence.
+    """Return Slurm or this machine, and the reason in one sentence.
 
     Raises UserError where Slurm is configured (or asked for) but does not answer: folds must not train on a login node by
     accident.
@@ -57,27 +57,27 @@ def choose_launcher(kind: Literal["auto", "slurm", "local"]) -> tuple[Literal["s
                 "Or use --cluster local to train on this machine on purpose."
             )
         if kind == "slurm":
-            raise UserError(_ASKED.format("its commands are not on this machine"))
+            raise UserError(_NO_SLURM.format("its commands are not on this machine"))
         return "local", "There is no Slurm here: the trials run on this machine."
     try:
         ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=_PING_S, check=False)
-        said = (ping.stdout + ping.stderr).strip()
+        reply = (ping.stdout + ping.stderr).strip()
     except (OSError, subprocess.TimeoutExpired) as error:
-        said = f"scontrol ping: {error}"
-    if " UP" in said:
+        reply = f"scontrol ping: {error}"
+    if " UP" in reply:
         return "slurm", "Slurm answers: the trials are submitted to it."
-    if not configured and ("configuration" in said or not said):
+    if not configured and ("configuration" in reply or not reply):
         if kind == "slurm":
-            raise UserError(_ASKED.format(f"its commands have no configuration on this machine ({said or 'no reply'})"))
+            raise UserError(_NO_SLURM.format(f"its commands have no configuration on this machine ({reply or 'no reply'})"))
         return "local", "Slurm's commands are here but not configured: the trials run on this machine."
     raise UserError(
-        f"Slurm is {'configured ' * configured}here, but its controller does not answer ({said or 'no reply'}). Nothing was "
+        f"Slurm is {'configured ' * configured}here, but its controller does not answer ({reply or 'no reply'}). Nothing was "
         "started. Try again later, or use --cluster local to train on this machine on purpose."
     )
 
 
 def describe_machine(cluster: ClusterSettings, num_trials: int | None = None) -> Machine:
-    """How trials share this machine, or just `num_trials` of them.
+    """Divide this machine among as many trials as fit, or just `num_trials` of them.
 
     Raises UserError if one trial asks for more than there is.
     """
@@ -90,8 +90,8 @@ def describe_machine(cluster: ClusterSettings, num_trials: int | None = None) ->
         raise UserError(f"cluster.gpus_per_node is {ranks}, but this machine has {have} {what}")
     slots = max(1, have // ranks) * (cluster.trials_per_gpu if gpus else 1)
     slots = num_trials or min(slots, cluster.parallel or slots)
-    threads, why = cores.choose_num_threads(os.environ, share, slots * ranks)
-    return Machine(share.cores, gpus, slots, ranks, threads, why)
+    threads, reason = cores.choose_num_threads(os.environ, share, slots * ranks)
+    return Machine(share.cores, gpus, slots, ranks, threads, reason)
 
 
 def _configured() -> bool:
@@ -99,7 +99,7 @@ def _configured() -> bool:
 
 
 def _gpus() -> tuple[str, ...]:
-    """Ids of the GPUs that this process may use."""
+    """Return the ids of the GPUs that this process may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return tuple(part for part in visible.split(",") if part and part != "-1")

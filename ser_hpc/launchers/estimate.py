@@ -1,4 +1,4 @@
-"""Disk and time of a run before it starts: rough, from the models' arithmetic, and said to be so.
+"""Estimate the disk and time of a run before it starts, roughly, from the models' arithmetic.
 
 Work of a forward pass per second of audio (one multiply-add = 2 operations, 50 frames a second): convolutional stem = sum over
 its layers of 2 n C_out C_in k; linear layers 24 L T d^2; attention 4 L T^2 d. Training costs three forward passes.
@@ -24,7 +24,7 @@ _CHECKPOINT_COPIES = 3 * 2 + 1  # weights and two moments, two checkpoints, and 
 
 @dataclass(frozen=True, slots=True)
 class CostEstimate:
-    """`disk_peak` while all trials train, `disk_end` once they are done (bytes); `hours` of one rank, over all trials."""
+    """Cost of a run: `disk_peak` while all trials train, `disk_end` after them (bytes); `hours` of one rank for all trials."""
 
     parameters: float
     disk_peak: float
@@ -33,6 +33,7 @@ class CostEstimate:
 
 
 def estimate_cost(experiment: Experiment, *, on_gpu: bool) -> CostEstimate:
+    """Estimate what all trials of the run cost on GPUs or on CPU cores."""
     settings, seconds = experiment.settings, experiment.index.metadata.seconds
     mean = float(seconds.mean())
     parameters, flops = _size(settings.model, mean)
@@ -50,7 +51,7 @@ def estimate_cost(experiment: Experiment, *, on_gpu: bool) -> CostEstimate:
 
 
 def _size(model: EncoderModel | AcrnnModel, clip_seconds: float) -> tuple[float, float]:
-    """Parameters, and operations of a forward pass per second of audio."""
+    """Return the number of parameters, and operations of a forward pass per second of audio."""
     if isinstance(model, AcrnnModel):
         return _acrnn(model)
     shape = _shape(model)
@@ -69,7 +70,7 @@ def _size(model: EncoderModel | AcrnnModel, clip_seconds: float) -> tuple[float,
 
 
 def _shape(model: EncoderModel) -> dict[str, Any]:
-    """The encoder's sizes, from its configuration where that is at hand, else from its name."""
+    """Return the encoder's sizes, from its configuration where that is at hand, else from its name."""
     if model.config is not None:
         return model.config
     local = Path(model.weights or "") / "config.json"

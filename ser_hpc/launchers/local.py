@@ -1,4 +1,4 @@
-"""Trials on this machine, without Slurm: a queue with slots, honest exit codes, and nothing left running.
+"""Run trials on this machine, without Slurm: a queue with slots, honest exit codes, and nothing left running.
 
 Each rank is a process in a session of its own, so that a Ctrl-C in the terminal reaches the launcher alone, which asks the
 ranks to stop (they save, and the same command goes on later) and ends what does not. Signals are only counted, and looked at
@@ -39,8 +39,8 @@ _GRACE_S = 60.0
 
 @dataclass(slots=True)
 class LocalJob:
-    """One trial's ranks. `started`: seconds since the epoch; `exit_code`: None while they run, then a failure's, or 0;
-    `mark`: what they write into when the trial comes further than ever; `came_further`: whether they had, at the end."""
+    """One trial's ranks. `started`: epoch seconds; `exit_code`: None while they run, then a failure's, or 0; `mark`: the file
+    that they write into when the trial comes further than ever; `came_further`: whether they had, at the end."""
 
     trial: Trial
     slot: int
@@ -53,6 +53,7 @@ class LocalJob:
     stop_requested: bool = False
 
     def poll(self) -> int | None:
+        """Return the job's exit code, None while it runs; when one rank has failed, kill the others."""
         codes = [process.poll() for process in self.processes]
         failed = next((code for code in codes if code not in (None, 0)), None)
         if failed is not None and not self.stop_requested:
@@ -74,14 +75,14 @@ class LocalJob:
             _signal(process, signal.SIGTERM)
 
     def kill(self) -> None:
-        """Whatever is left of it, its ranks' own children too."""
+        """Kill whatever is left of it, its ranks' own children too."""
         for process in self.processes:
             _signal(process, signal.SIGKILL)
             process.wait()
 
 
-def _say(words: str) -> None:
-    print(words, flush=True)
+def _print_line(line: str) -> None:
+    print(line, flush=True)
 
 
 def run_trials(
@@ -93,7 +94,7 @@ def run_trials(
     *,
     alone: bool = True,
     max_starts: int = 3,
-    report: Callable[[str], None] = _say,
+    report: Callable[[str], None] = _print_line,
 ) -> dict[Trial, int]:
     """Run every trial, as many at a time as there are slots; returns their exit codes. `on_poll` sees each trial's last job.
 
@@ -122,9 +123,8 @@ def run_trials(
                         free.append(job.slot)
                         in_vain[job.trial] = 0 if job.came_further else in_vain.get(job.trial, 0) + 1
                         if job.exit_code not in FINAL and in_vain[job.trial] >= max_starts:
-                            report(
-                                f"{job.trial}: given up after {max_starts} starts in a row without a new step: {_why(run, job)}"
-                            )
+                            reason = _failure_reason(run, job)
+                            report(f"{job.trial}: given up after {max_starts} starts in a row without a new step: {reason}")
                             job.exit_code = CANNOT_GO_ON
                         if job.exit_code not in FINAL:
                             waiting.insert(0, job.trial)
@@ -137,19 +137,19 @@ def run_trials(
     return {job.trial: job.exit_code or 0 for job in jobs}
 
 
-def _stop(running: list[LocalJob], signals: Sequence[int], say: Callable[[str], None]) -> None:
-    """Ask these to save and end, wait, and kill what is left; says what it waits for, and again at each further signal."""
+def _stop(running: list[LocalJob], signals: Sequence[int], report: Callable[[str], None]) -> None:
+    """Ask these to save and end, wait, and kill what is left; report what it waits for, and again at each further signal."""
     for job in running:
         job.request_stop()
-    deadline, heard = awake_s() + _GRACE_S, 0
-    words = "Stopping: asked to save and end"
+    deadline, reported = awake_s() + _GRACE_S, 0
+    message = "Stopping: asked to save and end"
     try:
         while running and (left := deadline - awake_s()) > 0:
-            if heard < max(1, len(signals)):
-                heard = max(1, len(signals))
+            if reported < max(1, len(signals)):
+                reported = max(1, len(signals))
                 with suppress(OSError):  # nobody listens any more
-                    say(f"{words}: {listed([job.trial for job in running])}; what is not done in {left:.0f} s is killed.")
-                words = "Ranks are still saving"
+                    report(f"{message}: {listed([job.trial for job in running])}; what is not done in {left:.0f} s is killed.")
+                message = "Ranks are still saving"
             time.sleep(_POLL_S)
             running = [job for job in running if job.poll() is None]
     finally:
@@ -158,13 +158,14 @@ def _stop(running: list[LocalJob], signals: Sequence[int], say: Callable[[str], 
             job.poll()
 
 
-def _why(run: RunDir, job: LocalJob) -> str:
+def _failure_reason(run: RunDir, job: LocalJob) -> str:
     attempt = run.trial(job.trial).newest
-    told = read_end(attempt).error if attempt is not None else None
-    return told or f"exit code {job.exit_code}; see {log_path(run, job.trial)}"
+    error = read_end(attempt).error if attempt is not None else None
+    return error or f"exit code {job.exit_code}; see {log_path(run, job.trial)}"
 
 
 def log_path(run: RunDir, trial: Trial) -> Path:
+    """Return the log of all the trial's starts on this machine."""
     return run.jobs / f"seed_{trial.seed}-fold_{trial.fold}.log"
 
 
@@ -206,7 +207,7 @@ def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, more: Mapping
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """To the rank's whole session; it may have ended a moment ago."""
+    """Signal the rank's whole session; it may have ended a moment ago."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
@@ -225,13 +226,13 @@ def _only_launcher(run: RunDir) -> Iterator[None]:
 
 @contextmanager
 def _counted_signals() -> Iterator[Sequence[int]]:
-    """The orders to stop that have come, to the launcher or to a job that holds several trials: one list, which grows."""
-    came: list[int] = []
+    """Yield the signals to stop that come to the launcher, or to a job that holds several trials: one list, which grows."""
+    received: list[int] = []
     # What is ignored stays so: a shell has it that way for what it starts in the background.
     numbers = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The plan as a person sees it: what will run on what, and what it will cost; and the lines before trials start."""
+"""Print the plan of a run: what will run on what, at which cost; and the lines before trials start."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from ser_hpc.run.experiment import DEMO, Experiment
 from ser_hpc.run.run_dir import Trial
 
 
-def print_plan(experiment: Experiment, where: str, command: str, notes: Sequence[str], out: Console) -> bool:
-    """Everything that `--dry-run` shows. `notes`: what the model's check had to say. Returns whether the site would take it."""
+def print_plan(experiment: Experiment, launcher: str, command: str, notes: Sequence[str], out: Console) -> bool:
+    """Print all that `--dry-run` shows; return whether the site would take the jobs. `notes`: of `check_readiness`."""
     settings, run = experiment.settings, experiment.run
     exists = "  (exists: only what is unfinished would run)" if run.plan.exists() else ""
     out.print(Text.assemble((str(run.path), "bold"), exists), soft_wrap=True)
@@ -42,15 +42,15 @@ def print_plan(experiment: Experiment, where: str, command: str, notes: Sequence
     for number, note in enumerate((*experiment.folds.notes, *experiment.notes, *notes)):
         out.print("\n" * (number == 0) + f"note: {note}")
     out.print(chosen_precision.precision_note(run, settings.train.precision))
-    for number, words in enumerate(augmentation.Augmentation(settings.data.augment).descriptions(), start=1):
-        out.print(f"augmentation of training clips, {number}: {words}")
-    _costs(experiment, where, out)
+    for number, description in enumerate(augmentation.Augmentation(settings.data.augment).descriptions(), start=1):
+        out.print(f"augmentation of training clips, {number}: {description}")
+    _costs(experiment, launcher, out)
     todo = [trial for trial in experiment.trials if not run.trial(trial).is_done]
     seeds = f"seed{'s' * (len(settings.seeds) > 1)} {listed(settings.seeds, 12)}"
     out.print(f"\n{len(todo)} of {counted(len(experiment.trials), 'trial')} to run, {seeds}; each:")
     out.print(f"  python -m ser_hpc.train --run-dir {shlex.quote(str(run.path))} --fold K --seed S", soft_wrap=True)
     is_taken = True
-    if where == "slurm":
+    if launcher == "slurm":
         is_taken = _jobs(experiment, -(-len(todo) // settings.cluster.trials_per_gpu), out)
     else:
         out.print(f"  here: {describe_machine(settings.cluster).description()}")
@@ -60,7 +60,7 @@ def print_plan(experiment: Experiment, where: str, command: str, notes: Sequence
 
 
 def _jobs(experiment: Experiment, num_jobs: int, out: Console) -> bool:
-    """The batch scripts, to the letter, and what the site would say to them: whether it would take them."""
+    """Print the exact batch scripts and the site's verdict on them; return whether it would take them."""
     run, cluster = experiment.run, experiment.settings.cluster
     if not num_jobs:
         return True
@@ -83,7 +83,7 @@ def _jobs(experiment: Experiment, num_jobs: int, out: Console) -> bool:
 def print_start(
     experiment: Experiment, todo: Sequence[Trial], held: Mapping[Trial, JobState], notes: Sequence[str], out: Console
 ) -> None:
-    """The lines before anything starts. `held`: trials that are queued or running already; `notes`: of the model's check."""
+    """Print the lines before trials start. `held`: trials that are queued or running already; `notes`: of `check_readiness`."""
     run, trials = experiment.run, experiment.trials
     out.print(f"Run directory: {run.path}", soft_wrap=True)
     for note in (*experiment.folds.notes, *experiment.notes, *notes):
@@ -102,9 +102,9 @@ def print_start(
         out.print(f"{counted(len(todo), 'trial')} to run.")
 
 
-def _costs(experiment: Experiment, where: str, out: Console) -> None:
-    here = describe_machine(experiment.settings.cluster) if where == "local" else None
-    on_gpu = where == "slurm" or bool(here and here.gpus)
+def _costs(experiment: Experiment, launcher: str, out: Console) -> None:
+    here = describe_machine(experiment.settings.cluster) if launcher == "local" else None
+    on_gpu = launcher == "slurm" or bool(here and here.gpus)
     cost = estimate_cost(experiment, on_gpu=on_gpu)
     free = shutil.disk_usage(_existing(experiment.run.path)).free
     out.print(

@@ -1,4 +1,4 @@
-"""Would the trials of a plan start at all? What all of them need is looked for before any is started or queued.
+"""Check before anything is started or queued that a plan's trials can start: run directory, batch size, model.
 
 The model's configuration and the presence of its weights are checked by a process of its own, which has transformers and no
 torch: a login node needs no GPU for it, and a few seconds.
@@ -22,27 +22,27 @@ _MODEL_S = 180.0  # on a login node with a slow file system, transformers takes 
 
 
 def check_readiness(experiment: Experiment) -> list[str]:
-    """Notes worth reading. Raises UserError with everything that would make each trial fail."""
+    """Return notes worth reading. Raises UserError with everything that would make each trial fail."""
     settings = experiment.settings
     problems = [*_root(settings.run.root), *_steps(experiment)]
     notes = old_defaults_note(experiment)
     if isinstance(settings.model, EncoderModel):
-        error, said = _model(settings.model)
+        error, model_notes = _model(settings.model)
         problems += [error] if error else []
-        notes += said
+        notes += model_notes
     if problems:
         raise UserError("\n".join(problems))
     return notes
 
 
 def check_run_root(settings: Settings) -> None:
-    """Raises UserError where no run directory can be made."""
+    """Raise UserError where no run directory can be made."""
     if problems := _root(settings.run.root):
         raise UserError(problems[0])
 
 
 def fails_for_all(place: TrialDir) -> bool:
-    """Of a trial that has failed for good: whether the run's other trials would end in the same error."""
+    """Return whether the run's other trials would end in the same error as this one, which has failed for good."""
     return place.newest is not None and read_end(place.newest).shared
 
 
@@ -58,22 +58,22 @@ def _root(root: Path) -> list[str]:
 
 
 def _steps(experiment: Experiment) -> list[str]:
-    """A step that takes more clips than there are would be a smaller one, with another meaning of the learning rate.
+    """Refuse a step that takes more clips than there are: it would be smaller, with another meaning of the learning rate.
 
     A run that an earlier version has begun like that goes on.
     """
     if experiment.run.plan.exists():
         return []
-    asked = experiment.settings.train.global_batch
+    requested = experiment.settings.train.global_batch
     smallest = min(experiment.folds.folds, key=lambda fold: len(fold.train.positions))
     clips = len(smallest.train.positions)
-    if asked <= clips:
+    if requested <= clips:
         return []
-    return [f"train.global_batch={asked}: fold {smallest.index} trains on {counted(clips, 'clip')}; take {clips} at most"]
+    return [f"train.global_batch={requested}: fold {smallest.index} trains on {counted(clips, 'clip')}; take {clips} at most"]
 
 
 def _model(model: EncoderModel) -> tuple[str | None, list[str]]:
-    """What is wrong with it, if anything, and notes."""
+    """Return what is wrong with the model, if anything, and notes."""
     environment = os.environ | {"TRANSFORMERS_VERBOSITY": "critical", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     command, given = [sys.executable, "-m", "ser_hpc.models.encoders.configuration"], model.model_dump_json()
     try:

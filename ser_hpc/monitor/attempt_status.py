@@ -1,4 +1,4 @@
-"""An attempt of a trial as it has written itself down."""
+"""Read an attempt of a trial from its own files, and tell which job and start it belongs to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CLOCKS_DIFFER_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class AttemptStatus:
-    """`description`: its attempt.json; `last_sign`: when it last wrote, in epoch seconds."""
+    """An attempt as its files describe it. `description`: its attempt.json; `last_sign`: its last write, in epoch seconds."""
 
     number: int
     description: Mapping[str, Any]
@@ -37,16 +37,16 @@ class AttemptStatus:
 
     @property
     def nodes(self) -> str:
-        """As Slurm writes them: `n[1-2]`."""
+        """The attempt's nodes as Slurm writes them: `n[1-2]`."""
         nodes = self.description.get("nodes") or self.description.get("host") or ""
         return nodes if isinstance(nodes, str) else ",".join(nodes)
 
     def is_of(self, job: JobState) -> bool:
-        """Of this job, be it of an earlier start. A job that is no array is "123", and as an array's only element "123_0"."""
+        """Return whether it is of this job, maybe of an earlier start. A job "123" may also go by "123_0", its only element."""
         return str(self.description.get("job")).removesuffix("_0") == job.job.removesuffix("_0")
 
     def is_of_this_start(self, job: JobState, submitted: float | None, began: float) -> bool:
-        """Of the present start of a job that runs. `began`: what its running time says, too late if it was ever suspended.
+        """Return whether it is of a running job's present start. `began`: by its running time, too late if ever suspended.
 
         Trials that share a job do not know its name. Epoch seconds; `submitted`: None where nobody wrote it down.
         """
@@ -63,7 +63,7 @@ class AttemptStatus:
 
     @property
     def is_here(self) -> bool:
-        """Without Slurm, on this machine."""
+        """True if it runs, or ran, without Slurm on this machine."""
         return self.description.get("job") is None and self.description.get("host") == socket.gethostname()
 
     @property
@@ -84,13 +84,14 @@ class AttemptStatus:
 
 
 def read_attempt(attempt: AttemptDir) -> AttemptStatus:
-    told, progress = read_if_whole(attempt.attempt), read_if_whole(attempt.progress)
-    last_sign = max(float(told.get("started") or 0.0), float(progress.get("updated") or 0.0))
-    return AttemptStatus(attempt.number, told, progress, read_end(attempt), last_sign)
+    """Read an attempt; what is missing or cut off of its files counts as empty."""
+    description, progress = read_if_whole(attempt.attempt), read_if_whole(attempt.progress)
+    last_sign = max(float(description.get("started") or 0.0), float(progress.get("updated") or 0.0))
+    return AttemptStatus(attempt.number, description, progress, read_end(attempt), last_sign)
 
 
 def read_if_whole(path: Path) -> dict[str, Any]:
-    """What a file says; nothing, where it is not there or was cut off by a kill."""
+    """Read a JSON file; empty where it is not there or was cut off by a kill."""
     with suppress(OSError, ValueError):
         value = read_json(path)
         if isinstance(value, dict):

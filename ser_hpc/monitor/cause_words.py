@@ -1,9 +1,9 @@
-"""What a line of a log tells of the reason why a job ended, from the line alone.
+"""Classify a line of a log by how close it is to the reason why a job ended, from the line alone.
 
 When one rank fails, its fellows fail too, for want of it, and louder: connection errors, NCCL's watchdog, srun's account of who
 was killed. So lines are ranked by how close they are to a cause:
 
-    RESOURCE    memory, disk, files' limits; a node's driver or mount; a mistake that we told in words ourselves
+    RESOURCE    memory, disk, files' limits; a node's driver or mount; a mistake that our own message explains
     EXCEPTION   the last line of a traceback, a crash
     LAUNCH      what was to start Python: a shell, srun, a container's runtime, the dynamic linker
     SCHEDULER   time limit, preemption, a lost node
@@ -34,7 +34,7 @@ class CauseRank(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class FailureCause:
-    """A line of a log. `blames_node`: another node might do better."""
+    """A line of a log that names a cause. `blames_node`: another node might do better."""
 
     line: str
     nearness: CauseRank
@@ -105,7 +105,7 @@ _ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def classify_line(line: str) -> FailureCause | None:
-    """None: it tells of no reason."""
+    """Return the cause that the line names; None if it names none."""
     line = clean_line(line)
     kind = _kind(_NUMBERS.sub("0", line))
     return kind and FailureCause(_OURS.sub("", line), *kind)
@@ -113,11 +113,11 @@ def classify_line(line: str) -> FailureCause | None:
 
 @lru_cache(maxsize=1 << 15)
 def _kind(line: str) -> tuple[CauseRank, bool] | None:
-    """Of a line without its numbers: most lines of a thousand trials' logs differ in nothing else, and are looked at once."""
+    """Classify a line without its numbers, once: most lines of a thousand trials' logs differ in nothing else."""
     return next(((nearness, blames) for nearness, blames, pattern in _PATTERNS if pattern.search(line)), None)
 
 
 def clean_line(line: str) -> str:
-    """For a terminal: without colours and other control characters, and not longer than a few of its lines."""
+    """Make a line fit for a terminal: no colours and other control characters, no longer than a few of its lines."""
     line = _ESCAPE.sub("", line).strip()
     return line if len(line) <= _LONGEST else line[:_LONGEST] + " ..."

@@ -1,4 +1,4 @@
-"""What a person sees while trials run here: a bar a trial in a terminal, a line now and then elsewhere."""
+"""Show trials that run on this machine: a bar per trial in a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LINE_EVERY_S = 15.0
 
 @contextmanager
 def show_progress(run: RunDir, trials: Sequence[Trial], console: Console) -> Iterator[Callable[[Sequence[LocalJob]], None]]:
-    """Yields what to call, with all jobs so far, as often as one likes."""
+    """Yield a function that shows all jobs so far; it may be called as often as one likes."""
     if not console.is_terminal:
         yield _Lines(run, console)
         return
@@ -29,10 +29,10 @@ def show_progress(run: RunDir, trials: Sequence[Trial], console: Console) -> Ite
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f}%", markup=False),
-        TextColumn("{task.fields[words]}", markup=False),
+        TextColumn("{task.fields[text]}", markup=False),
     )
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
-        tasks = {trial: progress.add_task(str(trial), total=1.0, words="waiting") for trial in trials}
+        tasks = {trial: progress.add_task(str(trial), total=1.0, text="waiting") for trial in trials}
         yield _Bars(run, progress, tasks)
 
 
@@ -42,8 +42,8 @@ class _Bars:
 
     def __call__(self, jobs: Sequence[LocalJob]) -> None:
         for job in jobs:
-            told = _read(self._run, job)
-            self._progress.update(self._tasks[job.trial], completed=_part_done(told), words=_words(told))
+            heartbeat = _read(self._run, job)
+            self._progress.update(self._tasks[job.trial], completed=_part_done(heartbeat), text=_describe(heartbeat))
 
 
 class _Lines:
@@ -51,48 +51,50 @@ class _Lines:
 
     def __init__(self, run: RunDir, console: Console) -> None:
         self._run, self._console = run, console
-        self._said: dict[Trial, tuple[float, str, str]] = {}
+        self._printed: dict[Trial, tuple[float, str, str]] = {}
 
     def __call__(self, jobs: Sequence[LocalJob]) -> None:
         for job in jobs:
-            told = _read(self._run, job)
-            when, state, before = self._said.get(job.trial, (0.0, "", ""))
-            words, now = _words(told), time.monotonic()
-            going_on = job.exit_code is None and now - when > _LINE_EVERY_S and words != before
-            if told["state"] != state or going_on:
+            heartbeat = _read(self._run, job)
+            when, state, before = self._printed.get(job.trial, (0.0, "", ""))
+            text, now = _describe(heartbeat), time.monotonic()
+            going_on = job.exit_code is None and now - when > _LINE_EVERY_S and text != before
+            if heartbeat["state"] != state or going_on:
                 clock = time.strftime("%H:%M:%S")
-                self._console.print(f"{clock}  {job.trial}  {_part_done(told):4.0%}  {words}", soft_wrap=True)
-                self._said[job.trial] = (now, told["state"], words)
+                self._console.print(f"{clock}  {job.trial}  {_part_done(heartbeat):4.0%}  {text}", soft_wrap=True)
+                self._printed[job.trial] = (now, heartbeat["state"], text)
 
 
 def _read(run: RunDir, job: LocalJob) -> dict[str, Any]:
-    """The trial's heartbeat, overruled by how its processes ended."""
+    """Read the trial's heartbeat, overruled by how its processes ended."""
     attempt = run.trial(job.trial).current
     try:
-        told: dict[str, Any] = json.loads(attempt.progress.read_text(encoding="utf-8"))
+        heartbeat: dict[str, Any] = json.loads(attempt.progress.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        told = {"state": "starting"}
-    if told.get("updated", 0.0) < job.started:
-        told = {"state": "starting"}  # the heartbeat was an earlier attempt's
-    if told["state"] == "failed" or (job.exit_code and told["state"] != "stopped"):
-        told |= {"state": "failed", "error": read_end(attempt).error or "see its log"}
-    return told
+        heartbeat = {"state": "starting"}
+    if heartbeat.get("updated", 0.0) < job.started:
+        heartbeat = {"state": "starting"}  # the heartbeat was an earlier attempt's
+    if heartbeat["state"] == "failed" or (job.exit_code and heartbeat["state"] != "stopped"):
+        heartbeat |= {"state": "failed", "error": read_end(attempt).error or "see its log"}
+    return heartbeat
 
 
-def _part_done(told: dict[str, Any]) -> float:
-    return 1.0 if told["state"] == "done" else told.get("step", 0) / max(1, told.get("steps", 1))
+def _part_done(heartbeat: dict[str, Any]) -> float:
+    return 1.0 if heartbeat["state"] == "done" else heartbeat.get("step", 0) / max(1, heartbeat.get("steps", 1))
 
 
-def _words(told: dict[str, Any]) -> str:
-    if told["state"] == "failed":
-        return f"failed: {told['error'].splitlines()[0]}"
+def _describe(heartbeat: dict[str, Any]) -> str:
+    if heartbeat["state"] == "failed":
+        return f"failed: {heartbeat['error'].splitlines()[0]}"
     parts = (
-        [told["state"]] if told["state"] != "training" else [f"epoch {min(told['epoch'] + 1, told['epochs'])}/{told['epochs']}"]
+        [heartbeat["state"]]
+        if heartbeat["state"] != "training"
+        else [f"epoch {min(heartbeat['epoch'] + 1, heartbeat['epochs'])}/{heartbeat['epochs']}"]
     )
-    if told.get("loss") is not None:
-        parts.append(f"loss {told['loss']:.3f}")
-    if told.get("dev_uar") is not None:
-        parts.append(f"dev UAR {told['dev_uar']:.3f} (best {told['best_dev_uar']:.3f})")
-    if told["state"] == "training" and told.get("seconds_left") is not None:
-        parts.append(f"about {format_duration_s(told['seconds_left'])} left")
+    if heartbeat.get("loss") is not None:
+        parts.append(f"loss {heartbeat['loss']:.3f}")
+    if heartbeat.get("dev_uar") is not None:
+        parts.append(f"dev UAR {heartbeat['dev_uar']:.3f} (best {heartbeat['best_dev_uar']:.3f})")
+    if heartbeat["state"] == "training" and heartbeat.get("seconds_left") is not None:
+        parts.append(f"about {format_duration_s(heartbeat['seconds_left'])} left")
     return "  ".join(parts)

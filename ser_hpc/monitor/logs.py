@@ -1,5 +1,5 @@
-"""The logs of an attempt's ranks, and the one line in them that says why it ended: of the lines that are closest to a cause, as
-monitor/cause_words.py ranks them, the first.
+"""Find the logs of an attempt's ranks, and in them the line that names the cause of its end: of the lines closest to a cause,
+as monitor/cause_words.py ranks them, the first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RANKS_PLACE = re.compile(r"%(\d*)[tn]")
 def log_files(
     run: RunDir, trial: Trial, attempt: Mapping[str, Any], folders: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[Path, ...]:
-    """Every rank's log, in rank order, of an attempt as attempt.json describes it, or of a job (`{"job": "123_4"}`).
+    """Return every rank's log, in rank order, of an attempt as attempt.json describes it, or of a job (`{"job": "123_4"}`).
 
     `folders`: by an array's id, the folder under RUN/jobs in which each of its elements has a folder of its own, named by its
     index; the logs of all others are in RUN/jobs/trials. Each is asked for by name: to list a folder of thousands takes long.
@@ -56,7 +56,7 @@ def log_files(
 
 
 def find_cause(logs: Iterable[Path], also: str | None = None) -> FailureCause | None:
-    """The line that is closest to the cause, of the newest start in each log. `also`: an error told elsewhere, heard first."""
+    """Return the line closest to the cause, of the newest start in each log. `also`: an error known otherwise, ranked first."""
     lines = [classify_line(also) or FailureCause(clean_line(also), CauseRank.EXCEPTION, True)] if also else []
     for path in logs:
         try:
@@ -68,19 +68,19 @@ def find_cause(logs: Iterable[Path], also: str | None = None) -> FailureCause | 
 
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """The end of a log; of a progress bar only what it showed last."""
+    """Return the last `count` lines of a log; of a progress bar only what it showed last."""
     lines = _tail(path).rstrip("\n").split("\n")
     return [line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines[-count:]]
 
 
 @lru_cache(maxsize=4096)
 def _causes(path: Path, size: int, changed_ns: int) -> tuple[FailureCause, ...]:
-    """Read once for each state of the file, which `size` and `changed_ns` tell apart."""
+    """Read a log once for each state of the file, which `size` and `changed_ns` tell apart."""
     return tuple(_of_lines(_RANK.sub("", line) for line in _newest_start(_tail(path))))
 
 
 def _of_lines(lines: Iterable[str]) -> Iterator[FailureCause]:
-    """Each line that tells something; of exceptions raised one from another only the last, which was meant to be read."""
+    """Yield each line that names a cause; of exceptions raised one from another only the last, which was meant to be read."""
     waiting: FailureCause | None = None
     in_traceback = False
     for line in lines:
@@ -102,8 +102,8 @@ def _of_lines(lines: Iterable[str]) -> Iterator[FailureCause]:
 
 
 def _newest_start(text: str) -> list[str]:
-    """A job that is started again appends to its log. What was said before Python began counts only where it never did; the
-    start before counts too where the newest only refused to go on."""
+    """Return the newest start's lines: a job that is started again appends to its log. Lines from before Python began count
+    only where it never did; the start before counts too where the newest only refused to go on."""
     starts: list[list[str]] = [[]]
     began = ""  # how the start of the last list did: "": not yet
     for line in text.splitlines():

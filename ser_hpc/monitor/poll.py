@@ -1,4 +1,4 @@
-"""A run as it stands, Slurm asked: once, or again and again until nothing of it runs or waits."""
+"""Follow a run: read its trials' status and ask Slurm, once or until nothing of it runs or waits."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ _ASK_SLURM_S = 20.0  # its controller serves everybody
 
 
 def poll_once(run: RunDir) -> tuple[tuple[TrialStatus, ...], tuple[str, ...]]:
-    """Every trial of the run, and what is to be noted of Slurm's answers."""
+    """Return the status of every trial of the run, and notes on what Slurm could not be asked."""
     jobs, notes = job_states(run)
     return read_status(run, jobs, time.time()), notes
 
 
 def poll_until_done(
-    run: RunDir, out: Console, feed: Callable[[], int] = lambda: 0, asked_for: TrialFilter = EVERYTHING
+    run: RunDir, out: Console, feed: Callable[[], int] = lambda: 0, trial_filter: TrialFilter = EVERYTHING
 ) -> Sequence[TrialStatus]:
-    """In a terminal the screen is drawn again; in a log each change of the headline is a line, and the screen comes last.
+    """Show the run until nothing runs or waits, and return the last statuses. A terminal is redrawn; a log gets a line for each
+    change of the headline, and the screen last.
 
-    `feed`: called whenever Slurm is asked; the number of trials that it has yet to submit.
+    `feed`: called whenever Slurm is asked; returns the number of trials that it has yet to submit.
     """
-    said, asked, left = "", 0.0, 0
-    standings: tuple[TrialStatus, ...] = ()
+    printed, queried_s, left = "", 0.0, 0
+    statuses: tuple[TrialStatus, ...] = ()
     draw = status_screen.fitted if out.is_terminal else status_screen.render_status
     with Live(console=out, auto_refresh=False) as live:
         while True:
             began = time.monotonic()
-            if began - asked > _ASK_SLURM_S or not asked:
+            if began - queried_s > _ASK_SLURM_S or not queried_s:
                 left = feed()
                 jobs, notes = job_states(run)
-                asked = time.monotonic()
-            standings = read_status(run, jobs, time.time(), standings)
-            live.update(draw(run, standings, notes, time.time(), out, asked_for), refresh=out.is_terminal)
-            if not out.is_terminal and (headline := status_screen.status_headline(standings)) != said:
+                queried_s = time.monotonic()
+            statuses = read_status(run, jobs, time.time(), statuses)
+            live.update(draw(run, statuses, notes, time.time(), out, trial_filter), refresh=out.is_terminal)
+            if not out.is_terminal and (headline := status_screen.status_headline(statuses)) != printed:
                 out.print(time.strftime("%F %T"), headline, soft_wrap=True)
-                said = headline
-            if not left and all(standing.state == "done" or standing.is_open for standing in standings):
-                return standings
+                printed = headline
+            if not left and all(status.state == "done" or status.is_open for status in statuses):
+                return statuses
             time.sleep(max(_LOOK_S, _REST * (time.monotonic() - began)))

@@ -1,4 +1,4 @@
-"""What Slurm's states and reasons mean, in plain words."""
+"""Explain Slurm's states and reasons in plain words."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ _SIGNALS = {
 
 
 def explain_wait(reason: str) -> str:
-    """Of squeue's reason for a job that is pending: `for free nodes (Resources)`."""
-    words = next((words for pattern, words in _WAITS_FOR if re.fullmatch(pattern, reason)), "what Slurm calls")
-    return f"for {words}" + (f" ({reason})" if reason else "")
+    """Explain squeue's reason for a job that is pending: `for free nodes (Resources)`."""
+    meaning = next((meaning for pattern, meaning in _WAITS_FOR if re.fullmatch(pattern, reason)), "what Slurm calls")
+    return f"for {meaning}" + (f" ({reason})" if reason else "")
 
 
 def is_held(state: str, reason: str) -> bool:
-    """Whether Slurm will not start it before somebody releases it."""
+    """Return whether Slurm will not start it before somebody releases it."""
     return state in ("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD") or "held" in reason.lower()
 
 
 def suspended(state: str, job: str) -> str | None:
-    """Of a job that has its nodes and stands still: why, and what lets it go on. None: it does not."""
+    """Explain why a job that has its nodes stands still, and what lets it go on; None if it does not."""
     return {
         "SUSPENDED": f"by Slurm for another job, or because somebody asked: then scontrol resume {job} lets it go on",
         "STOPPED": f"its processes were stopped (SIGSTOP); to let them go on: scancel --signal=CONT {job}",
@@ -67,17 +67,17 @@ def suspended(state: str, job: str) -> str | None:
 
 
 def explain_end(state: str, exit_code: str | None, *, began: bool = True) -> str:
-    """Of a job that has ended: what that means for its trial. `began`: an attempt of it had begun."""
+    """Explain what the end of a job means for its trial. `began`: an attempt of it had begun."""
     if state == "CANCELLED" and not began:
         return "cancelled before it began"
     return _ENDED.get(state) or f"its job ended as {state}" + (f" with exit code {_explained(exit_code)}" if exit_code else "")
 
 
 def _explained(exit_code: str) -> str:
-    """Slurm's `code:signal`, and what is known of it; a shell tells of a signal by 128 and more."""
+    """Explain Slurm's `code:signal`; a shell reports a signal as 128 and more."""
     code, _, number = exit_code.partition(":")
     if not (code.isdecimal() and number.isdecimal()):
         return exit_code
     killed_by = int(number) or max(0, int(code) - 128)
-    words = _EXIT_CODES.get(exit_code) or _SIGNALS.get(killed_by)
-    return f"{exit_code} ({words})" if words else exit_code
+    meaning = _EXIT_CODES.get(exit_code) or _SIGNALS.get(killed_by)
+    return f"{exit_code} ({meaning})" if meaning else exit_code

@@ -1,4 +1,4 @@
-"""Which trials of a run are spoken of: those that somebody asked for, and of many those that need a look."""
+"""Select trials of a run: those that the command line asks for, and of many those that need a look."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class TrialFilter:
     folds: frozenset[int] | None = None
 
     def __bool__(self) -> bool:
-        """Whether anything was asked for."""
+        """Return whether anything was asked for."""
         return self != EVERYTHING
 
-    def of(self, standings: Iterable[TrialStatus]) -> tuple[TrialStatus, ...]:
-        """Those of the run's trials, in the same order."""
+    def of(self, statuses: Iterable[TrialStatus]) -> tuple[TrialStatus, ...]:
+        """Return the selected ones, in the same order."""
         return tuple(
-            standing
-            for standing in standings
-            if _among(standing.state, self.states)
-            and _among(standing.trial.seed, self.seeds)
-            and _among(standing.trial.fold, self.folds)
+            status
+            for status in statuses
+            if _among(status.state, self.states)
+            and _among(status.trial.seed, self.seeds)
+            and _among(status.trial.fold, self.folds)
         )
 
 
@@ -43,15 +43,15 @@ EVERYTHING = TrialFilter()
 
 
 def parse_trial_filter(states: str | None, seeds: str | None, folds: str | None) -> TrialFilter:
-    """Of what a command line says: `failed,running`, `0,3`. `running` is also what starts or ends. Raises UserError."""
+    """Parse a command line's `failed,running`, `0,3`. `running` is also what starts or ends. Raises UserError."""
     return TrialFilter(_states(states), _numbers("--seed", seeds), _numbers("--fold", folds))
 
 
-def needing_attention(standings: Sequence[TrialStatus]) -> list[TrialStatus]:
-    """Without those of which there is nothing to say; what is worst comes first."""
+def needing_attention(statuses: Sequence[TrialStatus]) -> list[TrialStatus]:
+    """Select the trials that need a look; the worst come first."""
     return sorted(
-        (standing for standing in standings if standing.state in _NEED_A_LOOK),
-        key=lambda standing: _NEED_A_LOOK.index(standing.state),
+        (status for status in statuses if status.state in _NEED_A_LOOK),
+        key=lambda status: _NEED_A_LOOK.index(status.state),
     )
 
 
@@ -71,7 +71,7 @@ def _states(text: str | None) -> frozenset[str] | None:
 def _numbers(option: str, text: str | None) -> frozenset[int] | None:
     if text is None:
         return None
-    words = [word.strip() for word in text.split(",")]
-    if wrong := [word for word in words if not (word.isascii() and word.isdigit())]:
+    numbers = [number.strip() for number in text.split(",")]
+    if wrong := [number for number in numbers if not (number.isascii() and number.isdigit())]:
         raise UserError(f"{option} takes numbers with commas between, as 0,3; {wrong[0]!r} is none")
-    return frozenset(map(int, words))
+    return frozenset(map(int, numbers))

@@ -1,4 +1,4 @@
-"""The state of a trial that is not done: what Slurm says of its job, held against what its newest attempt has written down.
+"""Decide the state of a trial that is not done: Slurm's state of its job, compared with what its newest attempt has written.
 
 running, starting, ending      a job or a process of it is at work
 waiting, requeued, held        queued: for the job's first start; for another start of it; until somebody releases it
@@ -25,9 +25,9 @@ _NO_PROCESS_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class TrialEvidence:
-    """Of one trial. `newest`: its newest attempt; `submitted`: when its job was, None if nobody wrote that down; epoch seconds.
+    """What is known of a trial. `submitted`: when its job was, None if nobody wrote that down, and `now`: epoch seconds.
 
-    `lost_after_s`: so long an attempt that is alive is never silent.
+    `newest`: its newest attempt; `lost_after_s`: an attempt that is alive is never silent for so long.
     """
 
     job: JobState | None
@@ -38,7 +38,7 @@ class TrialEvidence:
 
     @property
     def is_untried(self) -> bool:
-        """Whether there is a job, and no attempt of it has begun, nor one without it since it was submitted."""
+        """True if there is a job, and no attempt of it has begun, nor one without it since it was submitted."""
         if self.job is None or self.newest is None:
             return self.job is not None
         return not self.newest.is_of(self.job) and self.submitted is not None and self.newest.started < self.submitted
@@ -49,7 +49,7 @@ class TrialEvidence:
 
 
 def state_of(known: TrialEvidence) -> tuple[str, str]:
-    """A state of the list above, and in words why."""
+    """Return a state of the list above, and the reason for it."""
     job, newest = known.job, known.newest
     if job is None or not job.is_active:
         if job and (known.is_untried or (newest and newest.is_of(job) and not newest.has_ended)):
@@ -57,13 +57,13 @@ def state_of(known: TrialEvidence) -> tuple[str, str]:
             return "stopped" if job.state == "CANCELLED" else "failed", explain_end(job.state, job.exit_code, began=began)
         return _by_itself(newest, known)
     if job.state == UNKNOWN:
-        by_itself, why = _by_itself(newest, known)
+        by_itself, reason = _by_itself(newest, known)
         believed = by_itself in ("running", "starting", "failed") and not known.is_untried
-        return (by_itself, why) if believed else ("unknown", "it may be queued")
+        return (by_itself, reason) if believed else ("unknown", "it may be queued")
     if known.is_queued:
         return _queued(job, newest)
-    if words := suspended(job.state, job.job):
-        return "suspended", words
+    if pause := suspended(job.state, job.job):
+        return "suspended", pause
     if job.state == "COMPLETING":
         return "ending", ""
     return _on_nodes(job, newest, known)
@@ -75,16 +75,16 @@ def _queued(job: JobState, newest: AttemptStatus | None) -> tuple[str, str]:
     waits = explain_wait(job.reason)
     if newest is None:
         return ("requeued", f"before an attempt began; waits {waits}") if job.restarts else ("waiting", waits)
-    how = {"stopped": "stopped, its state is saved", "killed": "was killed without a word"}.get(
+    ending = {"stopped": "stopped, its state is saved", "killed": "was killed without a word"}.get(
         newest.end.outcome, newest.end.outcome
     )
     if job.restarts or newest.is_of(job):
-        return "requeued", f"{how}; waits {waits}"
-    return "waiting", f"again, after attempt {newest.number} ({how}), {waits}"
+        return "requeued", f"{ending}; waits {waits}"
+    return "waiting", f"again, after attempt {newest.number} ({ending}), {waits}"
 
 
 def _on_nodes(job: JobState, newest: AttemptStatus | None, known: TrialEvidence) -> tuple[str, str]:
-    """Slurm says that it runs."""
+    """Decide the state of a trial that runs by Slurm's account."""
     elapsed_s = job.elapsed_s or 0.0
     if newest is not None and not newest.is_of_this_start(job, known.submitted, known.now - elapsed_s):
         newest = None
@@ -101,7 +101,7 @@ def _on_nodes(job: JobState, newest: AttemptStatus | None, known: TrialEvidence)
 
 
 def _by_itself(newest: AttemptStatus | None, known: TrialEvidence) -> tuple[str, str]:
-    """From its own files, when there is no job to ask for."""
+    """Decide the state from the trial's own files, when there is no job to ask for."""
     if newest is None:
         return "not started", "nothing of it is queued"
     if newest.end.outcome in ("failed", "hung", "lost"):

@@ -1,4 +1,4 @@
-"""Where each trial of a run stands: its state (done, or as in monitor/trial_states.py), how far it is, and what went wrong."""
+"""Read the status of each trial of a run: its state (done, or as in monitor/trial_states.py), progress, and what went wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HANG_MINUTES = 30.0
 
 @dataclass(frozen=True, slots=True)
 class TrialStatus:
-    """One trial. `number` counts the run's trials from 1; `reason` says in words what `state` does not.
+    """The status of one trial. `number` counts the run's trials from 1; `reason` explains `state`.
 
     `progress`: the newest that its attempts know, as in progress.json. `remaining_s`: seconds until it is trained, where known;
     `elapsed_s`: seconds that a trial which is done took; `is_untried`: no attempt of its newest job has begun.
@@ -48,7 +48,7 @@ class TrialStatus:
 
     @property
     def logs(self) -> tuple[Path, ...]:
-        """Those of its newest start, rank by rank. Each call looks for them."""
+        """The logs of its newest start, rank by rank; each access looks for them."""
         return self.find_logs()
 
     @property
@@ -59,17 +59,17 @@ class TrialStatus:
 
     @property
     def restarts(self) -> int:
-        """Slurm also counts starts that did not come to an attempt."""
+        """The number of restarts; Slurm also counts starts that did not come to an attempt."""
         return max(0, len(self.attempts) - 1, (self.job and self.job.restarts) or 0)
 
     @property
     def is_open(self) -> bool:
-        """Not done, and nothing is queued or running that would complete it."""
+        """True if it is not done, and nothing is queued or running that would complete it."""
         return not self.has_job and self.state in ("failed", "stopped", "not started", "lost")
 
     @property
     def has_job(self) -> bool:
-        """Queued or running by Slurm."""
+        """True if Slurm has it queued or running."""
         return self.job is not None and self.job.is_active
 
     @property
@@ -80,13 +80,13 @@ class TrialStatus:
 def read_status(
     run: RunDir, jobs: Mapping[Trial, JobState], now: float, before: Sequence[TrialStatus] = ()
 ) -> tuple[TrialStatus, ...]:
-    """Every trial of the plan, in its order. `now`: epoch seconds. Raises UserError if this is no run directory.
+    """Read every trial of the plan, in its order. `now`: epoch seconds. Raises UserError if this is no run directory.
 
-    `before`: of an earlier look at this run; what was done then is not read again.
+    `before`: an earlier result for this run; what was done then is not read again.
     """
     lost_after_s = _lost_after(run)
     submitted = {submission.job: submission for submission in read_submissions(run)}
-    done = {standing.trial: standing for standing in before if standing.state == "done"}
+    done = {status.trial: status for status in before if status.state == "done"}
 
     def one(number: int, trial: Trial) -> TrialStatus:
         place, job = run.trial(trial), jobs.get(trial)
@@ -96,31 +96,29 @@ def read_status(
 
     trials = run.trials()
     with ThreadPoolExecutor(_READERS) as pool:  # thousands of small files: on a network's file system each one is a wait
-        standings = list(pool.map(one, range(1, len(trials) + 1), trials))
-    if any(standing.runs_without_slurm for standing in standings):
-        standings = [
-            replace(standing, state="waiting", reason="for the trials that run here")
-            if standing.state == "not started"
-            else standing
-            for standing in standings
+        statuses = list(pool.map(one, range(1, len(trials) + 1), trials))
+    if any(status.runs_without_slurm for status in statuses):
+        statuses = [
+            replace(status, state="waiting", reason="for the trials that run here") if status.state == "not started" else status
+            for status in statuses
         ]
-    return tuple(standings)
+    return tuple(statuses)
 
 
-def failed_nodes(run: RunDir, standings: Iterable[TrialStatus]) -> tuple[str, ...]:
-    """Where these trials failed, as Slurm writes nodes; without those that are not to blame: a mistake fails everywhere."""
+def failed_nodes(run: RunDir, statuses: Iterable[TrialStatus]) -> tuple[str, ...]:
+    """Return where these trials failed, as Slurm writes nodes; without nodes not to blame: a mistake fails everywhere."""
     found: set[str] = set()
-    for standing in standings:
-        unreached = starts.unreached_nodes(run, standing.job.job) if standing.job is not None else set()
-        if standing.attempts or len(unreached) == 1:  # what cannot be started on any node is no node's fault
+    for status in statuses:
+        unreached = starts.unreached_nodes(run, status.job.job) if status.job is not None else set()
+        if status.attempts or len(unreached) == 1:  # what cannot be started on any node is no node's fault
             found |= unreached
         if (
-            standing.state in ("failed", "lost")
-            and standing.attempts
-            and standing.attempts[-1].description.get("job") is not None
-            and (standing.error is None or standing.error.blames_node)
+            status.state in ("failed", "lost")
+            and status.attempts
+            and status.attempts[-1].description.get("job") is not None
+            and (status.error is None or status.error.blames_node)
         ):
-            found.add(standing.nodes)
+            found.add(status.nodes)
     return tuple(sorted(found))
 
 
@@ -133,49 +131,49 @@ def _look(
     newest = attempts[-1] if attempts else None
     known = TrialEvidence(job, newest, submission.when if submission else None, now, lost_after_s)
     folders = {submission.job: submission.mark} if submission and submission.job and submission.mark else {}
-    where, why = ("done", "") if done is not None else state_of(known)
-    given_up = starts.given_up_reason(place.run, job.job) if job is not None and where in ("failed", "stopped") else None
-    where, why = (where, why) if given_up is None else ("failed", given_up)
+    state, reason = ("done", "") if done is not None else state_of(known)
+    given_up = starts.given_up_reason(place.run, job.job) if job is not None and state in ("failed", "stopped") else None
+    state, reason = (state, reason) if given_up is None else ("failed", given_up)
     # Until a job has come to an attempt, its own log is what there is to read; while it waits, that of the attempt before.
     of_job = {"job": job.job} if job and known.is_untried and not (newest and known.is_queued) else None
-    standing = TrialStatus(
+    status = TrialStatus(
         number=number,
         trial=place.trial,
-        state=where,
-        reason=why,
+        state=state,
+        reason=reason,
         job=job,
         attempts=attempts,
         # What a new attempt does not know yet is what the one before it knew.
         progress={key: value for attempt in attempts for key, value in attempt.progress.items() if value is not None},
-        remaining_s=_left_s(newest, now) if newest and where == "running" else None,
+        remaining_s=_left_s(newest, now) if newest and state == "running" else None,
         elapsed_s=done.get("seconds") if done else None,
         is_untried=done is None and known.is_untried,
         find_logs=partial(log_files, place.run, place.trial, of_job or (newest.description if newest else {}), folders),
     )
-    return _with_cause(standing, known, given_up=given_up is not None)
+    return _with_cause(status, known, given_up=given_up is not None)
 
 
 def _left_s(newest: AttemptStatus, now: float) -> float | None:
-    told = newest.progress.get("seconds_left")
-    return None if told is None else max(0.0, told - (now - newest.last_sign))
+    left_s = newest.progress.get("seconds_left")
+    return None if left_s is None else max(0.0, left_s - (now - newest.last_sign))
 
 
-def _with_cause(standing: TrialStatus, known: TrialEvidence, *, given_up: bool) -> TrialStatus:
-    """What went wrong, where something did: of a job that ended before an attempt of it began, from its log alone."""
+def _with_cause(status: TrialStatus, known: TrialEvidence, *, given_up: bool) -> TrialStatus:
+    """Add what went wrong, where something did: of a job that ended before an attempt of it began, from its log alone."""
     end = known.newest.end if known.newest and not known.is_untried else None
-    again = standing.state == "requeued" and (end is None or end.outcome != "stopped")
-    if standing.state not in ("failed", "lost") and not again:
-        return standing
-    logs = standing.logs
+    again = status.state == "requeued" and (end is None or end.outcome != "stopped")
+    if status.state not in ("failed", "lost") and not again:
+        return status
+    logs = status.logs
     if given_up:
-        return standing  # the batch script has named the cause
+        return status  # the batch script has named the cause
     cause = find_cause(logs, end.error if end else None)
-    why = standing.reason + "; it has left no log" * (known.is_untried and standing.state == "failed" and not logs)
-    return replace(standing, reason=why, error=cause)
+    reason = status.reason + "; it has left no log" * (known.is_untried and status.state == "failed" and not logs)
+    return replace(status, reason=reason, error=cause)
 
 
 def _lost_after(run: RunDir) -> float:
-    """Seconds of silence after which a trial would have ended itself, had it been able to."""
+    """Return the seconds of silence after which a trial would have ended itself, had it been able to."""
     minutes = _HANG_MINUTES
     with suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         minutes = float(yaml.safe_load(run.settings.read_text(encoding="utf-8"))["train"]["hang_minutes"])

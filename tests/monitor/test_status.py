@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -205,7 +206,12 @@ def test_watching_ends_when_nothing_runs_or_waits(
     over = queue("4 FAILED NonZeroExitCode n2 18:00 0")
     later = iter([{"squeue": NIGHT}, {}, {"squeue": over}])
     monkeypatch.setattr(poll, "_ASK_SLURM_S", 0.0)
-    monkeypatch.setattr(time, "sleep", lambda _: slurm(monkeypatch, **next(later)))
+    watching, sleep = threading.get_ident(), time.sleep
+
+    def pause(seconds: float) -> None:
+        slurm(monkeypatch, **next(later)) if threading.get_ident() == watching else sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", pause)
     assert status.main([str(night.run.path), "--watch"]) == 1
     out = capsys.readouterr().out
     assert out.count("15 trials: 3 done") == 4 and next(later, None) is None

@@ -1,1 +1,1 @@
-"""Slurm: asked before, told what to do, asked what became of it. Arrays are submitted through submitit."""
+"""Slurm: what it allows, how jobs are submitted, and what became of them. Arrays are submitted through submitit."""

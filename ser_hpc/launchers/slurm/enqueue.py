@@ -1,4 +1,4 @@
-"""A run's trials into Slurm's queue, as many as fit in now, and their report after them: the launcher's road on a cluster."""
+"""Put a run's trials into Slurm's queue, as many as fit, and their report after them; the launcher calls it on a cluster."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def enqueue_trials(
     *,
     own_test: bool = True,
 ) -> list[Trial]:
-    """Submit trials and their report; returns the trials for which there is no room in the queue now.
+    """Submit trials and their report; return the trials for which there is no room in the queue now.
 
-    `held`: trials that are queued or running; `lock`: descriptor of the run's lock; `own_test`: as in preflight.check. Raises
-    UserError with everything that is in the way, or with Slurm's words.
+    `held`: trials that are queued or running; `lock`: descriptor of the run's lock; `own_test`: as in `check_trial_jobs`.
+    Raises UserError with everything that is in the way, or with Slurm's message.
     """
     run = experiment.run
     cluster, notes = preflight.choose_gpus(experiment.settings.cluster)
@@ -78,16 +78,16 @@ def add_missing_report(
 
 
 def not_applied(run: RunDir, held: Collection[Trial], cluster: ClusterSettings) -> Iterator[str]:
-    """Settings of jobs that are queued or running which differ from those given now: Slurm keeps what it was given."""
+    """Yield a line per setting of queued or running jobs that differs from the one given now: Slurm keeps what it was given."""
     now = cluster.model_dump(mode="json", exclude_defaults=True)
-    told = set()
+    reported = set()
     for submission in read_submissions(run):
         if submission.mark is None or submission.outcome == "void" or not set(submission.trials) & set(held):
             continue
         for name in sorted({*submission.settings, *now} - _OF_A_SITE):
             before = submission.settings.get(name)
-            if before != now.get(name) and (name, str(before)) not in told:
-                told.add((name, str(before)))
+            if before != now.get(name) and (name, str(before)) not in reported:
+                reported.add((name, str(before)))
                 given, theirs = (("its default" if value is None else value) for value in (now.get(name), before))
                 yield f"not applied to jobs that are queued or running: cluster.{name}={given} (theirs: {theirs})"
 
@@ -97,7 +97,7 @@ def _is_grouped(cluster: ClusterSettings) -> bool:
 
 
 def _fitting(cluster: ClusterSettings, wanted: int) -> int:
-    """How many of so many jobs fit into the queue now, beside their report."""
+    """Return how many of `wanted` jobs fit into the queue now, beside their report."""
     room = user_limits.submit_room(cluster)
     return wanted if room is None else max(0, min(wanted, room - 1))
 
@@ -112,7 +112,7 @@ def _arrays(
     *,
     must: bool,
 ) -> list[Submission]:
-    """Arrays of at most `size` elements; smaller ones where Slurm finds those too many. `must`: one at least, or an error."""
+    """Submit arrays of at most `size` elements, smaller where Slurm finds those too many. `must`: one at least, or an error."""
     made: list[Submission] = []
     start = 0
     while start < len(groups):

@@ -1,4 +1,4 @@
-"""The caller's Slurm variables: what an allocation, a profile or an earlier job left in the environment is no word to us.
+"""Drop the Slurm variables that the caller's environment has from an allocation, a profile or an earlier job.
 
 sbatch, srun, squeue and others take options from variables, and these win over a batch script. Jobs submitted from within an
 allocation inherit them as well, and their srun obeys them or refuses to start. Settings are the one way to say what jobs ask
@@ -48,12 +48,12 @@ _IDLE = ("SBATCH_DEBUG", "SBATCH_COLOR")
 
 
 def strip_slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what speaks to Slurm's commands, but for what locates the cluster and authenticates the user."""
+    """Return the environment without Slurm's variables, but for those that locate the cluster and authenticate the user."""
     return {name: value for name, value in environment.items() if name in _LOCATES or not name.startswith(_SLURMS)}
 
 
 def drop_inherited(cluster: ClusterSettings, out: Console) -> ClusterSettings:
-    """Take the caller's Slurm variables from this process, before it submits; one line says which would have changed the jobs.
+    """Take the caller's Slurm variables from this process, before it submits; print which would have changed the jobs.
 
     Returns the settings, whose account is SBATCH_ACCOUNT where they name none: that is how sites have it said once and for all.
     """
@@ -68,18 +68,18 @@ def drop_inherited(cluster: ClusterSettings, out: Console) -> ClusterSettings:
             out.print(f"Account: {account}, from {_ACCOUNT}.")
         cluster = cluster.model_copy(update={"account": account})
     if ignored:  # of the five variables of a binding the one that says it all
-        told = ", ".join(f"{name}={given[name]}" for name in sorted(ignored) if "_BIND_" not in name)
-        out.print(f"Ignored, for settings alone say what jobs ask for (see cluster.sbatch): {told}", soft_wrap=True)
+        listing = ", ".join(f"{name}={given[name]}" for name in sorted(ignored) if "_BIND_" not in name)
+        out.print(f"Ignored, for settings alone say what jobs ask for (see cluster.sbatch): {listing}", soft_wrap=True)
     return cluster
 
 
 def influential_variables(names: Iterable[str]) -> list[str]:
-    """Of these variables those that sbatch, or the srun of a job that inherits them, would have taken for options."""
+    """Select the variables that sbatch, or the srun of a job that inherits them, would have taken for options."""
     return [name for name in names if name in _MATTERS or (name.startswith("SBATCH_") and name not in _IDLE)]
 
 
 def unset_lines() -> list[str]:
-    """Lines of a batch script typed by hand, before srun: without what it has inherited from where it was submitted.
+    """Return lines for a batch script typed by hand, before srun, that unset what it inherited from where it was submitted.
 
     What Slurm set for the job itself stays: of two variables that exclude each other it is the one that our scripts ask by.
     """

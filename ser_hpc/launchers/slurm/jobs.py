@@ -1,9 +1,9 @@
-"""What has become of the jobs that run a run's trials.
+"""Find, follow and cancel the Slurm jobs that run a run's trials.
 
-job_states   for showing: squeue, then sacct for what has left the queue; whatever does not answer becomes a note
-active       for submitting: what is queued or running now, from squeue or not at all
-settle       for submitting: submissions whose answer nobody has noted are looked for by name, adopted or declared void
-cancel       this run's jobs, and no others
+job_states           for showing: squeue, then sacct for what has left the queue; whatever does not answer becomes a note
+active_jobs          for submitting: what is queued or running now, from squeue or not at all
+settle_submissions   for submitting: those without a recorded answer are looked for by name, adopted or declared void
+cancel_jobs          this run's jobs, and no others
 
 A job is one of ours by cluster, user, name and number, never by its number alone. Jobs come from the ledger of submissions,
 from arrays of slurm/train.sbatch that wait for this run, and, for what nobody noted, from what attempts say of themselves.
@@ -36,19 +36,19 @@ _RESOLVE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class _Element:
-    """A job that runs trials of the run, and how to know it; None: not on record."""
+    """A job that runs trials of the run, and how to recognise it; None: not on record."""
 
     trials: tuple[Trial, ...]
     name: str | None = None
     user: int | None = None
     cluster: str | None = None
 
-    def is_told_by(self, row: JobState) -> bool:
+    def matches(self, row: JobState) -> bool:
         return self.name in (None, row.name) and (self.user is None or str(self.user) == row.user)
 
 
 def job_states(run: RunDir) -> tuple[dict[Trial, JobState], tuple[str, ...]]:
-    """The job of each trial that has one, and notes on what could not be asked. Never raises because of Slurm.
+    """Return the job of each trial that has one, and notes on what could not be asked. Never raises because of Slurm.
 
     Of several jobs of a trial the active one counts, else the newest.
     """
@@ -82,7 +82,7 @@ def job_states(run: RunDir) -> tuple[dict[Trial, JobState], tuple[str, ...]]:
 
 
 def active_jobs(run: RunDir, *, on_slurm: bool = False, but: str = "") -> dict[Trial, JobState]:
-    """Trials that Slurm has queued, runs or will run again: none of these may be submitted.
+    """Return the trials that Slurm has queued, runs or will run again, with their jobs: none of these may be submitted.
 
     `on_slurm`: ask also where nothing was submitted yet, for arrays of slurm/train.sbatch that wait; `but`: an array that does
     not count.
@@ -113,7 +113,7 @@ def settle_submissions(run: RunDir) -> list[str]:
     """Find out about submissions whose answer was never noted: their launcher was killed, or Slurm did not say.
 
     The caller holds the run's lock, so none is being made now. What is in the queue is adopted; what is not is declared void,
-    and should Slurm take it all the same its jobs end at once (batch.element). Returns what was found, in words.
+    and should Slurm take it all the same its jobs end at once (requeue_script.element). Returns a line for each job adopted.
     Raises UserError if squeue cannot be asked.
     """
     unanswered = [submission for submission in read_submissions(run) if submission.outcome == "asked"]
@@ -139,7 +139,7 @@ def settle_submissions(run: RunDir) -> list[str]:
 
 
 def find_job(submission: Submission, rows: Iterable[JobState]) -> str | None:
-    """The number of the job that a submission became, known by its name."""
+    """Return the number of the job that a submission became, known by its name; None if it is not in `rows`."""
     of_it = (row for row in rows if row.name == submission.name and row.user == str(submission.user))
     return next((row.array for row in of_it), None)
 
@@ -154,7 +154,7 @@ def end_elsewhere(run: RunDir, cluster: str) -> None:
 
 
 def queued_codes(run: RunDir, held: Collection[Trial]) -> dict[str, list[Trial]]:
-    """The code that the trials `held` by Slurm were submitted with, by its digest."""
+    """Return the code that the trials `held` by Slurm were submitted with: its digest, and the trials."""
     codes: dict[Trial, str] = {}
     for submission in read_submissions(run):
         if submission.code is not None:
@@ -163,7 +163,7 @@ def queued_codes(run: RunDir, held: Collection[Trial]) -> dict[str, list[Trial]]
 
 
 def of_this_array(run: RunDir, env: Mapping[str, str], code: str) -> Submission:
-    """What a task of slurm/train.sbatch notes of its array, whose element K runs the K-th trial: the elements there are."""
+    """Return the submission that a task of slurm/train.sbatch records of its array, whose element K runs the K-th trial."""
     array = env["SLURM_ARRAY_JOB_ID"]
     first, last, step, count = (int(env[f"SLURM_ARRAY_TASK_{name}"]) for name in ("MIN", "MAX", "STEP", "COUNT"))
     numbers = set(range(first, last + 1, step))
@@ -177,7 +177,7 @@ def of_this_array(run: RunDir, env: Mapping[str, str], code: str) -> Submission:
 
 
 def find_older_job(run: RunDir, trial: Trial, array: str) -> JobState | None:
-    """A job that was submitted before this array and will run, or runs, this trial; None too where Slurm cannot be asked."""
+    """Return a job submitted before this array that will run, or runs, this trial; None too where Slurm cannot be asked."""
     with suppress(UserError, SlurmError):
         held = active_jobs(run, on_slurm=True, but=array).get(trial)
         if held is not None and int(held.array) < int(array):
@@ -186,7 +186,7 @@ def find_older_job(run: RunDir, trial: Trial, array: str) -> JobState | None:
 
 
 def active_reports(run: RunDir) -> set[str]:
-    """The run's report jobs that are queued or running. Raises SlurmError."""
+    """Return the run's report jobs that are queued or running. Raises SlurmError."""
     ours = {submission.name for submission in read_submissions(run) if submission.kind == "report"}
     return {row.array for row in squeue({os.getuid()}) if row.is_active and row.name in ours} if ours else set()
 
@@ -199,9 +199,9 @@ def cancel_waiting(arrays: Collection[str]) -> None:
 
 
 def cancel_jobs(run: RunDir) -> tuple[str, ...]:
-    """Ask Slurm to cancel what was submitted for this run by this user, reports too; returns the ids of those jobs.
+    """Cancel what was submitted for this run by this user, reports too; return the ids of those jobs.
 
-    Raises UserError with Slurm's words if it cannot be asked or refuses.
+    Raises UserError with Slurm's message if it cannot be asked or refuses.
     """
     known, user = read_submissions(run), os.getuid()
     if not known:
@@ -220,7 +220,7 @@ def cancel_jobs(run: RunDir) -> tuple[str, ...]:
 
 
 def _may_have_jobs(run: RunDir) -> bool:
-    """Whether anything of the run that is not done was ever given to Slurm."""
+    """Return whether anything of the run that is not done was ever given to Slurm."""
     for submission in read_submissions(run):
         if submission.outcome == "asked" or any(not run.trial(trial).is_done for trial in submission.trials):
             return True
@@ -228,12 +228,12 @@ def _may_have_jobs(run: RunDir) -> bool:
 
 
 def _users(run: RunDir) -> set[int]:
-    """Whose jobs may be the run's: ours, and those of whoever else has launched it."""
+    """Return the users whose jobs may be the run's: this one, and whoever else has launched it."""
     return {os.getuid(), *(submission.user for submission in read_submissions(run) if submission.outcome != "void")}
 
 
 def _elements(run: RunDir, rows: Sequence[JobState]) -> dict[str, _Element]:
-    """The jobs that run trials of the run, oldest first, as far as known; without those all of whose trials are done.
+    """Return the jobs that run trials of the run, oldest first, as far as known; without those all of whose trials are done.
 
     `rows`: the queue, in which submissions are found whose number nobody has noted.
     """
@@ -241,8 +241,8 @@ def _elements(run: RunDir, rows: Sequence[JobState]) -> dict[str, _Element]:
     known = [submission for submission in read_submissions(run) if submission.outcome != "void" and submission.kind == "trials"]
     for submission in known:
         if (job := submission.job or find_job(submission, rows)) is not None:
-            who = (submission.name, submission.user, submission.cluster)
-            elements |= {f"{job}_{number}": _Element(trials, *who) for number, trials in submission.elements.items()}
+            identity = (submission.name, submission.user, submission.cluster)
+            elements |= {f"{job}_{number}": _Element(trials, *identity) for number, trials in submission.elements.items()}
     elements |= dict(_waiting_scripts(run, rows, {submission.job for submission in known}))
     trials = {
         *run.trials_on_disk(),
@@ -254,31 +254,31 @@ def _elements(run: RunDir, rows: Sequence[JobState]) -> dict[str, _Element]:
             with suppress(OSError, ValueError, KeyError, TypeError):
                 about = read_json(attempt.attempt)
                 if about["job"] is not None and _key(about["job"], elements) not in elements:
-                    who = (about.get("job_name"), about.get("user"), about.get("cluster"))
-                    elements[about["job"]] = _Element((trial,), *who)
+                    identity = (about.get("job_name"), about.get("user"), about.get("cluster"))
+                    elements[about["job"]] = _Element((trial,), *identity)
     return {job: element for job, element in elements.items() if not unfinished.isdisjoint(element.trials)}
 
 
 def _split(elements: Mapping[str, _Element]) -> tuple[dict[str, _Element], dict[str, _Element]]:
-    """Those of the cluster that answers here, and those of others."""
+    """Divide the jobs into those of the cluster that answers here and those of others."""
     here = cluster_name() if any(element.cluster for element in elements.values()) else None
     other = {job: element for job, element in elements.items() if here and element.cluster and element.cluster != here}
     return {job: element for job, element in elements.items() if job not in other}, other
 
 
 def _waiting_scripts(run: RunDir, rows: Iterable[JobState], known: Collection[str | None]) -> Iterator[tuple[str, _Element]]:
-    """Arrays of slurm/train.sbatch for this run of which no task has begun: nobody has noted those."""
+    """Yield arrays of slurm/train.sbatch for this run of which no task has begun: nobody has recorded those."""
     for row in rows:
-        words = _words(row.command)
-        if row.is_active and row.array not in known and words and Path(words[0]).name == SCRIPT:
-            path, trials = _planned_by(tuple(words[1:]), row.folder)
+        arguments = _split_command(row.command)
+        if row.is_active and row.array not in known and arguments and Path(arguments[0]).name == SCRIPT:
+            path, trials = _planned_by(tuple(arguments[1:]), row.folder)
             if path == run.path.resolve() and row.element < len(trials):
                 yield row.job, _Element((trials[row.element],), row.name, int(row.user))
 
 
 @lru_cache(maxsize=64)
 def _planned_by(arguments: tuple[str, ...], folder: str) -> tuple[Path | None, tuple[Trial, ...]]:
-    """The run directory and trials of a script's arguments, given in that folder; none where they make no sense here."""
+    """Return the run directory and trials that a script's arguments mean in that folder; none where they make no sense here."""
     config, *overrides = arguments or ("demo",)
     command = [sys.executable, "-m", "ser_hpc.launch", "--prepare", "--dry-run", "--config", config, *overrides]
     with suppress(OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired):
@@ -288,8 +288,8 @@ def _planned_by(arguments: tuple[str, ...], folder: str) -> tuple[Path | None, t
     return None, ()
 
 
-def _words(command: str) -> list[str]:
-    """Slurm joins a command's words with blanks, and keeps no quotes."""
+def _split_command(command: str) -> list[str]:
+    """Split a command that Slurm has joined with blanks; it keeps no quotes."""
     try:
         return shlex.split(command)
     except ValueError:
@@ -297,18 +297,18 @@ def _words(command: str) -> list[str]:
 
 
 def _key(job: str, elements: Collection[str]) -> str:
-    """A submission of one element was no array in earlier versions: its job is "123", and its element "123_0"."""
+    """Return the element's id. In earlier versions a submission of one element was no array: job "123", element "123_0"."""
     return job if job in elements else f"{job}_0"
 
 
 def _by_element(rows: Iterable[JobState], elements: Mapping[str, _Element]) -> dict[str, JobState]:
-    """The rows that speak of these elements: by number, name and user."""
+    """Select the rows that belong to these elements, by number, name and user."""
     named = ((_key(row.job, elements), row) for row in rows)
-    return {key: row for key, row in named if key in elements and elements[key].is_told_by(row)}
+    return {key: row for key, row in named if key in elements and elements[key].matches(row)}
 
 
 def _of_trials(elements: Mapping[str, _Element], known: Mapping[str, JobState]) -> dict[Trial, JobState]:
-    """Each trial's active job, else its newest."""
+    """Return each trial's active job, else its newest."""
     states: dict[Trial, JobState] = {}
     for job, element in elements.items():
         for trial in element.trials if job in known else ():

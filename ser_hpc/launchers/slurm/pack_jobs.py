@@ -1,4 +1,4 @@
-"""Packing as a Slurm array through submitit: each job packs a share of the shards, the last one to end completes the datasets.
+"""Submit packing as a Slurm array: each job packs a share of the shards, the last one to end completes the datasets.
 
     OUT.jobs/code/<hash>/     the code that the jobs run, so editing the checkout changes none of them
     OUT.jobs/logs/            submitit's files and the jobs' logs
@@ -39,7 +39,7 @@ _GB_PER_WORKER = 2
 
 @dataclass(frozen=True, slots=True)
 class PackCommand:
-    """What submitit pickles and a job calls: `python -m ser_hpc.pack` with these arguments, no live objects."""
+    """The callable that submitit pickles: `python -m ser_hpc.pack` with these arguments, no live objects."""
 
     arguments: tuple[str, ...]
 
@@ -49,14 +49,14 @@ class PackCommand:
         sys.exit(cli.run_to_exit_code(lambda: int(main(list(self.arguments)))))
 
     def checkpoint(self) -> Any:
-        """Called by submitit before the time limit, or when the job is preempted: what is to be queued in its place."""
+        """Return what is to be queued instead; submitit calls it before the time limit, or when the job is preempted."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def packing_settings(choices: Mapping[str, str | None], workers: int) -> ClusterSettings:
-    """Where and how packing jobs run: `choices` by name of a setting of `cluster`, over the site's profile; no GPU."""
+    """Return the settings of packing jobs, without GPUs: `choices`, by name of a `cluster` setting, over the site's profile."""
     cluster = load_settings(None, [f"cluster.{name}={value}" for name, value in choices.items() if value is not None]).cluster
     cpu_only = {"gpus_per_node": 0, "gpu_type": None, "constraint": None, "trials_per_gpu": 1, "nodes": 1}
     per_job = {"cpus_per_gpu": workers, "mem_gb_per_gpu": _GB_PER_WORKER * workers, "report_partition": None, "parallel": None}
@@ -73,13 +73,13 @@ def submit_packing(
     dry_run: bool,
     own_test: bool = True,
 ) -> bool:
-    """Submit an array of `num_jobs` that pack with these arguments; `dry_run`: only show it; `own_test`: Slurm's own
-    test must be passed. False: there is no Slurm here.
+    """Submit an array of `num_jobs` that pack with these arguments; return False if there is no Slurm here.
 
-    Raises UserError if the site would not run the jobs, if an earlier array still packs there, or with Slurm's words.
+    `dry_run`: only show it; `own_test`: Slurm's own test must be passed.
+    Raises UserError if the site would not run the jobs, if an earlier array still packs there, or with Slurm's message.
     """
-    where, _ = detect.choose_launcher(cluster.kind)
-    if where == "local":
+    launcher, _ = detect.choose_launcher(cluster.kind)
+    if launcher == "local":
         return False
     if num_jobs < 1:
         raise UserError(f"--jobs {num_jobs}: give at least 1")
@@ -112,7 +112,7 @@ def submit_packing(
 
 
 def _refuse_second(out: Path) -> None:
-    """Two arrays at once would do the same work twice; they are known by name, for a launcher may be killed before its note."""
+    """Refuse a second array, which would do the same work twice. By name: a launcher may be killed before its record."""
     try:
         active = [job for job in squeue({os.getuid()}) if job.is_active and job.name == _name(out)]
     except SlurmError as error:
@@ -123,7 +123,7 @@ def _refuse_second(out: Path) -> None:
 
 
 def _name(out: Path) -> str:
-    """Of the jobs that pack into a folder, and of no others."""
+    """Return the name of the jobs that pack into a folder, and of no others."""
     place = out.resolve()
     return f"pack-{place.name}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
 
@@ -139,7 +139,7 @@ def _executor(folder: Path, out: Path, cluster: ClusterSettings, environment: Ma
 
 
 def _script(executor: Any, num_jobs: int) -> str:
-    """The exact text that is handed to sbatch."""
+    """Return the exact text that is handed to sbatch."""
     if num_jobs > 1:  # submitit submits a single job as no array
         executor.parameters["map_count"] = num_jobs
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))

@@ -1,8 +1,8 @@
-"""Before anything is queued: would this site take the jobs, and would they ever start?
+"""Check before anything is queued that the site would take the jobs, and that they could ever start.
 
-Slurm takes many a job that can never start (over a partition's time limit, over a QOS's GPUs) and refuses others in few words.
-So the site is asked what it has and what this user may do (slurm_info.py), and last whether it would take the very scripts
-(`sbatch --test-only`). What a command does not say is not checked, and that is noted.
+Slurm takes many a job that can never start (over a partition's time limit, over a QOS's GPUs), and explains little when it
+refuses. So the site is asked what it has and what this user may do (slurm_info.py), and last whether it would take the very
+scripts (`sbatch --test-only`). What a command does not say is not checked, and that is noted.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def check_trial_jobs(
     *,
     own_test: bool = True,
 ) -> list[str]:
-    """Notes worth reading; raises UserError with everything that is in the way of the trials' jobs and their report.
+    """Return notes worth reading; raise UserError with everything that is in the way of the trials' jobs and their report.
 
-    `disk_bytes`: what the run may come to need below `run_root`; `scripts`: name and text of the batch scripts (slurm.scripts);
-    `own_test`: whether Slurm is asked if it would take them.
+    `disk_bytes`: what the run may come to need below `run_root`; `scripts`: name and text of the batch scripts
+    (submit.batch_scripts); `own_test`: whether Slurm is asked if it would take them.
     """
     site = Site(ask)
     trial, report = _trial_job(cluster), _report_job(cluster)
@@ -62,10 +62,7 @@ def check_packing_jobs(
     *,
     own_test: bool = True,
 ) -> list[str]:
-    """As `check_trial_jobs`, for `num_jobs` jobs that pack: is there such a partition, with such nodes, for that long?
-
-    `folder`: where their logs go.
-    """
+    """Return notes on `num_jobs` packing jobs; raise UserError with all that is in their way. `folder`: where their logs go."""
     site = Site(ask)
     kinds = site.query(slurm_info.NODE_KINDS, slurm_info.node_kinds, "partitions and nodes")
     job = _trial_job(cluster)
@@ -78,30 +75,30 @@ def check_packing_jobs(
 
 
 def choose_gpus(cluster: ClusterSettings, ask: QueryRunner = slurm_info.run_query) -> tuple[ClusterSettings, list[str]]:
-    """The settings with one type of GPU, of several the first that will do, and a note which.
+    """Return the settings with one type of GPU, of several the first that will do, and a note which.
 
     That is the first with nodes enough that fit the job and are there; else the first with such nodes, which are away at the
-    moment; else the first, which the preflight then refuses in words.
+    moment; else the first, which the preflight then refuses with the reason.
     """
     types = cluster.gpu_types
-    ways = [cluster.model_copy(update={"gpu_type": kind}) for kind in types]
+    choices = [cluster.model_copy(update={"gpu_type": kind}) for kind in types]
     if len(types) == 1 or not gpus_per_node(cluster):
-        return ways[0], []
+        return choices[0], []
     site = Site(ask)
     kinds = site.query(slurm_info.NODE_KINDS, slurm_info.node_kinds, "partitions and nodes")
     if not kinds:
-        return ways[0], [f"cluster.gpu_type: {types[0]}, for it cannot be asked which of them there are"]
-    jobs = [(way, _trial_job(way)) for way in ways]
-    will_do = [(way, job) for way, job in jobs if not [*_nodes(site, job, kinds)] and not _rights(site, way, job)]
-    there = [way for way, job in will_do if not _are_away(job, kinds)]
-    chosen = (there or [way for way, _ in will_do] or ways)[0]
+        return choices[0], [f"cluster.gpu_type: {types[0]}, for it cannot be asked which of them there are"]
+    jobs = [(choice, _trial_job(choice)) for choice in choices]
+    will_do = [(choice, job) for choice, job in jobs if not [*_nodes(site, job, kinds)] and not _rights(site, choice, job)]
+    there = [choice for choice, job in will_do if not _are_away(job, kinds)]
+    chosen = (there or [choice for choice, _ in will_do] or choices)[0]
     return chosen, [f"cluster.gpu_type: {chosen.gpu_type}, of {listed(types)}"]
 
 
 def _concluded(
     site: Site, kinds: Sequence[NodeKind] | None, problems: Sequence[str], tests: Sequence[tuple[str, str, _Job]]
 ) -> list[str]:
-    """The notes, if there is no problem and Slurm's own test of the scripts finds none. Raises UserError."""
+    """Return the notes, if there is no problem and Slurm's own test of the scripts finds none. Raises UserError."""
     refused: list[str] = []
     for name, text, job in tests:
         refused += _test(site, name, text, kinds is not None and _are_away(job, kinds))
@@ -114,7 +111,7 @@ def _concluded(
 
 
 def _path(setting: str, folder: Path) -> list[str]:
-    """Slurm fills in %j and the like in the paths of logs, and takes backslashes away: they would be scattered elsewhere."""
+    """Refuse paths that Slurm would change: it fills in %j and the like, and takes backslashes away."""
     path = str(folder.resolve())
     if found := sorted({letter for letter in "%\\" if letter in path}):
         return [f"{setting}: Slurm would read {' and '.join(found)} in {path} in a way of its own; choose a path without it"]
@@ -123,7 +120,7 @@ def _path(setting: str, folder: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What one job asks for; `gpus`, `cpus` and `mem_mb` are per node. `setting` names what chose its partition."""
+    """What one job requests; `gpus`, `cpus` and `mem_mb` are per node. `setting` names what chose its partition."""
 
     setting: str
     partition: str | None
@@ -160,15 +157,15 @@ def _trial_job(cluster: ClusterSettings) -> _Job:
 
 
 def _too_short(cluster: ClusterSettings, job: _Job, kinds: Sequence[NodeKind]) -> Iterator[str]:
-    """A job that is asked to stop before it has started to train would be started again in vain."""
+    """Refuse a job that is told to stop before it has started to train: it would be started again in vain."""
     mine = [kind for kind in kinds if (kind.partition in job.partition.split(",") if job.partition else kind.is_default)]
     allowed = [kind.max_minutes for kind in mine if kind.max_minutes is not None]
     at_most = max(allowed) if allowed and len(allowed) == len(mine) else job.minutes
     minutes, stop = min(job.minutes, at_most), cluster.stop_before_end_s
     if minutes * 60 <= stop + START_UP_S:
-        where = f"cluster.time_min={minutes}" if minutes == job.minutes else f"a partition that allows {minutes} min"
+        limit = f"cluster.time_min={minutes}" if minutes == job.minutes else f"a partition that allows {minutes} min"
         yield (
-            f"{where} leaves no time to train: of its {minutes * 60} s a trial needs about {START_UP_S} to start, and is asked "
+            f"{limit} leaves no time to train: of its {minutes * 60} s a trial needs about {START_UP_S} to start, and is asked "
             f"to stop {stop} before the end (cluster.stop_before_end_s); give it more time, or less to stop in"
         )
 
@@ -197,47 +194,49 @@ def _wanted(job: _Job, kinds: Sequence[NodeKind]) -> list[str]:
     return job.partition.split(",") if job.partition else [kind.partition for kind in kinds if kind.is_default]
 
 
-def _lacking(job: _Job, kinds: Sequence[NodeKind], where: str) -> Iterator[str]:
-    """What no node gives to the job; if each thing is to be had, but not all on enough nodes, that."""
+def _lacking(job: _Job, kinds: Sequence[NodeKind], partition: str) -> Iterator[str]:
+    """Yield what no node gives to the job; if each thing is to be had, but not all on enough nodes, that."""
     gpus = max(kind.gpus_of(job.gpu_type) for kind in kinds)
     cpus, mem_mb = max(kind.cpus for kind in kinds), max(kind.mem_mb for kind in kinds)
     missing = []
     if job.gpus > gpus:
         types = sorted({name or "of no named type" for kind in kinds for name in kind.gpus})
         if not types:
-            missing.append(f"cluster.gpus_per_node={job.gpus}: {where} has no GPUs")
+            missing.append(f"cluster.gpus_per_node={job.gpus}: {partition} has no GPUs")
         elif job.gpu_type and not gpus:
-            missing.append(f"cluster.gpu_type={job.gpu_type}: {where} has GPUs {listed(types)}")
+            missing.append(f"cluster.gpu_type={job.gpu_type}: {partition} has GPUs {listed(types)}")
         else:
-            missing.append(f"cluster.gpus_per_node={job.gpus}: a node of {where} has {gpus} {job.gpu_type or 'GPUs'} at most")
+            missing.append(
+                f"cluster.gpus_per_node={job.gpus}: a node of {partition} has {gpus} {job.gpu_type or 'GPUs'} at most"
+            )
     if job.cpus > cpus:
-        missing.append(f"{job.cpus} CPU cores per node (cluster.cpus_per_gpu for each GPU): {where} has {cpus} at most")
+        missing.append(f"{job.cpus} CPU cores per node (cluster.cpus_per_gpu for each GPU): {partition} has {cpus} at most")
     if job.mem_mb > mem_mb:
-        asked = f"{job.mem_mb / 1024:.0f} GB of memory per node (cluster.mem_gb_per_gpu for each GPU)"
-        missing.append(f"{asked}: {where} has {mem_mb / 1024:.1f} GB at most")
+        requested = f"{job.mem_mb / 1024:.0f} GB of memory per node (cluster.mem_gb_per_gpu for each GPU)"
+        missing.append(f"{requested}: {partition} has {mem_mb / 1024:.1f} GB at most")
     if _is_word(job.constraint) and not any(job.constraint in kind.features for kind in kinds):
         features = sorted(set().union(*(kind.features for kind in kinds)))
-        missing.append(f"cluster.constraint={job.constraint}: {where} has nodes with {listed(features) or 'no features'}")
+        missing.append(f"cluster.constraint={job.constraint}: {partition} has nodes with {listed(features) or 'no features'}")
     longest = [kind.max_minutes for kind in kinds if kind.max_minutes is not None]
     if len(longest) == len(kinds) and job.minutes > max(longest):
         rest = "what is stopped there goes on in its next job"
-        missing.append(f"cluster.time_min={job.minutes}: {where} allows {_counted(max(longest), 'minute')}; {rest}")
-    yield from missing or _too_few(job, kinds, where)
+        missing.append(f"cluster.time_min={job.minutes}: {partition} allows {_counted(max(longest), 'minute')}; {rest}")
+    yield from missing or _too_few(job, kinds, partition)
 
 
-def _too_few(job: _Job, kinds: Sequence[NodeKind], where: str) -> Iterator[str]:
+def _too_few(job: _Job, kinds: Sequence[NodeKind], partition: str) -> Iterator[str]:
     fits = _fitting(job, kinds)
     if not fits:
         feature = f" and the feature {job.constraint}" if job.constraint else ""
         together = f"{job.gpus} GPUs, {job.cpus} CPU cores, {job.mem_mb / 1024:.0f} GB{feature}"
-        yield f"{together}: no node of {where} has all of these at once"
+        yield f"{together}: no node of {partition} has all of these at once"
         return
     count = _most_of_a_partition(fits)
     most = [kind.max_nodes for kind in fits if kind.max_nodes is not None]
     if job.nodes > count:
-        yield f"cluster.nodes={job.nodes}: {where} has {count} such nodes"
+        yield f"cluster.nodes={job.nodes}: {partition} has {count} such nodes"
     elif len(most) == len(fits) and job.nodes > max(most):
-        yield f"cluster.nodes={job.nodes}: {where} allows {_counted(max(most), 'node')} a job"
+        yield f"cluster.nodes={job.nodes}: {partition} allows {_counted(max(most), 'node')} a job"
 
 
 def _fitting(job: _Job, kinds: Sequence[NodeKind]) -> list[NodeKind]:
@@ -252,20 +251,20 @@ def _fitting(job: _Job, kinds: Sequence[NodeKind]) -> list[NodeKind]:
 
 
 def _most_of_a_partition(kinds: Sequence[NodeKind]) -> int:
-    """Nodes: all of a job's are of one partition."""
+    """Return the most nodes that one partition has: all of a job's are of one."""
     names = {kind.partition for kind in kinds}
     return max((sum(kind.count for kind in kinds if kind.partition == name) for name in names), default=0)
 
 
 def _are_away(job: _Job, kinds: Sequence[NodeKind]) -> bool:
-    """Whether there are nodes enough that fit the job, but too many of them down, drained or reserved at the moment."""
+    """Return whether enough nodes fit the job, but too many of them are down, drained or reserved at the moment."""
     wanted = _wanted(job, kinds)
     fits = _fitting(job, [kind for kind in kinds if kind.partition in wanted])
     return _most_of_a_partition([kind for kind in fits if kind.is_there]) < job.nodes <= _most_of_a_partition(fits)
 
 
 def _is_word(constraint: str | None) -> bool:
-    """A single feature; other expressions (a&b, [a|b]) are left to Slurm's own test."""
+    """Return whether it is a single feature; other expressions (a&b, [a|b]) are left to Slurm's own test."""
     return constraint is not None and re.fullmatch(r"[\w.-]+", constraint) is not None
 
 
@@ -275,7 +274,7 @@ def _rights(site: Site, cluster: ClusterSettings, job: _Job) -> list[str]:
 
 
 def _counted(number: int, what: str) -> str:
-    """As settings are written, without a comma in thousands."""
+    """Format a count as settings are written, without a comma in thousands."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
@@ -291,22 +290,22 @@ def _disk(site: Site, cluster: ClusterSettings, run_root: Path, needed: float) -
     if place is None:
         return
     # Without the command there is no quota to ask for; it also ends with 1 where a quota is exceeded.
-    said = site.ask(slurm_info.quota_of(os.getuid(), place), "")
+    reply = site.ask(slurm_info.quota_of(os.getuid(), place), "")
     try:
-        quota = slurm_info.quota_left(said.out, place)
+        quota = slurm_info.quota_left(reply.out, place)
     except ValueError:
         quota = None
-        site.notes.append(f"quota: not checked ({said.message[:300]})")
-    left, why = min((place.free, "free"), (place.free if quota is None else quota, "left of the quota"))
+        site.notes.append(f"quota: not checked ({reply.message[:300]})")
+    left, kind = min((place.free, "free"), (place.free if quota is None else quota, "left of the quota"))
     if needed > left:
         yield (
             f"run.root={run_root}: about {needed / 1e9:.1f} GB are needed while all trials train, and {left / 1e9:.1f} GB "
-            f"are {why}; lower cluster.parallel, or choose another run.root"
+            f"are {kind}; lower cluster.parallel, or choose another run.root"
         )
 
 
 def _shell(site: Site, cluster: ClusterSettings) -> Iterator[str]:
-    """What bash and srun would only refuse on a node, of each trial."""
+    """Yield what bash and srun would refuse of each trial, but only on a node."""
     if cluster.setup:
         reply = site.ask(("bash", "-n"), "\n".join(cluster.setup) + "\n")
         if reply.code not in (0, 124, 127):
@@ -318,7 +317,7 @@ def _shell(site: Site, cluster: ClusterSettings) -> Iterator[str]:
 
 
 def _test(site: Site, name: str, text: str, are_away: bool) -> Iterator[str]:
-    """Slurm's own word on a batch script; what the script waits for is not there yet. `are_away`: its nodes, all that fit."""
+    """Run Slurm's own test of a batch script without its dependency, which does not exist yet. `are_away`: of its nodes."""
     lines = [line for line in text.splitlines() if not line.startswith("#SBATCH --dependency")]
     reply = site.ask(("sbatch", "--test-only"), "\n".join(lines) + "\n")
     if reply.code in (124, 127):

@@ -1,7 +1,7 @@
-"""What Slurm says of jobs: squeue of those in the queue, sacct of those that have left it.
+"""Read the state of jobs from Slurm: squeue for those in the queue, sacct for those that have left it.
 
 A job is named as Slurm names it: "123_4" is element 4 of array 123, and "123" a job that is no array. Numbers are given anew
-after a reset, and by every cluster: whoever asks for a job holds user and name of the answer against those it expects.
+after a reset, and by every cluster: callers compare user and name of the answer with those they expect.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ENDED |= {"REVOKED", FORGOTTEN}
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """`user`: a uid; `state`: in Slurm's words, or ours; `exit_code`: such as "1:0", code and signal.
+    """The state of a job. `user`: a uid; `state`: Slurm's name, or ours; `exit_code`: such as "1:0", code and signal.
 
     `elapsed_s`, and `left_s` until its time limit, are seconds, None where unknown. `command`: the script and its arguments, as
     they were submitted in `folder`.
@@ -58,7 +58,7 @@ class JobState:
 
     @property
     def is_active(self) -> bool:
-        """Queued, running, or on its way back to the queue."""
+        """True if it is queued, running, or on its way back to the queue."""
         return self.state not in _ENDED
 
     @property
@@ -67,27 +67,27 @@ class JobState:
 
     @property
     def element(self) -> int:
-        """Of a job that is no array: 0."""
+        """The job's index in its array; 0 if it is no array."""
         return int(self.job.partition("_")[2] or 0)
 
 
 class SlurmError(Exception):
-    """A command of Slurm is missing, took too long or refused; its words."""
+    """A command of Slurm is missing, took too long or refused; the message is Slurm's."""
 
 
 def run_slurm(*command: str) -> str:
-    """What a command of Slurm prints. Raises SlurmError."""
+    """Run a command of Slurm and return what it prints. Raises SlurmError."""
     reply = run_query(command, "")
     if reply.code == 127:
         raise SlurmError(f"there is no {command[0]} on this machine")
     if reply.code:
-        said = (reply.err.strip() or reply.out.strip()).splitlines()
-        raise SlurmError(said[-1] if said else f"{command[0]} ended with exit code {reply.code}")
+        message = (reply.err.strip() or reply.out.strip()).splitlines()
+        raise SlurmError(message[-1] if message else f"{command[0]} ended with exit code {reply.code}")
     return reply.out
 
 
 def cluster_name() -> str | None:
-    """The cluster whose Slurm answers here; None where it does not say."""
+    """Return the cluster whose Slurm answers here; None where it does not say."""
     try:
         return slurm_info.config(run_slurm(*slurm_info.CONFIG)).get("ClusterName")
     except SlurmError:
@@ -95,7 +95,7 @@ def cluster_name() -> str | None:
 
 
 def squeue(users: Collection[int]) -> list[JobState]:
-    """Every job of these users in the queue, each array element by itself; what ended some minutes ago is still in it."""
+    """Return every job of these users in the queue, array elements one by one; also what ended lately. Raises SlurmError."""
     fields = ",".join(f"{field}:{_SEPARATOR}" for field in _SQUEUE_FIELDS)
     whose = ",".join(map(str, sorted(users)))
     command = ("squeue", "--all", "--array", "--states=all", "--noheader")
@@ -115,7 +115,7 @@ def squeue(users: Collection[int]) -> list[JobState]:
 
 
 def sacct(jobs: Collection[str]) -> list[JobState]:
-    """What accounting remembers of `jobs`, the newest start of each.
+    """Return what accounting remembers of `jobs`, the newest start of each. Raises SlurmError.
 
     Elements that never started are one row, `123_[4-9%2]` or, of an array that was never split up, `123`. A row speaks for the
     elements that it names; of one that was cancelled while it waited there may be none.
@@ -134,7 +134,7 @@ def sacct(jobs: Collection[str]) -> list[JobState]:
 
 
 def _named(row: str, jobs: Collection[str], *, whole: bool) -> list[str]:
-    """Those of `jobs` that a row of sacct names: `123_4`, `123_[0-2,7%4]`, `123`; `whole`: this one stands for its array."""
+    """Select the jobs that a row of sacct names: `123_4`, `123_[0-2,7%4]`, `123`; `whole`: this one stands for its array."""
     array, _, elements = row.partition("_")
     if not elements.startswith("["):
         return [job for job in jobs if job == row or (whole and not elements and job.split("_")[0] == array)]
@@ -152,7 +152,7 @@ def _named(row: str, jobs: Collection[str], *, whole: bool) -> list[str]:
 
 
 def _rows(text: str, fields: int) -> Iterator[list[str]]:
-    """Lines that are rows: with several clusters Slurm also prints their names."""
+    """Return the lines that are rows: with several clusters Slurm also prints their names."""
     rows = (line.removesuffix(_SEPARATOR).split(_SEPARATOR) for line in text.splitlines())
     return ([field.strip() for field in row] for row in rows if len(row) == fields)
 
@@ -162,7 +162,7 @@ def _present(field: str) -> str:
 
 
 def _seconds(text: str) -> float | None:
-    """Of Slurm's `1-02:03:04`, `02:03:04` or `03:04`; None for UNLIMITED, INVALID, NOT_SET and the like."""
+    """Parse Slurm's `1-02:03:04`, `02:03:04` or `03:04`; None for UNLIMITED, INVALID, NOT_SET and the like."""
     days, _, clock = text.rpartition("-")
     try:
         parts = [int(part) for part in clock.split(":")]

@@ -1,4 +1,4 @@
-"""Shell lines of a batch script that start its job again when a trial asks for it; before the line that starts the ranks.
+"""Write the shell lines by which a batch script starts its job again when a trial asks for it; they precede the ranks' start.
 
 Only what our own code wrote into SER_HPC_FINAL is final (ser_hpc.run.start_marks): a node without Python ends with codes like
 ours. Anything else asks for another start, if the job ended by itself or at its time limit: what the user cancels stays
@@ -126,9 +126,9 @@ trap ser_start_again EXIT"""
 
 
 def requeue_lines(stop_before_end_s: int, folder: Path, *, max_starts: int | None = None, leaves_marks: bool = True) -> str:
-    """`stop_before_end_s`: when the ranks are signalled; `folder`: on a disk that all nodes see, for what ranks and starts
-    leave behind; `max_starts`: in a row without progress (none: the setting's default); `leaves_marks`: whether the code that
-    the job runs knows of SER_HPC_MARK."""
+    """Return the lines. `stop_before_end_s`: when the ranks are signalled; `folder`: on a disk that all nodes see, for what
+    ranks and starts leave behind; `max_starts`: in a row without progress (None: the setting's default); `leaves_marks`:
+    whether the code that the job runs knows of SER_HPC_MARK."""
     most = ClusterSettings().max_starts_without_progress if max_starts is None else max_starts
     counts = f"ser_warning={stop_before_end_s} ser_most={most} ser_marks={'yes' if leaves_marks else 'no'}"
     values = f"ser_folder={shlex.quote(str(folder.resolve()))} {counts}"
@@ -136,7 +136,7 @@ def requeue_lines(stop_before_end_s: int, folder: Path, *, max_starts: int | Non
 
 
 def checked(setup: Sequence[str]) -> list[str]:
-    """The profile's own lines of shell, and after each a note of its exit status: what it does inside is its own affair.
+    """Return the profile's own lines of shell, each followed by a check of its exit status alone, not of what happens inside.
 
     `refused()`, to be put after everything, ends the job if one failed.
     """
@@ -149,12 +149,12 @@ def checked(setup: Sequence[str]) -> list[str]:
 
 
 def refused(setup: Sequence[str]) -> list[str]:
-    """After `checked` lines and the trap of `requeue_lines`: what the job would run with is not what was asked for."""
+    """Return the line that ends the job if a `checked` line failed; it follows them and the trap of `requeue_lines`."""
     return ['[ -z "$ser_bad" ] || { echo "ser_hpc: $ser_bad"; exit 1; }'] if setup else []
 
 
 def element(folder: Path) -> list[str]:
-    """What an element of a submission runs, and where its logs are, as laid down in the submission's folder."""
+    """Return the lines that read from the submission's folder what an element runs and where its logs are."""
     given_up = "this submission was given up before Slurm answered, and its trials were submitted anew: nothing to do here"
     return [
         f"ser_submission={shlex.quote(str(folder))}",
@@ -165,11 +165,12 @@ def element(folder: Path) -> list[str]:
 
 
 def export_lines(environment: Mapping[str, str]) -> list[str]:
-    """Shell lines that set variables."""
+    """Return shell lines that set variables."""
     return [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
 
 
 def main(run_path: str, stop_before_end_s: str) -> int:
+    """Print what slurm/train.sbatch evaluates."""
     import os
 
     from ser_hpc.launchers.slurm import inherited_variables, jobs

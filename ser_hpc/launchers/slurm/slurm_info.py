@@ -1,4 +1,4 @@
-"""What a site says of itself: each question as a command, and beside it how its answer is read. Nothing here judges.
+"""Query what a site has and allows: each question as a command, and beside it how its answer is read. Nothing here judges.
 
 Formats are those of Slurm 22.05 and later; readers raise ValueError where an answer is not as expected.
 """
@@ -20,7 +20,7 @@ _ASK_S = 30  # squeue alone takes 18 s to find that the controller is away
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """How a command ended and what it said; 127: there is no such command, 124: no answer in time (as shells count)."""
+    """A command's exit code and output; 127: there is no such command, 124: no answer in time (as shells count)."""
 
     code: int
     out: str = ""
@@ -36,7 +36,7 @@ QueryRunner = Callable[[Sequence[str], str], Reply]  # (command, standard input)
 
 
 def run_query(command: Sequence[str], stdin: str) -> Reply:
-    """Run a command of the site, for 30 s at most.
+    """Run a command of the site, for 30 s at most; never raises, failures are exit codes.
 
     A user's own filters and formats (SQUEUE_PARTITION, SACCT_FORMAT ...) would hide jobs or change what is read.
     """
@@ -55,7 +55,7 @@ def run_query(command: Sequence[str], stdin: str) -> Reply:
 
 
 class Site:
-    """Asks, each question once, and keeps notes of what was not to be had."""
+    """Replies of a site: each question is asked once, and what could not be read becomes a note."""
 
     def __init__(self, ask: QueryRunner) -> None:
         self.ask = ask
@@ -63,6 +63,7 @@ class Site:
         self._replies: dict[tuple[str, ...], Reply] = {}
 
     def query(self, command: Sequence[str], read: Callable[[str], T], what: str) -> T | None:
+        """Run `command` and parse its output with `read`; None, and a note that names `what`, where that fails."""
         known = self._replies.get(tuple(command))
         reply = known or self.ask(command, "")
         if reply.code == 0:
@@ -81,7 +82,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class NodeKind:
-    """Nodes of a partition that are alike, and the partition's limits (none: no limit)."""
+    """Nodes of a partition that are alike, and the partition's limits (None: no limit)."""
 
     partition: str
     is_default: bool
@@ -108,6 +109,7 @@ _AWAY = re.compile(r"(down|drain|fail|error|inval|unknown|maint|reserved|blocked
 
 
 def node_kinds(text: str) -> list[NodeKind]:
+    """Parse the answer to `NODE_KINDS`."""
     kinds = []
     for line in text.splitlines():
         name, up, limit, size, cpus, mem_mb, gres, features, count, state = line.split("|")
@@ -131,7 +133,7 @@ def node_kinds(text: str) -> list[NodeKind]:
 
 
 def gpus_by_type(gres: str) -> dict[str, int]:
-    """GPUs of a node in sinfo's words: `gpu:h100:2(S:0-1),gpu:a100:4`, `gpu:2`, `(null)`."""
+    """Parse the GPUs of a node in sinfo's notation: `gpu:h100:2(S:0-1),gpu:a100:4`, `gpu:2`, `(null)`."""
     found = re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)(?=[,(]|$)", gres)
     return {kind: sum(int(count) for other, count in found if other == kind) for kind, _ in found}
 
@@ -151,7 +153,7 @@ class Association:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of an association or a QOS, none or an empty mapping where it sets no limit.
+    """The limits of an association or a QOS, None or an empty mapping where it sets none.
 
     The mappings are by Slurm's names of what it counts.
     """
@@ -165,12 +167,14 @@ class Limits:
 
 
 def associations_of(user: str) -> tuple[str, ...]:
+    """Return the command that lists what a user may charge jobs to."""
     limits = "MaxWall,MaxTRES,MaxTRESMins,MaxSubmitJobs,GrpSubmitJobs"
     fields = f"format=Cluster,DefaultAccount,Account,QOS,DefaultQOS,Partition,{limits}"
     return ("sacctmgr", "--noheader", "--parsable2", "show", "user", user, "withassoc", fields)
 
 
 def associations(text: str) -> list[Association]:
+    """Parse the answer to `associations_of`."""
     rows = (line.split("|") for line in text.splitlines())
     return [
         Association(
@@ -195,12 +199,13 @@ def _least(*numbers: str) -> int | None:
 
 
 def limits_of(qos: str) -> tuple[str, ...]:
+    """Return the command that shows the limits of a QOS."""
     fields = "format=Name,MaxWall,MaxTRES,MaxTRESPU,MaxTRESMins,MaxSubmitPU"
     return ("sacctmgr", "--noheader", "--parsable2", "show", "qos", qos, fields)
 
 
 def limits(text: str) -> dict[str, Limits]:
-    """By name of the QOS."""
+    """Parse the answer to `limits_of`, by name of the QOS."""
     rows = (line.split("|") for line in text.splitlines())
     return {
         name: Limits(_minutes(wall), _tres(job), _tres(user), _tres(minutes), _least(submit))
@@ -209,7 +214,7 @@ def limits(text: str) -> dict[str, Limits]:
 
 
 def _tres(text: str) -> dict[str, int]:
-    """`cpu=40,gres/gpu=6,mem=1T`; memory in MB."""
+    """Parse `cpu=40,gres/gpu=6,mem=1T`; memory in MB."""
     found = {}
     for part in text.split(",") if text else ():
         name, _, number = part.partition("=")
@@ -219,13 +224,13 @@ def _tres(text: str) -> dict[str, int]:
 
 
 def queue_of(user: str) -> tuple[str, ...]:
-    """Every job of a user, each element of an array by itself, with what it is counted under."""
+    """Return the command that lists every job of a user, array elements one by one, with what each is counted under."""
     return ("squeue", "--all", "--array", "--noheader", f"--user={user}", "--format=%a|%q|%P")
 
 
 @dataclass(frozen=True, slots=True)
 class QueuedJob:
-    """`partition`: several where it has not started, `a,b`."""
+    """What a queued job is counted under. `partition`: several where it has not started, `a,b`."""
 
     account: str
     qos: str
@@ -233,16 +238,18 @@ class QueuedJob:
 
 
 def queue(text: str) -> list[QueuedJob]:
+    """Parse the answer to `queue_of`."""
     lines = (line.strip() for line in text.splitlines())
     return [QueuedJob(*line.split("|")) for line in lines if line and not line.startswith("CLUSTER:")]
 
 
 def partition(name: str) -> tuple[str, ...]:
+    """Return the command that shows a partition's settings."""
     return ("scontrol", "--oneliner", "show", "partition", name)
 
 
 def partition_qos(text: str) -> str | None:
-    """The QOS whose limits are those of a partition; none: it has none."""
+    """Return the QOS whose limits are those of a partition; None: it has none."""
     found = re.search(r"\bQoS=(\S+)", text)
     return None if found is None or found[1] == "N/A" else found[1]
 
@@ -251,13 +258,14 @@ CONFIG = ("scontrol", "show", "config")
 
 
 def config(text: str) -> dict[str, str]:
+    """Parse the answer to `CONFIG`."""
     pairs = (line.partition("=") for line in text.splitlines())
     return {name.strip(): value.strip() for name, equals, value in pairs if equals}
 
 
 @dataclass(frozen=True, slots=True)
 class FileSystem:
-    """`free` in bytes, of the whole file system."""
+    """A mounted file system; `free` in bytes, of the whole of it."""
 
     free: int
     source: str
@@ -266,25 +274,28 @@ class FileSystem:
 
 
 def file_system_of(path: str) -> tuple[str, ...]:
+    """Return the command that shows the file system of a path."""
     return ("df", "--block-size=1", "--output=avail,source,fstype,target", path)
 
 
 def file_system(text: str) -> FileSystem:
+    """Parse the answer to `file_system_of`."""
     free, source, kind, mount = text.splitlines()[-1].split(maxsplit=3)
     return FileSystem(int(free), source, kind, mount)
 
 
 def quota_of(uid: int, place: FileSystem) -> tuple[str, ...]:
+    """Return the command that shows a user's quota on a file system."""
     return ("lfs", "quota", "-q", "-u", str(uid), place.mount) if place.kind == "lustre" else ("quota", "-w", "-p")
 
 
 def quota_left(text: str, place: FileSystem) -> int | None:
-    """Bytes that the user may still write to `place`; none: no quota there. Counts are in KiB, `*` marks an exceeded one."""
-    words = text.split()
+    """Return the bytes that the user may still write to `place`; None without a quota. Counts are in KiB, `*` marks excess."""
+    parts = text.split()
     name = place.mount if place.kind == "lustre" else place.source
-    if name not in words:
+    if name not in parts:
         return None
-    at = words.index(name)
-    used, soft, hard = (int(word.rstrip("*")) for word in words[at + 1 : at + 4])
+    at = parts.index(name)
+    used, soft, hard = (int(word.rstrip("*")) for word in parts[at + 1 : at + 4])
     limit = hard or soft
     return max(0, limit - used) * 1024 if limit else None

@@ -1,8 +1,7 @@
-"""What batch scripts have noted of a job's starts (ser_hpc.launchers.slurm.requeue_script), of which not all came to an
-attempt.
+"""Read the record that batch scripts keep of a job's starts (written by requeue_script.py): not all came to an attempt.
 
-A line of RUN/jobs/.starts-JOB: when (epoch seconds), where, exit code, what became of it, why. What became of it: `further`,
-`stuck` (our code ran, and came no further than a start before it), `absent` (our code was not reached), `given-up`.
+A line of RUN/jobs/.starts-JOB: when (epoch seconds), where, exit code, outcome, reason. The outcome: `further`, `stuck` (our
+code ran, and came no further than a start before it), `absent` (our code was not reached), `given-up`.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ _LINE = re.compile(r"(\d+) (\S+) (\d+) (further|stuck|absent|given-up) ?(.*)")
 
 @dataclass(frozen=True, slots=True)
 class JobStart:
-    """`when` it ended, in epoch seconds; `node`: of its batch script."""
+    """One start of a job. `when` it ended, in epoch seconds; `node`: of its batch script."""
 
     when: int
     node: str
     exit_code: int
     outcome: str
-    why: str
+    reason: str
 
 
 def read_starts(run: RunDir, job: str) -> tuple[JobStart, ...]:
-    """Of a job by its id ("123_4", or "123"), oldest first: the starts after which its script asked for another, or gave up."""
+    """Read a job's starts ("123_4", or "123"), oldest first, after which its script asked for another, or gave up."""
     found: list[JobStart] = []
     for path in sorted((*run.jobs.glob(f".starts-{job}"), *run.jobs.glob(f"*/.starts-{job}"))):
         try:
@@ -40,11 +39,11 @@ def read_starts(run: RunDir, job: str) -> tuple[JobStart, ...]:
 
 
 def given_up_reason(run: RunDir, job: str) -> str | None:
-    """Why the job is tried no more, in words; None where it was not given up."""
+    """Return why the job is tried no more; None where it was not given up."""
     found = read_starts(run, job)
-    return found[-1].why.strip(" :") if found and found[-1].outcome == "given-up" else None
+    return found[-1].reason.strip(" :") if found and found[-1].outcome == "given-up" else None
 
 
 def unreached_nodes(run: RunDir, job: str) -> set[str]:
-    """The nodes on which the job's starts did not even reach our code."""
+    """Return the nodes on which the job's starts did not even reach our code."""
     return {start.node for start in read_starts(run, job) if start.outcome == "absent" and start.node != "?"}

@@ -1,7 +1,7 @@
-"""The ledger of what Slurm was asked to queue for a run: RUN/jobs/submitted.jsonl, a line for each change.
+"""Keep the ledger of what Slurm was asked to queue for a run: RUN/jobs/submitted.jsonl, a line for each change.
 
 A submission is noted before it is made, under a name that no other job has, so that whatever becomes of the launcher its jobs
-can be looked for; and again when Slurm's answer is known. Written by cluster.submit and by the tasks of slurm/train.sbatch.
+can be looked for; and again when Slurm's answer is known. Written by submit_once.py and by the tasks of slurm/train.sbatch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Submission:
 
     @property
     def key(self) -> str:
-        """What tells it from the run's others."""
+        """An identifier, unique within the run."""
         return self.mark or str(self.job)
 
     @property
@@ -70,7 +70,7 @@ def record_submission(run: RunDir, submission: Submission) -> None:
 
 
 def read_submissions(run: RunDir) -> tuple[Submission, ...]:
-    """Oldest first; a later line of the same submission replaces the earlier, one cut off by a kill is passed over."""
+    """Read the submissions, oldest first; a later line of one replaces the earlier, a line cut off by a kill is passed over."""
     try:
         lines = run.submitted.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -90,7 +90,7 @@ def _parse(entry: dict[str, Any]) -> Submission:
 
 
 def _of_before(run: RunDir, entry: dict[str, Any]) -> Iterator[Submission]:
-    """An earlier version's line: an array and its report, under names that each submission of the run shared."""
+    """Read an earlier version's line: an array and its report, under names that each submission of the run shared."""
     name, when = run.path.resolve().name, entry["when"]
     elements = _elements(enumerate(entry["elements"]))
     yield Submission("trials", f"ser-{name}", when, elements, job=entry["array"], code=entry.get("code"))

@@ -1,4 +1,4 @@
-"""Trials as a Slurm array, one task per rank under srun, and a report job after all of them; scripts are submitit's.
+"""Submit trials as a Slurm array, one task per rank under srun, and a report job after all of them; scripts are submitit's.
 
 Where several trials share a job (`trials_per_gpu`), it has one task, which runs them side by side as this machine would.
 """
@@ -28,7 +28,7 @@ REPORT_MIN, REPORT_MEM_GB = 20, 4
 
 
 def trial_parameters(cluster: ClusterSettings, setup: Sequence[str] = (), first: Sequence[str] = ()) -> dict[str, Any]:
-    """submitit's parameters of the trials' jobs; memory and CPUs always stated.
+    """Return submitit's parameters of the trials' jobs; memory and CPUs always stated.
 
     `first`, `setup`: shell lines before and after the profile's.
     """
@@ -55,7 +55,7 @@ def trial_parameters(cluster: ClusterSettings, setup: Sequence[str] = (), first:
 
 
 def report_parameters(cluster: ClusterSettings, dependency: str | None, setup: Sequence[str] = ()) -> dict[str, Any]:
-    """After the array, whatever became of it (`afterany`): the report names what is missing."""
+    """Return submitit's parameters of the report job. It follows the array whatever became of it, and names what is missing."""
     options = shared_options(cluster.sbatch)
     if cluster.report_partition:
         options.pop("reservation", None)  # it is of the trials' nodes
@@ -72,14 +72,14 @@ def report_parameters(cluster: ClusterSettings, dependency: str | None, setup: S
 
 
 def gpus_per_node(cluster: ClusterSettings) -> int:
+    """Return the GPUs of a job on each node; 1 where the setting is open."""
     return 1 if cluster.gpus_per_node is None else cluster.gpus_per_node
 
 
 def batch_scripts(
     run: RunDir, num_jobs: int, cluster: ClusterSettings, environment: Mapping[str, str]
 ) -> list[tuple[str, str]]:
-    """Name and exact text of the batch scripts of `num_jobs` trials and of their report, as `submit_trials` hands them to
-    sbatch.
+    """Return name and exact text of the batch scripts of `num_jobs` trials and of their report, as they are handed to sbatch.
 
     ARRAY_JOB_ID stands for the number that Slurm will give the trials' job, THE_MARK for what makes its names its own.
     Writes nothing.
@@ -95,14 +95,14 @@ def batch_scripts(
 def submit_trials(
     run: RunDir, elements: Sequence[Sequence[Trial]], cluster: ClusterSettings, environment: Mapping[str, str], lock: int
 ) -> Submission:
-    """Submit one array, an element for each group of trials that share a job; see cluster.submit.
+    """Submit one array, an element for each group of trials that share a job; see `submit_once`.
 
     `environment`: variables under which the jobs' Python runs; `lock`: descriptor of the run's lock. Raises UserError.
     """
     here = RunDir(run.path.resolve())
-    asked = _asked(here, "trials", cluster, environment, dict(enumerate(map(tuple, elements))))
-    script = _trials_script(here, str(asked.mark), len(elements), cluster, environment)
-    return submit_script(here, asked, script, lock)
+    submission = _new_submission(here, "trials", cluster, environment, dict(enumerate(map(tuple, elements))))
+    script = _trials_script(here, str(submission.mark), len(elements), cluster, environment)
+    return submit_script(here, submission, script, lock)
 
 
 def submit_report(
@@ -110,12 +110,12 @@ def submit_report(
 ) -> Submission:
     """Submit the report, `afterany` these jobs: whatever became of them, it names what is missing. Raises UserError."""
     here = RunDir(run.path.resolve())
-    asked = _asked(here, "report", cluster, environment, {})
+    submission = _new_submission(here, "report", cluster, environment, {})
     dependency = "afterany:" + ":".join(after)
-    return submit_script(here, asked, _report_script(here, str(asked.mark), dependency, cluster, environment), lock)
+    return submit_script(here, submission, _report_script(here, str(submission.mark), dependency, cluster, environment), lock)
 
 
-def _asked(
+def _new_submission(
     run: RunDir,
     kind: Literal["trials", "report"],
     cluster: ClusterSettings,
@@ -138,7 +138,7 @@ def _asked(
 
 
 def _name(run: RunDir, kind: str, mark: str) -> str:
-    """Of a submission's jobs: found by it in the queue, whoever noted their number."""
+    """Return the name of a submission's jobs, by which they are found in the queue even if nobody recorded their number."""
     return f"{'ser' if kind == 'trials' else 'report'}-{run.path.name}-{mark}"
 
 
@@ -163,13 +163,14 @@ def _report_script(run: RunDir, mark: str, dependency: str, cluster: ClusterSett
 
 
 def _script(executor: Any, arguments: str) -> str:
-    """submitit's batch script around a Python command. Not around its own, which unpickles what the launcher writes after
-    sbatch has answered: a launcher that is killed in between would leave jobs that find nothing to do."""
+    """Return submitit's batch script around a Python command. Not around its own, which unpickles what the launcher writes
+    after sbatch has answered: a launcher that is killed in between would leave jobs that find nothing to do."""
     return str(executor._make_submission_file_text(f"{executor.python} {arguments}", ""))
 
 
 @contextmanager
 def explain_slurm_errors() -> Iterator[None]:
+    """Turn submitit's errors into UserError."""
     import submitit
 
     try:
@@ -189,7 +190,7 @@ def _executor(folder: Path, name: str, cluster: ClusterSettings, values: dict[st
 def _common(
     cluster: ClusterSettings, setup: Sequence[str], options: Mapping[str, Value], first: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """`options`: of sbatch, beside those that are settings of their own."""
+    """Return the parameters that trials and report share. `options`: of sbatch, beside those that are settings of their own."""
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     return {
         "account": cluster.account,
@@ -203,7 +204,7 @@ def _common(
 
 
 def _gpus(cluster: ClusterSettings) -> dict[str, Any]:
-    """Of several types the first: preflight.choose_gpus has left one."""
+    """Return the request for GPUs; of several types the first: preflight.choose_gpus has left one."""
     count, kind = gpus_per_node(cluster), cluster.gpu_types[0]
     what = f"{kind}:{count}" if kind else count
     if not count:

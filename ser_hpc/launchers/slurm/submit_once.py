@@ -1,10 +1,10 @@
-"""One `sbatch` that is never lost and never made twice, whatever happens to the launcher or to Slurm's answer.
+"""Call sbatch once: a submission is never lost and never made twice, whatever happens to the launcher or to Slurm's answer.
 
 1. The submission is noted, under a name that no other job has, before Slurm is asked.
 2. sbatch holds the run's lock along with the launcher: if that is killed, the next one waits until sbatch has ended too.
 3. The answer is noted. Where there is none, or it says that something timed out, the queue is asked for a job of that name.
 
-What is noted as asked, and no more, the next launcher looks for (jobs.settle).
+What is noted as asked, and no more, the next launcher looks for (jobs.settle_submissions).
 """
 
 from __future__ import annotations
@@ -32,43 +32,43 @@ _TOO_MANY = re.compile(r"MaxSubmit|job submit limit|MaxArraySize|Invalid job arr
 
 
 class RefusedError(UserError):
-    """Slurm has queued nothing, and says why. `too_many`: fewer jobs might do."""
+    """Slurm has queued nothing; the message is its reason. `too_many`: fewer jobs might do."""
 
-    def __init__(self, said: str) -> None:
-        super().__init__(f"Slurm refused the jobs: {said}")
-        self.too_many = _TOO_MANY.search(said) is not None
+    def __init__(self, message: str) -> None:
+        super().__init__(f"Slurm refused the jobs: {message}")
+        self.too_many = _TOO_MANY.search(message) is not None
 
 
-def submit_once(run: RunDir, asked: Submission, script: str, lock: int) -> Submission:
-    """Hand a batch script to sbatch; returns the submission with its job's number, on record.
+def submit_once(run: RunDir, submission: Submission, script: str, lock: int) -> Submission:
+    """Hand a batch script to sbatch; return the submission with its job's number, on record.
 
     `lock`: descriptor of the run's lock, which the caller holds. Raises RefusedError, or UserError where Slurm does not say
     whether it has queued the jobs.
     """
-    assert asked.mark is not None
-    path = run.jobs / asked.mark / f"{asked.kind}.sh"
+    assert submission.mark is not None
+    path = run.jobs / submission.mark / f"{submission.kind}.sh"
     write_text(path, script)
-    for element, trials in asked.elements.items():  # and for its logs: Slurm makes no folders
+    for element, trials in submission.elements.items():  # and for its logs: Slurm makes no folders
         write_text(path.parent / str(element) / TRIALS, " ".join(f"{trial.seed}:{trial.fold}" for trial in trials))
-    record_submission(run, asked)
-    job, said = _sbatch(path, lock)
-    uncertain = job is None and (not said or _UNCERTAIN.search(said) is not None)
+    record_submission(run, submission)
+    job, message = _sbatch(path, lock)
+    uncertain = job is None and (not message or _UNCERTAIN.search(message) is not None)
     if job is None:
-        job = _look_for(asked, _LOOK_S if uncertain else 0.0)
+        job = _look_for(submission, _LOOK_S if uncertain else 0.0)
     if job is None and uncertain:
         raise UserError(
-            f"whether Slurm took the jobs is not known ({said or 'no answer'}): nothing more was submitted. Give the same "
-            f"command again when Slurm answers: it looks for them first, by their name ({asked.name})"
+            f"whether Slurm took the jobs is not known ({message or 'no answer'}): nothing more was submitted. Give the same "
+            f"command again when Slurm answers: it looks for them first, by their name ({submission.name})"
         )
-    result = replace(asked, job=job, outcome="queued" if job else "void")
+    result = replace(submission, job=job, outcome="queued" if job else "void")
     record_submission(run, result)
     if job is None:
-        raise RefusedError(said)
+        raise RefusedError(message)
     return result
 
 
 def _sbatch(script: Path, lock: int) -> tuple[str | None, str]:
-    """The job's number, or none, and what sbatch said."""
+    """Run sbatch; return the job's number, or None, and its message."""
     command = ["sbatch", "--parsable", str(script)]
     try:
         done = subprocess.run(
@@ -78,19 +78,19 @@ def _sbatch(script: Path, lock: int) -> tuple[str | None, str]:
         return None, f"sbatch: no answer within {_SBATCH_S:.0f} s: timed out"
     except OSError as error:
         return None, f"sbatch: {error.strerror}"
-    said = " ".join(f"{done.stderr} {done.stdout}".split())
+    message = " ".join(f"{done.stderr} {done.stdout}".split())
     answer = re.search(r"^(\d+)(;\S*)?$", done.stdout, re.M)  # `123`, or `123;cluster`
     if done.returncode == 0 and answer:
-        return answer[1], said
-    return None, said if done.returncode >= 0 else ""  # killed: it may have come to it
+        return answer[1], message
+    return None, message if done.returncode >= 0 else ""  # killed: it may have come to it
 
 
-def _look_for(asked: Submission, seconds: float) -> str | None:
-    """The number of the job of that name, looked for during that long. None: there is none, or Slurm does not answer."""
+def _look_for(submission: Submission, seconds: float) -> str | None:
+    """Look for the submission's job by name for so many seconds. None: there is none, or Slurm does not answer."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            if (job := jobs.find_job(asked, squeue({asked.user}))) is not None:
+            if (job := jobs.find_job(submission, squeue({submission.user}))) is not None:
                 return job
         except SlurmError:
             pass

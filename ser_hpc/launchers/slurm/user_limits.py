@@ -1,4 +1,4 @@
-"""What this user may do at a site: accounts and QOS, where the site enforces them, and what these allow a job and a user."""
+"""Find out what a user may submit at a site: accounts and QOS, where it enforces them, and their limits per job and user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Charge:
 
 
 def resolve_charge(site: Site, cluster: ClusterSettings) -> Charge | list[str]:
-    """What the trials' jobs would be counted under; else problems, of which none are known where nothing can be asked."""
+    """Return what the trials' jobs would be counted under; else the problems, none of them known if nothing can be asked."""
     config = site.query(slurm_info.CONFIG, slurm_info.config, "the size of arrays") or {}
     if config.get("AccountingStorageEnforce", "associations") in ("none", "(null)", ""):
         return []
@@ -56,7 +56,7 @@ def resolve_charge(site: Site, cluster: ClusterSettings) -> Charge | list[str]:
 def _layers(
     site: Site, partitions: Sequence[str], qos: str | None, rows: Sequence[Association]
 ) -> Iterator[tuple[str, Limits]]:
-    """In Slurm's order: the QOS of the partition, of the job, the association."""
+    """Yield the limits in Slurm's order: the QOS of the partition, of the job, the association."""
     names = [qos] if qos else []
     if len(partitions) == 1 and partitions[0]:
         of_partition = site.query(
@@ -71,28 +71,28 @@ def _layers(
         yield f"account {row.account}" + f" (partition {row.partition})" * bool(row.partition), row.limits
 
 
-def limits_exceeded(charged: Charge, asked: Mapping[str, int], minutes: int) -> Iterator[str]:
-    """What a trial's job would be refused for, or never start for. `asked`: its counts by Slurm's names."""
-    times = [(limits.max_minutes, where) for where, limits in charged.layers if limits.max_minutes is not None]
-    for most, where in times[:1]:
+def limits_exceeded(charged: Charge, requested: Mapping[str, int], minutes: int) -> Iterator[str]:
+    """Yield what a trial's job would be refused for, or never start for. `requested`: its counts by Slurm's names."""
+    times = [(limits.max_minutes, layer) for layer, limits in charged.layers if limits.max_minutes is not None]
+    for most, layer in times[:1]:
         if minutes > most:
-            yield f"cluster.time_min={minutes}: {where} allows {most} minute{'s' * (most != 1)}"
-    for name, count in asked.items():
+            yield f"cluster.time_min={minutes}: {layer} allows {most} minute{'s' * (most != 1)}"
+    for name, count in requested.items():
         unit = "MB of memory" if name == "mem" else {"node": "nodes", "cpu": "CPU cores"}.get(name, f"GPUs ({name})")
         for kind, whose in (("per_job", "a job"), ("per_user", "a user")):
-            counts = [(getattr(limits, kind)[name], where) for where, limits in charged.layers if name in getattr(limits, kind)]
-            for most, where in counts[:1]:
+            counts = [(getattr(limits, kind)[name], layer) for layer, limits in charged.layers if name in getattr(limits, kind)]
+            for most, layer in counts[:1]:
                 if count > most:
-                    yield f"{count} {unit} for each trial's job: {where} allows {whose} {most}"
-        spans = [(limits.minutes_per_job[name], where) for where, limits in charged.layers if name in limits.minutes_per_job]
-        for most, where in spans[:1]:
+                    yield f"{count} {unit} for each trial's job: {layer} allows {whose} {most}"
+        spans = [(limits.minutes_per_job[name], layer) for layer, limits in charged.layers if name in limits.minutes_per_job]
+        for most, layer in spans[:1]:
             if count * minutes > most:
                 hours = f"{count} {unit} for {minutes} minutes are {count * minutes / 60:.1f} hours of them"
-                yield f"{hours}: {where} allows a job {most / 60:.1f}, so cluster.time_min={most // count} at most"
+                yield f"{hours}: {layer} allows a job {most / 60:.1f}, so cluster.time_min={most // count} at most"
 
 
 def submit_room(cluster: ClusterSettings, ask: QueryRunner = slurm_info.run_query) -> int | None:
-    """How many more jobs this user may submit now under these settings, 0 or more; each array element is a job.
+    """Return how many more jobs this user may submit now under these settings, 0 or more; each array element is a job.
 
     None where nothing limits it, or it cannot be asked.
     """
@@ -106,23 +106,23 @@ def submit_room(cluster: ClusterSettings, ask: QueryRunner = slurm_info.run_quer
     if jobs is None:
         return None
     rooms = []
-    for where, limits in charged.layers:
+    for layer, limits in charged.layers:
         if limits.max_submitted is not None:
-            rooms.append(limits.max_submitted - sum(_counts(job, where, charged) for job in jobs))
+            rooms.append(limits.max_submitted - sum(_counts(job, layer, charged) for job in jobs))
     return max(0, min(rooms))
 
 
-def _counts(job: QueuedJob, where: str, charged: Charge) -> bool:
-    """Whether a job of the queue is counted under this limit, as the next one will be."""
-    if where.startswith("QOS "):
-        return job.qos == charged.qos or where != f"QOS {charged.qos}"  # of a partition's QOS all may be, so all are
+def _counts(job: QueuedJob, layer: str, charged: Charge) -> bool:
+    """Return whether a job of the queue is counted under this limit, as the next one will be."""
+    if layer.startswith("QOS "):
+        return job.qos == charged.qos or layer != f"QOS {charged.qos}"  # of a partition's QOS all may be, so all are
     return any(
         job.account.lower() == row.account and row.partition in ("", *job.partition.split(",")) for row in charged.associations
     )
 
 
 def max_array_size(ask: QueryRunner = slurm_info.run_query) -> int | None:
-    """How many elements an array may have here, counted from 0; None where it cannot be asked."""
+    """Return how many elements an array may have here, counted from 0; None where it cannot be asked."""
     config = Site(ask).query(slurm_info.CONFIG, slurm_info.config, "the size of arrays") or {}
     sizes = [config.get("MaxArraySize", "")]
     sizes += [word.partition("=")[2] for word in config.get("SchedulerParameters", "").split(",") if "max_array_tasks=" in word]
