@@ -221,7 +221,7 @@ def test_a_start_that_comes_further_than_any_before_says_so(tmp_path: Path, monk
         attempt = attempts.claim_attempt(trial, Rank(0, 1, 0, 1))
         with Progress(attempt, None, begins, total_steps=100, epochs=10, active=True) as progress:
             for what, state in tells:
-                progress.write_phase(what, state)
+                progress.write(what, state)
         return mark.exists()
 
     at = {step: TrainState(step=step) for step in (0, 5, 7, 9)}
