@@ -1,11 +1,11 @@
-"""Label sets: what class, if any, an annotated emotion stands for. A YAML file, applied at training time; shards never change.
+"""Map annotated emotions to classes by a label set, a YAML file that is applied at training time; shards never change.
 
     name: iemocap_4
     classes: [angry, happy, neutral, sad]        # a class's index is its place in this list
     map: {ang: angry, hap: happy, exc: happy, neu: neutral, sad: sad, fru: null, xxx: null}   # null: dropped, and counted
 
-    column: [emotion, intensity]                 # optional: what is read instead of `emotion`; several are joined: anger/high
-    map: {esd: {surprise: null}, surprise: surprised}     # the name of a corpus: what holds for that one alone, and goes first
+    column: [emotion, intensity]                 # optional: columns to read instead of `emotion`, joined: anger/high
+    map: {esd: {surprise: null}, surprise: surprised}     # under the name of a corpus: for that one alone, and goes first
 
 Whatever occurs in the shards must be a key of `map` (a class's own name may be left out), so that a typo or a new code is never
 dropped in silence. `column` may name any text that the clips carry, the corpus's extra fields included.
@@ -44,14 +44,14 @@ class LabelSet:
     columns: tuple[str, ...] = ("emotion",)
 
     def annotations(self, metadata: Metadata) -> np.ndarray:
-        """What the set reads of each clip: object array of str, (num_clips,). Raises UserError for an unknown column."""
+        """Return the annotation of each clip: object array of str, (num_clips,). Raises UserError for an unknown column."""
         first, *others = (metadata.column(name) for name in self.columns)
         if not others:
             return first
         return np.array(["/".join(words) for words in zip(first, *others, strict=True)], dtype=object)
 
     def targets(self, metadata: Metadata) -> np.ndarray:
-        """Class index of each clip, `DROPPED` (-1) where the set gives it no class. int64 (num_clips,).
+        """Return the class index of each clip, `DROPPED` (-1) where the set gives it no class. int64 (num_clips,).
 
         Raises UserError naming every annotation that the set does not know, with its count.
         """
@@ -79,14 +79,14 @@ class LabelSet:
         return targets
 
     def as_identity(self) -> dict[str, Any]:
-        """What of it changes a result: all but its name."""
+        """Return what changes a result: all but the set's name. For digests of settings."""
         per_corpus = {"by_corpus": self.by_corpus} if self.by_corpus else {}
         columns = {"columns": self.columns} if self.columns != ("emotion",) else {}
         return {"classes": self.classes, "map": sorted(self.mapping.items()), **per_corpus, **columns}
 
 
 def _without_nulls(tree: Any) -> Any:
-    """None for YAML's words for it, which a loader that reads every word as text leaves as they are."""
+    """Replace YAML's words for null by None: a loader that reads every word as text leaves them as they are."""
     if isinstance(tree, dict):
         return {name: _without_nulls(value) for name, value in tree.items()}
     if isinstance(tree, list):
@@ -95,7 +95,7 @@ def _without_nulls(tree: Any) -> Any:
 
 
 def _encoded(words: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """The different words, and each row's place among them."""
+    """Return the different values, and each row's index among them."""
     import pyarrow as pa  # takes a tenth of a second: reports do without
 
     encoded = pa.array(words, pa.large_string()).dictionary_encode()
@@ -103,7 +103,7 @@ def _encoded(words: np.ndarray) -> tuple[list[str], np.ndarray]:
 
 
 def label_set_as_annotated(metadata: Metadata) -> LabelSet:
-    """Every emotion that occurs is a class of its own, in alphabetical order; words that say that nobody knows are none.
+    """Make a label set with each emotion that occurs as a class, in alphabetical order; words for "unknown" are dropped.
 
     Raises UserError where two emotions differ in their spelling alone.
     """
@@ -119,7 +119,7 @@ def label_set_as_annotated(metadata: Metadata) -> LabelSet:
 
 
 def dump_label_set(label_set: LabelSet) -> str:
-    """The set as a file that `load_label_set` reads as the same one."""
+    """Return the set as the YAML text of a file that `load_label_set` reads as an equal one."""
     mapping: dict[str, Any] = {**label_set.mapping, **label_set.by_corpus}
     columns = {"column": list(label_set.columns)} if label_set.columns != ("emotion",) else {}
     tree = {"name": label_set.name, "classes": list(label_set.classes), "map": mapping, **columns}

@@ -1,4 +1,4 @@
-"""How channels become one, and how loud they were: where another way to mix them is called for, it is found and told.
+"""Mix channels to mono and measure their level; where averaging would spoil the sound, choose another way and say so.
 
 out_of_range    float samples far beyond full scale. A few are a fault: limited, since a resampler would spread each over
                 hundreds of samples. Many mean that the file holds integers as floats: scaled.
@@ -24,7 +24,7 @@ _CANCELLED = 0.1  # of the loudest channel's energy
 class LevelMeter:
     """Counts over the blocks of a recording: `full` samples at full scale or beyond; `far` beyond it, up to `peak` times.
 
-    `beyond`: how many are larger than integers of a size would be; `energy`: of each channel and then of their mean, without
+    `beyond`: samples larger than integers of each size would be; `energy`: of each channel and then of their mean, without
     offsets.
     """
 
@@ -41,6 +41,7 @@ class LevelMeter:
         return self.full / self.samples
 
     def hear_far(self, block: np.ndarray, peak: float) -> None:
+        """Count the samples of a block that are far beyond full scale; `peak` is its largest magnitude."""
         self.peak = max(self.peak, peak)
         magnitude = np.abs(block)
         self.far += int(np.count_nonzero(magnitude > _FAR))
@@ -51,7 +52,7 @@ class LevelMeter:
 @dataclass(frozen=True, slots=True)
 class Downmix:
     """A way to mix: `scale` divides float samples, those that are `_FAR` beyond full scale then are limited if `limits`;
-    `channel` alone is taken, None: the mean of all. `out_of_range`, `cancelled`: why, in words."""
+    `channel` alone is taken, None: the mean of all. `out_of_range`, `cancelled`: the reasons, as messages."""
 
     scale: int = 1
     limits: bool = False
@@ -60,9 +61,9 @@ class Downmix:
     cancelled: str = ""
 
     def mono(self, block: np.ndarray, volume: LevelMeter) -> np.ndarray:
-        """(frames, channels) of int16, or float32 of full scale 1, as (frames,) of full scale 32768; heard by `volume`.
+        """Mix (frames, channels) of int16, or float32 of full scale 1, to (frames,) of full scale 32768; `volume` measures it.
 
-        The block may be changed. Raises BadClipError for what is no number.
+        The block may be changed. Raises BadClipError for NaN, infinity and values of no known scale.
         """
         if block.dtype != np.int16:
             block = self._in_range(block, volume)
@@ -77,7 +78,7 @@ class Downmix:
         return mean if self.channel is None else channels[self.channel]
 
     def better(self, volume: LevelMeter) -> Downmix:
-        """The way to mix what was heard when it was mixed in this one; itself, if it is right."""
+        """Return the right way to mix what `volume` measured; itself, if that is right. Raises BadClipError if none is."""
         if volume.far and not self.limits:
             return self._limited(volume)
         *channels, mean = volume.energy.tolist()

@@ -1,4 +1,4 @@
-"""What lies in packed shards, as a person sees it: tables of counts, durations, what packing found, and folds."""
+"""Print what lies in packed shards: tables of counts, durations, what packing found, and folds. For `ser_hpc.inspect`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _show_summary(summary: Mapping[str, Any], out: Console) -> None:
 
 
 def _says_something(name: str, counts: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Not a column that nothing is annotated in, nor groups that are the speakers; classes of several corpora come apart."""
+    """Return whether to show a column: not one without annotations, nor groups that are the speakers, nor classes twice."""
     if name in ("corpus", "class"):
         return (len(counts["corpus"]) > 1) == (name == "corpus")
     if name == "group":
@@ -68,7 +68,7 @@ def _says_something(name: str, counts: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def _counts(title: str, counts: Mapping[str, Mapping[str, Any]], hours: bool) -> Table:
-    """One row a value, in order; of more than SHOWN the largest, and the sum of the rest."""
+    """Make a table of one row a value, in order; of more than SHOWN the largest, and the sum of the rest."""
     table = _table(title, "clips", "hours" if hours else "min")
     by_size = sorted(counts, key=lambda value: -counts[value]["clips"])
     largest = set(by_size if len(counts) <= SHOWN else by_size[: SHOWN - 1])
@@ -81,7 +81,7 @@ def _counts(title: str, counts: Mapping[str, Mapping[str, Any]], hours: bool) ->
 
 
 def _show_classes(summary: Mapping[str, Any], hours: bool, out: Console) -> None:
-    """Clips of each class, a column a corpus."""
+    """Print the clips of each class, a column a corpus."""
     corpora, classes = summary["classes_by_corpus"], summary["counts"]["class"]
     table = _table("class", *corpora, "clips", "hours" if hours else "min")
     for column in table.columns[1:]:
@@ -107,7 +107,7 @@ def _show_durations(told: Mapping[str, Any], out: Console) -> None:
 
 
 def _show_packed(dataset: Mapping[str, Any], out: Console) -> None:
-    """What packing found in a dataset, a line a kind."""
+    """Print what packing found in a dataset, a line a kind."""
     packed = dataset["packed"]
     if packed is None:
         unknown = f"no {REPORT} came with these shards, so what packing found is not known"
@@ -131,7 +131,7 @@ def _show_packed(dataset: Mapping[str, Any], out: Console) -> None:
 
 
 def _table(*columns: str) -> Table:
-    """Without lines; numbers to the right."""
+    """Make a table without lines, numbers to the right."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", show_header=any(columns))
     for column in columns:
         table.add_column(column, justify="right" if column in ("clips", "min", "hours") else "left", overflow="fold")

@@ -1,4 +1,4 @@
-"""Packing on the screen: how far it is, and what came out."""
+"""Show packing on the screen: progress, and the report at the end. For `ser_hpc.pack`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DONE: dict[FindingPolicy, str] = {"drop": "left out", "keep": "packed", "fail":
 
 
 class ProgressBars:
-    """A bar on a terminal, a line at every tenth otherwise; on stderr, so that stdout holds the result alone."""
+    """Progress bars on a terminal, a line at every tenth otherwise; on stderr, so that stdout holds the result alone."""
 
     def __init__(self) -> None:
         self._bars = Progress(
@@ -64,7 +64,7 @@ class ProgressBars:
 
 
 def print_pack_report(report: PackReport, out: Path, took_s: float, screen: Console) -> None:
-    """The report for people: tables of counts, then everything unusual, then the sums."""
+    """Print the report: tables of counts, then everything unusual, then the sums."""
     for corpus, columns in report.counts.items():
         tables = [_counts(f"{corpus}: {column}", counts) for column, counts in columns.items()]
         screen.print(Columns(tables, padding=(0, 3)), soft_wrap=False, width=min(screen.width, PAGE))
@@ -81,7 +81,7 @@ def print_pack_report(report: PackReport, out: Path, took_s: float, screen: Cons
 
 
 def _paragraphs(title: str, told: Sequence[str], screen: Console) -> None:
-    """At most SHOWN of them, below the title."""
+    """Print at most SHOWN paragraphs below a title."""
     screen.print(f"{title}:")
     for paragraph in told[:SHOWN]:
         screen.print(indent(paragraph, "  "))
@@ -90,6 +90,7 @@ def _paragraphs(title: str, told: Sequence[str], screen: Console) -> None:
 
 
 def format_duration(seconds: float) -> str:
+    """Format seconds as s, min or h, by their size."""
     if seconds < 600:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
@@ -109,7 +110,7 @@ def _findings(report: PackReport) -> Table:
 
 
 def _counts(title: str, counts: dict[str, ClipCount]) -> Table:
-    """One row a value; beyond SHOWN rows the rest is summed up in the last."""
+    """Make a table of one row a value; beyond SHOWN rows the rest is summed up in the last."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     table.add_column("")
     table.add_column("clips", justify="right")

@@ -1,6 +1,6 @@
-"""Packing: utterances become a dataset of tar shards, in parallel, and whatever happens it can be started again.
+"""Pack utterances into a dataset of tar shards, in parallel; a packing that was stopped anywhere can be started again.
 
-    every header is read        what is not to be packed for its header is known before anything is written (quality.py)
+    every header is read        clips that are refused by their header are known before anything is written (quality.py)
     the plan is made            which clip goes into which shard; clips planned before stay there (assignment_file.py)
     finished shards are kept    if made from the same metadata and sources, and undamaged (shard_file.py)
     the rest is written         one shard a task: tar, then its index, which also holds what was measured of every clip
@@ -51,9 +51,9 @@ def pack(
     declared: NameOverrides | None = None,
     on_progress: Callable[..., None] | None = None,
 ) -> PackReport:
-    """Pack clips into `out`, or finish what an earlier run began there; returns the dataset's report, or else this part's.
+    """Pack clips into `out`, or finish what an earlier run began there; return the dataset's report, or else this part's.
 
-    `rules`: what becomes of silent clips, copies and the like; none: the defaults. `left_out`: (path, reason) of files that the
+    `rules`: the policies for silent clips, copies and so on; none: the defaults. `left_out`: (path, reason) of files that the
     parser passed over, for the report. `part` (k, n): every n-th shard of the plan, from the k-th on; `out` is a dataset once
     all n parts were packed. `declared`: which names are one, and which are not. `on_progress(stage, done, total)`: stage
     READING counts clips; the others count seconds of sound.
@@ -85,7 +85,7 @@ def pack(
 
 
 class _Packing:
-    """One call of `pack`: what its steps share."""
+    """The state that the steps of one call of `pack` share."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class _Packing:
         self.distinct, self.progress = distinct, progress
 
     def read_headers(self, utterances: Sequence[Utterance]) -> list[float]:
-        """Seconds of each clip, 0 where no header can be read. Raises UserError for what is to fail, or if nothing is left."""
+        """Return each clip's seconds, 0 where no header is readable. Raises UserError for what is to fail, or if none is left."""
         heads: dict[str, ClipMeasurements] = {}
         tasks = [(utterances[at : at + _PROBED_AT_ONCE],) for at in range(0, len(utterances), _PROBED_AT_ONCE)]
         for measured in self.pool.run(_probe, tasks):
@@ -115,7 +115,7 @@ class _Packing:
         return [clip.num_samples / audio.RATE for clip in clips]
 
     def pack_shards(self, planned: ShardAssignment, mine: Sequence[ShardPlan]) -> tuple[list[Written], list[Written]]:
-        """The shards that are `mine`: those that an earlier run had finished, and those that are written now."""
+        """Pack the shards that are `mine`; return those that an earlier run had finished, and those written now."""
         candidates = [shard for shard in mine if index_path(self.out / shard.path).exists()]
         checked = self._watched(_check, [(shard, self.out, self.rules) for shard in candidates], CHECKING)
         kept = [result for result in checked if isinstance(result, Written)]
@@ -128,7 +128,7 @@ class _Packing:
         return kept, [*self._watched(write_shard, [(shard, self.out, self.rules) for shard in todo], PACKING)]
 
     def find_shards(self, plans: Sequence[ShardPlan]) -> list[Written] | None:
-        """The shards of other parts, all found as they should be; None if there is still something to do."""
+        """Return the shards of other parts, if all are finished, else None."""
         if not all(index_path(self.out / shard.path).exists() for shard in plans):
             return None
         found = []
@@ -140,7 +140,7 @@ class _Packing:
         return found if len(found) == len(plans) else None
 
     def summary(self, kept: Sequence[Written], new: Sequence[Written]) -> PackReport:
-        """The report of some shards. Raises UserError for what is to fail."""
+        """Make the report of some shards. Raises UserError for what is to fail."""
         written = [*kept, *new]
         findings = self._judge(written)
         self.rules.refuse(findings)
@@ -175,7 +175,7 @@ class _Packing:
     def _watched(
         self, function: Callable[..., Result], tasks: Sequence[tuple[ShardPlan, *tuple[object, ...]]], stage: str
     ) -> Iterator[Result]:
-        """What the tasks return, with progress told by seconds of sound."""
+        """Yield what the tasks return, and report progress in seconds of sound."""
         done, total = 0.0, sum(task[0].seconds for task in tasks)
         for result in self.pool.run(function, tasks):
             done += (result.plan if isinstance(result, Written) else result).seconds
@@ -184,7 +184,7 @@ class _Packing:
 
 
 def _probe(utterances: Sequence[Utterance]) -> list[ClipMeasurements]:
-    """What the clips' headers tell."""
+    """Read the clips' headers; the work of one task."""
     measured = []
     for utterance in utterances:
         check_stopped()
@@ -197,7 +197,7 @@ def _probe(utterances: Sequence[Utterance]) -> list[ClipMeasurements]:
 
 
 def _check(shard: ShardPlan, out: Path, rules: QualityRules) -> Written | ShardPlan:
-    """The shard as an earlier run wrote it, or its plan if it is not finished."""
+    """Return the shard as an earlier run wrote it, or its plan if it is not finished."""
     return finished_shard(shard, out, rules) or shard
 
 

@@ -1,4 +1,4 @@
-"""MPEG audio (MP3 and its kin): counted frame by frame, since no header has to say how long it is, and many say it wrong.
+"""Count the frames of MPEG audio (MP3 and its kin): headers need not say how many there are, and many are wrong.
 
 Without a Xing frame libsndfile guesses the length from the size of the first frame and stops reading there; with one it
 believes it, also where files were joined behind it. So the frames are walked over (their headers, nothing is decoded), and
@@ -32,7 +32,7 @@ _LEAD = 1 << 16  # bytes between an ID3 tag and the first frame: padding that th
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """The frames of a file: bytes `start` to `end`; `count` of `samples` each. A Xing frame is none of them, but `first` it is.
+    """The frames of a file: bytes `start` to `end`; `count` of `samples` each, without a Xing frame, which is at `first`.
 
     `told`: the number of frames in its Xing frame, None where there is none; `heeded`: whether libsndfile sees it; `gaps`: what
     stands between frames (from, to); `skipped`: bytes of it, and before and behind them, that are no tags either; `lacking`:
@@ -53,14 +53,17 @@ class Frames:
     lacking: int
 
     def xing_frame(self) -> bytes:
-        """A frame of silence that tells the number of frames. Only layer III has such."""
+        """Return a Xing frame: silence with the number of frames. Only layer III has such."""
         header = self.header & ~0xF200 | 0xE000 | 0x10000  # the largest, so that all fits; no padding, no checksum
         side = _side_bytes(header)
         told = struct.pack(">I", header) + bytes(side) + b"Xing" + struct.pack(">II", _FRAMES, self.count)
         return told.ljust(_frame_bytes(header), b"\0")
 
     def padding(self) -> int:
-        """Bytes in front of the frames with which libsndfile's guess (bytes over the first frame's size) is not too short."""
+        """Return how many bytes before the frames make libsndfile's guess (bytes over the first frame's size) long enough.
+
+        Raises BadClipError where that would be too many.
+        """
         present = self.end - self.start - sum(end - start for start, end in self.gaps)
         lacking = _frame_bytes(self.header) * self.count - present
         if lacking > _LEAD:
@@ -69,7 +72,7 @@ class Frames:
 
 
 def contents(file: int, start: int, end: int) -> AudioContents | None:
-    """Of MPEG audio between two bytes of an open file, None for what is not. Raises BadClipError if some are missing."""
+    """Find MPEG audio between two bytes of an open file, None for other data. Raises BadClipError if frames are missing."""
     found = frames(file, start, end)
     if found is None:
         return None
@@ -91,7 +94,7 @@ def contents(file: int, start: int, end: int) -> AudioContents | None:
 
 
 def frames(file: int, start: int, end: int) -> Frames | None:
-    """The MPEG frames between two bytes of an open file, behind ID3 tags; None if it does not begin with such."""
+    """Find the MPEG frames between two bytes of an open file, behind ID3 tags; None if it does not begin with such."""
     tagged = start
     while (behind := behind_tag(os.pread(file, _LEAD, start), start)) > start:
         start = behind
@@ -108,7 +111,7 @@ def frames(file: int, start: int, end: int) -> Frames | None:
 
 
 def _walk(file: int, at: int, end: int, like: int) -> tuple[int, tuple[tuple[int, int], ...], int, int, int]:
-    """Number of frames, gaps between them, bytes that are no sound, bytes that the last one lacks, and where they end."""
+    """Return number of frames, gaps between them, bytes that are no sound, bytes that the last one lacks, and their end."""
     count, skipped = 0, 0
     gaps: list[tuple[int, int]] = []
     sizes: dict[bytes, int] = {}
@@ -137,7 +140,7 @@ def _walk(file: int, at: int, end: int, like: int) -> tuple[int, tuple[tuple[int
 
 
 def _pass_over(file: int, at: int, end: int, like: int) -> tuple[int | None, int]:
-    """Where the frames go on behind what is none (None: nowhere), and bytes of it that are neither tag nor padding of one.
+    """Return where frames go on behind other data (None: nowhere), and how much of it is neither tag nor a tag's padding.
 
     Raises BadClipError where frames of another kind follow.
     """
@@ -164,7 +167,7 @@ def _pass_over(file: int, at: int, end: int, like: int) -> tuple[int | None, int
 
 
 def _next(file: int, at: int, last: int, end: int, like: int) -> int | None:
-    """Where the next frame begins, from `at` to before `last`: a header behind which, a frame further, stands its like."""
+    """Return where the next frame begins, from `at` to before `last`: a header which, a frame further, a like one follows."""
     while at < last:
         window = os.pread(file, min(_WINDOW, end - at), at)
         found = window.find(b"\xff")
@@ -194,10 +197,10 @@ def _kind(header: int) -> str:
 
 
 def _told(file: int, at: int, header: int) -> tuple[int | None, bool, int]:
-    """The number of frames that a Xing or VBRI frame tells, whether libsndfile sees it, its size; (None, False, 0) of sound.
+    """Return the number of frames in a Xing or VBRI frame, whether libsndfile sees it, and its size; (None, False, 0) of sound.
 
-    A checksum stands in front of the side information, or is forgotten by who wrote the number; mpg123 forgets it as well, and
-    takes a frame for sound whose side information is not empty.
+    A checksum precedes the side information, or is forgotten by the program that wrote the number; mpg123 forgets it as well,
+    and takes a frame for sound whose side information is not empty.
     """
     size = _frame_bytes(header)
     frame = os.pread(file, size, at)
@@ -214,7 +217,7 @@ def _told(file: int, at: int, header: int) -> tuple[int | None, bool, int]:
 
 
 def _frame_bytes(header: int) -> int:
-    """Size of the frame that begins with these four bytes, 0 if none does (or its bitrate is a free one)."""
+    """Return the size of the frame that begins with these four bytes, 0 if none does (or its bitrate is a free one)."""
     version, layer = header >> 19 & 3, 4 - (header >> 17 & 3)
     kbits, rate = header >> 12 & 15, header >> 10 & 3
     if header >> 21 != 0x7FF or version == 1 or layer == 4 or kbits in (0, 15) or rate == 3:
@@ -227,7 +230,7 @@ def _frame_bytes(header: int) -> int:
 
 
 def _side_bytes(header: int) -> int:
-    """Of layer III: bytes between a frame's header and its sound."""
+    """Return the bytes of side information between a layer III frame's header and its sound."""
     return (17 if _is_mono(header) else 32) if _is_version_1(header) else 9 if _is_mono(header) else 17
 
 
@@ -240,7 +243,7 @@ def _is_version_1(header: int) -> bool:
 
 
 def _id3(padding: int) -> bytes:
-    """An empty tag: without one libsndfile knows MP3 by its name alone, and without padding not even so."""
+    """Return an empty tag: without one libsndfile knows MP3 by its name alone, and without padding not even so."""
     padding += 32
     size = bytes(padding >> shift & 0x7F for shift in (21, 14, 7, 0))
     return b"ID3\x04\0\0" + size + bytes(padding)

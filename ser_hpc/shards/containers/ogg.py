@@ -1,4 +1,5 @@
-"""Ogg: pages, each with a checksum and a number. libsndfile passes over damage, and reads the first of joined files alone."""
+"""Check the pages of an Ogg file by checksum and number: libsndfile passes over damage, and reads only the first of joined
+files."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def contents(file: int, head: bytes, size: int) -> AudioContents | None:
-    """Of an Ogg file, None for others. Raises BadClipError if it is truncated, damaged, or holds several recordings."""
+    """Find the sound of an Ogg file, None for others. Raises BadClipError if it is cut, damaged, or of several recordings."""
     if head[:4] != b"OggS":
         return None
     at, base, window = 0, 0, b""
@@ -57,7 +58,7 @@ def contents(file: int, head: bytes, size: int) -> AudioContents | None:
 
 
 def _page(window: bytes) -> bytes | None:
-    """The page at the beginning of these bytes, None if none is there as a whole."""
+    """Return the page at the beginning of these bytes, None if there is no whole one."""
     if window[:4] != b"OggS" or len(window) < 27 or len(window) < 27 + window[26]:
         return None
     length = 27 + window[26] + sum(window[27 : 27 + window[26]])
@@ -65,7 +66,7 @@ def _page(window: bytes) -> bytes | None:
 
 
 def _checksum(page: bytes) -> int:
-    """CRC-32 with the bits of each byte, and of the result, in the other order than zlib's, and nothing inverted."""
+    """Return the CRC-32 with the bits of each byte and of the result in the other order than zlib's, and nothing inverted."""
     mirrored = (page[:22] + bytes(4) + page[26:]).translate(_MIRRORED)
     crc = zlib.crc32(mirrored, 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int.from_bytes(crc.to_bytes(4, "little").translate(_MIRRORED), "big")
