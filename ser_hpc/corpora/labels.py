@@ -79,7 +79,7 @@ class LabelSet:
         return targets
 
     def as_identity(self) -> dict[str, Any]:
-        """Return what changes a result: all but the set's name. For digests of settings."""
+        """Return what changes a result: all but the set's name. For a run's identity."""
         per_corpus = {"by_corpus": self.by_corpus} if self.by_corpus else {}
         columns = {"columns": self.columns} if self.columns != ("emotion",) else {}
         return {"classes": self.classes, "map": sorted(self.mapping.items()), **per_corpus, **columns}

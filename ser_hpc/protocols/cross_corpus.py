@@ -1,4 +1,4 @@
-"""Protocols between corpora: what was learned from some is tested on others, which no dev clip was of either.
+"""Cross-corpus protocols: train on some corpora and test on others, of which no dev clip is either.
 
 The dev part is of the training corpora: one of five balanced groups of the speakers of each (of a corpus of fewer than three
 speakers only where no training corpus has more), so the tested corpus chooses nothing.
@@ -16,7 +16,10 @@ _DEV_GROUPS = 5  # one of them is dev
 
 
 def leave_one_corpus_out(clips: ClipTable, asked: ProtocolOptions) -> tuple[list[FoldDraft], list[str]]:
-    """Fold k tests the k-th corpus, of those with known speakers; all others train, one group of their speakers is dev."""
+    """Make folds, of which fold k tests the k-th corpus with known speakers; the others train, a group of speakers is dev.
+
+    Raises UserError where there are fewer than two such corpora, or another number of folds was requested.
+    """
     speakers = SpeakerTable.from_clips(clips)
     tested = np.unique(speakers.corpus)
     names = [clips.corpus.names[code] for code in tested]
@@ -37,7 +40,7 @@ def leave_one_corpus_out(clips: ClipTable, asked: ProtocolOptions) -> tuple[list
 
 
 def cross_corpus(clips: ClipTable, asked: ProtocolOptions) -> tuple[list[FoldDraft], list[str]]:
-    """One fold that tests the corpora it is told to; the others train, or those named. Of other languages: cross-lingual."""
+    """Make one fold that tests `test_corpora`; the others train, or `train_corpora`. Raises UserError for wrong names."""
     if asked.count not in (None, 1):
         raise UserError(f"{asked.count} folds were asked for, but cross_corpus makes one: leave the number out, or ask for 1")
     known = clips.corpus.names_in(clips.has_known_speaker)
@@ -61,7 +64,7 @@ def cross_corpus(clips: ClipTable, asked: ProtocolOptions) -> tuple[list[FoldDra
 
 
 def _draft(clips: ClipTable, speakers: SpeakerTable, fifth: np.ndarray, train: np.ndarray, test: np.ndarray) -> FoldDraft:
-    """`train`, `test`: numbers of corpora. `fifth`: mask of the speakers that are dev where their corpus trains."""
+    """Make a fold. `train`, `test`: numbers of corpora. `fifth`: mask of the speakers that are dev where their corpus trains."""
     dev = _dev(clips, speakers, fifth, train)
     of_corpus = np.full(len(clips.corpus.names), NOWHERE, dtype=np.int8)
     of_corpus[train], of_corpus[test] = TRAIN, TEST
@@ -73,7 +76,7 @@ def _draft(clips: ClipTable, speakers: SpeakerTable, fifth: np.ndarray, train: n
 
 
 def _dev(clips: ClipTable, speakers: SpeakerTable, fifth: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Mask of the dev speakers, (num_speakers,)."""
+    """Return the mask of the dev speakers, (num_speakers,)."""
     training = np.isin(speakers.corpus, train)
     chosen = fifth & training
     if chosen.any():
@@ -89,7 +92,7 @@ def _dev(clips: ClipTable, speakers: SpeakerTable, fifth: np.ndarray, train: np.
 
 
 def _one_of_five(speakers: SpeakerTable) -> np.ndarray:
-    """Mask (num_speakers,): a group of about a fifth of each corpus's speakers, none where it has fewer than three."""
+    """Return a mask (num_speakers,): about a fifth of each corpus's speakers, none where it has fewer than three."""
     mask = np.zeros(len(speakers.corpus), dtype=bool)
     for members in speakers.corpora():
         if len(members) >= FEWEST:

@@ -1,4 +1,4 @@
-"""Protocols that leave one session, speaker or group of speakers out after the other, within every corpus that there is.
+"""Leave-one-out protocols over sessions, speakers or groups of speakers, within every corpus.
 
 Fold k tests what comes k-th and chooses on what comes next, so over the folds a clip is tested once and is dev once.
 """
@@ -18,7 +18,10 @@ _MOST_FOLDS = 200  # more is a slip: leaving out each of thousands of speakers i
 
 
 def leave_one_session_out(clips: ClipTable, asked: ProtocolOptions) -> tuple[list[FoldDraft], list[str]]:
-    """Fold k tests the k-th session of every corpus; a corpus that has none trains."""
+    """Make folds, of which fold k tests the k-th session of every corpus; a corpus that has none trains.
+
+    Raises UserError where a known speaker's clip has no session, sessions are too few, or `count` is another number.
+    """
     need_sessions(clips, "leave_one_session_out")
     corpus_of = np.full(len(clips.session.names), -1)
     corpus_of[clips.session.codes[clips.has_known_speaker]] = clips.corpus.codes[clips.has_known_speaker]
@@ -45,6 +48,7 @@ def leave_one_session_out(clips: ClipTable, asked: ProtocolOptions) -> tuple[lis
 
 
 def leave_one_speaker_out(clips: ClipTable, asked: ProtocolOptions) -> tuple[list[FoldDraft], list[str]]:
+    """Make a fold for each speaker. Raises UserError where there are fewer than three or too many, or `count` differs."""
     speakers = SpeakerTable.from_clips(clips)
     unit = speakers.units()
     count = int(unit.max(initial=-1)) + 1
@@ -54,7 +58,10 @@ def leave_one_speaker_out(clips: ClipTable, asked: ProtocolOptions) -> tuple[lis
 
 
 def speaker_groups(clips: ClipTable, asked: ProtocolOptions) -> tuple[list[FoldDraft], list[str]]:
-    """Balanced groups within every corpus, so that each fold tests some of each, as far as its speakers go."""
+    """Make a fold for each balanced group of speakers, a part of every corpus where it has enough of them.
+
+    Raises UserError where the groups would be fewer than three or more than the speakers.
+    """
     speakers = SpeakerTable.from_clips(clips)
     most = int(speakers.units().max(initial=-1)) + 1
     _need_three(most, "speaker", "speaker_groups", clips.speaker.names, clips)
@@ -79,7 +86,7 @@ def _rotate_speakers(clips: ClipTable, group: np.ndarray, count: int, rest: str)
 def _rotate(
     clips: ClipTable, unit: np.ndarray, words: Sequence[str], tested: np.ndarray, chosen_on: np.ndarray, rest: str
 ) -> list[FoldDraft]:
-    """The folds, where unit u is tested in fold `tested[u]`, is dev in fold `chosen_on[u]` and trains in the others.
+    """Make the folds, where unit u is tested in fold `tested[u]`, is dev in fold `chosen_on[u]` and trains in the others.
 
     `unit`: of each clip, int (num_clips,), -1 = in none: always training. `words`: of each unit. `rest`: all that trains.
     """
@@ -96,14 +103,14 @@ def _rotate(
 
 
 def _joined(words: Sequence[str]) -> str:
-    """`session A, session B` -> `sessions A, B`; groups stay apart: `speakers 03, 08; speakers 09, 10`."""
+    """Join `session A, session B` to `sessions A, B`; groups stay apart: `speakers 03, 08; speakers 09, 10`."""
     if all(word.count(" ") == 1 for word in words) and len(words) > 1:
         return words[0].split(" ")[0] + "s " + listed([word.split(" ")[1] for word in words])
     return "; ".join(words)
 
 
 def need_sessions(clips: ClipTable, protocol: str) -> None:
-    """Raises UserError where a clip of a known speaker has no session, or two names may be one session."""
+    """Raise UserError where a clip of a known speaker has no session, or two names may be one session."""
     if clips.doubtful_sessions:
         raise UserError(
             f"{protocol} needs sessions, but these may be one each: {clips.doubtful_sessions}. Pack the corpus again with "
@@ -142,7 +149,7 @@ def _check_count(count: int | None, folds: int, noun: str, protocol: str, names:
 
 
 def _counted(clips: ClipTable) -> str:
-    """How sessions and speakers of several corpora are counted."""
+    """Explain how sessions and speakers of several corpora are counted, for error messages."""
     if len(clips.corpus.names) == 1:
         return ""
     return f"; sessions are counted within a corpus, and a corpus of fewer than {FEWEST} known speakers counts as one"

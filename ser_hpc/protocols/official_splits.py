@@ -1,4 +1,4 @@
-"""The protocols by name: each divides the clips of one corpus, or of several, over training, dev and test, fold by fold.
+"""Official splits of the literature (given_split, iemocap_ses01, superb); all protocols by name, the others elsewhere:
 
     leave_one_session_out   test = session k, dev = the next session, training = the others; so within each of several corpora
     leave_one_speaker_out   the same with speakers
@@ -31,6 +31,7 @@ Drafts = tuple[list[FoldDraft], list[str]]  # the folds, and notes on what the p
 
 
 def given_split(clips: ClipTable, asked: ProtocolOptions) -> Drafts:
+    """Make one fold of the corpus's own split. Raises UserError where a corpus lacks one of its parts."""
     _need_one_fold("given_split", asked.count)
     sides = {"train": TRAIN, "dev": DEV, "test": TEST}
     for code, corpus in enumerate(clips.corpus.names):
@@ -53,6 +54,7 @@ def given_split(clips: ClipTable, asked: ProtocolOptions) -> Drafts:
 
 
 def iemocap_ses01(clips: ClipTable, asked: ProtocolOptions) -> Drafts:
+    """Make one fold, with dev and test from session 1. Raises UserError where that has not one man and one woman."""
     _need_one_fold("iemocap_ses01", asked.count)
     names = _five_sessions(clips, "iemocap_ses01")
     first = clips.session.equals(names[0])
@@ -71,6 +73,7 @@ def iemocap_ses01(clips: ClipTable, asked: ProtocolOptions) -> Drafts:
 
 
 def superb(clips: ClipTable, asked: ProtocolOptions) -> Drafts:
+    """Make five folds, one of each session, as SUPERB does. Raises UserError unless there are IEMOCAP's five sessions."""
     names = _five_sessions(clips, "superb")
     if asked.count not in (None, len(names)):
         raise UserError(f"{asked.count} folds were asked for, but superb makes {len(names)}, one of each session: ask for 5")
@@ -98,7 +101,7 @@ def _need_one_fold(protocol: str, count: int | None) -> None:
 
 
 def _five_sessions(clips: ClipTable, protocol: str) -> tuple[str, ...]:
-    """IEMOCAP's five sessions, in order. Raises UserError unless there is one corpus whose sessions' names end in 1 to 5."""
+    """Return IEMOCAP's five sessions, in order. Raises UserError unless one corpus has sessions whose names end in 1 to 5."""
     need_sessions(clips, protocol)
     names = clips.session.names_in(clips.has_known_speaker)
     numbers = [int(match[0]) if (match := re.search(r"\d+$", name)) else None for name in names]

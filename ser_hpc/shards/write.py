@@ -100,7 +100,7 @@ class _Packing:
         self.distinct, self.progress = distinct, progress
 
     def read_headers(self, utterances: Sequence[Utterance]) -> list[float]:
-        """Return each clip's seconds, 0 where no header is readable. Raises UserError for what is to fail, or if none is left."""
+        """Return each clip's seconds, 0 where no header is readable. Raises UserError for what is to fail, or none left."""
         heads: dict[str, ClipMeasurements] = {}
         tasks = [(utterances[at : at + _PROBED_AT_ONCE],) for at in range(0, len(utterances), _PROBED_AT_ONCE)]
         for measured in self.pool.run(_probe, tasks):

@@ -1,4 +1,4 @@
-"""A database in audformat (audEERING), as audb loads it: media files, a header and tables, read as plain files.
+"""Parse a database in audformat (audEERING), as audb loads it: media files, a header and tables, read as plain files.
 
 Layout   ROOT/db.yaml: schemes (what a column's values mean), splits, tables; ROOT/db.<table>.csv or .parquet: its rows; the
          media at the paths in the rows, from ROOT on. Pickled tables (.pkl) are never read.
@@ -33,7 +33,7 @@ Annotations = tuple[TextFields, TextFields]  # by the field of an utterance, and
 
 
 def parse(root: Path) -> ParseResult:
-    """Every piece of the database `root` with an emotion. Raises UserError where it is none, or nothing says who speaks."""
+    """Return every piece of the database `root` with an emotion. Raises UserError where it is none or names no speakers."""
     db = read_database(require_folder(root, LAYOUT))
     found = [f"{table.name}.{column}" for table in db.tables for column in table.columns]
     column_names.require_columns(root / "db.yaml", found, [field for table in db.tables for field in table.fields])
@@ -58,14 +58,14 @@ def parse(root: Path) -> ParseResult:
 
 
 def _tables_of_emotions(db: Database) -> list[AudformatTable]:
-    """The table `emotion`, or else the first table of emotions with its parts for other splits."""
+    """Return the table `emotion`, or else the first table of emotions with its parts for other splits."""
     candidates = [table for table in db.tables if "emotion" in table.fields]
     first = next((table for table in candidates if table.name == "emotion"), candidates[0])
     return [table for table in candidates if PART.sub("", table.name) == PART.sub("", first.name)]
 
 
 def _annotations(db: Database, emotions: set[str]) -> dict[Piece, list[Annotations]]:
-    """What the tables say of each piece, those in `emotions` first; an emotion of another goes under that table's name."""
+    """Collect each piece's annotations, of the tables in `emotions` first; an emotion of another goes under its name."""
     said: dict[Piece, list[Annotations]] = defaultdict(list)
     for table in sorted(db.tables, key=lambda table: table.name not in emotions):
         for piece, row in table.rows:
@@ -78,7 +78,7 @@ def _annotations(db: Database, emotions: set[str]) -> dict[Piece, list[Annotatio
 
 
 def _merged(sources: Iterable[Annotations]) -> Annotations:
-    """All that is said, once: of two texts for one thing the first that is not empty."""
+    """Merge annotations: of two texts for one field the first that is not empty."""
     fields: TextFields = {}
     others: TextFields = {}
     for more_fields, more_others in sources:
@@ -88,7 +88,7 @@ def _merged(sources: Iterable[Annotations]) -> Annotations:
 
 
 def _of_file(said: dict[Piece, list[Annotations]], piece: Piece) -> list[Annotations]:
-    """What is said of the whole file and so of a piece of it: who speaks, but not how."""
+    """Return annotations of the whole file that hold for a piece of it: who speaks, but not how."""
     of_file = said.get(Piece(piece.file), []) if piece != Piece(piece.file) else []
     return [({field: text for field, text in fields.items() if field not in JUDGED}, others) for fields, others in of_file]
 
@@ -101,7 +101,7 @@ def _of_speaker(db: Database, speaker: str) -> Annotations:
 
 
 def _splits(db: Database) -> dict[str, set[str]]:
-    """The splits of each file: of all tables that have it, or a piece of it, and belong to a split."""
+    """Return the splits of each file: of all tables that have it, or a piece of it, and belong to a split."""
     splits: dict[str, set[str]] = defaultdict(set)
     for table in db.tables:
         for piece, _ in table.rows:

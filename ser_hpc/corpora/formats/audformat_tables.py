@@ -1,4 +1,4 @@
-"""The header and the tables of an audformat database, as plain texts; see `audformat.py` for what they mean."""
+"""Read the header and the tables of an audformat database as plain texts; `audformat.py` interprets them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AudformatTable:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """`speakers`: what the header or a misc table says of each speaker."""
+    """A database as texts. `speakers`: properties of each speaker, from the header or a misc table."""
 
     name: str
     language: str  # "" if several
@@ -53,7 +53,7 @@ class Database:
 
 
 def read_database(root: Path) -> Database:
-    """Raises UserError where `root` holds no such header, or a table of it cannot be read."""
+    """Read a database. Raises UserError where `root` holds no such header, or a table of it cannot be read."""
     header = _header(root / "db.yaml")
     schemes, splits = _mapping(header.get("schemes")), _mapping(header.get("splits"))
     tables: list[AudformatTable] = []
@@ -69,7 +69,7 @@ def read_database(root: Path) -> Database:
 
 
 def _speakers(root: Path, labels: Any) -> dict[str, TextFields]:
-    """What the labels of a scheme of speakers, in the header or in the misc table that it names, say of each."""
+    """Return each speaker's properties from the labels of a scheme, in the header or in the misc table that it names."""
     if isinstance(labels, str):
         rows = [list(row.items()) for row in _rows(root, labels)]
         return {index[1]: dict(properties) for index, *properties in rows}
@@ -104,7 +104,7 @@ def _table(root: Path, name: str, spec: dict[str, Any], schemes: dict[str, Any],
 
 
 def _words(labels: Any) -> TextFields:
-    """The word of each label of a scheme that is not one itself: {1: anger}, or {W: {emotion: anger}}."""
+    """Return the word for each label of a scheme that is not one itself: {1: anger}, or {W: {emotion: anger}}."""
     if not isinstance(labels, dict):
         return {}
     words: TextFields = {}
@@ -115,7 +115,7 @@ def _words(labels: Any) -> TextFields:
 
 
 def _fields(found: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """The column of each field: by its own name, or else the only one, or the gold standard, of a scheme with that name."""
+    """Return the column of each field: by its name, or else the only one, or gold standard, of a scheme with that name."""
     fields = column_names.choose_columns(found)
     for field, names in column_names.NAMES.items():
         of_scheme = [
@@ -129,7 +129,7 @@ def _fields(found: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def _piece(root: Path, table: str, row: TextFields) -> Piece:
-    """Raises UserError where a row names no file, or a time that is none."""
+    """Parse the piece of a row. Raises UserError where it names no file, or has a malformed time."""
     if not row.get("file"):
         raise UserError(f"{root}: table {table}: a row without file")
     start, end = (_seconds(root, table, row.get(name, "")) for name in ("start", "end"))
@@ -137,7 +137,7 @@ def _piece(root: Path, table: str, row: TextFields) -> Piece:
 
 
 def _seconds(root: Path, table: str, text: str) -> float | None:
-    """Seconds of a time as pandas writes it, `0 days 00:00:01.500000`, or as a number; None for none."""
+    """Return the seconds of a time as pandas writes it, `0 days 00:00:01.500000`, or as a number; None for none."""
     if text in ("", "NaT"):
         return None
     if match := TIMEDELTA.fullmatch(text):
@@ -148,7 +148,7 @@ def _seconds(root: Path, table: str, text: str) -> float | None:
 
 
 def _rows(root: Path, name: str) -> list[TextFields]:
-    """The rows of a table as texts by column; times of a parquet file in seconds."""
+    """Return the rows of a table as texts by column; times of a parquet file in seconds."""
     base = root / f"db.{name}"
     text, parquet = base.with_name(f"{base.name}.csv"), base.with_name(f"{base.name}.parquet")
     try:

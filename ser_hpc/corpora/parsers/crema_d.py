@@ -41,7 +41,7 @@ Extra = Mapping[str, dict[str, str]]
 
 
 def parse(root: Path) -> ParseResult:
-    """Every clip of CREMA-D below `root`. Raises UserError where there is none, or where a table of the corpus is damaged."""
+    """Return every clip of CREMA-D below `root`. Raises UserError where there is none, or a table of the corpus is damaged."""
     told: list[str] = []
     people = _people(require_folder(root, LAYOUT), told)
     perceived = _perceived(root, told)
@@ -55,7 +55,7 @@ def parse(root: Path) -> ParseResult:
 
 
 def _people(root: Path, warnings: list[str]) -> dict[str, dict[str, str]]:
-    """Age, race and ethnicity of each actor, where the copy has the table; else that is told."""
+    """Read age, race and ethnicity of each actor, or add a warning where the copy lacks the table."""
     path = csv_file.find_nearest(root, "VideoDemographics.csv")
     if path is None:
         warnings.append("no VideoDemographics.csv in this copy: the actors' age, race and ethnicity are not known")
@@ -66,7 +66,7 @@ def _people(root: Path, warnings: list[str]) -> dict[str, dict[str, str]]:
 
 
 def _perceived(root: Path, warnings: list[str]) -> dict[str, dict[str, str]]:
-    """What most listeners perceived in each clip, where the copy has the table; else that is told."""
+    """Read what most listeners perceived in each clip, or add a warning where the copy lacks the table."""
     path = csv_file.find_nearest(root, "summaryTable.csv")
     if path is None:
         warnings.append(
@@ -83,7 +83,7 @@ def _perceived(root: Path, warnings: list[str]) -> dict[str, dict[str, str]]:
 
 
 def _vote(code: str, how: str, table: Path) -> dict[str, str]:
-    """The fields of `extra` for a vote as in the table: `D`, or `D:N` where two emotions tied."""
+    """Return the fields of `extra` for a vote as in the table: `D`, or `D:N` where two emotions tied."""
     letters = code.split(":")
     if wrong := [letter for letter in letters if letter not in VOTES]:
         raise UserError(f"{table}: unknown emotion {wrong[0]!r} in the vote {code!r}; known: {listed(list(VOTES))}")
@@ -94,7 +94,7 @@ def _vote(code: str, how: str, table: Path) -> dict[str, str]:
 
 
 def _agreement(clips: Sequence[Utterance]) -> list[str]:
-    """Says which label `emotion` is, how the others are reached, and how far they agree in this copy."""
+    """Return warnings on which label `emotion` is, how to use the others, and how far they agree in this copy."""
     named = [f"perceived_{how}" for how in ("multimodal", "voice")]
     agree = [sum(u.extra.get(name) == u.emotion for u in clips) / max(1, len(clips)) for name in named]
     text = (
@@ -106,7 +106,7 @@ def _agreement(clips: Sequence[Utterance]) -> list[str]:
 
 
 def _utterance(path: Path, people: Extra, perceived: Extra) -> Utterance | str:
-    """The clip that a file name describes, or the reason why it describes none."""
+    """Return the clip that a file name describes, or the reason why it describes none."""
     if path.suffix.lower() == ".mp3":
         return "an MP3; the corpus's WAV files are read"
     match = NAME.fullmatch(path.stem.upper())

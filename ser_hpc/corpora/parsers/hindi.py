@@ -37,7 +37,7 @@ LOOSE = "nobody could confirm this corpus's names: speakers are taken from the f
 
 
 def parse(root: Path) -> ParseResult:
-    """Every clip of the corpus under `root`. Raises UserError where `root` is no folder or holds no clip."""
+    """Return every clip of the corpus under `root`. Raises UserError where `root` is no folder or holds no clip."""
     clips, skipped = parse_files(find_recordings(require_folder(root, LAYOUT)), lambda path: _utterance(path, root))
     result = make_result(root, LAYOUT, clips, skipped, {"corpus": {"hindi": CLIPS}})
     return result.with_warnings(_warnings(root, result.utterances))
@@ -54,18 +54,18 @@ def _warnings(root: Path, clips: Sequence[Utterance]) -> list[str]:
 
 
 def _words(path: Path, folder: Path | None) -> set[str]:
-    """The emotion as spelt in a file's name and in its folder's, where they say one."""
+    """Return the emotion as spelt in a file's name and in its folder's, where they say one."""
     return {word for word in (_word_of_name(path), word_in(folder.name, SPELLINGS) if folder else "") if word}
 
 
 def _word_of_name(path: Path) -> str:
-    """The emotion as spelt in a file's name; "" where its third field is none."""
+    """Return the emotion as spelt in a file's name; "" where its third field is none."""
     fields = path.stem.split(".")
     return word_in(fields[2].split("-")[0], SPELLINGS) if len(fields) > 2 else ""
 
 
 def _utterance(path: Path, root: Path) -> Utterance | str:
-    """The clip whose emotion a name and a folder say, or the reason why it is none."""
+    """Return the clip whose emotion a name and a folder say, or the reason why it is none."""
     folder = emotion_folder(path, root, SPELLINGS)
     said = _words(path, folder)
     emotions = {SPELLINGS[word] for word in said}

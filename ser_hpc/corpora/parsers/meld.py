@@ -41,7 +41,7 @@ Turn = tuple[str, int, int]  # split, dialogue, utterance
 
 
 def parse(root: Path) -> ParseResult:
-    """Every labelled turn under `root` whose sound is there. Raises UserError where there are no labels, or none with sound."""
+    """Return every labelled turn under `root` whose sound is there. Raises UserError where there are no labels, or no sound."""
     require_folder(root, LAYOUT)
     files = find_recordings(root)
     sounds, skipped = _by_turn(root, files)
@@ -68,7 +68,7 @@ def parse(root: Path) -> ParseResult:
 
 
 def _by_turn(root: Path, files: list[Path]) -> tuple[dict[Turn, list[Path]], list[tuple[Path, str]]]:
-    """The clips of each turn, without those that a mended one replaces; and what is no turn, or of an unknown split."""
+    """Group the files by turn, without those that a corrected one replaces; and (path, reason) of files that are no turn."""
     found: dict[Turn, list[tuple[bool, Path]]] = defaultdict(list)
     skipped = []
     for path in files:
@@ -87,7 +87,7 @@ def _by_turn(root: Path, files: list[Path]) -> tuple[dict[Turn, list[Path]], lis
 
 
 def _split(path: Path) -> str:
-    """The split that a clip's name or its nearest telling folder names; "" if none, or several, does."""
+    """Return the split that a clip's name or the nearest folder with a split's name gives; "" if none, or several, do."""
     for name in (path.stem.split("dia")[0], *(folder.name for folder in path.parents)):
         if found := set(re.findall("train|dev|test", name.lower())):
             return found.pop() if len(found) == 1 else ""
@@ -105,7 +105,7 @@ def _id(turn: Turn) -> str:
 def _clips(
     split: str, row: dict[str, str], sounds: dict[Turn, list[Path]], videos: dict[Turn, list[Path]]
 ) -> list[Utterance] | str:
-    """The turn of a row, once for each copy of its sound; or the reason why it cannot be used."""
+    """Return the turn of a row, once for each copy of its sound; or the reason why it cannot be used."""
     if not row["Dialogue_ID"].isdecimal() or not row["Utterance_ID"].isdecimal():
         return f"Dialogue_ID {row['Dialogue_ID']!r} and Utterance_ID {row['Utterance_ID']!r} must be numbers"
     turn, emotion = _turn(split, row), row["Emotion"].lower()
