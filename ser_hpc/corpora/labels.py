@@ -48,7 +48,7 @@ class LabelSet:
         first, *others = (metadata.column(name) for name in self.columns)
         if not others:
             return first
-        return np.array(["/".join(words) for words in zip(first, *others, strict=True)], dtype=object)
+        return np.array(["/".join(texts) for texts in zip(first, *others, strict=True)], dtype=object)
 
     def targets(self, metadata: Metadata) -> np.ndarray:
         """Return the class index of each clip, `DROPPED` (-1) where the set gives it no class. int64 (num_clips,).
@@ -58,19 +58,19 @@ class LabelSet:
         index = {name: i for i, name in enumerate(self.classes)}
         common = {name: name for name in self.classes} | self.mapping
         corpora, corpus_of = _encoded(metadata.corpus)
-        words, word_of = _encoded(self.annotations(metadata))
-        pair_of = corpus_of.astype(np.int64) * len(words) + word_of
-        target = np.full(len(corpora) * len(words), DROPPED, dtype=np.int64)
+        texts, text_of = _encoded(self.annotations(metadata))
+        pair_of = corpus_of.astype(np.int64) * len(texts) + text_of
+        target = np.full(len(corpora) * len(texts), DROPPED, dtype=np.int64)
         unknown = {}
         for pair, clips in enumerate(np.bincount(pair_of, minlength=len(target)).tolist()):
-            corpus, word = corpora[pair // len(words)], words[pair % len(words)]
+            corpus, text = corpora[pair // len(texts)], texts[pair % len(texts)]
             known = common | self.by_corpus.get(corpus, {})
-            if clips and word not in known:
-                unknown[corpus, word] = clips
-            elif clips and (name := known[word]) is not None:
+            if clips and text not in known:
+                unknown[corpus, text] = clips
+            elif clips and (name := known[text]) is not None:
                 target[pair] = index[name]
         if unknown:
-            found = listed([f"{word!r} of {corpus} ({clips} clips)" for (corpus, word), clips in sorted(unknown.items())])
+            found = listed([f"{text!r} of {corpus} ({clips} clips)" for (corpus, text), clips in sorted(unknown.items())])
             raise UserError(
                 f"label set {self.name!r} does not know the {'/'.join(self.columns)} {found}; it knows "
                 f"{listed(sorted(common), 20)}. Give each a class under `map`, or null to leave it out."
@@ -94,11 +94,11 @@ def _without_nulls(tree: Any) -> Any:
     return None if tree in ("", "~", "null", "Null", "NULL") else tree
 
 
-def _encoded(words: np.ndarray) -> tuple[list[str], np.ndarray]:
+def _encoded(values: np.ndarray) -> tuple[list[str], np.ndarray]:
     """Return the different values, and each row's index among them."""
     import pyarrow as pa  # takes a tenth of a second: reports do without
 
-    encoded = pa.array(words, pa.large_string()).dictionary_encode()
+    encoded = pa.array(values, pa.large_string()).dictionary_encode()
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
 
@@ -107,15 +107,15 @@ def label_set_as_annotated(metadata: Metadata) -> LabelSet:
 
     Raises UserError where two emotions differ in their spelling alone.
     """
-    words = sorted(set(metadata.emotion.tolist()))
-    classes = tuple(word for word in words if not is_unknown(word))
+    emotions = sorted(set(metadata.emotion.tolist()))
+    classes = tuple(emotion for emotion in emotions if not is_unknown(emotion))
     if alike := find_ambiguous(classes):
         raise UserError(
             f"emotions that may be one: {listed([' = '.join(map(repr, same)) for same in alike])}. "
             "Give a label set (data.labels=FILE) that says which class each stands for, or pack the corpus again with "
             f"--same-emotion {shlex.quote(f'{alike[0][0]}={alike[0][1]}')}"
         )
-    return LabelSet("as_annotated", classes, {word: None for word in words if is_unknown(word)})
+    return LabelSet("as_annotated", classes, {emotion: None for emotion in emotions if is_unknown(emotion)})
 
 
 def dump_label_set(label_set: LabelSet) -> str:
@@ -150,9 +150,9 @@ def load_label_set(path: Path) -> LabelSet:
         mapping = {}
     by_corpus = {str(corpus): value for corpus, value in mapping.items() if isinstance(value, dict)}
     common = {str(word): value for word, value in mapping.items() if not isinstance(value, dict)}
-    for where, meaning in [("map", common), *((f"map.{corpus}", value) for corpus, value in by_corpus.items())]:
+    for section, meaning in [("map", common), *((f"map.{corpus}", value) for corpus, value in by_corpus.items())]:
         problems += [
-            f"{where}.{word}: {name!r} is not one of the classes {classes}"
+            f"{section}.{word}: {name!r} is not one of the classes {classes}"
             for word, name in meaning.items()
             if name is not None and name not in classes
         ]

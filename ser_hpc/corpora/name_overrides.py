@@ -55,11 +55,11 @@ class NameOverrides:
     def apply(self, utterances: Sequence[Utterance]) -> tuple[Utterance, ...]:
         """Return the clips with their names replaced by those in `same`. Raises UserError for a name that no clip has."""
         for column, names in self.same.items():
-            here = {getattr(utterance, column) for utterance in utterances}
-            if strangers := sorted({*names, *names.values()} - here):
-                known = listed(sorted(here), 20)
+            known_names = {getattr(utterance, column) for utterance in utterances}
+            if unknown := sorted({*names, *names.values()} - known_names):
+                known = listed(sorted(known_names), 20)
                 raise UserError(
-                    f"--same-{column}: no clip has {listed([repr(name) for name in strangers])}; {column}s here: {known}"
+                    f"--same-{column}: no clip has {listed([repr(name) for name in unknown])}; {column}s here: {known}"
                 )
         return tuple(self._read(utterance) for utterance in utterances)
 

@@ -75,9 +75,9 @@ def make_result(
     counted = [
         line for field, known in counts.items() for line in count_warnings(field, (getattr(u, field) for u in once), known)
     ]
-    told = [*counted, *([_doubled(copies)] if copies else [])]
+    warnings = [*counted, *([_doubled(copies)] if copies else [])]
     again = [(clip.audio_path, COPY) for clip, _ in copies]
-    return ParseResult(tuple(once), tuple(told), (*skipped, *again))
+    return ParseResult(tuple(once), tuple(warnings), (*skipped, *again))
 
 
 def _each_once(root: Path, utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[tuple[Utterance, Utterance]]]:
@@ -87,10 +87,10 @@ def _each_once(root: Path, utterances: Sequence[Utterance]) -> tuple[list[Uttera
         by_id[clip.utterance_id].append(clip)
     copies, different = [], []
     for name, clips in by_id.items():
-        kept, *others = sorted(clips, key=lambda clip: (len(clip.audio_path.parts), str(clip.audio_path)))
-        by_id[name] = [kept]
-        copies += [(clip, kept) for clip in others]
-        if any(clip.audio_path == kept.audio_path or replace(clip, audio_path=kept.audio_path) != kept for clip in others):
+        first, *others = sorted(clips, key=lambda clip: (len(clip.audio_path.parts), str(clip.audio_path)))
+        by_id[name] = [first]
+        copies += [(clip, first) for clip in others]
+        if any(clip.audio_path == first.audio_path or replace(clip, audio_path=first.audio_path) != first for clip in others):
             different.append(f"{name} ({', '.join(str(clip.audio_path) for clip in clips[:2])})")
     if different:
         raise UserError(
@@ -104,11 +104,11 @@ def _doubled(copies: Sequence[tuple[Utterance, Utterance]]) -> str:
     def size(clip: Utterance) -> int:
         return clip.audio_path.stat().st_size if clip.audio_path.exists() else -1
 
-    clip, kept = copies[0]
-    other = sum(size(clip) != size(kept) for clip, kept in copies)
+    clip, original = copies[0]
+    other = sum(size(clip) != size(original) for clip, original in copies)
     encoded = f"; {counted(other, 'of them has', 'of them have')} another size (encoded again?)" if other else ""
     again = counted(len(copies), "clip occurs again", "clips occur again")
-    return f"{again}, as {clip.audio_path} of {kept.audio_path}: left out{encoded}"
+    return f"{again}, as {clip.audio_path} of {original.audio_path}: left out{encoded}"
 
 
 def summarize_reasons(left_out: Iterable[tuple[Path, str]]) -> list[str]:
@@ -119,24 +119,24 @@ def summarize_reasons(left_out: Iterable[tuple[Path, str]]) -> list[str]:
     kinds: dict[str, list[tuple[Path, str]]] = defaultdict(list)
     for path, reason in left_out:
         kinds[_VARYING.sub("", reason)].append((path, reason))
-    told = []
+    paragraphs = []
     for found in sorted(kinds.values(), key=len, reverse=True):
         (path, reason), *others = found
         if not others:
-            told.append(f"{path}: {reason}")
+            paragraphs.append(f"{path}: {reason}")
             continue
         alike = all(other == reason for _, other in others)
         examples = [str(path) if alike else f"{path}: {why}" for path, why in found[:_EXAMPLES]]
         more = [f"and {len(found) - _EXAMPLES:,} more"] * (len(found) > _EXAMPLES)
-        told.append("\n  ".join([f"{len(found):,} files:" + f" {reason}" * alike, *examples, *more]))
-    return told
+        paragraphs.append("\n  ".join([f"{len(found):,} files:" + f" {reason}" * alike, *examples, *more]))
+    return paragraphs
 
 
 def require_folder(root: Path, layout: str) -> Path:
     """Return `root`, if it is a folder. Raises UserError if it is not."""
     if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"{root} {what}; give the corpus's folder: {layout}")
+        problem = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"{root} {problem}; give the corpus's folder: {layout}")
     return root
 
 

@@ -111,12 +111,12 @@ def _unique_ids(copy: CorpusCopy) -> Iterator[str]:
 
 
 def _nothing_dropped(copy: CorpusCopy) -> Iterator[str]:
-    told = {clip.audio_path.absolute() for clip in copy.result.utterances}
-    told |= {path.absolute() for path, _ in copy.result.skipped}
-    words = {
+    reported = {clip.audio_path.absolute() for clip in copy.result.utterances}
+    reported |= {path.absolute() for path, _ in copy.result.skipped}
+    mentioned = {
         word for _, reason in copy.result.skipped for word in re.findall(r"[\w-]+", reason)
     }  # a line of labels names its clip
-    lost = [path for path in find_recordings(copy.root) if path.absolute() not in told and path.stem not in words]
+    lost = [path for path in find_recordings(copy.root) if path.absolute() not in reported and path.stem not in mentioned]
     if lost:
         yield f"{len(lost)} recordings are neither a clip nor skipped with a reason: {listed(lost, _SHOWN)}"
 
@@ -161,9 +161,9 @@ def _label_set(copy: CorpusCopy) -> Iterator[str]:
         for corpus in corpora
         if labels.columns == ("emotion",)
     ]
-    words, name = min(unknown, key=lambda one: len(one[0]), default=(sorted(emotions), "none"))
-    if words:
-        yield f"no label set knows every emotion of the corpus; the nearest, {name}, lacks {listed(words, 20)}"
+    missing, name = min(unknown, key=lambda one: len(one[0]), default=(sorted(emotions), "none"))
+    if missing:
+        yield f"no label set knows every emotion of the corpus; the nearest, {name}, lacks {listed(missing, 20)}"
 
 
 REFUSES = "a missing root, an empty folder and a foreign file are refused in words"
@@ -198,13 +198,13 @@ def _without_root(result: ParseResult, root: Path) -> list[Utterance]:
 
 def _difference(before: ParseResult, after: ParseResult) -> str:
     names = [{clip.utterance_id for clip in result.utterances} for result in (before, after)]
-    told = [
+    differences = [
         f"{len(some)} clips {what}: {listed(sorted(some), _SHOWN)}"
         for what, some in (("less", names[0] - names[1]), ("more", names[1] - names[0]))
         if some
     ]
-    if told:
-        return "; ".join(told)
+    if differences:
+        return "; ".join(differences)
     first = next((a.utterance_id, b.utterance_id) for a, b in zip(before.utterances, after.utterances, strict=True) if a != b)
     if first[0] == first[1]:
         return f"the same ids, but other files or fields: {first[0]} for one"

@@ -22,10 +22,10 @@ Distinct = frozenset[tuple[str, str, str]]  # corpus, column and name that packi
 def merge_speakers(speaker: Categorical, corpora: Sequence[str], same: Same) -> Categorical:
     """Return the speakers with equal ones under one name. Raises UserError for a name in `same` that no clip has."""
     qualified = [_qualified(name, corpora) for name in speaker.names]
-    said = {*same, *(name for name in same.values() if name is not None)}
-    if strangers := sorted(said - set(qualified)):  # a slip on either side would part one person in silence
+    given = {*same, *(name for name in same.values() if name is not None)}
+    if unknown := sorted(given - set(qualified)):  # a slip on either side would part one person in silence
         raise UserError(
-            f"folds.same_speakers: there is no speaker {listed(strangers)}; write CORPUS/NAME, as {listed(qualified, 3)}"
+            f"folds.same_speakers: there is no speaker {listed(unknown)}; write CORPUS/NAME, as {listed(qualified, 3)}"
         )
     people = [_unqualified(same.get(name) or name, corpora) for name in qualified]
     names = tuple(sorted(set(people)))
@@ -80,7 +80,7 @@ def shared_name_notes(speaker: Categorical, corpora: Sequence[str], same: Same) 
         if name not in same and name not in same.values():
             corpus, _, own = name.partition("/")
             of[own].append(corpus)
-    shared = [name for name, where in of.items() if len(where) > 1]
+    shared = [name for name, found_in in of.items() if len(found_in) > 1]
     if not shared:
         return []
     found = listed([f"{name} ({listed(of[name])})" for name in sorted(shared)], 4)

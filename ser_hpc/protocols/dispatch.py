@@ -22,13 +22,13 @@ _PROTOCOLS: dict[str, Callable[[ClipTable, ProtocolOptions], Drafts]] = {
 }
 
 
-def divide(clips: ClipTable, protocol: str, asked: ProtocolOptions) -> Drafts:
+def divide(clips: ClipTable, protocol: str, options: ProtocolOptions) -> Drafts:
     """Make a protocol's folds and notes, unchecked. Raises UserError where the corpus does not allow protocol or count."""
     if protocol not in _PROTOCOLS:
         raise UserError(f"there is no protocol {protocol!r}; choose one of {listed(PROTOCOLS)}")
-    if protocol != "cross_corpus" and (asked.train_corpora or asked.test_corpora):
+    if protocol != "cross_corpus" and (options.train_corpora or options.test_corpora):
         raise UserError(f"folds.train_corpora and folds.test_corpora are for the protocol cross_corpus, not for {protocol}")
-    return _PROTOCOLS[protocol](clips, asked)
+    return _PROTOCOLS[protocol](clips, options)
 
 
 PROTOCOLS: tuple[str, ...] = tuple(_PROTOCOLS)

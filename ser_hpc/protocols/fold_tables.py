@@ -74,18 +74,18 @@ def _trains_on_the_rest(plan: FoldPlan) -> bool:
     )
 
 
-def print_folds(made: FoldPlan, label_set: LabelSet, targets: np.ndarray, out: Console) -> None:
+def print_folds(plan: FoldPlan, label_set: LabelSet, targets: np.ndarray, out: Console) -> None:
     """Print a plan, its notes, and whether it has leaks. `targets`: class index of every clip, or -1."""
-    for table in make_fold_tables(made, label_set.classes, targets):
+    for table in make_fold_tables(plan, label_set.classes, targets):
         out.print("", table, sep="\n")
     out.print()
-    for note in made.notes:
+    for note in plan.notes:
         out.print(f"note: {note}")
-    leaks = sum(note.startswith("LEAK") for note in made.notes)
+    leaks = sum(note.startswith("LEAK") for note in plan.notes)
     verdict = Text.assemble(
         ("sound", "green"), ": no speaker and no identical sound is on two sides, and every class is trained"
     )
     if leaks:
-        words = "sound only by the protocol's own definition"
-        verdict = Text.assemble((words, "yellow"), f": {counted(leaks, 'leak')}, named above")
+        message = "sound only by the protocol's own definition"
+        verdict = Text.assemble((message, "yellow"), f": {counted(leaks, 'leak')}, named above")
     out.print(verdict)

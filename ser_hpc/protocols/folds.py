@@ -119,8 +119,8 @@ def _cap(clips: ClipTable, sides: Sequence[np.ndarray], most: int) -> str:
 def _part(clips: ClipTable, draft: FoldDraft, side: int) -> Part:
     rows = draft.side == side
     unknown = int((rows & ~clips.has_known_speaker).sum())
-    words = draft.descriptions[side] + (f"; {counted(unknown, 'clip')} of unknown speakers" if unknown else "")
-    return Part(words, np.sort(clips.positions[rows]), clips.speaker.names_in(rows), clips.session.names_in(rows))
+    description = draft.descriptions[side] + (f"; {counted(unknown, 'clip')} of unknown speakers" if unknown else "")
+    return Part(description, np.sort(clips.positions[rows]), clips.speaker.names_in(rows), clips.session.names_in(rows))
 
 
 def _digest(metadata: Metadata, folds: Sequence[Fold]) -> str:

@@ -158,16 +158,16 @@ def _refuse_on_two_sides(
 def _shortcuts(clips: ClipTable) -> list[str]:
     """Return notes on classes that a model may know by the voice: spoken by one gender alone, or by few speakers."""
     num_classes, num_speakers = len(clips.classes), len(clips.speaker.names)
-    said = np.zeros((num_classes, num_speakers), dtype=bool)
-    said[clips.target[clips.has_known_speaker], clips.speaker.codes[clips.has_known_speaker]] = True
-    speakers = said.sum(axis=1)
+    spoken = np.zeros((num_classes, num_speakers), dtype=bool)
+    spoken[clips.target[clips.has_known_speaker], clips.speaker.codes[clips.has_known_speaker]] = True
+    speakers = spoken.sum(axis=1)
     few = [f"{clips.classes[i]} by {speakers[i]}" for i in np.flatnonzero(speakers < _FEW)] if num_speakers >= 2 * _FEW else []
     notes = [f"Classes spoken by few of the {num_speakers} known speakers: {listed(few)}."] if few else []
     annotated = clips.gender.codes >= 0
     genders = np.zeros((num_classes, len(clips.gender.names)), dtype=bool)
     genders[clips.target[annotated], clips.gender.codes[annotated]] = True
-    told = np.bincount(clips.target[annotated], minlength=num_classes) == np.bincount(clips.target, minlength=num_classes)
-    alone = np.flatnonzero(told & (genders.sum(axis=1) == 1))
+    complete = np.bincount(clips.target[annotated], minlength=num_classes) == np.bincount(clips.target, minlength=num_classes)
+    alone = np.flatnonzero(complete & (genders.sum(axis=1) == 1))
     if len(clips.gender.names) > 1 and len(alone):
         each = listed([f"{clips.classes[i]} by {clips.gender.names[int(genders[i].argmax())]} ones" for i in alone])
         notes.append(f"Classes spoken by speakers of one gender alone, so that the voice's pitch tells them: {each}.")

@@ -59,7 +59,7 @@ class SpeakerTable:
         return units
 
     def groups(self, num_groups: int) -> np.ndarray:
-        """Return the group of each speaker, int64 (num_speakers,): balanced within each corpus that has enough speakers for that.
+        """Return the group of each speaker, int64 (num_speakers,): balanced within each corpus that has enough speakers.
 
         A corpus of fewer than `num_groups` speakers is in as many groups, one of fewer than `FEWEST` in a single one. No group
         is empty, unless there are fewer `units`.

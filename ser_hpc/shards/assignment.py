@@ -107,7 +107,7 @@ def assign_shards(
             stay[place].append((utterance, duration))
         else:
             new[of].append((utterance, duration))
-    kept = [_shard(*earlier.shards[place][:3], stay[place]) for place in sorted(stay)]
+    unchanged = [_shard(*earlier.shards[place][:3], stay[place]) for place in sorted(stay)]
     free: dict[tuple[str, str], int] = defaultdict(int)
     for corpus, group, number, _ in earlier.shards:
         free[corpus, group] = max(free[corpus, group], number + 1)
@@ -117,7 +117,7 @@ def assign_shards(
         added += [_shard(*of, number, part) for number, part in enumerate(parts, free[of])]
     corpora = {utterance.corpus for utterance in utterances}
     return ShardAssignment(
-        {corpus: grouped_by[corpus] for corpus in sorted(corpora)}, (*kept, *sorted(added, key=lambda shard: shard.path))
+        {corpus: grouped_by[corpus] for corpus in sorted(corpora)}, (*unchanged, *sorted(added, key=lambda shard: shard.path))
     )
 
 

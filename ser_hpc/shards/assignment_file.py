@@ -27,11 +27,11 @@ def read_assignment(out: Path) -> SavedAssignment:
     if not path.exists():
         return NOTHING
     try:
-        told = read_json(path)
-        if told["version"] != LAYOUT_VERSION:
+        saved = read_json(path)
+        if saved["version"] != LAYOUT_VERSION:
             return NOTHING
-        grouped_by = dict(told["grouped_by"])
-        shards = tuple(_shard(**shard) for shard in told["shards"])
+        grouped_by = dict(saved["grouped_by"])
+        shards = tuple(_shard(**shard) for shard in saved["shards"])
         if not set(grouped_by.values()) <= set(get_args(Grouping)):
             raise ValueError(f"grouped_by is {grouped_by}")
         return SavedAssignment(grouped_by, shards)

@@ -74,7 +74,7 @@ class Downmix:
         channels = [np.ascontiguousarray(channel, np.float32) for channel in block.T]
         # Of two, the very numbers of numpy's mean in a fifth of its time.
         mean = (channels[0] + channels[1]) * np.float32(0.5) if len(channels) == 2 else block.mean(axis=1, dtype=np.float32)
-        volume.energy = volume.energy + [float(np.var(heard)) * len(heard) for heard in (*channels, mean)]
+        volume.energy = volume.energy + [float(np.var(signal)) * len(signal) for signal in (*channels, mean)]
         return mean if self.channel is None else channels[self.channel]
 
     def better(self, volume: LevelMeter) -> Downmix:
@@ -85,8 +85,8 @@ class Downmix:
         if self.channel is None and channels and mean < _CANCELLED * max(channels):
             loudest = channels.index(max(channels))
             share = f"{mean / channels[loudest]:.1%} of the energy of channel {loudest + 1}"
-            words = f"the mean of its {len(channels)} channels has {share}, which alone is taken"
-            return replace(self, channel=loudest, cancelled=words)
+            message = f"the mean of its {len(channels)} channels has {share}, which alone is taken"
+            return replace(self, channel=loudest, cancelled=message)
         return self
 
     def _in_range(self, block: np.ndarray, volume: LevelMeter) -> np.ndarray:
@@ -105,12 +105,12 @@ class Downmix:
     def _limited(self, volume: LevelMeter) -> Downmix:
         if volume.far <= _FEW * volume.samples:
             number = f"{volume.far:,} of {volume.samples:,} float samples"
-            words = f"{number} are far out of [-1, 1] (up to {volume.peak:.3g}): limited"
-            return replace(self, limits=True, out_of_range=words)
+            message = f"{number} are far out of [-1, 1] (up to {volume.peak:.3g}): limited"
+            return replace(self, limits=True, out_of_range=message)
         for scale, name in _SCALES.items():
             if volume.beyond[scale] <= _FEW * volume.samples:
-                words = f"float samples out of [-1, 1] (up to {volume.peak:.3g}): read as {name} integers"
-                return replace(self, scale=scale, limits=True, out_of_range=words)
+                message = f"float samples out of [-1, 1] (up to {volume.peak:.3g}): read as {name} integers"
+                return replace(self, scale=scale, limits=True, out_of_range=message)
         raise BadClipError(f"holds float samples up to {volume.peak:.3g}: nothing in it is in [-1, 1], or of an integer's size")
 
 

@@ -31,18 +31,18 @@ def encode_clip(
     source = utterance.audio_path, utterance.start_s, utterance.end_s
     try:
         if rules.policies["too_long"] == "drop":  # hours of sound, perhaps
-            outline = audio.read_header(*source)
-            announced = ClipMeasurements(utterance.key, num_samples=outline.num_samples, doubtful=outline.doubtful)
+            header = audio.read_header(*source)
+            announced = ClipMeasurements(utterance.key, num_samples=header.num_samples, doubtful=header.doubtful)
             if rules.drops(announced):
                 return announced, None
-        heard = audio.decode(*source)
+        decoded = audio.decode(*source)
     except audio.BadClipError as error:
         return ClipMeasurements(utterance.key, reason=str(error)), None
-    measures = heard.clipped, audio.level_db(heard.samples), "", heard.doubtful, heard.out_of_range, heard.cancelled
-    clip = ClipMeasurements(utterance.key, "", len(heard.samples), *measures)
+    measures = decoded.clipped, audio.level_db(decoded.samples), "", decoded.doubtful, decoded.out_of_range, decoded.cancelled
+    clip = ClipMeasurements(utterance.key, "", len(decoded.samples), *measures)
     if unwanted(clip):
-        return replace(clip, sound=audio.samples_hash(heard.samples)), None
-    payload = _flac(heard.samples, folder)
+        return replace(clip, sound=audio.samples_hash(decoded.samples)), None
+    payload = _flac(decoded.samples, folder)
     return replace(clip, sound=audio.flac_samples_hash(next(blocks(payload)))), payload
 
 

@@ -18,33 +18,33 @@ SHOWN = 16  # rows of a table, the largest; the rest is summed up in the last
 BAR = 30  # characters of the longest bar
 
 
-def print_contents(told: Mapping[str, Any], out: Console) -> None:
-    if "summary" in told:
-        _show_summary(told["summary"], out)
-    for root, problems in told.get("damage", {}).items():
+def print_contents(contents: Mapping[str, Any], out: Console) -> None:
+    if "summary" in contents:
+        _show_summary(contents["summary"], out)
+    for root, problems in contents.get("damage", {}).items():
         for problem in problems:
             out.print(problem, soft_wrap=True)
         state = counted(len(problems), "problem") if problems else "every byte is as it was packed"
         out.print(f"{root}: {state}", soft_wrap=True)
-    if "clip" in told:
+    if "clip" in contents:
         table = _table("", "")
-        for name, value in told["clip"].items():
+        for name, value in contents["clip"].items():
             table.add_row(name, Text(f"{value:g}" if isinstance(value, float) else str(value), overflow="fold"))
         out.print(table)
-    if "extracted" in told:
-        out.print(f"its sound is in {told['extracted']}", soft_wrap=True)
-    if "folds" in told:
-        out.print(Text.assemble((told["folds"]["protocol"], "bold"), f", label set {told['folds']['label_set']}"))
-        if refused := told["folds"]["refused"]:
+    if "extracted" in contents:
+        out.print(f"its sound is in {contents['extracted']}", soft_wrap=True)
+    if "folds" in contents:
+        out.print(Text.assemble((contents["folds"]["protocol"], "bold"), f", label set {contents['folds']['label_set']}"))
+        if refused := contents["folds"]["refused"]:
             out.print(Text.assemble(("These folds are not sound: ", "red"), refused))
 
 
 def _show_summary(summary: Mapping[str, Any], out: Console) -> None:
     for dataset in summary["datasets"]:
         size = f"{dataset['bytes'] / 1e6:,.1f} MB in {counted(dataset['shards'], 'shard')}"
-        told = f"{size}, fingerprint {dataset['fingerprint'][:12]}"
-        out.print(Text.assemble((dataset["root"], "bold"), f"  {told}"), soft_wrap=True)
-    counts = {name: values for name, values in summary["counts"].items() if _says_something(name, summary["counts"])}
+        details = f"{size}, fingerprint {dataset['fingerprint'][:12]}"
+        out.print(Text.assemble((dataset["root"], "bold"), f"  {details}"), soft_wrap=True)
+    counts = {name: values for name, values in summary["counts"].items() if _is_informative(name, summary["counts"])}
     speakers = len(summary["counts"]["speaker"])
     out.print(f"{counted(summary['clips'], 'clip')}, {_duration(summary['seconds'])}, {counted(speakers, 'speaker')}\n")
     hours = summary["seconds"] > 36_000
@@ -57,7 +57,7 @@ def _show_summary(summary: Mapping[str, Any], out: Console) -> None:
         _show_packed(dataset, out)
 
 
-def _says_something(name: str, counts: Mapping[str, Mapping[str, Any]]) -> bool:
+def _is_informative(name: str, counts: Mapping[str, Mapping[str, Any]]) -> bool:
     """Return whether to show a column: not one without annotations, nor groups that are the speakers, nor classes twice."""
     if name in ("corpus", "class"):
         return (len(counts["corpus"]) > 1) == (name == "corpus")
@@ -93,14 +93,14 @@ def _show_classes(summary: Mapping[str, Any], hours: bool, out: Console) -> None
     out.print(table)
 
 
-def _show_durations(told: Mapping[str, Any], out: Console) -> None:
-    words = f"median {told['median']:.1f}, mean {told['mean']:.1f}, 95 % up to {told['percentile_95']:.1f}"
-    out.print(Text.assemble(("\nseconds", "bold"), f"  {told['shortest']:.2f} to {told['longest']:.2f}, {words}"))
-    most = max(clips for _, _, clips in told["bins"])
+def _show_durations(durations: Mapping[str, Any], out: Console) -> None:
+    details = f"median {durations['median']:.1f}, mean {durations['mean']:.1f}, 95 % up to {durations['percentile_95']:.1f}"
+    out.print(Text.assemble(("\nseconds", "bold"), f"  {durations['shortest']:.2f} to {durations['longest']:.2f}, {details}"))
+    most = max(clips for _, _, clips in durations["bins"])
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
     for justify in ("right", "left", "right"):
         table.add_column(justify=justify)
-    for low, high, clips in told["bins"]:
+    for low, high, clips in durations["bins"]:
         edges = f"{low:g} to {high:g}"
         table.add_row(edges, "█" * round(BAR * clips / most) or ("▏" if clips else ""), f"{clips:,}")
     out.print(table)
@@ -114,19 +114,21 @@ def _show_packed(dataset: Mapping[str, Any], out: Console) -> None:
         out.print(f"\n{dataset['root']}: {unknown}", soft_wrap=True)
         return
     done = {"drop": "left out", "keep": "packed"}  # what is refused is never packed, and so not here
-    found = {kind: told for kind, told in packed["findings"].items() if told["clips"]}
+    found = {kind: finding for kind, finding in packed["findings"].items() if finding["clips"]}
     if not found and not packed["left_out"]:
         out.print(f"\n{dataset['root']}: packing found nothing wrong", soft_wrap=True)
         return
     by_name = f"  (all by name: {dataset['root']}/{REPORT})"
     out.print(Text.assemble(("\nfound when packing", "bold"), by_name), soft_wrap=True)
     table = _table("", "", "clips", "for instance")
-    for kind, told in found.items():
-        first = told["clips"][0]
-        table.add_row(kind, done[told["policy"]], f"{len(told['clips']):,}", Text(f"{first['source']}: {first['detail']}"))
-    if left_out := packed["left_out"]:
-        first = left_out[0]
-        table.add_row("no clip", "left out", f"{len(left_out):,}", Text(f"{first['source']}: {first['reason']}"))
+    for kind, finding in found.items():
+        first = finding["clips"][0]
+        table.add_row(
+            kind, done[finding["policy"]], f"{len(finding['clips']):,}", Text(f"{first['source']}: {first['detail']}")
+        )
+    if skipped := packed["left_out"]:
+        first = skipped[0]
+        table.add_row("no clip", "left out", f"{len(skipped):,}", Text(f"{first['source']}: {first['reason']}"))
     out.print(table)
 
 

@@ -95,12 +95,12 @@ def _shard_files(out: Path) -> list[Path]:
     ]
 
 
-def _lock(file: IO[str], how: int, wait_s: float) -> bool:
+def _lock(file: IO[str], operation: int, wait_s: float) -> bool:
     """Return whether the lock was taken within `wait_s` seconds. Raises OSError where files cannot be locked."""
     deadline = awake_s() + wait_s
     while True:
         try:
-            fcntl.flock(file, how | fcntl.LOCK_NB)
+            fcntl.flock(file, operation | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             if awake_s() > deadline:

@@ -81,12 +81,12 @@ def packing_notes(root: Location) -> list[str]:
         corpora = listed(sorted(report["counts"]))
         found = {kind: report["findings"][kind] for kind in report["findings"] if report["findings"][kind]["clips"]}
         left_out = {kind: len(one["clips"]) for kind, one in found.items() if one["policy"] == "drop"}
-        kept = {kind: one["clips"] for kind, one in found.items() if one["policy"] == "keep"}
+        packed = {kind: one["clips"] for kind, one in found.items() if one["policy"] == "keep"}
         notes = []
         if left_out:
             each = listed([f"{kind} {number}" for kind, number in left_out.items()])
             notes.append(f"{corpora}: packing left out {counted(sum(left_out.values()), 'clip')} ({each}; all in {REPORT}).")
-        for kind, clips in kept.items():
+        for kind, clips in packed.items():
             some = listed([clip["key"] for clip in clips], 4)
             notes.append(f"{corpora}: {counted(len(clips), 'clip')} kept as {kind}: {some} (all in {REPORT}).")
         return notes
@@ -109,7 +109,7 @@ def make_pack_report(
         (utterance, clip.num_samples)
         for result in written
         for utterance, clip in zip(result.plan.utterances, result.clips, strict=True)
-        if clip.key in result.kept
+        if clip.key in result.packed
     ]
     return PackReport(
         clips=len(packed),

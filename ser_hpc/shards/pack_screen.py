@@ -39,7 +39,7 @@ class ProgressBars:
             console=cli.make_console(stderr=True),
         )
         self._tasks: dict[str, TaskID] = {}
-        self._told: dict[str, int] = {}
+        self._reported: dict[str, int] = {}
 
     def __enter__(self) -> ProgressBars:
         if self._bars.console.is_terminal:
@@ -58,8 +58,8 @@ class ProgressBars:
             self._bars.update(self._tasks[stage], completed=done)
             return
         tenth = int(10 * done / total) if total else 10
-        if tenth > self._told.get(stage, 0):
-            self._told[stage] = tenth
+        if tenth > self._reported.get(stage, 0):
+            self._reported[stage] = tenth
             print(f"{stage}: {tenth * 10} % ({done:,.0f} of {total:,.0f} {unit})", file=sys.stderr, flush=True)
 
 
@@ -73,20 +73,20 @@ def print_pack_report(report: PackReport, out: Path, took_s: float, screen: Cons
     if report.findings:
         screen.print(_findings(report), soft_wrap=False)
         screen.print(f"All of them, by name: {out / REPORT}")
-    kept = f", {report.kept} of them from before" if report.kept else ""
+    earlier = f", {report.kept} of them from before" if report.kept else ""
     screen.print(
         f"packed {counted(report.clips, 'clip')}, {format_duration(report.seconds)} of sound, {report.bytes / 1e6:,.1f} MB "
-        f"in {counted(report.shards, 'shard')}{kept}; took {took_s:.1f} s\nshards: {out}",
+        f"in {counted(report.shards, 'shard')}{earlier}; took {took_s:.1f} s\nshards: {out}",
     )
 
 
-def _paragraphs(title: str, told: Sequence[str], screen: Console) -> None:
+def _paragraphs(title: str, paragraphs: Sequence[str], screen: Console) -> None:
     """Print at most SHOWN paragraphs below a title."""
     screen.print(f"{title}:")
-    for paragraph in told[:SHOWN]:
+    for paragraph in paragraphs[:SHOWN]:
         screen.print(indent(paragraph, "  "))
-    if len(told) > SHOWN:
-        screen.print(f"  and {counted(len(told) - SHOWN, 'more reason')}")
+    if len(paragraphs) > SHOWN:
+        screen.print(f"  and {counted(len(paragraphs) - SHOWN, 'more reason')}")
 
 
 def format_duration(seconds: float) -> str:

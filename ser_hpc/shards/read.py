@@ -116,25 +116,25 @@ class ClipReader:
         return _reader, (self._originals, self._places, self._coalesce)
 
     def _clip(self, extent: Extent, payload: bytes | OSError) -> np.ndarray | CorruptClipError:
-        where, original = self._places[extent.dataset], self._originals[extent.dataset]
-        found = _samples(extent, payload, where)
-        if isinstance(found, UserError) and where != original:  # only the copy is damaged, or was cleaned away
+        location, original = self._places[extent.dataset], self._originals[extent.dataset]
+        found = _samples(extent, payload, location)
+        if isinstance(found, UserError) and location != original:  # only the copy is damaged, or was cleaned away
             found = _samples(extent, self._payload(original, extent), original)
         if isinstance(found, UserError) and not isinstance(found, CorruptClipError):
             raise found
         return found
 
-    def _payload(self, where: Location, extent: Extent) -> bytes | OSError:
+    def _payload(self, location: Location, extent: Extent) -> bytes | OSError:
         try:
-            if isinstance(where, Url):
-                return read_ranges([(where / extent.tar, extent.offset, extent.offset + extent.size)])[0]
-            return os.pread(self._file(where / extent.tar).descriptor, extent.size, extent.offset)
+            if isinstance(location, Url):
+                return read_ranges([(location / extent.tar, extent.offset, extent.offset + extent.size)])[0]
+            return os.pread(self._file(location / extent.tar).descriptor, extent.size, extent.offset)
         except OSError as error:
             return error
 
     def _payloads(self, wanted: Sequence[Extent]) -> list[bytes | OSError]:
         """Return each clip's bytes (fewer, if its shard ends early), or the error that reading them gave."""
-        remote = any(isinstance(where, Url) for where in self._places)
+        remote = any(isinstance(location, Url) for location in self._places)
         if not (self._coalesce or remote):
             return [self._payload(self._places[extent.dataset], extent) for extent in wanted]
         spans = _spans(wanted)
@@ -149,15 +149,15 @@ class ClipReader:
     def _contents(self, spans: Sequence[Extent]) -> list[bytes | OSError]:
         """Read spans, those from a store all at once: each answer takes its time, but many come as fast as one."""
         places = [self._places[span.dataset] for span in spans]
-        asked = [(i, where / spans[i].tar) for i, where in enumerate(places) if isinstance(where, Url)]
+        requested = [(i, location / spans[i].tar) for i, location in enumerate(places) if isinstance(location, Url)]
         found: list[bytes | OSError | None] = [None] * len(spans)
-        ranges = [(url, spans[i].offset, spans[i].offset + spans[i].size) for i, url in asked]
+        ranges = [(url, spans[i].offset, spans[i].offset + spans[i].size) for i, url in requested]
         with suppress(FileNotFoundError):  # then one by one, to know which
-            for (i, _), content in zip(asked, read_ranges(ranges), strict=True):
+            for (i, _), content in zip(requested, read_ranges(ranges), strict=True):
                 found[i] = content
         return [
-            self._payload(where, span) if content is None else content
-            for where, span, content in zip(places, spans, found, strict=True)
+            self._payload(location, span) if content is None else content
+            for location, span, content in zip(places, spans, found, strict=True)
         ]
 
     def _file(self, tar: Path) -> _File:
@@ -198,29 +198,29 @@ def _reader(originals: Sequence[Location], copies: Sequence[Location], coalesce:
     return ClipReader(originals, copies, coalesce=coalesce)
 
 
-def _samples(extent: Extent, payload: bytes | OSError, where: Location) -> np.ndarray | UserError:
+def _samples(extent: Extent, payload: bytes | OSError, location: Location) -> np.ndarray | UserError:
     """Decode a clip, or return the error if it is not what was packed."""
     if isinstance(payload, OSError):
-        why = payload.strerror or payload
-        return UserError(f"shard {where / extent.tar} cannot be read ({why}); is its file system still there?")
+        reason = payload.strerror or payload
+        return UserError(f"shard {location / extent.tar} cannot be read ({reason}); is its file system still there?")
     if len(payload) != extent.size:
-        return _corrupt(extent, where, CorruptionCause.CUT_OFF)
+        return _corrupt(extent, location, CorruptionCause.CUT_OFF)
     if zlib.crc32(payload) != extent.crc32:
-        return _corrupt(extent, where, CorruptionCause.CHANGED)
+        return _corrupt(extent, location, CorruptionCause.CHANGED)
     try:
         samples = decode_flac(payload)
     except BadClipError as error:
-        return _corrupt(extent, where, CorruptionCause.UNDECODABLE, f" ({error})")
+        return _corrupt(extent, location, CorruptionCause.UNDECODABLE, f" ({error})")
     if len(samples) != extent.num_samples:
         return _corrupt(
-            extent, where, CorruptionCause.OTHER_LENGTH, f" ({len(samples)} samples instead of {extent.num_samples})"
+            extent, location, CorruptionCause.OTHER_LENGTH, f" ({len(samples)} samples instead of {extent.num_samples})"
         )
     return samples
 
 
-def _corrupt(extent: Extent, where: Location, cause: CorruptionCause, more: str = "") -> CorruptClipError:
-    clip = f"clip {extent.key} in shard {where / extent.tar} is damaged: {cause.description}{more}"
-    return CorruptClipError(f"{clip}. Find all damage: python -m ser_hpc.shards.verify {where}; then {PACK_AGAIN}", cause)
+def _corrupt(extent: Extent, location: Location, cause: CorruptionCause, more: str = "") -> CorruptClipError:
+    clip = f"clip {extent.key} in shard {location / extent.tar} is damaged: {cause.description}{more}"
+    return CorruptClipError(f"{clip}. Find all damage: python -m ser_hpc.shards.verify {location}; then {PACK_AGAIN}", cause)
 
 
 def _spans(wanted: Sequence[Extent]) -> list[list[int]]:

@@ -117,14 +117,14 @@ def open_recording(path: Path) -> Iterator[Recording]:
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            head, of = os.pread(file, _HEAD, 0), os.fstat(file)
-            contents = _contents(path, of.st_ino, of.st_size, of.st_mtime_ns)
+            head, status = os.pread(file, _HEAD, 0), os.fstat(file)
+            contents = _contents(path, status.st_ino, status.st_size, status.st_mtime_ns)
             # By its descriptor: a Python file would stand between libsndfile and every read.
             with _Forward(_Part(file, contents) if contents and contents.head else file, "r", closefd=False) as sound:
                 if contents is None:
-                    why = "behind a player's tag" if behind_tag(head, 0) else "which cannot be held against its length"
-                    raise BadClipError(f"is {sound.format_info}, {why}; convert it to WAV or FLAC")
-                yield _recording(sound, contents, of.st_size)
+                    reason = "behind a player's tag" if behind_tag(head, 0) else "which cannot be held against its length"
+                    raise BadClipError(f"is {sound.format_info}, {reason}; convert it to WAV or FLAC")
+                yield _recording(sound, contents, status.st_size)
         finally:
             os.close(file)
     except FileNotFoundError:

@@ -40,7 +40,7 @@ _MEASURES = ["key", "num_samples", "clipped", "level_db", "sound", "doubtful", "
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A written shard. `clips`: measurements of every planned clip, in the plan's order; `kept`: keys of those in the tar.
+    """A written shard. `clips`: measurements of every planned clip, in the plan's order; `packed`: keys of those in the tar.
 
     `shard` is None if no clip was left for it.
     """
@@ -48,7 +48,7 @@ class Written:
     plan: ShardPlan
     shard: Shard | None
     clips: tuple[ClipMeasurements, ...]
-    kept: frozenset[str]
+    packed: frozenset[str]
 
 
 def write_shard(plan: ShardPlan, out: Path, rules: QualityRules, without: frozenset[str] | None = None) -> Written:
@@ -64,9 +64,9 @@ def write_shard(plan: ShardPlan, out: Path, rules: QualityRules, without: frozen
     def unwanted(clip: ClipMeasurements) -> bool:
         return rules.drops(clip) if without is None else clip.key in without
 
-    with explain_disk_errors(tar), _existing_shard(plan, out, sources) as standing:
+    with explain_disk_errors(tar), _existing_shard(plan, out, sources) as existing:
         with write_aside(tar) as temporary:
-            rows, dropped, digest = _write_tar(temporary, plan, standing, rules, unwanted)
+            rows, dropped, digest = _write_tar(temporary, plan, existing, rules, unwanted)
             record = {"bytes": temporary.stat().st_size, "sha256": digest} if rows else {"bytes": 0, "sha256": ""}
         if not rows:
             index_path(tar).unlink(missing_ok=True)
@@ -148,7 +148,7 @@ def _existing_shard(plan: ShardPlan, out: Path, sources: str) -> Iterator[_Exist
 
 
 def _write_tar(
-    path: Path, plan: ShardPlan, standing: _ExistingShard, rules: QualityRules, unwanted: Callable[[ClipMeasurements], bool]
+    path: Path, plan: ShardPlan, existing: _ExistingShard, rules: QualityRules, unwanted: Callable[[ClipMeasurements], bool]
 ) -> tuple[list[dict[str, Any]], list[ClipMeasurements], str]:
     """Write a tar; return the rows of what was written, what was left out, and the file's SHA-256."""
     rows: list[dict[str, Any]] = []
@@ -157,7 +157,7 @@ def _write_tar(
     with path.open("wb") as file:
         for utterance in plan.utterances:
             check_stopped()
-            clip, payload = standing.measured.get(utterance.key), standing.payload(utterance.key)
+            clip, payload = existing.measured.get(utterance.key), existing.payload(utterance.key)
             if clip is None or (payload is None and not unwanted(clip)):
                 clip, payload = encode_clip(utterance, rules, unwanted, path.parent)
             if payload is None or unwanted(clip):
@@ -236,13 +236,13 @@ def _written(plan: ShardPlan, index: _Index, content: bytes) -> Written:
     """Describe a shard by its index. Raises KeyError where that is not of the plan's clips."""
     record = index.record
     clips = {clip.key: clip for clip in index.measured()}
-    kept = frozenset(index.table.column("key").to_pylist())
+    packed = frozenset(index.table.column("key").to_pylist())
     shard = None
-    if kept:
+    if packed:
         seconds = sum(index.table.column("num_samples").to_pylist()) / audio.RATE
         digest = hashlib.sha256(content).hexdigest()
-        shard = Shard(plan.path, plan.corpus, plan.group, len(kept), seconds, record["bytes"], record["sha256"], digest)
-    return Written(plan, shard, tuple(clips[utterance.key] for utterance in plan.utterances), kept)
+        shard = Shard(plan.path, plan.corpus, plan.group, len(packed), seconds, record["bytes"], record["sha256"], digest)
+    return Written(plan, shard, tuple(clips[utterance.key] for utterance in plan.utterances), packed)
 
 
 def _sha256(path: Path) -> str:

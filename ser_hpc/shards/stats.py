@@ -134,10 +134,12 @@ def describe_clip(index: ShardIndex, position: int) -> dict[str, Any]:
         "sound": row["sound"],
         "crc32": f"{row['crc32']:08x}",
     }
-    told = {name: value for name, value in row.items() if name not in {*place, *sound, "key", "size", "num_samples", "extra"}}
+    annotations = {
+        column: value for column, value in row.items() if column not in {*place, *sound, "key", "size", "num_samples", "extra"}
+    }
     extra = json.loads(row["extra"]) if row["extra"] else {}
-    known = {name: value for name, value in told.items() if value not in ("", None)}
-    return {"key": row["key"]} | place | sound | known | {f"extra.{name}": value for name, value in extra.items()}
+    known = {column: value for column, value in annotations.items() if value not in ("", None)}
+    return {"key": row["key"]} | place | sound | known | {f"extra.{column}": value for column, value in extra.items()}
 
 
 def extract_wav(index: ShardIndex, position: int, path: Path) -> None:

@@ -73,9 +73,9 @@ def parse_location(name: str) -> Location:
     return Url(name) if "://" in name else Path(name)
 
 
-def size(where: Location) -> int:
+def size(location: Location) -> int:
     """Return a file's size in bytes. Raises FileNotFoundError; UserError if the store does not answer."""
-    return where.size() if isinstance(where, Url) else where.stat().st_size
+    return location.size() if isinstance(location, Url) else location.stat().st_size
 
 
 def read_ranges(ranges: Sequence[tuple[Url, int, int]]) -> list[bytes]:

@@ -38,12 +38,12 @@ def parse(root: Path) -> ParseResult:
     found = [f"{table.name}.{column}" for table in db.tables for column in table.columns]
     column_names.require_columns(root / "db.yaml", found, [field for table in db.tables for field in table.fields])
     emotions = _tables_of_emotions(db)
-    said, splits = _annotations(db, {table.name for table in emotions}), _splits(db)
+    annotations, splits = _annotations(db, {table.name for table in emotions}), _splits(db)
     utterances: list[Utterance] = []
     skipped: list[tuple[Path, str]] = []
     for piece in dict.fromkeys(piece for table in emotions for piece, _ in table.rows):
         audio = root / piece.file
-        fields, extra = _merged([*said[piece], *_of_file(said, piece)])
+        fields, extra = _merged([*annotations[piece], *_of_file(annotations, piece)])
         fields, extra = _merged([(fields, extra), _of_speaker(db, fields.get("speaker", ""))])
         fields |= {"split": min(splits[piece.file]) if len(splits[piece.file]) == 1 else ""}
         if not fields.get("emotion"):
@@ -66,15 +66,15 @@ def _tables_of_emotions(db: Database) -> list[AudformatTable]:
 
 def _annotations(db: Database, emotions: set[str]) -> dict[Piece, list[Annotations]]:
     """Collect each piece's annotations, of the tables in `emotions` first; an emotion of another goes under its name."""
-    said: dict[Piece, list[Annotations]] = defaultdict(list)
+    found: dict[Piece, list[Annotations]] = defaultdict(list)
     for table in sorted(db.tables, key=lambda table: table.name not in emotions):
         for piece, row in table.rows:
             fields = {field: row[column] for field, column in table.fields.items()}
             others = {column: text for column, text in row.items() if column not in table.fields.values()}
             if table.name not in emotions and "emotion" in fields:
                 others[table.name] = fields.pop("emotion")
-            said[piece].append((fields, others))
-    return said
+            found[piece].append((fields, others))
+    return found
 
 
 def _merged(sources: Iterable[Annotations]) -> Annotations:
@@ -87,9 +87,9 @@ def _merged(sources: Iterable[Annotations]) -> Annotations:
     return fields, others
 
 
-def _of_file(said: dict[Piece, list[Annotations]], piece: Piece) -> list[Annotations]:
+def _of_file(annotations: dict[Piece, list[Annotations]], piece: Piece) -> list[Annotations]:
     """Return annotations of the whole file that hold for a piece of it: who speaks, but not how."""
-    of_file = said.get(Piece(piece.file), []) if piece != Piece(piece.file) else []
+    of_file = annotations.get(Piece(piece.file), []) if piece != Piece(piece.file) else []
     return [({field: text for field, text in fields.items() if field not in JUDGED}, others) for fields, others in of_file]
 
 
@@ -122,16 +122,16 @@ def _utterance(db: Database, audio: Path, piece: Piece, annotation: dict[str, An
 
 
 def _warnings(db: Database, emotions: list[AudformatTable], splits: dict[str, set[str]]) -> list[str]:
-    told = column_names.renaming_warnings(emotions[0].fields)
+    warnings = column_names.renaming_warnings(emotions[0].fields)
     used = {table.name for table in emotions}
     if unused := [table.name for table in db.tables if "emotion" in table.fields and table.name not in used]:
-        told.append(f"emotions are those of the table {listed(sorted(used))}; those of {listed(unused)} are in `extra`")
-    words: dict[Piece, set[str]] = defaultdict(set)
+        warnings.append(f"emotions are those of the table {listed(sorted(used))}; those of {listed(unused)} are in `extra`")
+    labels: dict[Piece, set[str]] = defaultdict(set)
     for table in emotions:
         for piece, row in table.rows:
-            words[piece] |= {row[table.fields["emotion"]]} - {""}
-    if twice := [piece.file for piece, found in words.items() if len(found) > 1]:
-        told.append(f"{len(twice)} pieces have two emotions, of which the first is used: {listed(twice, 3)}")
+            labels[piece] |= {row[table.fields["emotion"]]} - {""}
+    if twice := [piece.file for piece, found in labels.items() if len(found) > 1]:
+        warnings.append(f"{len(twice)} pieces have two emotions, of which the first is used: {listed(twice, 3)}")
     if several := [file for file, names in splits.items() if len(names) > 1]:
-        told.append(f"{len(several)} files are in several splits, and so in none: {listed(several, 3)}")
-    return told
+        warnings.append(f"{len(several)} files are in several splits, and so in none: {listed(several, 3)}")
+    return warnings

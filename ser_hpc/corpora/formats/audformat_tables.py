@@ -92,26 +92,29 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _table(root: Path, name: str, spec: dict[str, Any], schemes: dict[str, Any], splits: dict[str, Any]) -> AudformatTable:
-    found = {str(column): _mapping(what) for column, what in _mapping(spec.get("columns")).items()}
+    found = {str(column): _mapping(scheme) for column, scheme in _mapping(spec.get("columns")).items()}
     split = str(spec.get("split_id") or "")
-    words = {column: _words(_mapping(schemes.get(what.get("scheme_id", ""))).get("labels")) for column, what in found.items()}
+    meanings = {
+        column: _label_words(_mapping(schemes.get(scheme.get("scheme_id", ""))).get("labels"))
+        for column, scheme in found.items()
+    }
     rows = [
-        (_piece(root, name, row), {column: words[column].get(row.get(column, ""), row.get(column, "")) for column in found})
+        (_piece(root, name, row), {column: meanings[column].get(row.get(column, ""), row.get(column, "")) for column in found})
         for row in _rows(root, name)
     ]
     kind = str(_mapping(splits.get(split)).get("type") or split)
     return AudformatTable(name, column_names.split_of(kind), tuple(found), _fields(found), tuple(rows))
 
 
-def _words(labels: Any) -> TextFields:
+def _label_words(labels: Any) -> TextFields:
     """Return the word for each label of a scheme that is not one itself: {1: anger}, or {W: {emotion: anger}}."""
     if not isinstance(labels, dict):
         return {}
-    words: TextFields = {}
+    meanings: TextFields = {}
     for label, what in labels.items():
         named = next((what[name] for name in WORDS if what.get(name)), None) if isinstance(what, dict) else what
-        words |= {column_names.text_of(label): column_names.text_of(named)} if isinstance(named, str) else {}
-    return words
+        meanings |= {column_names.text_of(label): column_names.text_of(named)} if isinstance(named, str) else {}
+    return meanings
 
 
 def _fields(found: dict[str, dict[str, Any]]) -> dict[str, str]:

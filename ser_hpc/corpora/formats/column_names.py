@@ -54,12 +54,12 @@ def choose_columns(columns: Iterable[str]) -> dict[str, str]:
     return {field: found[name] for field, name in firsts.items() if name is not None}
 
 
-def require_columns(where: Path, columns: Iterable[str], fields: Iterable[str]) -> None:
+def require_columns(path: Path, columns: Iterable[str], fields: Iterable[str]) -> None:
     """Raise UserError, with the columns and the names looked for, where emotion or speaker has none."""
     if missing := [field for field in REQUIRED if field not in set(fields)]:
         looked_for = "; ".join(f"for {field}: {listed(NAMES[field], 20)}" for field in missing)
         raise UserError(
-            f"{where}: no column says {' or '.join(missing)}. Its columns are {listed(sorted(set(columns)), 40)}; looked for, "
+            f"{path}: no column says {' or '.join(missing)}. Its columns are {listed(sorted(set(columns)), 40)}; looked for, "
             f"{looked_for}. Rename one, or read a table (csv) instead; a speaker whom nobody knows is called {UNKNOWN_SPEAKER}"
         )
 

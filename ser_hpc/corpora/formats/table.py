@@ -80,11 +80,13 @@ def parse(root: Path) -> ParseResult:
             f"{root}: {counted(len(problems), 'mistake')}:\n" + "\n".join(f"  {text}" for text in problems[:SHOWN] + more)
         )
     layout = f"rows below the columns {listed(REQUIRED)}"
-    kept = sorted({name for row in rows for name in row.values if name not in COLUMNS and not name.startswith(EXTRA)})
+    others = sorted({name for row in rows for name in row.values if name not in COLUMNS and not name.startswith(EXTRA)})
     unknown = sum(clip.speaker == UNKNOWN_SPEAKER for clip in clips.values())
-    told = [f"columns that are kept as fields, for label sets to use: {listed(kept, 20)}"] if kept else []
-    told += [f"{unknown} of {counted(len(clips), 'clip')} are of speakers not known: they can only train"] if unknown else []
-    return make_result(root, layout, _with_unique_ids(root, list(clips.values()))).with_warnings(told)
+    warnings = [f"columns that are kept as fields, for label sets to use: {listed(others, 20)}"] if others else []
+    warnings += (
+        [f"{unknown} of {counted(len(clips), 'clip')} are of speakers not known: they can only train"] if unknown else []
+    )
+    return make_result(root, layout, _with_unique_ids(root, list(clips.values()))).with_warnings(warnings)
 
 
 def _read_csv(path: Path, problems: list[str]) -> list[Row]:

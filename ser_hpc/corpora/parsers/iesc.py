@@ -26,8 +26,8 @@ def parse(root: Path) -> ParseResult:
     clips, skipped = parse_files(find_recordings(require_folder(root, LAYOUT)), lambda path: _utterance(path, root))
     result = make_result(root, LAYOUT, clips, skipped, {"corpus": {"iesc": CLIPS}})
     found = len({clip.speaker for clip in result.utterances})
-    told = [f"{found} speakers here, {SPEAKERS} in the published corpus"] if found != SPEAKERS else []
-    return result.with_warnings([*told, SAME_TEXT])
+    warnings = [f"{found} speakers here, {SPEAKERS} in the published corpus"] if found != SPEAKERS else []
+    return result.with_warnings([*warnings, SAME_TEXT])
 
 
 def _utterance(path: Path, root: Path) -> Utterance | str:

@@ -78,12 +78,12 @@ def _by_turn(root: Path, files: list[Path]) -> tuple[dict[Turn, list[Path]], lis
             skipped.append((path, reason))
         else:
             found[split, int(match["dialogue"]), int(match["turn"])].append((match["final"] is not None, path))
-    kept = {}
+    chosen = {}
     for turn, clips in found.items():
         mended = any(final for final, _ in clips)
-        kept[turn] = [path for final, path in clips if final == mended]
-        skipped += [(path, f"{kept[turn][0].name} is its mended version") for final, path in clips if final != mended]
-    return kept, skipped
+        chosen[turn] = [path for final, path in clips if final == mended]
+        skipped += [(path, f"{chosen[turn][0].name} is its mended version") for final, path in clips if final != mended]
+    return chosen, skipped
 
 
 def _split(path: Path) -> str:
@@ -116,8 +116,8 @@ def _clips(
         if turn not in videos:
             return f"{_id(turn)}: no recording{known}"
         video = videos[turn][0]
-        how = f"ffmpeg -i {video} -vn -ar 16000 {video.with_suffix('.wav')}"
-        return f"{_id(turn)}: only its video{known}; take the sound from it: {how}"
+        command = f"ffmpeg -i {video} -vn -ar 16000 {video.with_suffix('.wav')}"
+        return f"{_id(turn)}: only its video{known}; take the sound from it: {command}"
     return [_utterance(path, turn, emotion, row) for path in sounds[turn]]
 
 
@@ -139,11 +139,11 @@ def _utterance(path: Path, turn: Turn, emotion: str, row: dict[str, str]) -> Utt
 
 def _warnings(clips: Sequence[Utterance]) -> list[str]:
     ids = {clip.utterance_id for clip in clips}
-    told = [f"{_id(turn)}: {defect}" for turn, defect in KNOWN_DEFECTS.items() if _id(turn) in ids]
+    warnings = [f"{_id(turn)}: {defect}" for turn, defect in KNOWN_DEFECTS.items() if _id(turn) in ids]
     train, test = ({clip.speaker for clip in clips if clip.split == split} for split in ("train", "test"))
     if train & test:
-        told.append(
+        warnings.append(
             f"{len(train & test)} of {len(test)} test speakers occur in training too: a result on the official split is one on "
             "known voices, and others plan folds by speaker"
         )
-    return told
+    return warnings

@@ -59,7 +59,7 @@ def _warnings(clips: Sequence[Utterance]) -> list[str]:
     speakers, sexes = Counter(clip.speaker for clip in clips), defaultdict(set)
     for clip in clips:
         sexes[clip.emotion].add(clip.gender)
-    told = [f"{len(speakers)} speakers in the names; {SPEAKERS} in the published ones, {SPEAKERS_IN_README} in the README"]
-    told += [f"{n} of {len(clips)} clips are of {name}" for name, n in speakers.items() if n >= LARGE_SHARE * len(clips)]
-    told += [f"all {emotion} clips are of {sex} speakers" for emotion, (sex, *more) in sorted(sexes.items()) if not more]
-    return told
+    warnings = [f"{len(speakers)} speakers in the names; {SPEAKERS} in the published ones, {SPEAKERS_IN_README} in the README"]
+    warnings += [f"{n} of {len(clips)} clips are of {name}" for name, n in speakers.items() if n >= LARGE_SHARE * len(clips)]
+    warnings += [f"all {emotion} clips are of {sex} speakers" for emotion, (sex, *more) in sorted(sexes.items()) if not more]
+    return warnings

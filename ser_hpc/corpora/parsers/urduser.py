@@ -36,12 +36,12 @@ def parse(root: Path) -> ParseResult:
 
 
 def _warnings(clips: Sequence[Utterance]) -> list[str]:
-    told = [LOOSE]
+    warnings = [LOOSE]
     if (found := len({clip.speaker for clip in clips} - {UNKNOWN_SPEAKER})) != SPEAKERS:
-        told.append(f"{found} speakers here, {SPEAKERS} in the published corpus")
+        warnings.append(f"{found} speakers here, {SPEAKERS} in the published corpus")
     if unknown := sum(clip.speaker == UNKNOWN_SPEAKER for clip in clips):
-        told.append(f"{unknown} names do not say who speaks, as 1_0_1_01 does: these clips can only be trained on")
-    return told
+        warnings.append(f"{unknown} names do not say who speaks, as 1_0_1_01 does: these clips can only be trained on")
+    return warnings
 
 
 def _utterance(path: Path, root: Path) -> Utterance | str:

@@ -58,10 +58,10 @@ def contents(file: int, head: bytes, size: int) -> AudioContents | None:
         )
     if last.end == total:
         return AudioContents(doubt=doubt)
-    told = f"announces {total} frames, but there are {last.end}" if total else "does not say how long it is"
+    problem = f"announces {total} frames, but there are {last.end}" if total else "does not say how long it is"
     mended = head[:18] + (packed & ~_TOTAL | last.end).to_bytes(8) + head[26:42]
     return AudioContents(
-        mended, base + len(mended), size, doubt="; ".join(filter(None, (f"its header {told}: read to its end", doubt)))
+        mended, base + len(mended), size, doubt="; ".join(filter(None, (f"its header {problem}: read to its end", doubt)))
     )
 
 

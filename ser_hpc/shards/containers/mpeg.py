@@ -25,7 +25,7 @@ _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 
 _ALIKE = 0xFFFE0C00  # sync, version, layer and rate: what all frames of a file have in common, and mono or stereo
 _FRAMES = 1  # of a Xing frame's flags: it tells a number of frames
 _UNPROTECTED = 1 << 16  # of a frame's header: no checksum follows
-_NOT_TOLD = -1
+_NOT_ANNOUNCED = -1
 _WINDOW = 1 << 20
 _LEAD = 1 << 16  # bytes between an ID3 tag and the first frame: padding that the tag did not count
 
@@ -34,7 +34,7 @@ _LEAD = 1 << 16  # bytes between an ID3 tag and the first frame: padding that th
 class Frames:
     """The frames of a file: bytes `start` to `end`; `count` of `samples` each, without a Xing frame, which is at `first`.
 
-    `told`: the number of frames in its Xing frame, None where there is none; `heeded`: whether libsndfile sees it; `gaps`: what
+    `announced`: frames by its Xing frame, None where there is none; `heeded`: whether libsndfile sees it; `gaps`: what
     stands between frames (from, to); `skipped`: bytes of it, and before and behind them, that are no tags either; `lacking`:
     bytes that its last frame lacks.
     """
@@ -46,7 +46,7 @@ class Frames:
     samples: int
     layer: int
     header: int
-    told: int | None
+    announced: int | None
     heeded: bool
     gaps: tuple[tuple[int, int], ...]
     skipped: int
@@ -56,8 +56,8 @@ class Frames:
         """Return a Xing frame: silence with the number of frames. Only layer III has such."""
         header = self.header & ~0xF200 | 0xE000 | 0x10000  # the largest, so that all fits; no padding, no checksum
         side = _side_bytes(header)
-        told = struct.pack(">I", header) + bytes(side) + b"Xing" + struct.pack(">II", _FRAMES, self.count)
-        return told.ljust(_frame_bytes(header), b"\0")
+        frame = struct.pack(">I", header) + bytes(side) + b"Xing" + struct.pack(">II", _FRAMES, self.count)
+        return frame.ljust(_frame_bytes(header), b"\0")
 
     def padding(self) -> int:
         """Return how many bytes before the frames make libsndfile's guess (bytes over the first frame's size) long enough.
@@ -79,14 +79,14 @@ def contents(file: int, start: int, end: int) -> AudioContents | None:
     if found.lacking:
         raise BadClipError(f"is truncated: its last frame lacks {found.lacking} bytes")
     doubts = [f"{found.skipped} bytes before, between or behind its frames are no sound: not read"] if found.skipped else []
-    told = found.told
-    if told is not None and told > found.count + 1:
-        raise BadClipError(f"is truncated: its header announces {told} frames, the file holds {found.count}")
-    if told == found.count and found.heeded:
+    announced = found.announced
+    if announced is not None and announced > found.count + 1:
+        raise BadClipError(f"is truncated: its header announces {announced} frames, the file holds {found.count}")
+    if announced == found.count and found.heeded:
         as_it_is = not found.gaps and (start > 0 or os.pread(file, 3, 0) == b"ID3")
         return AudioContents(b"" if as_it_is else _id3(0), found.first, end, doubt="; ".join(doubts), gaps=found.gaps)
-    if told not in (None, _NOT_TOLD, found.count):
-        doubts.append(f"its header announces {told} frames, but there are {found.count}: read to its end")
+    if announced not in (None, _NOT_ANNOUNCED, found.count):
+        doubts.append(f"its header announces {announced} frames, but there are {found.count}: read to its end")
     head, length = (
         (_id3(0) + found.xing_frame(), None) if found.layer == 3 else (_id3(found.padding()), found.count * found.samples)
     )
@@ -102,12 +102,12 @@ def frames(file: int, start: int, end: int) -> Frames | None:
     if first is None:
         return None
     header = int.from_bytes(os.pread(file, 4, first))
-    told, heeded, size = _told(file, first, header)
+    announced, heeded, size = _announced(file, first, header)
     count, gaps, skipped, lacking, last = _walk(file, first + size, end, header)
     layer = 4 - (header >> 17 & 3)
     samples = 384 if layer == 1 else 576 if layer == 3 and not _is_version_1(header) else 1152
     skipped += first - start if any(os.pread(file, first - start, start)) else 0
-    return Frames(first, first + size, last, count, samples, layer, header, told, heeded, gaps, skipped, lacking)
+    return Frames(first, first + size, last, count, samples, layer, header, announced, heeded, gaps, skipped, lacking)
 
 
 def _walk(file: int, at: int, end: int, like: int) -> tuple[int, tuple[tuple[int, int], ...], int, int, int]:
@@ -196,7 +196,7 @@ def _kind(header: int) -> str:
     return f"{rate} Hz, layer {4 - (header >> 17 & 3)}, {'mono' if _is_mono(header) else 'stereo'}"
 
 
-def _told(file: int, at: int, header: int) -> tuple[int | None, bool, int]:
+def _announced(file: int, at: int, header: int) -> tuple[int | None, bool, int]:
     """Return the number of frames in a Xing or VBRI frame, whether libsndfile sees it, and its size; (None, False, 0) of sound.
 
     A checksum precedes the side information, or is forgotten by the program that wrote the number; mpg123 forgets it as well,
@@ -208,11 +208,11 @@ def _told(file: int, at: int, header: int) -> tuple[int | None, bool, int]:
     side = 4 + _side_bytes(header)
     for tag in {side, side + checksum}:
         if frame[tag : tag + 4] in (b"Xing", b"Info"):
-            flags, told = struct.unpack_from(">II", frame.ljust(tag + 12, b"\0"), tag + 4)
+            flags, announced = struct.unpack_from(">II", frame.ljust(tag + 12, b"\0"), tag + 4)
             heeded = tag == side and not any(frame[4 + 2 : tag])
-            return told if flags & _FRAMES else _NOT_TOLD, heeded, size
+            return announced if flags & _FRAMES else _NOT_ANNOUNCED, heeded, size
     if frame[36:40] == b"VBRI":
-        return _NOT_TOLD, False, size  # nothing that libsndfile reads
+        return _NOT_ANNOUNCED, False, size  # nothing that libsndfile reads
     return None, False, 0
 
 

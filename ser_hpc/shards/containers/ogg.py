@@ -12,7 +12,7 @@ from ser_hpc.shards.containers.contents import TAGS, AudioContents, BadClipError
 _FIRST, _LAST = 2, 4  # of a page's flags: the first of its stream, the last
 _PAGE = 27 + 255 + 255 * 255  # bytes at most
 _WINDOW = 1 << 20
-_NOT_TOLD = (1 << 64) - 1  # of a page in which no packet ends
+_NO_POSITION = (1 << 64) - 1  # of a page in which no packet ends
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -44,7 +44,7 @@ def contents(file: int, head: bytes, size: int) -> AudioContents | None:
         if number != numbers.setdefault(serial, number):
             doubts.append(f"lacks pages before its page {number}")
         numbers[serial] = number + 1
-        if (end := struct.unpack_from("<Q", page, 6)[0]) != _NOT_TOLD:
+        if (end := struct.unpack_from("<Q", page, 6)[0]) != _NO_POSITION:
             ends = [ends[1], end]
         if _checksum(page) != struct.unpack_from("<I", page, 22)[0]:
             raise BadClipError(f"is damaged: the page at its byte {at} is not as it was written (checksum)")
