@@ -1,4 +1,4 @@
-"""The annotations of a corpus: one `Utterance` a clip before packing, one row of `Metadata` a clip after it.
+"""The annotations of a corpus: one `Utterance` a clip before packing and one row of `Metadata` a clip after it.
 
 A corpus parser yields utterances; packing writes them into shards; everything downstream (folds, labels, training, reports)
 sees only the metadata table and the position of a clip in it.

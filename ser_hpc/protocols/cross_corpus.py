@@ -1,4 +1,4 @@
-"""Cross-corpus protocols: train on some corpora and test on others, of which no dev clip is either.
+"""Cross-corpus protocols: train on some corpora and test on others, which have no clip in dev.
 
 The dev part is of the training corpora: one of five balanced groups of the speakers of each (of a corpus of fewer than three
 speakers only where no training corpus has more), so the tested corpus chooses nothing.

@@ -1,4 +1,4 @@
-"""Print planned folds, for 80 columns whatever their number: a row a fold, then a row a class.
+"""Print planned folds, in 80 columns whatever their number: a row a fold, then a row a class.
 
 Counts of each class in each fold would be a table too wide to read; what a person looks for in it is where a class gets scarce,
 so a class's row has the fewest and the most clips that a fold gives it. Where it has none, the plan's notes name the folds.

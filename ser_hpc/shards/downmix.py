@@ -1,4 +1,4 @@
-"""Mix channels to mono and measure their level; where averaging would spoil the sound, choose another way and say so.
+"""Mix channels to mono, measure their level, and choose another way (with a message) where the mean spoils the sound.
 
 out_of_range    float samples far beyond full scale. A few are a fault: limited, since a resampler would spread each over
                 hundreds of samples. Many mean that the file holds integers as floats: scaled.

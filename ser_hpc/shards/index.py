@@ -44,7 +44,7 @@ _NUMBERS = ("arousal", "valence", "dominance", "start_s", "end_s")
 SCHEMA = pa.schema(
     [("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("num_samples", pa.int64())]
     + [("crc32", pa.uint32()), ("sound", pa.string()), ("clipped", pa.float64()), ("level_db", pa.float64())]
-    + [(name, pa.string()) for name in ("doubtful", "out_of_range", "cancelled")]  # in words, "" where all is well
+    + [(name, pa.string()) for name in ("doubtful", "out_of_range", "cancelled")]  # messages, "" where all is well
     + [(name, pa.string()) for name in (*_WORDS, "source", "extra")]  # `extra`: a JSON object, "" if it is empty
     + [("recording", pa.string())]  # size and CRC-32 of the source file, by which pieces of one are known
     + [(name, pa.float64()) for name in _NUMBERS]
@@ -78,7 +78,7 @@ class ShardIndex:
     `roots`: the datasets' folders; `shards[i]` lies in `roots[dataset[i]]`. `shard` int32: the row's shard; `offset`,
     `size` int64: the FLAC payload's bytes in that tar; `num_samples` int64 at 16 kHz; `crc32` uint32 of the payload.
     `fingerprints` (one a dataset) and `fingerprint` (of all) change with any byte of any shard. `distinct`: (corpus, column,
-    name) of names that are nobody else's, however alike, as packing was told.
+    name) of names that are nobody else's, however alike, as declared at packing.
     """
 
     roots: tuple[Location, ...]

@@ -1,4 +1,4 @@
-"""Read packed shards from a folder, or from a store that fsspec reaches by URL (`s3://`, `https://`, `memory://` and more).
+"""Read packed shards from a folder or from a store that fsspec reaches by URL (`s3://`, `https://`, `memory://` and more).
 
 A `Url` has the part of `pathlib.Path` that reading shards needs, so an index is read alike from both. What a store answers is
 never believed: every file and clip is compared with the checksums that were packed with it. fsspec is imported with the first
