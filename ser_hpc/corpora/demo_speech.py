@@ -53,6 +53,7 @@ class Voice:
 
     @property
     def name(self) -> str:
+        """The speaker's name, as ses1F."""
         return self.session + self.gender[0].upper()
 
 

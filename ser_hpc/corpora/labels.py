@@ -32,7 +32,7 @@ KEYS = ("name", "classes", "map", "column")
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """`classes[i]` is the name of class i; `mapping` takes an annotation to a class, or to None (dropped).
+    """A label set. `classes[i]` is the name of class i; `mapping` takes an annotation to a class, or to None (dropped).
 
     `by_corpus` does so for one corpus, and goes first. An annotation is the text in `columns`, joined by a slash.
     """

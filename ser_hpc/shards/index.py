@@ -285,7 +285,7 @@ class _Pieces:
         return Metadata(**columns, seconds=num_samples / RATE, overlap=self._overlap())
 
     def _overlap(self) -> np.ndarray | None:
-        """`overlap_groups` over all shards: pieces of one recording may lie in several."""
+        """Return `overlap_groups` over all shards: pieces of one recording may lie in several."""
         if not (some := [found for _, found in self._recordings if found is not None]):
             return None
         groups = overlap_groups(*(np.concatenate(columns) for columns in zip(*some, strict=True)))

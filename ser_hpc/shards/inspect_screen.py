@@ -19,6 +19,7 @@ BAR = 30  # characters of the longest bar
 
 
 def print_contents(contents: Mapping[str, Any], out: Console) -> None:
+    """Print what `ser_hpc.inspect` gathered: a summary, damage, one clip, folds, as far as each is there."""
     if "summary" in contents:
         _show_summary(contents["summary"], out)
     for root, problems in contents.get("damage", {}).items():
