@@ -1,4 +1,4 @@
-"""What a corpus says of itself: utterances, their labels, and the parsers that read them from disk.
+"""Utterances of a corpus, their labels, and the parsers that read them from disk.
 
 utterance, labels      one clip as annotated; the class that an annotation stands for
 registry               parsers by name; parser_contract: what each of them must keep

@@ -1,4 +1,4 @@
-"""Names as numbers: a column of text turned once, in Arrow, into integers, so that what follows is arithmetic on arrays."""
+"""Encode a column of text as integers once, in Arrow, so that folds and checks are arithmetic on arrays."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Categorical:
-    """Names as numbers: row i has `names[codes[i]]`, or none where its code is -1. `codes`: int32 (num_clips,)."""
+    """A column of names as integers: row i has `names[codes[i]]`, or none where its code is -1. `codes`: int32 (num_clips,)."""
 
     names: tuple[str, ...]
     codes: np.ndarray
 
     @classmethod
     def from_arrow(cls, values: pa.Array) -> Categorical:
-        """Names are sorted. Empty values have no code."""
+        """Encode a column of text; names are sorted, empty values have no code."""
         encoded = values.dictionary_encode()
         order = pc.sort_indices(encoded.dictionary).to_numpy()
         names = encoded.dictionary.take(order).to_pylist()
@@ -31,7 +31,7 @@ class Categorical:
 
     @classmethod
     def from_repeated(cls, values: pa.Array) -> Categorical:
-        """The same, but a value that stands once has no code either: a table of ten million different ones takes gigabytes."""
+        """Encode only values that occur more than once: a table of ten million different ones would take gigabytes."""
         parts = (values[start : start + _AT_ONCE].to_pylist() for start in range(0, len(values), _AT_ONCE))
         hashes = np.concatenate([np.fromiter(map(hash, part), np.int64, len(part)) for part in parts])
         ordered = np.sort(hashes)
@@ -44,12 +44,12 @@ class Categorical:
         return cls(tuple(name for name, count in zip(some.names, counts, strict=True) if count > 1), codes)
 
     def names_in(self, rows: np.ndarray) -> tuple[str, ...]:
-        """The names that occur in `rows` (a mask or positions), sorted."""
+        """Return the names that occur in `rows` (a mask or positions), sorted."""
         present = np.zeros(len(self.names) + 1, dtype=bool)
         present[self.codes[rows]] = True  # rows without a name: the last place
         return tuple(self.names[code] for code in np.flatnonzero(present[:-1]))
 
     def equals(self, name: str) -> np.ndarray:
-        """Mask of the rows that have this name."""
+        """Return a mask of the rows that have this name."""
         mask: np.ndarray = self.codes == (self.names.index(name) if name in self.names else len(self.names))
         return mask

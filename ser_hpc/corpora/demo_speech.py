@@ -1,4 +1,4 @@
-"""The built-in demo corpus: synthetic speech, so that the whole way from wav to report runs where no corpus can be had.
+"""Make and read the demo corpus: synthetic speech, so that everything from wav to report runs without a real corpus.
 
 Layout   ROOT/wav/ses1F-angry-00.wav ...: 16 kHz, 16 bit, 0.8 to 1.8 s; ROOT/demo.json, written last, marks it complete.
 Counts   5 sessions x 2 speakers (a woman and a man) x 4 emotions x `clips_per_speaker_and_emotion`.
@@ -53,6 +53,7 @@ class Voice:
 
     @property
     def name(self) -> str:
+        """The speaker's name, as ses1F."""
         return self.session + self.gender[0].upper()
 
 
@@ -119,7 +120,7 @@ def make_demo_corpus(root: Path, clips_per_speaker_and_emotion: int = 10, seed: 
 
 
 def parse(root: Path) -> ParseResult:
-    """The clips that `make_demo_corpus` wrote into `root`.
+    """Return the clips that `make_demo_corpus` wrote into `root`.
 
     Raises UserError where it did not finish, or where files have changed since.
     """
@@ -134,7 +135,7 @@ def parse(root: Path) -> ParseResult:
 
 
 def _settings_of_complete(root: Path) -> dict[str, int] | None:
-    """With which settings the corpus in `root` was made; None if it is not complete."""
+    """Return the settings that the corpus in `root` was made with; None if it is not complete."""
     try:
         settings: dict[str, int] = read_json(root / MARKER)
         num_bytes = settings.pop("bytes")
@@ -149,7 +150,7 @@ def _num_bytes(root: Path, num_clips: int) -> int:
 
 
 def _utterances(root: Path, num_clips: int) -> list[Utterance]:
-    """Every clip of the corpus, whether written yet or not; `num_clips` per speaker and emotion."""
+    """List every clip of the corpus, whether written yet or not; `num_clips` per speaker and emotion."""
     return [
         Utterance(
             corpus="demo",
@@ -165,14 +166,14 @@ def _utterances(root: Path, num_clips: int) -> list[Utterance]:
 
 
 def _write_wav(path: Path, samples: np.ndarray) -> None:
-    """16-bit wav, written aside; not synced, as the demo is cheap to make again."""
+    """Write a 16-bit wav, aside and then renamed; not synced, as the demo is cheap to make again."""
     temporary = path.with_name(f".{path.name}.tmp")
     soundfile.write(temporary, samples, SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
     temporary.replace(path)
 
 
 def _speak(clip: Utterance, seed: int) -> np.ndarray:
-    """The sound of a clip: float64 samples (num_samples,) within -1 and 1."""
+    """Synthesise a clip: float64 samples (num_samples,) within -1 and 1."""
     voice = next(voice for voice in VOICES if voice.name == clip.speaker)
     manner = MANNERS[clip.emotion]
     random = np.random.default_rng([seed, *clip.utterance_id.encode()])
@@ -195,7 +196,7 @@ def _speak(clip: Utterance, seed: int) -> np.ndarray:
 
 
 def _syllables(num_samples: int, manner: Manner, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The vowel (row of VOWELS_HZ) and the loudness (0 to 1) of each sample; both (num_samples,)."""
+    """Return the vowel (row of VOWELS_HZ) and the loudness (0 to 1) of each sample; both (num_samples,)."""
     rate = manner.syllables_per_s * random.normal(1.0, 0.06)
     num_syllables = int(np.ceil(num_samples / SAMPLE_RATE_HZ * rate)) + 2
     ends_s = np.cumsum(random.normal(1.0, 0.1, num_syllables).clip(0.7, 1.3)) / rate - random.uniform(0.0, 1.0) / rate
@@ -209,7 +210,7 @@ def _syllables(num_samples: int, manner: Manner, random: np.random.Generator) ->
 
 
 def _pitch_contour(loudness: np.ndarray, voice: Voice, manner: Manner, random: np.random.Generator) -> np.ndarray:
-    """Fundamental frequency of each sample in Hz (num_samples,): declining, with a slow wave and a rise on every syllable."""
+    """Return each sample's fundamental frequency in Hz (num_samples,): declining, with a slow wave and a rise per syllable."""
     place = np.linspace(0.0, 1.0, len(loudness))
     wave = np.sin(2 * np.pi * (random.uniform(0.8, 1.6) * place + random.uniform()))
     semitones = manner.pitch_range_semitones * (0.4 * wave + 0.5 * (loudness - 0.5) - 0.4 * (place - 0.5))
@@ -217,7 +218,7 @@ def _pitch_contour(loudness: np.ndarray, voice: Voice, manner: Manner, random: n
 
 
 def _pulses(pitch_hz: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """One impulse a period, with 1 % jitter in time and 5 % shimmer in height; (num_samples,)."""
+    """Return one impulse a period, with 1 % jitter in time and 5 % shimmer in height; (num_samples,)."""
     phase = np.cumsum(pitch_hz) / SAMPLE_RATE_HZ
     times = np.interp(np.arange(1.0, np.floor(phase[-1])), phase, np.arange(len(phase)))
     times += random.normal(0.0, 0.01, len(times)) * SAMPLE_RATE_HZ / pitch_hz[times.astype(int)]
@@ -231,12 +232,12 @@ def _pulses(pitch_hz: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _tilt(db_per_octave: float) -> np.ndarray:
-    """Gain of a spectral slope above 300 Hz, (FFT_SIZE / 2 + 1,)."""
+    """Return the gain of a spectral slope above 300 Hz, (FFT_SIZE / 2 + 1,)."""
     return np.asarray(_gain(db_per_octave * OCTAVES_ABOVE_300_HZ))
 
 
 def _vocal_tract(formants_hz: np.ndarray) -> np.ndarray:
-    """Complex response of four resonators in series, each 1 at 0 Hz (Klatt 1980), (FFT_SIZE / 2 + 1,)."""
+    """Return the complex response of four resonators in series, each 1 at 0 Hz (Klatt 1980), (FFT_SIZE / 2 + 1,)."""
     response = np.ones(len(DELAY), dtype=np.complex128)
     for formant_hz, bandwidth_hz in zip(formants_hz, BANDWIDTHS_HZ, strict=True):
         radius = np.exp(-np.pi * bandwidth_hz / SAMPLE_RATE_HZ)

@@ -1,11 +1,11 @@
-"""Label sets: what class, if any, an annotated emotion stands for. A YAML file, applied at training time; shards never change.
+"""Map annotated emotions to classes by a label set, a YAML file that is applied at training time; shards never change.
 
     name: iemocap_4
     classes: [angry, happy, neutral, sad]        # a class's index is its place in this list
     map: {ang: angry, hap: happy, exc: happy, neu: neutral, sad: sad, fru: null, xxx: null}   # null: dropped, and counted
 
-    column: [emotion, intensity]                 # optional: what is read instead of `emotion`; several are joined: anger/high
-    map: {esd: {surprise: null}, surprise: surprised}     # the name of a corpus: what holds for that one alone, and goes first
+    column: [emotion, intensity]                 # optional: columns to read instead of `emotion`, joined: anger/high
+    map: {esd: {surprise: null}, surprise: surprised}     # under the name of a corpus: for that one alone, and goes first
 
 Whatever occurs in the shards must be a key of `map` (a class's own name may be left out), so that a typo or a new code is never
 dropped in silence. `column` may name any text that the clips carry, the corpus's extra fields included.
@@ -32,7 +32,7 @@ KEYS = ("name", "classes", "map", "column")
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """`classes[i]` is the name of class i; `mapping` takes an annotation to a class, or to None (dropped).
+    """A label set. `classes[i]` is the name of class i; `mapping` takes an annotation to a class, or to None (dropped).
 
     `by_corpus` does so for one corpus, and goes first. An annotation is the text in `columns`, joined by a slash.
     """
@@ -44,33 +44,33 @@ class LabelSet:
     columns: tuple[str, ...] = ("emotion",)
 
     def annotations(self, metadata: Metadata) -> np.ndarray:
-        """What the set reads of each clip: object array of str, (num_clips,). Raises UserError for an unknown column."""
+        """Return the annotation of each clip: object array of str, (num_clips,). Raises UserError for an unknown column."""
         first, *others = (metadata.column(name) for name in self.columns)
         if not others:
             return first
-        return np.array(["/".join(words) for words in zip(first, *others, strict=True)], dtype=object)
+        return np.array(["/".join(texts) for texts in zip(first, *others, strict=True)], dtype=object)
 
     def targets(self, metadata: Metadata) -> np.ndarray:
-        """Class index of each clip, `DROPPED` (-1) where the set gives it no class. int64 (num_clips,).
+        """Return the class index of each clip, `DROPPED` (-1) where the set gives it no class. int64 (num_clips,).
 
         Raises UserError naming every annotation that the set does not know, with its count.
         """
         index = {name: i for i, name in enumerate(self.classes)}
         common = {name: name for name in self.classes} | self.mapping
         corpora, corpus_of = _encoded(metadata.corpus)
-        words, word_of = _encoded(self.annotations(metadata))
-        pair_of = corpus_of.astype(np.int64) * len(words) + word_of
-        target = np.full(len(corpora) * len(words), DROPPED, dtype=np.int64)
+        texts, text_of = _encoded(self.annotations(metadata))
+        pair_of = corpus_of.astype(np.int64) * len(texts) + text_of
+        target = np.full(len(corpora) * len(texts), DROPPED, dtype=np.int64)
         unknown = {}
         for pair, clips in enumerate(np.bincount(pair_of, minlength=len(target)).tolist()):
-            corpus, word = corpora[pair // len(words)], words[pair % len(words)]
+            corpus, text = corpora[pair // len(texts)], texts[pair % len(texts)]
             known = common | self.by_corpus.get(corpus, {})
-            if clips and word not in known:
-                unknown[corpus, word] = clips
-            elif clips and (name := known[word]) is not None:
+            if clips and text not in known:
+                unknown[corpus, text] = clips
+            elif clips and (name := known[text]) is not None:
                 target[pair] = index[name]
         if unknown:
-            found = listed([f"{word!r} of {corpus} ({clips} clips)" for (corpus, word), clips in sorted(unknown.items())])
+            found = listed([f"{text!r} of {corpus} ({clips} clips)" for (corpus, text), clips in sorted(unknown.items())])
             raise UserError(
                 f"label set {self.name!r} does not know the {'/'.join(self.columns)} {found}; it knows "
                 f"{listed(sorted(common), 20)}. Give each a class under `map`, or null to leave it out."
@@ -79,14 +79,14 @@ class LabelSet:
         return targets
 
     def as_identity(self) -> dict[str, Any]:
-        """What of it changes a result: all but its name."""
+        """Return what changes a result: all but the set's name. For a run's identity."""
         per_corpus = {"by_corpus": self.by_corpus} if self.by_corpus else {}
         columns = {"columns": self.columns} if self.columns != ("emotion",) else {}
         return {"classes": self.classes, "map": sorted(self.mapping.items()), **per_corpus, **columns}
 
 
 def _without_nulls(tree: Any) -> Any:
-    """None for YAML's words for it, which a loader that reads every word as text leaves as they are."""
+    """Replace YAML's words for null by None: a loader that reads every word as text leaves them as they are."""
     if isinstance(tree, dict):
         return {name: _without_nulls(value) for name, value in tree.items()}
     if isinstance(tree, list):
@@ -94,32 +94,32 @@ def _without_nulls(tree: Any) -> Any:
     return None if tree in ("", "~", "null", "Null", "NULL") else tree
 
 
-def _encoded(words: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """The different words, and each row's place among them."""
+def _encoded(values: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Return the different values, and each row's index among them."""
     import pyarrow as pa  # takes a tenth of a second: reports do without
 
-    encoded = pa.array(words, pa.large_string()).dictionary_encode()
+    encoded = pa.array(values, pa.large_string()).dictionary_encode()
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
 
 def label_set_as_annotated(metadata: Metadata) -> LabelSet:
-    """Every emotion that occurs is a class of its own, in alphabetical order; words that say that nobody knows are none.
+    """Make a label set with each emotion that occurs as a class, in alphabetical order; words for "unknown" are dropped.
 
     Raises UserError where two emotions differ in their spelling alone.
     """
-    words = sorted(set(metadata.emotion.tolist()))
-    classes = tuple(word for word in words if not is_unknown(word))
+    emotions = sorted(set(metadata.emotion.tolist()))
+    classes = tuple(emotion for emotion in emotions if not is_unknown(emotion))
     if alike := find_ambiguous(classes):
         raise UserError(
             f"emotions that may be one: {listed([' = '.join(map(repr, same)) for same in alike])}. "
             "Give a label set (data.labels=FILE) that says which class each stands for, or pack the corpus again with "
             f"--same-emotion {shlex.quote(f'{alike[0][0]}={alike[0][1]}')}"
         )
-    return LabelSet("as_annotated", classes, {word: None for word in words if is_unknown(word)})
+    return LabelSet("as_annotated", classes, {emotion: None for emotion in emotions if is_unknown(emotion)})
 
 
 def dump_label_set(label_set: LabelSet) -> str:
-    """The set as a file that `load_label_set` reads as the same one."""
+    """Return the set as the YAML text of a file that `load_label_set` reads as an equal one."""
     mapping: dict[str, Any] = {**label_set.mapping, **label_set.by_corpus}
     columns = {"column": list(label_set.columns)} if label_set.columns != ("emotion",) else {}
     tree = {"name": label_set.name, "classes": list(label_set.classes), "map": mapping, **columns}
@@ -150,9 +150,9 @@ def load_label_set(path: Path) -> LabelSet:
         mapping = {}
     by_corpus = {str(corpus): value for corpus, value in mapping.items() if isinstance(value, dict)}
     common = {str(word): value for word, value in mapping.items() if not isinstance(value, dict)}
-    for where, meaning in [("map", common), *((f"map.{corpus}", value) for corpus, value in by_corpus.items())]:
+    for section, meaning in [("map", common), *((f"map.{corpus}", value) for corpus, value in by_corpus.items())]:
         problems += [
-            f"{where}.{word}: {name!r} is not one of the classes {classes}"
+            f"{section}.{word}: {name!r} is not one of the classes {classes}"
             for word, name in meaning.items()
             if name is not None and name not in classes
         ]

@@ -1,10 +1,10 @@
-"""What a person says about names when a corpus is packed: that two are one, or that two that look like one are not.
+"""The user's declarations about names at packing: that two are one, or that two that look alike are not.
 
     --same-speaker ANNA=anna        ANNA is read as anna; also --same-session, --same-emotion
     --same-speaker FILE             many at once: YAML, {ANNA: anna, "anna ": anna}
     --distinct-speaker 01=1         two people; also --distinct-session, --distinct-emotion
 
-Without a word on them, names that may be one are refused: the same speaker would be trained on and tested.
+Undeclared, names that may be one are refused: the same speaker would be trained on and tested.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class NameOverrides:
-    """`same[column]`: what a name is read as. `distinct`: (column, name) of names that are nobody else's."""
+    """The declarations. `same[column]`: what a name is read as. `distinct`: (column, name) of names that are nobody else's."""
 
     same: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     distinct: frozenset[tuple[str, str]] = frozenset()
 
     @classmethod
     def parse(cls, same: Mapping[str, Iterable[str]], distinct: Mapping[str, Iterable[str]]) -> NameOverrides:
-        """From what was given on the command line, by column. Raises UserError for what is no pair of names."""
+        """Parse the command line's values, by column. Raises UserError for what is no pair of names, and for chains of them."""
         read_as = {
             column: dict(pair for text in texts for pair in _pairs("same", column, text)) for column, texts in same.items()
         }
@@ -53,18 +53,18 @@ class NameOverrides:
         return cls(read_as, frozenset(apart))
 
     def apply(self, utterances: Sequence[Utterance]) -> tuple[Utterance, ...]:
-        """The clips under the names that theirs are read as. Raises UserError for a name that no clip has."""
+        """Return the clips with their names replaced by those in `same`. Raises UserError for a name that no clip has."""
         for column, names in self.same.items():
-            here = {getattr(utterance, column) for utterance in utterances}
-            if strangers := sorted({*names, *names.values()} - here):
-                known = listed(sorted(here), 20)
+            known_names = {getattr(utterance, column) for utterance in utterances}
+            if unknown := sorted({*names, *names.values()} - known_names):
+                known = listed(sorted(known_names), 20)
                 raise UserError(
-                    f"--same-{column}: no clip has {listed([repr(name) for name in strangers])}; {column}s here: {known}"
+                    f"--same-{column}: no clip has {listed([repr(name) for name in unknown])}; {column}s here: {known}"
                 )
         return tuple(self._read(utterance) for utterance in utterances)
 
     def refuse_ambiguous(self, utterances: Sequence[Utterance]) -> None:
-        """Raises UserError showing every set of names that may be one, with the numbers of their clips."""
+        """Raise UserError showing every set of names that may be one, with the numbers of their clips, if there are any."""
         problems = []
         for column in COLUMNS:
             counts = Counter((utterance.corpus, getattr(utterance, column)) for utterance in utterances)
@@ -84,7 +84,7 @@ class NameOverrides:
         )
 
     def of_corpora(self, corpora: Iterable[str]) -> frozenset[tuple[str, str, str]]:
-        """What outlives packing: corpus, column and name of names that are nobody else's."""
+        """Return what dataset.json keeps: corpus, column and name of names that are nobody else's."""
         return frozenset((corpus, column, name) for corpus in corpora for column, name in self.distinct)
 
     def _read(self, utterance: Utterance) -> Utterance:
@@ -95,7 +95,7 @@ class NameOverrides:
 
 
 def _pairs(what: str, column: str, text: str) -> list[tuple[str, str]]:
-    """`A=B` as one pair, or all of a YAML file's."""
+    """Parse `A=B` as one pair, or return all pairs of a YAML file."""
     one, equals, other = text.partition("=")
     path = Path(text)
     if not equals or path.is_file():

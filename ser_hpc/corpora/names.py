@@ -1,10 +1,10 @@
-"""Names of speakers, sessions and emotions: what is one name spelt twice, and what says that nobody knows.
+"""Normalise names of speakers, sessions and emotions, and find those that may be one name in several spellings.
 
-    as_name("Zoë\\u0308")    NFC, as every name is read: composed and decomposed letters are the same letters
+    normalize_name(name)    NFC, as every name is read: composed and decomposed letters are the same letters
     is_unknown(" N/A ")     the words for "not known", the same for every reader
-    ambiguous(names)        names that may be one: `Anna`, `anna `, `ANNA`; `01`, `1`, `001`, `1.0`
+    find_ambiguous(names)   names that may be one: `Anna`, `anna `, `ANNA`; `01`, `1`, `001`, `1.0`
 
-Which of them are one nobody can tell but who knows the corpus, so packing and planning refuse them until it is said.
+Only someone who knows the corpus can tell which of them are one, so packing and planning refuse them until it is declared.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ _AS_FLOAT = re.compile(r"(?<=\d)\.0+$")
 
 
 def normalize_name(text: str) -> str:
+    """Return a name in NFC."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def is_unknown(text: str) -> bool:
+    """Return whether a name says that nobody knows it, in any case of letters."""
     return _bare(text) in UNKNOWN
 
 
 def find_ambiguous(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """The different names that are equal but for compatible forms (NFKC), case, white space, invisible characters, zeros before
-    a number and `.0` after it: each group sorted, and the groups too."""
+    """Group different names that are equal but for compatible forms (NFKC), case, white space, invisible characters, zeros
+    before a number and `.0` after it: each group sorted, and the groups too."""
     groups: dict[str, set[str]] = defaultdict(set)
     for name in names:
         groups[_AS_FLOAT.sub("", _LEADING_ZEROS.sub("", _bare(name)))].add(name)
@@ -41,7 +43,7 @@ def find_ambiguous(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def _bare(name: str) -> str:
-    """Without case, white space and whatever has no width."""
+    """Remove case, white space and whatever has no width."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     return "".join(_digit(letter) for letter in folded if not letter.isspace() and not _is_invisible(letter))
 
@@ -51,5 +53,5 @@ def _is_invisible(letter: str) -> bool:
 
 
 def _digit(letter: str) -> str:
-    """0 to 9 for the digits of every script."""
+    """Return 0 to 9 for the digits of every script, other letters as they are."""
     return str(unicodedata.decimal(letter, letter))

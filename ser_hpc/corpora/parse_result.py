@@ -1,7 +1,7 @@
-"""What a parser hands back, and the checks that every parser shares.
+"""The result of a corpus parser, and the functions that all parsers share.
 
 A parser is a function `parse(root: Path) -> ParseResult`. Nothing is dropped in silence: a clip is either among the
-`utterances` or `skipped` with its path and reason, and a copy that differs from the published one is told in `warnings`.
+`utterances` or `skipped` with its path and reason, and how a copy differs from the published corpus is in `warnings`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ParseResult:
     skipped: tuple[tuple[Path, str], ...] = ()
 
     def with_warnings(self, warnings: Iterable[str]) -> ParseResult:
-        """The same, with these warnings before its own."""
+        """Return the same result, with these warnings before its own."""
         return replace(self, warnings=(*warnings, *self.warnings))
 
 
@@ -43,7 +43,7 @@ Parser = Callable[[Path], ParseResult]
 def parse_files(
     paths: Iterable[Path], read: Callable[[Path], Utterance | str]
 ) -> tuple[list[Utterance], list[tuple[Path, str]]]:
-    """The clips that `read` makes of the files, and (path, reason) of each file for which it returns a reason instead."""
+    """Return the clips that `read` makes of the files, and (path, reason) of each file for which it returns a reason."""
     utterances: list[Utterance] = []
     skipped: list[tuple[Path, str]] = []
     for path in paths:
@@ -62,10 +62,10 @@ def make_result(
     skipped: Sequence[tuple[Path, str]] = (),
     counts: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
 ) -> ParseResult:
-    """The result of a parser, each clip once: of a doubled tree the copy nearest to `root` stays, the other is `skipped`.
+    """Make the result of a parser, each clip once: of a doubled tree the copy nearest to `root` stays, others are `skipped`.
 
-    `layout` says in words where the corpus's files are expected. `counts`: the published number of clips by field of an
-    utterance and its value; a copy with other numbers is told in `warnings`. Raises UserError where nothing was found, or where
+    `layout` describes where the corpus's files are expected. `counts`: the published number of clips by field of an
+    utterance and its value; other numbers give `warnings`. Raises UserError where nothing was found, or where
     two clips share an id and are no copies of each other: another speaker, emotion, or anything else but the path.
     """
     if not utterances:
@@ -75,22 +75,22 @@ def make_result(
     counted = [
         line for field, known in counts.items() for line in count_warnings(field, (getattr(u, field) for u in once), known)
     ]
-    told = [*counted, *([_doubled(copies)] if copies else [])]
+    warnings = [*counted, *([_doubled(copies)] if copies else [])]
     again = [(clip.audio_path, COPY) for clip, _ in copies]
-    return ParseResult(tuple(once), tuple(told), (*skipped, *again))
+    return ParseResult(tuple(once), tuple(warnings), (*skipped, *again))
 
 
 def _each_once(root: Path, utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[tuple[Utterance, Utterance]]]:
-    """The clips without copies, in their order, and each copy with the clip that is used instead."""
+    """Return the clips without copies, in their order, and each copy with the clip that is used instead."""
     by_id: dict[str, list[Utterance]] = defaultdict(list)
     for clip in utterances:
         by_id[clip.utterance_id].append(clip)
     copies, different = [], []
     for name, clips in by_id.items():
-        kept, *others = sorted(clips, key=lambda clip: (len(clip.audio_path.parts), str(clip.audio_path)))
-        by_id[name] = [kept]
-        copies += [(clip, kept) for clip in others]
-        if any(clip.audio_path == kept.audio_path or replace(clip, audio_path=kept.audio_path) != kept for clip in others):
+        first, *others = sorted(clips, key=lambda clip: (len(clip.audio_path.parts), str(clip.audio_path)))
+        by_id[name] = [first]
+        copies += [(clip, first) for clip in others]
+        if any(clip.audio_path == first.audio_path or replace(clip, audio_path=first.audio_path) != first for clip in others):
             different.append(f"{name} ({', '.join(str(clip.audio_path) for clip in clips[:2])})")
     if different:
         raise UserError(
@@ -104,49 +104,49 @@ def _doubled(copies: Sequence[tuple[Utterance, Utterance]]) -> str:
     def size(clip: Utterance) -> int:
         return clip.audio_path.stat().st_size if clip.audio_path.exists() else -1
 
-    clip, kept = copies[0]
-    other = sum(size(clip) != size(kept) for clip, kept in copies)
+    clip, original = copies[0]
+    other = sum(size(clip) != size(original) for clip, original in copies)
     encoded = f"; {counted(other, 'of them has', 'of them have')} another size (encoded again?)" if other else ""
     again = counted(len(copies), "clip occurs again", "clips occur again")
-    return f"{again}, as {clip.audio_path} of {kept.audio_path}: left out{encoded}"
+    return f"{again}, as {clip.audio_path} of {original.audio_path}: left out{encoded}"
 
 
 def summarize_reasons(left_out: Iterable[tuple[Path, str]]) -> list[str]:
-    """A paragraph for each kind of reason, the most frequent first: how many files it holds for, and three of them.
+    """Return a paragraph for each kind of reason, the most frequent first: how many files it holds for, and three of them.
 
     Reasons are of one kind where they differ in numbers, names and what is quoted alone: `line 7: no recording x_07.wav`.
     """
     kinds: dict[str, list[tuple[Path, str]]] = defaultdict(list)
     for path, reason in left_out:
         kinds[_VARYING.sub("", reason)].append((path, reason))
-    told = []
+    paragraphs = []
     for found in sorted(kinds.values(), key=len, reverse=True):
         (path, reason), *others = found
         if not others:
-            told.append(f"{path}: {reason}")
+            paragraphs.append(f"{path}: {reason}")
             continue
         alike = all(other == reason for _, other in others)
         examples = [str(path) if alike else f"{path}: {why}" for path, why in found[:_EXAMPLES]]
         more = [f"and {len(found) - _EXAMPLES:,} more"] * (len(found) > _EXAMPLES)
-        told.append("\n  ".join([f"{len(found):,} files:" + f" {reason}" * alike, *examples, *more]))
-    return told
+        paragraphs.append("\n  ".join([f"{len(found):,} files:" + f" {reason}" * alike, *examples, *more]))
+    return paragraphs
 
 
 def require_folder(root: Path, layout: str) -> Path:
-    """`root`, if it is a folder. Raises UserError if it is not."""
+    """Return `root`, if it is a folder. Raises UserError if it is not."""
     if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"{root} {what}; give the corpus's folder: {layout}")
+        problem = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"{root} {problem}; give the corpus's folder: {layout}")
     return root
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """The files of a folder by name, without hidden ones: `._x.wav` is a note of macOS about x.wav, not a recording."""
+    """List the files of a folder by name, without hidden ones: `._x.wav` is metadata of macOS about x.wav, no recording."""
     return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def find_recordings(root: Path) -> list[Path]:
-    """Every audio file below `root`, by path; without hidden files and folders and what macOS adds to archives (`__MACOSX`)."""
+    """List every audio file below `root`, by path, without hidden files and folders and macOS's `__MACOSX`."""
     found: list[Path] = []
     seen: set[str] = set()
     for folder, inner, names in os.walk(root, followlinks=True):
@@ -161,7 +161,7 @@ def find_recordings(root: Path) -> list[Path]:
 
 
 def count_warnings(what: str, found: Iterable[str], known: Mapping[str, int]) -> list[str]:
-    """One line for each name whose number of clips differs from the published one, with both numbers."""
+    """Return a line for each name whose number of clips differs from the published one, with both numbers."""
     counts = Counter(found)
     names = list(known) + sorted(set(counts) - set(known))
     return [

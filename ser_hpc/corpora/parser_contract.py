@@ -1,4 +1,4 @@
-"""What every parser keeps, as rules that are tried on any copy of a corpus, a real one or a test's.
+"""Check a parser against the rules that every parser keeps, on any copy of a corpus, a real one or a test's.
 
 Where a rule needs another copy (the tree inside itself, what macOS leaves in archives, folders listed in another order), it is
 made of links in a temporary folder: no recording is read or copied, and nothing is written into the corpus.
@@ -30,7 +30,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class CorpusCopy:
-    """A copy of a corpus, and what its parser says of it."""
+    """A copy of a corpus, and what its parser returned for it."""
 
     parse: Parser
     root: Path
@@ -46,7 +46,7 @@ READS = "the parser reads this copy"
 def check_parser(
     parse: Parser, root: Path, label_sets: Sequence[LabelSet] = (), *, published: bool = True
 ) -> dict[str, list[str]]:
-    """What is wrong, in words, by rule; an empty list for each rule that the parser keeps, in the order of the rules.
+    """Return messages on what is wrong, by rule, in the order of the rules; an empty list for each rule that is kept.
 
     `published`: the parser is of one corpus; not of a format (csv, hf) that may hold any. Where `root` is a file (a table),
     rules about folders do not apply and are left out.
@@ -60,7 +60,7 @@ def check_parser(
 
 
 def _parsed(parse: Parser, root: Path) -> ParseResult | str:
-    """What a parser returns; or, where it fails, how."""
+    """Return the parser's result, or a message on its failure."""
     try:
         return parse(root)
     except UserError as error:
@@ -111,12 +111,12 @@ def _unique_ids(copy: CorpusCopy) -> Iterator[str]:
 
 
 def _nothing_dropped(copy: CorpusCopy) -> Iterator[str]:
-    told = {clip.audio_path.absolute() for clip in copy.result.utterances}
-    told |= {path.absolute() for path, _ in copy.result.skipped}
-    words = {
+    reported = {clip.audio_path.absolute() for clip in copy.result.utterances}
+    reported |= {path.absolute() for path, _ in copy.result.skipped}
+    mentioned = {
         word for _, reason in copy.result.skipped for word in re.findall(r"[\w-]+", reason)
     }  # a line of labels names its clip
-    lost = [path for path in find_recordings(copy.root) if path.absolute() not in told and path.stem not in words]
+    lost = [path for path in find_recordings(copy.root) if path.absolute() not in reported and path.stem not in mentioned]
     if lost:
         yield f"{len(lost)} recordings are neither a clip nor skipped with a reason: {listed(lost, _SHOWN)}"
 
@@ -161,9 +161,9 @@ def _label_set(copy: CorpusCopy) -> Iterator[str]:
         for corpus in corpora
         if labels.columns == ("emotion",)
     ]
-    words, name = min(unknown, key=lambda one: len(one[0]), default=(sorted(emotions), "none"))
-    if words:
-        yield f"no label set knows every emotion of the corpus; the nearest, {name}, lacks {listed(words, 20)}"
+    missing, name = min(unknown, key=lambda one: len(one[0]), default=(sorted(emotions), "none"))
+    if missing:
+        yield f"no label set knows every emotion of the corpus; the nearest, {name}, lacks {listed(missing, 20)}"
 
 
 REFUSES = "a missing root, an empty folder and a foreign file are refused in words"
@@ -184,7 +184,7 @@ CORPUS_RULES: dict[str, ContractRule] = {
 
 
 def _other_clips(copy: CorpusCopy, root: Path) -> Iterator[str]:
-    """How the clips of a changed copy in `root` differ from those of the copy."""
+    """Yield how the clips of a changed copy in `root` differ from those of the copy."""
     changed = _parsed(copy.parse, root)
     if isinstance(changed, str):
         yield changed
@@ -198,13 +198,13 @@ def _without_root(result: ParseResult, root: Path) -> list[Utterance]:
 
 def _difference(before: ParseResult, after: ParseResult) -> str:
     names = [{clip.utterance_id for clip in result.utterances} for result in (before, after)]
-    told = [
+    differences = [
         f"{len(some)} clips {what}: {listed(sorted(some), _SHOWN)}"
         for what, some in (("less", names[0] - names[1]), ("more", names[1] - names[0]))
         if some
     ]
-    if told:
-        return "; ".join(told)
+    if differences:
+        return "; ".join(differences)
     first = next((a.utterance_id, b.utterance_id) for a, b in zip(before.utterances, after.utterances, strict=True) if a != b)
     if first[0] == first[1]:
         return f"the same ids, but other files or fields: {first[0]} for one"
@@ -212,7 +212,7 @@ def _difference(before: ParseResult, after: ParseResult) -> str:
 
 
 def _link_tree(source: Path, target: Path) -> list[Path]:
-    """A tree of real folders with links to the files of `source`; what is there already stays. Returns the links made."""
+    """Make a tree of real folders with links to the files of `source`; existing files stay. Returns the links made."""
     links = []
     for folder, inner, names in os.walk(source, followlinks=True):
         inner.sort()
@@ -249,7 +249,7 @@ class _Entries:
 
 @contextmanager
 def _listed(backwards: bool) -> Iterator[None]:
-    """Folders list their files by name, or backwards: file systems do it in any order."""
+    """Let folders list their files by name, or backwards: file systems do it in any order."""
     listdir, scandir = os.listdir, os.scandir
 
     def names(folder: Any = ".") -> list[str]:

@@ -1,4 +1,4 @@
-"""The corpora that the project can read, by name. A new one is a file with a `parse` beside this one, and a line here."""
+"""The corpora that the project can read, by name. A new one is a file with a `parse` in parsers/, and a line here."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FORMATS = ("hf", "audformat", "csv", "jsonl", "demo")  # not one published corpu
 
 
 def get_parser(name: str) -> Parser:
-    """The parser of a corpus. Raises UserError naming the known ones, and the nearest."""
+    """Return the parser of a corpus. Raises UserError naming the known ones, and the nearest."""
     if name not in PARSERS:
         near = difflib.get_close_matches(name, PARSERS, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; for any other corpus write a table and use csv"

@@ -1,6 +1,6 @@
-"""Who is who among the speakers of one corpus or several: names that stand for one person, and names that might.
+"""Merge names of one speaker within and across corpora, and refuse names that may be one until the user decides.
 
-A name means a person within its corpus. `folds.same_speakers` says otherwise: {savee/DC: esd/0011} makes one person of two
+A name means a person within its corpus. `folds.same_speakers` overrides that: {savee/DC: esd/0011} makes one person of two
 names, and {savee/01: null} says that this one is nobody else, however alike the names are. Packing may have recorded that.
 """
 
@@ -20,12 +20,12 @@ Distinct = frozenset[tuple[str, str, str]]  # corpus, column and name that packi
 
 
 def merge_speakers(speaker: Categorical, corpora: Sequence[str], same: Same) -> Categorical:
-    """The speakers, those that are one under one name. Raises UserError for a name in `same` that no clip has."""
+    """Return the speakers with equal ones under one name. Raises UserError for a name in `same` that no clip has."""
     qualified = [_qualified(name, corpora) for name in speaker.names]
-    said = {*same, *(name for name in same.values() if name is not None)}
-    if strangers := sorted(said - set(qualified)):  # a slip on either side would part one person in silence
+    given = {*same, *(name for name in same.values() if name is not None)}
+    if unknown := sorted(given - set(qualified)):  # a slip on either side would part one person in silence
         raise UserError(
-            f"folds.same_speakers: there is no speaker {listed(strangers)}; write CORPUS/NAME, as {listed(qualified, 3)}"
+            f"folds.same_speakers: there is no speaker {listed(unknown)}; write CORPUS/NAME, as {listed(qualified, 3)}"
         )
     people = [_unqualified(same.get(name) or name, corpora) for name in qualified]
     names = tuple(sorted(set(people)))
@@ -37,7 +37,7 @@ def merge_speakers(speaker: Categorical, corpora: Sequence[str], same: Same) -> 
 def find_doubtful_names(
     column: str, values: Categorical, corpora: Sequence[str], distinct: Distinct, same: Same | None = None
 ) -> list[tuple[str, tuple[str, ...]]]:
-    """Corpus and names of those that may be one, and of which nobody said that they are not."""
+    """Return corpus and names of those that may be one and are not declared distinct."""
     by_corpus: dict[str, list[str]] = defaultdict(list)
     for name in values.names:
         corpus, _, own = _qualified(name, corpora).partition("/")
@@ -54,7 +54,7 @@ def find_doubtful_names(
 
 
 def refuse_doubtful_speakers(speaker: Categorical, corpora: Sequence[str], distinct: Distinct, same: Same) -> None:
-    """Raises UserError: a person under two spellings would be trained on and tested."""
+    """Raise UserError if names may be one speaker: a person under two spellings would be trained on and tested."""
     doubts = find_doubtful_names("speaker", speaker, corpora, distinct, same)
     if not doubts:
         return
@@ -67,11 +67,12 @@ def refuse_doubtful_speakers(speaker: Categorical, corpora: Sequence[str], disti
 
 
 def describe_doubts(doubts: Iterable[tuple[str, tuple[str, ...]]]) -> str:
+    """Join the results of `find_doubtful_names` for an error message."""
     return listed([f"{' = '.join(map(repr, names))} of {corpus}" for corpus, names in doubts])
 
 
 def shared_name_notes(speaker: Categorical, corpora: Sequence[str], same: Same) -> list[str]:
-    """A note on names that stand in several corpora; none if there are none, or all of them were decided upon."""
+    """Return a note on names that occur in several corpora; none if there are none, or all of them were decided upon."""
     if len(corpora) < 2:
         return []
     of: dict[str, list[str]] = defaultdict(list)
@@ -79,7 +80,7 @@ def shared_name_notes(speaker: Categorical, corpora: Sequence[str], same: Same) 
         if name not in same and name not in same.values():
             corpus, _, own = name.partition("/")
             of[own].append(corpus)
-    shared = [name for name, where in of.items() if len(where) > 1]
+    shared = [name for name, found_in in of.items() if len(found_in) > 1]
     if not shared:
         return []
     found = listed([f"{name} ({listed(of[name])})" for name in sorted(shared)], 4)
@@ -92,7 +93,7 @@ def shared_name_notes(speaker: Categorical, corpora: Sequence[str], same: Same) 
 
 
 def _qualified(name: str, corpora: Sequence[str]) -> str:
-    """Names of a single corpus stand without it."""
+    """Return CORPUS/NAME: names of a single corpus come without it."""
     return name if len(corpora) > 1 else f"{corpora[0]}/{name}"
 
 

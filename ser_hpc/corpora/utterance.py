@@ -1,4 +1,4 @@
-"""What a corpus says about its recordings: one `Utterance` a clip before packing, one row of `Metadata` a clip after it.
+"""The annotations of a corpus: one `Utterance` a clip before packing and one row of `Metadata` a clip after it.
 
 A corpus parser yields utterances; packing writes them into shards; everything downstream (folds, labels, training, reports)
 sees only the metadata table and the position of a clip in it.
@@ -33,10 +33,10 @@ COLUMNS = ("corpus", "speaker", "emotion", "session", "gender", "text_id", "spli
 class Utterance:
     """One clip as annotated. `emotion` is the corpus's own word; label sets give it a class later.
 
-    `extra`: whatever else the corpus says of the clip, by name (age, perceived labels, transcript): a label set may use it.
+    `extra`: further annotations of the clip, by name (age, perceived labels, transcript): a label set may use it.
     `start_s` / `end_s` cut the clip out of a longer recording (seconds; None = from the beginning / to the end).
-    Empty strings and None mean "not annotated"; names are held in NFC, and a speaker whom nobody knows, in any of the words for
-    that (`names.UNKNOWN`), is UNKNOWN_SPEAKER.
+    Empty strings and None mean "not annotated"; names are held in NFC, and an unknown speaker, in any of the words for that
+    (`names.UNKNOWN`), is UNKNOWN_SPEAKER. Raises UserError for values that are not allowed.
     """
 
     corpus: str
@@ -87,14 +87,14 @@ class Utterance:
 
     @property
     def key(self) -> str:
-        """Unique over corpora: the name of the clip's members in a shard."""
+        """Name of the clip's members in a shard, unique over corpora."""
         return f"{self.corpus}-{self.utterance_id}"
 
 
 class TextColumn:
     """A column of texts that are all different, without a Python object for each: at 10^7 clips that is most of a gigabyte.
 
-    Read like a numpy array of str: `texts[3]`, `texts[positions]`, `texts[a:b]`, `len`, `tolist`. `arrow` is what it holds.
+    Read like a numpy array of str: `texts[3]`, `texts[positions]`, `texts[a:b]`, `len`, `tolist`. `arrow`: the pyarrow array.
     """
 
     def __init__(self, arrow: Any) -> None:
@@ -114,13 +114,14 @@ class TextColumn:
         return TextColumn(self.arrow.filter(pa.array(rows)) if rows.dtype == bool else self.arrow.take(pa.array(rows)))
 
     def is_text(self, text: str) -> np.ndarray:
-        """Mask of the rows that hold this text."""
+        """Return a mask of the rows that hold this text."""
         import pyarrow.compute as pc
 
         mask: np.ndarray = pc.equal(self.arrow, text).to_numpy(zero_copy_only=False)
         return mask
 
     def tolist(self) -> list[str]:
+        """Return the texts as a list."""
         texts: list[str] = self.arrow.to_pylist()
         return texts
 
@@ -154,7 +155,7 @@ class Metadata:
         return len(self.seconds)
 
     def column(self, name: str) -> np.ndarray:
-        """A text column, or a field of `extra` ("" where a clip lacks it). Raises UserError naming what there is."""
+        """Return a text column, or a field of `extra` ("" where a clip lacks it). Raises UserError naming what there is."""
         if name in COLUMNS:
             values: np.ndarray = getattr(self, name)
             return values
@@ -165,7 +166,7 @@ class Metadata:
         return np.array([parsed[text].get(name, "") if text else "" for text in self.extra.tolist()], dtype=object)
 
     def take(self, positions: np.ndarray) -> Metadata:
-        """The rows at `positions` (int array or boolean mask), in that order."""
+        """Return the rows at `positions` (int array or boolean mask), in that order."""
         columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         taken: dict[str, Any] = {name: None if column is None else column[positions] for name, column in columns.items()}
         return Metadata(**taken)

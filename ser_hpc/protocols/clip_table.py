@@ -1,4 +1,4 @@
-"""What a protocol divides: the clips that have a class, sorted by name, with speakers, sessions and corpora as numbers.
+"""The table that protocols divide: the clips that have a class, sorted by name, with speakers and corpora as integers.
 
 Names become numbers once (`categorical`), so that dividing and checking a million clips is arithmetic on arrays of integers.
 """
@@ -37,7 +37,7 @@ class ClipTable:
 
     Speakers, sessions and texts are unique only with their corpus; where there are several corpora their names say which.
     A clip of an unknown speaker has no speaker. All arrays have shape (num_clips,).
-    `doubtful_sessions`: those that may be one, in words; "" if there are none.
+    `doubtful_sessions`: a message on those that may be one; "" if there are none.
     """
 
     classes: tuple[str, ...]
@@ -48,7 +48,7 @@ class ClipTable:
     speaker: Categorical
     session: Categorical
     text: Categorical
-    sound: Categorical  # those that stand more than once
+    sound: Categorical  # those that occur more than once
     overlap: np.ndarray  # int32: pieces of one recording that share sound have one number, -1 with no other
     gender: Categorical
     split: Categorical
@@ -62,7 +62,7 @@ class ClipTable:
         same_speakers: Mapping[str, str | None] = MappingProxyType({}),
         distinct: Distinct = frozenset(),
     ) -> ClipTable:
-        """Raises UserError where two rows are the same clip, none has a class, or two names may be one speaker (`people`)."""
+        """Make the table. Raises UserError where two rows are one clip, none has a class, or two names may be one speaker."""
         targets = label_set.targets(metadata)
         used = np.flatnonzero(targets != DROPPED)
         if not len(used):
@@ -116,7 +116,7 @@ class ClipTable:
 
 @dataclass(frozen=True, slots=True)
 class FoldDraft:
-    """A fold before its check: the side of each clip, int8 (num_clips,), and training, dev and test in words."""
+    """A fold before its check. `side`: of each clip, int8 (num_clips,); `descriptions`: of training, dev and test."""
 
     side: np.ndarray
     descriptions: tuple[str, str, str]
@@ -124,7 +124,7 @@ class FoldDraft:
 
 @dataclass(frozen=True, slots=True)
 class ProtocolOptions:
-    """What a protocol is asked for. `count`: of folds, None: what it makes by itself. No corpora: none are named."""
+    """The settings of a protocol. `count`: number of folds, None: the protocol's own. No corpora: none are named."""
 
     count: int | None
     train_corpora: Sequence[str] = ()
@@ -132,7 +132,7 @@ class ProtocolOptions:
 
 
 def _known(speakers: pa.Array) -> pa.Array:
-    """ "" for every word that says that nobody knows."""
+    """Replace every word for "unknown" by ""."""
     encoded = speakers.dictionary_encode()
     names = ["" if is_unknown(name) else name for name in encoded.dictionary.to_pylist()]
     return pa.array(names, pa.large_string()).take(encoded.indices)

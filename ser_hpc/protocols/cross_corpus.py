@@ -1,4 +1,4 @@
-"""Protocols between corpora: what was learned from some is tested on others, which no dev clip was of either.
+"""Cross-corpus protocols: train on some corpora and test on others, which have no clip in dev.
 
 The dev part is of the training corpora: one of five balanced groups of the speakers of each (of a corpus of fewer than three
 speakers only where no training corpus has more), so the tested corpus chooses nothing.
@@ -15,8 +15,11 @@ from ser_hpc.protocols.speaker_balance import FEWEST, SpeakerTable
 _DEV_GROUPS = 5  # one of them is dev
 
 
-def leave_one_corpus_out(clips: ClipTable, asked: ProtocolOptions) -> tuple[list[FoldDraft], list[str]]:
-    """Fold k tests the k-th corpus, of those with known speakers; all others train, one group of their speakers is dev."""
+def leave_one_corpus_out(clips: ClipTable, options: ProtocolOptions) -> tuple[list[FoldDraft], list[str]]:
+    """Make folds, of which fold k tests the k-th corpus with known speakers; the others train, a group of speakers is dev.
+
+    Raises UserError where there are fewer than two such corpora, or another number of folds was requested.
+    """
     speakers = SpeakerTable.from_clips(clips)
     tested = np.unique(speakers.corpus)
     names = [clips.corpus.names[code] for code in tested]
@@ -26,9 +29,9 @@ def leave_one_corpus_out(clips: ClipTable, asked: ProtocolOptions) -> tuple[list
             f"({listed(names) or 'none'}) among the corpora {listed(clips.corpus.names)}: list more under data.shards, or use "
             "the protocol speaker_groups"
         )
-    if asked.count not in (None, len(tested)):
+    if options.count not in (None, len(tested)):
         raise UserError(
-            f"{asked.count} folds were asked for, but leave_one_corpus_out makes one of each corpus of known speakers "
+            f"{options.count} folds were asked for, but leave_one_corpus_out makes one of each corpus of known speakers "
             f"({listed(names)}): ask for {len(tested)}"
         )
     everything = np.arange(len(clips.corpus.names))
@@ -36,32 +39,32 @@ def leave_one_corpus_out(clips: ClipTable, asked: ProtocolOptions) -> tuple[list
     return [_draft(clips, speakers, fifth, everything[everything != code], np.array([code])) for code in tested], []
 
 
-def cross_corpus(clips: ClipTable, asked: ProtocolOptions) -> tuple[list[FoldDraft], list[str]]:
-    """One fold that tests the corpora it is told to; the others train, or those named. Of other languages: cross-lingual."""
-    if asked.count not in (None, 1):
-        raise UserError(f"{asked.count} folds were asked for, but cross_corpus makes one: leave the number out, or ask for 1")
+def cross_corpus(clips: ClipTable, options: ProtocolOptions) -> tuple[list[FoldDraft], list[str]]:
+    """Make one fold that tests `test_corpora`; the others train, or `train_corpora`. Raises UserError for wrong names."""
+    if options.count not in (None, 1):
+        raise UserError(f"{options.count} folds were asked for, but cross_corpus makes one: leave the number out, or ask for 1")
     known = clips.corpus.names_in(clips.has_known_speaker)
     here = f"the corpora here are {listed(clips.corpus.names, 40)}"
-    if not asked.test_corpora:
+    if not options.test_corpora:
         raise UserError(f"cross_corpus needs folds.test_corpora, the names of the corpora to test; {here}")
-    train = asked.train_corpora or [name for name in clips.corpus.names if name not in asked.test_corpora]
-    if absent := [name for name in [*train, *asked.test_corpora] if name not in clips.corpus.names]:
+    train = options.train_corpora or [name for name in clips.corpus.names if name not in options.test_corpora]
+    if absent := [name for name in [*train, *options.test_corpora] if name not in clips.corpus.names]:
         raise UserError(f"cross_corpus: there is no clip with a class of the corpus {listed(absent)}; {here}")
     if not train:
         raise UserError(f"cross_corpus has no corpus left to train on, when all are tested; {here}")
-    if both := sorted(set(train) & set(asked.test_corpora)):
+    if both := sorted(set(train) & set(options.test_corpora)):
         raise UserError(f"cross_corpus: {listed(both)} stands in both folds.train_corpora and folds.test_corpora")
-    if unknown := [name for name in asked.test_corpora if name not in known]:
+    if unknown := [name for name in options.test_corpora if name not in known]:
         raise UserError(
             f"cross_corpus: {listed(unknown)} has no known speaker, and can only train; test one of {listed(known, 40)}"
         )
     speakers = SpeakerTable.from_clips(clips)
-    codes = ([clips.corpus.names.index(name) for name in sorted(set(names))] for names in (train, asked.test_corpora))
+    codes = ([clips.corpus.names.index(name) for name in sorted(set(names))] for names in (train, options.test_corpora))
     return [_draft(clips, speakers, _one_of_five(speakers), *map(np.array, codes))], []
 
 
 def _draft(clips: ClipTable, speakers: SpeakerTable, fifth: np.ndarray, train: np.ndarray, test: np.ndarray) -> FoldDraft:
-    """`train`, `test`: numbers of corpora. `fifth`: mask of the speakers that are dev where their corpus trains."""
+    """Make a fold. `train`, `test`: numbers of corpora. `fifth`: mask of speakers who are dev where their corpus trains."""
     dev = _dev(clips, speakers, fifth, train)
     of_corpus = np.full(len(clips.corpus.names), NOWHERE, dtype=np.int8)
     of_corpus[train], of_corpus[test] = TRAIN, TEST
@@ -73,7 +76,7 @@ def _draft(clips: ClipTable, speakers: SpeakerTable, fifth: np.ndarray, train: n
 
 
 def _dev(clips: ClipTable, speakers: SpeakerTable, fifth: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Mask of the dev speakers, (num_speakers,)."""
+    """Return the mask of the dev speakers, (num_speakers,)."""
     training = np.isin(speakers.corpus, train)
     chosen = fifth & training
     if chosen.any():
@@ -89,7 +92,7 @@ def _dev(clips: ClipTable, speakers: SpeakerTable, fifth: np.ndarray, train: np.
 
 
 def _one_of_five(speakers: SpeakerTable) -> np.ndarray:
-    """Mask (num_speakers,): a group of about a fifth of each corpus's speakers, none where it has fewer than three."""
+    """Return a mask (num_speakers,): about a fifth of each corpus's speakers, none where it has fewer than three."""
     mask = np.zeros(len(speakers.corpus), dtype=bool)
     for members in speakers.corpora():
         if len(members) >= FEWEST:

@@ -1,4 +1,4 @@
-"""A protocol by its name: from the settings' word to the folds that it makes, not yet checked."""
+"""Call a protocol by the name in the settings; its folds are not yet checked."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _PROTOCOLS: dict[str, Callable[[ClipTable, ProtocolOptions], Drafts]] = {
 }
 
 
-def divide(clips: ClipTable, protocol: str, asked: ProtocolOptions) -> Drafts:
-    """The folds of a protocol, not yet checked. Raises UserError where the corpus does not allow the protocol or the count."""
+def divide(clips: ClipTable, protocol: str, options: ProtocolOptions) -> Drafts:
+    """Make a protocol's folds and notes, unchecked. Raises UserError where the corpus does not allow protocol or count."""
     if protocol not in _PROTOCOLS:
         raise UserError(f"there is no protocol {protocol!r}; choose one of {listed(PROTOCOLS)}")
-    if protocol != "cross_corpus" and (asked.train_corpora or asked.test_corpora):
+    if protocol != "cross_corpus" and (options.train_corpora or options.test_corpora):
         raise UserError(f"folds.train_corpora and folds.test_corpora are for the protocol cross_corpus, not for {protocol}")
-    return _PROTOCOLS[protocol](clips, asked)
+    return _PROTOCOLS[protocol](clips, options)
 
 
 PROTOCOLS: tuple[str, ...] = tuple(_PROTOCOLS)

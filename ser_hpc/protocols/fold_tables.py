@@ -1,4 +1,4 @@
-"""Planned folds on the screen, for 80 columns whatever their number: a row a fold, then a row a class.
+"""Print planned folds, in 80 columns whatever their number: a row a fold, then a row a class.
 
 Counts of each class in each fold would be a table too wide to read; what a person looks for in it is where a class gets scarce,
 so a class's row has the fewest and the most clips that a fold gives it. Where it has none, the plan's notes name the folds.
@@ -21,7 +21,7 @@ _PARTS = ("train", "dev", "test")
 
 
 def make_fold_tables(plan: FoldPlan, classes: Sequence[str], targets: np.ndarray) -> list[Table]:
-    """Who is tested and chosen on, fold by fold; then the clips of each class. `targets`: class index of every clip, or -1."""
+    """Make a table of the parts by fold, and one of the clips by class. `targets`: class index of every clip, or -1."""
     return [_folds(plan), _classes(plan, classes, targets)]
 
 
@@ -42,7 +42,7 @@ def _folds(plan: FoldPlan) -> Table:
 
 
 def _classes(plan: FoldPlan, classes: Sequence[str], targets: np.ndarray) -> Table:
-    """Counts over folds as `70 to 82`."""
+    """Make the table of classes, with counts over folds as `70 to 82`."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("class", overflow="fold")
     in_a_fold = " in a fold" if len(plan.folds) > 1 else ""
@@ -67,25 +67,25 @@ def _range(fewest: int, most: int) -> str:
 
 
 def _trains_on_the_rest(plan: FoldPlan) -> bool:
-    """Whether every fold trains on whoever it neither tests nor chooses on."""
+    """Return whether every fold trains on all speakers of neither its dev nor its test part."""
     everyone = {speaker for fold in plan.folds for part in _PARTS for speaker in getattr(fold, part).speakers}
     return len(plan.folds) > 1 and all(
         set(fold.train.speakers) == everyone - set(fold.dev.speakers) - set(fold.test.speakers) for fold in plan.folds
     )
 
 
-def print_folds(made: FoldPlan, label_set: LabelSet, targets: np.ndarray, out: Console) -> None:
-    """A plan that could be made, and whether it is sound. `targets`: class index of every clip, or -1."""
-    for table in make_fold_tables(made, label_set.classes, targets):
+def print_folds(plan: FoldPlan, label_set: LabelSet, targets: np.ndarray, out: Console) -> None:
+    """Print a plan, its notes, and whether it has leaks. `targets`: class index of every clip, or -1."""
+    for table in make_fold_tables(plan, label_set.classes, targets):
         out.print("", table, sep="\n")
     out.print()
-    for note in made.notes:
+    for note in plan.notes:
         out.print(f"note: {note}")
-    leaks = sum(note.startswith("LEAK") for note in made.notes)
+    leaks = sum(note.startswith("LEAK") for note in plan.notes)
     verdict = Text.assemble(
         ("sound", "green"), ": no speaker and no identical sound is on two sides, and every class is trained"
     )
     if leaks:
-        words = "sound only by the protocol's own definition"
-        verdict = Text.assemble((words, "yellow"), f": {counted(leaks, 'leak')}, named above")
+        message = "sound only by the protocol's own definition"
+        verdict = Text.assemble((message, "yellow"), f": {counted(leaks, 'leak')}, named above")
     out.print(verdict)

@@ -1,7 +1,7 @@
-"""Folds: which clips train, which choose the epoch (dev) and which are tested, so that no speaker is on two sides.
+"""Plan folds: which clips train, which choose the epoch (dev) and which are tested, so that no speaker is on two sides.
 
-`dispatch` divides the clips, a cap may thin training out, `leakage` refuses or tells what is wrong with the result, and
-`plan_folds` makes positions and words of it.
+`dispatch` divides the clips, a cap may thin training out, `leakage` refuses the result or adds notes, and
+`plan_folds` turns it into positions and descriptions.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
+    """One training with its dev and test part. `index`: from 0."""
+
     index: int
     train: Part
     dev: Part
@@ -45,13 +47,13 @@ class Fold:
 
     @property
     def positions(self) -> np.ndarray:
-        """Of all its clips, part by part."""
+        """Positions of all its clips, part by part."""
         return np.concatenate([part.positions for part in (self.train, self.dev, self.test)])
 
 
 @dataclass(frozen=True, slots=True)
 class FoldPlan:
-    """`notes`: what everyone who reads a score must know. `digest`: of every clip and position; equal digests, equal plans."""
+    """The folds of a protocol. `notes`: for readers of its scores; `digest`: of every clip and position: equal if plans are."""
 
     protocol: str
     folds: tuple[Fold, ...]
@@ -71,12 +73,12 @@ def plan_folds(
     same_speakers: Mapping[str, str | None] = MappingProxyType({}),
     distinct: Distinct = frozenset(),
 ) -> FoldPlan:
-    """The folds of a protocol over the clips that the label set gives a class; independent of the metadata's order.
+    """Plan the folds of a protocol over the clips that the label set gives a class; independent of the metadata's order.
 
-    `count`: how many folds were asked for; None: as many as the protocol makes of this corpus (5 groups of speakers).
+    `count`: how many folds are requested; None: as many as the protocol makes of this corpus (5 groups of speakers).
     `train_corpora`, `test_corpora`: for cross_corpus. `max_per_class`: at most so many clips of a class train in a fold.
-    `same_speakers`, `distinct`: which names are one person, and which are not (`people`).
-    Raises UserError where the corpus does not allow the protocol or the count, and for every leak (`leaks.inspect`).
+    `same_speakers`, `distinct`: which names are one person, and which are not (`speaker_aliases`).
+    Raises UserError where the corpus does not allow the protocol or the count, and for every leak (`check_leakage`).
     """
     clips = ClipTable.from_metadata(metadata, label_set, same_speakers, distinct)
     drafts, notes = divide(clips, protocol, ProtocolOptions(count, train_corpora, test_corpora))
@@ -95,7 +97,7 @@ def plan_folds(
 def _cap(clips: ClipTable, sides: Sequence[np.ndarray], most: int) -> str:
     """Take out of training, in place, all but `most` clips of each class. Returns the note on how many that were.
 
-    Those of the smallest hash of corpus and id stay: what a clip's fate is depends on no order, seed or other fold.
+    Those of the smallest hash of corpus and id stay, so that the choice depends on no order, seed or other fold.
     """
     digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in clips.key.to_pylist())
     by_hash = np.argsort(np.frombuffer(digests, dtype="<u8"), kind="stable")
@@ -117,8 +119,8 @@ def _cap(clips: ClipTable, sides: Sequence[np.ndarray], most: int) -> str:
 def _part(clips: ClipTable, draft: FoldDraft, side: int) -> Part:
     rows = draft.side == side
     unknown = int((rows & ~clips.has_known_speaker).sum())
-    words = draft.descriptions[side] + (f"; {counted(unknown, 'clip')} of unknown speakers" if unknown else "")
-    return Part(words, np.sort(clips.positions[rows]), clips.speaker.names_in(rows), clips.session.names_in(rows))
+    description = draft.descriptions[side] + (f"; {counted(unknown, 'clip')} of unknown speakers" if unknown else "")
+    return Part(description, np.sort(clips.positions[rows]), clips.speaker.names_in(rows), clips.session.names_in(rows))
 
 
 def _digest(metadata: Metadata, folds: Sequence[Fold]) -> str:

@@ -1,9 +1,9 @@
-"""What must not stand on two sides of a fold, and what a reader of its scores must be told.
+"""Check folds for leakage between training, dev and test, and write the notes for readers of their scores.
 
 A fold is checked as an array of sides, one a clip. Refused: a speaker, an identical sound or a stretch of one recording on two
-sides, a class that the training part lacks. Told: texts shared by training and test, classes that a dev or test part lacks,
+sides, a class that the training part lacks. Noted: texts shared by training and test, classes that a dev or test part lacks,
 identical sound under two labels, classes that few speakers or one gender alone say. A protocol that breaks a rule by its own
-definition (an official split, SUPERB's dev part) is run only by name, and what it breaks is counted and told instead.
+definition (an official split, SUPERB's dev part) is run only by name, and what it breaks is counted and noted instead.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SHARED_SOUNDS: dict[str, tuple[Pair, ...]] = {"given_split": PAIRS}
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """Names on both sides of `pair` in one fold or more (`fold` is the first); how many clips of the second side are theirs."""
+    """Names on both sides of `pair` in one fold or more. `fold`: the first; `clips` of `of_clips` on side two are theirs."""
 
     pair: Pair
     fold: int
@@ -38,7 +38,7 @@ class Crossing:
 
 
 def check_leakage(clips: ClipTable, folds: Sequence[np.ndarray], protocol: str) -> list[str]:
-    """Check the folds, each a side a clip (int8, NOWHERE = in no part). Returns notes for the report.
+    """Check the folds, each the side of every clip (int8 (num_clips,), NOWHERE = in no part). Returns notes for the report.
 
     Raises UserError naming what stands on two sides, or the class that a training part lacks.
     """
@@ -121,7 +121,7 @@ def _sounds(clips: ClipTable, folds: Sequence[np.ndarray], protocol: str) -> lis
 
 
 def _overlaps(clips: ClipTable, folds: Sequence[np.ndarray], protocol: str) -> list[str]:
-    """Pieces of one recording that share sound, as `_sounds` has it for whole clips."""
+    """Check pieces of one recording that share sound, as `_sounds` does whole clips."""
     notes = _refuse_on_two_sides(
         clips,
         clips.overlap,
@@ -141,7 +141,7 @@ def _overlaps(clips: ClipTable, folds: Sequence[np.ndarray], protocol: str) -> l
 def _refuse_on_two_sides(
     clips: ClipTable, codes: np.ndarray, folds: Sequence[np.ndarray], protocol: str, what: str, advice: str
 ) -> list[str]:
-    """Notes on what of `codes` stands on two sides by the protocol's own definition. Raises UserError for the rest."""
+    """Return notes on codes on two sides by the protocol's own definition. Raises UserError for the others."""
     notes, refused = [], []
     for crossing in _crossings(codes, folds, PAIRS):
         one, other = (SIDES[side] for side in crossing.pair)
@@ -156,18 +156,18 @@ def _refuse_on_two_sides(
 
 
 def _shortcuts(clips: ClipTable) -> list[str]:
-    """Classes that a model may tell by who speaks: said by one gender, or by few speakers, where others are not."""
+    """Return notes on classes that a model may know by the voice: spoken by one gender alone, or by few speakers."""
     num_classes, num_speakers = len(clips.classes), len(clips.speaker.names)
-    said = np.zeros((num_classes, num_speakers), dtype=bool)
-    said[clips.target[clips.has_known_speaker], clips.speaker.codes[clips.has_known_speaker]] = True
-    speakers = said.sum(axis=1)
+    spoken = np.zeros((num_classes, num_speakers), dtype=bool)
+    spoken[clips.target[clips.has_known_speaker], clips.speaker.codes[clips.has_known_speaker]] = True
+    speakers = spoken.sum(axis=1)
     few = [f"{clips.classes[i]} by {speakers[i]}" for i in np.flatnonzero(speakers < _FEW)] if num_speakers >= 2 * _FEW else []
     notes = [f"Classes spoken by few of the {num_speakers} known speakers: {listed(few)}."] if few else []
     annotated = clips.gender.codes >= 0
     genders = np.zeros((num_classes, len(clips.gender.names)), dtype=bool)
     genders[clips.target[annotated], clips.gender.codes[annotated]] = True
-    told = np.bincount(clips.target[annotated], minlength=num_classes) == np.bincount(clips.target, minlength=num_classes)
-    alone = np.flatnonzero(told & (genders.sum(axis=1) == 1))
+    complete = np.bincount(clips.target[annotated], minlength=num_classes) == np.bincount(clips.target, minlength=num_classes)
+    alone = np.flatnonzero(complete & (genders.sum(axis=1) == 1))
     if len(clips.gender.names) > 1 and len(alone):
         each = listed([f"{clips.classes[i]} by {clips.gender.names[int(genders[i].argmax())]} ones" for i in alone])
         notes.append(f"Classes spoken by speakers of one gender alone, so that the voice's pitch tells them: {each}.")
@@ -175,7 +175,7 @@ def _shortcuts(clips: ClipTable) -> list[str]:
 
 
 def _same(clips: ClipTable, codes: np.ndarray, shared: np.ndarray) -> str:
-    """`one/a = two/b, one/c = one/d`: the clips that have one of the `shared` codes each."""
+    """List the clips that have each of the `shared` codes, as `one/a = two/b, one/c = one/d`."""
     clips_of: dict[int, list[str]] = {code: [] for code in shared.tolist()}
     for row in np.flatnonzero(np.isin(codes, shared)):
         clips_of[int(codes[row])].append(clips.key[row].as_py())

@@ -1,4 +1,4 @@
-"""The protocols by name: each divides the clips of one corpus, or of several, over training, dev and test, fold by fold.
+"""Divide clips by official splits (given_split, iemocap_ses01, superb). All protocols, wherever they are implemented:
 
     leave_one_session_out   test = session k, dev = the next session, training = the others; so within each of several corpora
     leave_one_speaker_out   the same with speakers
@@ -30,8 +30,9 @@ _SUPERB_TRAINING_SHARE = 0.8
 Drafts = tuple[list[FoldDraft], list[str]]  # the folds, and notes on what the protocol itself does
 
 
-def given_split(clips: ClipTable, asked: ProtocolOptions) -> Drafts:
-    _need_one_fold("given_split", asked.count)
+def given_split(clips: ClipTable, options: ProtocolOptions) -> Drafts:
+    """Make one fold of the corpus's own split. Raises UserError where a corpus lacks one of its parts."""
+    _need_one_fold("given_split", options.count)
     sides = {"train": TRAIN, "dev": DEV, "test": TEST}
     for code, corpus in enumerate(clips.corpus.names):
         rows = clips.corpus.codes == code
@@ -48,12 +49,13 @@ def given_split(clips: ClipTable, asked: ProtocolOptions) -> Drafts:
     for name, number in sides.items():
         side[clips.split.equals(name)] = number
     notes = ["given_split: the parts are the corpus's own; what they share is counted, not mended."]
-    words = tuple(f"the corpus's own {name} part" for name in ("training", "dev", "test"))
-    return [FoldDraft(side, (words[0], words[1], words[2]))], notes
+    descriptions = tuple(f"the corpus's own {name} part" for name in ("training", "dev", "test"))
+    return [FoldDraft(side, (descriptions[0], descriptions[1], descriptions[2]))], notes
 
 
-def iemocap_ses01(clips: ClipTable, asked: ProtocolOptions) -> Drafts:
-    _need_one_fold("iemocap_ses01", asked.count)
+def iemocap_ses01(clips: ClipTable, options: ProtocolOptions) -> Drafts:
+    """Make one fold, with dev and test from session 1. Raises UserError where that has not one man and one woman."""
+    _need_one_fold("iemocap_ses01", options.count)
     names = _five_sessions(clips, "iemocap_ses01")
     first = clips.session.equals(names[0])
     dev, test = (first & clips.has_known_speaker & clips.gender.equals(gender) for gender in ("male", "female"))
@@ -66,14 +68,19 @@ def iemocap_ses01(clips: ClipTable, asked: ProtocolOptions) -> Drafts:
     side = np.where(first, NOWHERE, TRAIN).astype(np.int8)
     side[dev], side[test] = DEV, TEST
     note = f"iemocap_ses01: dev and test speaker talk to each other in the same session; one test speaker ({woman[0]})."
-    words = (f"sessions {listed(names[1:])}", f"session {names[0]}, man {man[0]}", f"session {names[0]}, woman {woman[0]}")
-    return [FoldDraft(side, words)], [note]
+    descriptions = (
+        f"sessions {listed(names[1:])}",
+        f"session {names[0]}, man {man[0]}",
+        f"session {names[0]}, woman {woman[0]}",
+    )
+    return [FoldDraft(side, descriptions)], [note]
 
 
-def superb(clips: ClipTable, asked: ProtocolOptions) -> Drafts:
+def superb(clips: ClipTable, options: ProtocolOptions) -> Drafts:
+    """Make five folds, one of each session, as SUPERB does. Raises UserError unless there are IEMOCAP's five sessions."""
     names = _five_sessions(clips, "superb")
-    if asked.count not in (None, len(names)):
-        raise UserError(f"{asked.count} folds were asked for, but superb makes {len(names)}, one of each session: ask for 5")
+    if options.count not in (None, len(names)):
+        raise UserError(f"{options.count} folds were asked for, but superb makes {len(names)}, one of each session: ask for 5")
     drafts = []
     for k, name in enumerate(names):
         tested = clips.session.equals(name)
@@ -83,8 +90,8 @@ def superb(clips: ClipTable, asked: ProtocolOptions) -> Drafts:
         side[shuffled[int(_SUPERB_TRAINING_SHARE * len(pool)) :]] = DEV
         side[tested & clips.has_known_speaker] = TEST
         others = listed([other for other in names if other != name])
-        words = (f"a random 80 % of sessions {others}", f"the other 20 % of sessions {others}", f"session {name}")
-        drafts.append(FoldDraft(side, words))
+        descriptions = (f"a random 80 % of sessions {others}", f"the other 20 % of sessions {others}", f"session {name}")
+        drafts.append(FoldDraft(side, descriptions))
     note = (
         "superb: dev clips are of training speakers, so the epoch is chosen on voices that the model knows; the random 80 / 20 "
         "split follows SUPERB's rule but is drawn here, so it is not clip for clip that of s3prl."
@@ -98,7 +105,7 @@ def _need_one_fold(protocol: str, count: int | None) -> None:
 
 
 def _five_sessions(clips: ClipTable, protocol: str) -> tuple[str, ...]:
-    """IEMOCAP's five sessions, in order. Raises UserError unless there is one corpus whose sessions' names end in 1 to 5."""
+    """Return IEMOCAP's five sessions, in order. Raises UserError unless one corpus has sessions whose names end in 1 to 5."""
     need_sessions(clips, protocol)
     names = clips.session.names_in(clips.has_known_speaker)
     numbers = [int(match[0]) if (match := re.search(r"\d+$", name)) else None for name in names]

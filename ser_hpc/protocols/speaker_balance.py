@@ -1,4 +1,4 @@
-"""Groups of speakers that are alike in classes and genders, so that every fold tests about the same thing.
+"""Divide speakers into groups that are alike in classes and genders, so that every fold tests about the same.
 
 Each speaker is a vector: its clips of each class and its gender, every feature as a share of what one group should hold. The
 groups are the more alike, the smaller the sum of their squared lengths (their total is fixed, so this is their variance).
@@ -31,6 +31,7 @@ class SpeakerTable:
 
     @classmethod
     def from_clips(cls, clips: ClipTable) -> SpeakerTable:
+        """Count the clips of each known speaker."""
         known = clips.has_known_speaker
         code = clips.speaker.codes[known]
         num_speakers, num_classes = len(clips.speaker.names), len(clips.classes)
@@ -43,13 +44,13 @@ class SpeakerTable:
         return cls(corpus, classes.reshape(num_speakers, num_classes), genders)
 
     def corpora(self) -> list[np.ndarray]:
-        """The speakers of each corpus that has any, the corpus of most clips first."""
+        """Return the speakers of each corpus that has any, the corpus of most clips first."""
         clips = np.bincount(self.corpus, weights=self.classes.sum(axis=1))
         members = (np.flatnonzero(self.corpus == code) for code in np.argsort(-clips, kind="stable"))
         return [some for some in members if len(some)]
 
     def units(self) -> np.ndarray:
-        """What never comes apart, int64 (num_speakers,): a speaker, or all of a corpus that has fewer than `FEWEST`."""
+        """Number what is never divided, int64 (num_speakers,): a speaker, or all of a corpus that has fewer than `FEWEST`."""
         first = np.arange(len(self.corpus))
         for members in self.corpora():
             if len(members) < FEWEST:
@@ -58,7 +59,7 @@ class SpeakerTable:
         return units
 
     def groups(self, num_groups: int) -> np.ndarray:
-        """Group of each speaker, int64 (num_speakers,): balanced within each corpus that has enough speakers for that.
+        """Return the group of each speaker, int64 (num_speakers,): balanced within each corpus that has enough speakers.
 
         A corpus of fewer than `num_groups` speakers is in as many groups, one of fewer than `FEWEST` in a single one. No group
         is empty, unless there are fewer `units`.
@@ -78,12 +79,12 @@ class SpeakerTable:
         return groups
 
     def balanced(self, members: np.ndarray, num_groups: int) -> np.ndarray:
-        """`balanced_groups` of some of the speakers."""
+        """Return `balanced_groups` of some of the speakers."""
         return balanced_groups(self.classes[members], self.genders[members], num_groups)
 
 
 def balanced_groups(classes: np.ndarray, genders: np.ndarray, num_groups: int) -> np.ndarray:
-    """Group of each speaker, int64 (num_speakers,); no group is empty.
+    """Return the group of each speaker, int64 (num_speakers,); no group is empty.
 
     `classes`: clips of each class, (num_speakers, num_classes). `genders`: 1 at a speaker's own, (num_speakers, num_genders).
     All genders together weigh as much as all classes. Speakers must number at least `num_groups`.
@@ -100,7 +101,7 @@ def balanced_groups(classes: np.ndarray, genders: np.ndarray, num_groups: int) -
 
 
 def _shares(counts: np.ndarray, num_groups: int) -> np.ndarray:
-    """`counts` (num_speakers, n) as shares of a group's due, in `_UNIT`s, weighted so that tables of any width count alike."""
+    """Return `counts` (num_speakers, n) as shares of a group's due, in `_UNIT`s, weighted so that all tables count alike."""
     due = np.maximum(counts.sum(axis=0), 1) / num_groups
     weight = 1 / np.sqrt(max(counts.shape[1], 1))
     shares: np.ndarray = np.rint(counts / due * weight * _UNIT).astype(np.int64)
@@ -108,7 +109,7 @@ def _shares(counts: np.ndarray, num_groups: int) -> np.ndarray:
 
 
 def _deal(features: np.ndarray, order: np.ndarray, num_groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each speaker in turn to the group least like it (of equals the smaller): its groups and the groups' sums."""
+    """Assign each speaker to the group least like it (of equals the smaller); return the groups and the groups' sums."""
     groups = np.zeros(len(features), dtype=np.int64)
     sums = np.zeros((num_groups, features.shape[1]), dtype=np.int64)
     sizes = np.zeros(num_groups, dtype=np.int64)

@@ -1,9 +1,9 @@
-"""Any audio -> 16 kHz FLAC in WebDataset tars with an index: packed once, read by offset, verified.
+"""Packing any audio into WebDataset tars of 16 kHz FLAC with an index, reading clips by their offset, verifying them.
 
 write, assignment, shard_file   packing: which clip goes into which shard, and one shard, whole or not at all
-audio, recording, containers/   any sound file, decoded; what its header says is not believed
-quality                         what can be wrong with a clip, and what becomes of it
-index, read, storage            where every clip lies; clips at random, from a disk or a store
+audio, recording, containers/   decoding of any sound file; headers are checked against the file
+quality                         kinds of findings about a clip, and the policy for each
+index, read, storage            where every clip lies; random access to clips, on a disk or in an object store
 
 It knows nothing of labels' meaning, of ranks and of torch.
 """

@@ -1,4 +1,4 @@
-"""Which clip goes into which shard: decided from the corpus and the earlier plan alone, before anything is encoded.
+"""Assign clips to shards from the corpus and the earlier plan alone, before anything is encoded.
 
 A shard holds one group (a session; a speaker where a corpus has no sessions; a bucket of speakers where there are many), so
 that leaving a group out is leaving files out. Boundaries follow from the sources' durations, never from encoded sizes: any
@@ -36,7 +36,7 @@ _CLIP_OVERHEAD = 2560  # two tar headers, the metadata and padding, in bytes
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """One shard to be: clips of one corpus and group, sorted by key. `seconds` is of the sources, by their headers."""
+    """A planned shard: clips of one corpus and group, sorted by key. `seconds`: duration of the sources, by their headers."""
 
     corpus: str
     group: str
@@ -46,17 +46,18 @@ class ShardPlan:
 
     @property
     def path(self) -> str:
-        """Of the tar, relative to the dataset's folder."""
+        """The tar's path relative to the dataset's folder."""
         return f"{self.group}/{self.corpus}-{self.group}-{self.number:06d}.tar"
 
     @property
     def estimated_bytes(self) -> int:
+        """About the size of the tar in bytes."""
         return estimated_bytes(self.seconds, len(self.utterances))
 
 
 @dataclass(frozen=True, slots=True)
 class SavedAssignment:
-    """What outlives a plan: how each corpus is grouped; corpus, group, number and keys of each shard, the oldest first."""
+    """The part of a plan that is saved: grouping of each corpus; corpus, group, number and keys of each shard, oldest first."""
 
     grouped_by: Mapping[str, Grouping]
     shards: tuple[tuple[str, str, int, tuple[str, ...]], ...]
@@ -64,12 +65,13 @@ class SavedAssignment:
 
 @dataclass(frozen=True, slots=True)
 class ShardAssignment:
-    """`shards`: those of an earlier plan first, in its order, then the new ones by path."""
+    """The planned shards of a dataset. `shards`: those of an earlier plan first, in its order, then the new ones by path."""
 
     grouped_by: Mapping[str, Grouping]
     shards: tuple[ShardPlan, ...]
 
     def to_saved(self) -> SavedAssignment:
+        """Return the part of this plan that is saved, for `assignment_file`."""
         keys = [tuple(utterance.key for utterance in shard.utterances) for shard in self.shards]
         shards = [(s.corpus, s.group, s.number, of) for s, of in zip(self.shards, keys, strict=True)]
         return SavedAssignment(self.grouped_by, tuple(shards))
@@ -79,16 +81,17 @@ NOTHING = SavedAssignment({}, ())
 
 
 def estimated_bytes(seconds: float, clips: int) -> int:
-    """About how many bytes clips take in a tar."""
+    """Return about how many bytes clips of `seconds` in all take in a tar."""
     return round(seconds * RATE * 2 * _FLAC_RATIO) + clips * _CLIP_OVERHEAD
 
 
 def assign_shards(
     utterances: Sequence[Utterance], seconds: Sequence[float], shard_mb: int, earlier: SavedAssignment = NOTHING
 ) -> ShardAssignment:
-    """The shards of a dataset; `seconds[i]` is the duration of `utterances[i]`. Planned again with the result: the same plan.
+    """Plan the shards of a dataset; `seconds[i]` is the duration of `utterances[i]`. Planning again with the result changes
+    nothing.
 
-    Raises UserError where two clips have one key, or a key is too long for a tar.
+    Raises UserError where two clips have one key, a key is too long for a tar, or `shard_mb` is below 1.
     """
     check_keys(utterances)
     if shard_mb < 1:
@@ -104,7 +107,7 @@ def assign_shards(
             stay[place].append((utterance, duration))
         else:
             new[of].append((utterance, duration))
-    kept = [_shard(*earlier.shards[place][:3], stay[place]) for place in sorted(stay)]
+    unchanged = [_shard(*earlier.shards[place][:3], stay[place]) for place in sorted(stay)]
     free: dict[tuple[str, str], int] = defaultdict(int)
     for corpus, group, number, _ in earlier.shards:
         free[corpus, group] = max(free[corpus, group], number + 1)
@@ -114,12 +117,12 @@ def assign_shards(
         added += [_shard(*of, number, part) for number, part in enumerate(parts, free[of])]
     corpora = {utterance.corpus for utterance in utterances}
     return ShardAssignment(
-        {corpus: grouped_by[corpus] for corpus in sorted(corpora)}, (*kept, *sorted(added, key=lambda shard: shard.path))
+        {corpus: grouped_by[corpus] for corpus in sorted(corpora)}, (*unchanged, *sorted(added, key=lambda shard: shard.path))
     )
 
 
 def describe_utterance(utterance: Utterance) -> dict[str, Any]:
-    """An utterance's metadata as packed: all it says, but of its path only the file's name; `extra` as JSON."""
+    """Return an utterance's metadata as packed: every field, but of its path only the file's name; `extra` as JSON."""
     values = {name: getattr(utterance, name) for name in _PLAIN_FIELDS}
     values["source"] = utterance.audio_path.name
     values["extra"] = json.dumps(dict(utterance.extra), sort_keys=True, ensure_ascii=False) if utterance.extra else ""
@@ -127,12 +130,12 @@ def describe_utterance(utterance: Utterance) -> dict[str, Any]:
 
 
 def source_digests(shard: ShardPlan) -> dict[Path, str]:
-    """Size and CRC-32 of every source file of a shard."""
+    """Return size and CRC-32 of every source file of a shard, or "unreadable"."""
     return {path: _content_hash(path) for path in dict.fromkeys(utterance.audio_path for utterance in shard.utterances)}
 
 
 def source_hash(shard: ShardPlan, contents: Mapping[Path, str]) -> str:
-    """SHA-256 over all that decides a shard's bytes: metadata, order, and `source_digests`."""
+    """Return the SHA-256 over all that decides a shard's bytes: metadata, order, and `source_digests`."""
     digest = hashlib.sha256(f"layout {LAYOUT_VERSION}".encode())
     for utterance in shard.utterances:
         digest.update(json.dumps([utterance.key, describe_utterance(utterance), contents[utterance.audio_path]]).encode())
@@ -140,7 +143,7 @@ def source_hash(shard: ShardPlan, contents: Mapping[Path, str]) -> str:
 
 
 def check_keys(utterances: Sequence[Utterance]) -> None:
-    """Raises UserError where two clips have one key, or a key is too long for a tar."""
+    """Raise UserError where two clips have one key, or a key is too long for a tar."""
     repeated = [key for key, count in Counter(u.key for u in utterances).items() if count > 1]
     if repeated:
         raise UserError(f"{len(repeated)} keys stand for more than one clip: {listed(repeated)}; utterance ids must be unique")
@@ -164,7 +167,7 @@ def _content_hash(path: Path) -> str:
 
 
 def _groupings(utterances: Iterable[Utterance]) -> dict[str, Grouping]:
-    """How each corpus is divided, when it is first packed."""
+    """Choose how each corpus is divided, when it is first packed."""
     speakers: dict[str, set[str]] = defaultdict(set)
     with_sessions = set()
     for utterance in utterances:
@@ -178,7 +181,7 @@ def _groupings(utterances: Iterable[Utterance]) -> dict[str, Grouping]:
 
 
 def _group(utterance: Utterance, grouped_by: Grouping) -> str:
-    """The group of an utterance, safe in a file name; different groups have different names."""
+    """Return the group of an utterance, safe in a file name; different groups have different names."""
     if grouped_by == "session":
         return _slug(utterance.session or "no_session")
     if grouped_by == "speaker":
@@ -201,7 +204,7 @@ def _shard(corpus: str, group: str, number: int, clips: Iterable[tuple[Utterance
 
 
 def _cut(clips: Sequence[tuple[Utterance, float]], limit: int) -> list[list[tuple[Utterance, float]]]:
-    """Consecutive parts of about `limit` bytes each."""
+    """Split clips into consecutive parts of about `limit` bytes each."""
     parts: list[list[tuple[Utterance, float]]] = []
     filled = limit
     for utterance, duration in clips:

@@ -1,4 +1,4 @@
-"""OUT/plan.json: which clip was planned into which shard, so that clips that come later change no shard that is there.
+"""Read and write OUT/plan.json: the shard of each clip, so that clips that are added later change no existing shard.
 
 Written before the first shard. Every part of an array reads it, plans the same, and writes the same.
 """
@@ -19,7 +19,7 @@ _WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")  # corpus and group become a path
 
 
 def read_assignment(out: Path) -> SavedAssignment:
-    """The plan of the last packing into `out`; nothing where there was none, or one of another layout.
+    """Return the plan of the last packing into `out`; an empty one where there was none, or one of another layout.
 
     Raises UserError if the file is damaged.
     """
@@ -27,11 +27,11 @@ def read_assignment(out: Path) -> SavedAssignment:
     if not path.exists():
         return NOTHING
     try:
-        told = read_json(path)
-        if told["version"] != LAYOUT_VERSION:
+        saved = read_json(path)
+        if saved["version"] != LAYOUT_VERSION:
             return NOTHING
-        grouped_by = dict(told["grouped_by"])
-        shards = tuple(_shard(**shard) for shard in told["shards"])
+        grouped_by = dict(saved["grouped_by"])
+        shards = tuple(_shard(**shard) for shard in saved["shards"])
         if not set(grouped_by.values()) <= set(get_args(Grouping)):
             raise ValueError(f"grouped_by is {grouped_by}")
         return SavedAssignment(grouped_by, shards)
@@ -43,6 +43,7 @@ def read_assignment(out: Path) -> SavedAssignment:
 
 
 def write_assignment(out: Path, plan: SavedAssignment) -> None:
+    """Write the plan into `out`, unless the same one is there. Raises UserError if the file there is damaged."""
     if (out / PLAN).exists() and read_assignment(out) == plan:
         return
     shards = list(_rows(plan))

@@ -1,4 +1,4 @@
-"""Any recording -> 16 kHz mono int16, or a `BadClipError` that says in words why not.
+"""Decode any recording to 16 kHz mono int16 (or raise `BadClipError` with the reason), and encode and decode FLAC.
 
 libsndfile decodes, soxr resamples, block by block, so that memory holds little more than the result. `count_samples` looks at
 headers only (cheap, for refusing a corpus before anything is written); `decode` reads the samples.
@@ -34,7 +34,7 @@ _ROUNDING_SECONDS = 0.01
 
 @dataclass(frozen=True, slots=True)
 class AudioHeader:
-    """What a file says of a clip before it is decoded. `doubtful`: what is not so, in words, and how it is read."""
+    """What the header says of a clip. `num_samples`: at 16 kHz; `doubtful`: what is wrong with the header, "" if nothing."""
 
     num_samples: int
     doubtful: str
@@ -42,9 +42,9 @@ class AudioHeader:
 
 @dataclass(frozen=True, slots=True)
 class DecodedClip:
-    """`samples` int16 (num_samples,) at 16 kHz; `clipped`: share of the source's samples at full scale or beyond.
+    """A decoded clip. `samples`: int16 (num_samples,) at 16 kHz; `clipped`: share of the source's samples at full scale.
 
-    In words, "" where all is well: `doubtful` (see Outline), `out_of_range` and `cancelled` (see volume.Mix).
+    Messages, "" where all is well: `doubtful` (see AudioHeader), `out_of_range` and `cancelled` (see downmix.Downmix).
     """
 
     samples: np.ndarray
@@ -55,21 +55,21 @@ class DecodedClip:
 
 
 def count_samples(path: Path, start_s: float | None = None, end_s: float | None = None) -> int:
-    """Samples that `decode` will give. Raises BadClipError for everything that can be known without decoding."""
+    """Return how many samples `decode` will give. Raises BadClipError for all that can be known without decoding."""
     return read_header(path, start_s, end_s).num_samples
 
 
 def read_header(path: Path, start_s: float | None = None, end_s: float | None = None) -> AudioHeader:
-    """As `count_samples`, with what is doubtful in the file."""
+    """Read a clip's header. Raises BadClipError for everything that can be known without decoding."""
     with open_recording(path) as recording:
         first, last = _frames(recording, start_s, end_s)
         return AudioHeader(_num_samples(last - first, recording.rate), recording.doubt)
 
 
 def decode(path: Path, start_s: float | None = None, end_s: float | None = None) -> DecodedClip:
-    """The clip as 16 kHz mono int16: channels averaged, resampled (soxr HQ), rounded, clipped. Raises BadClipError.
+    """Decode a clip to 16 kHz mono int16: channels averaged, resampled (soxr HQ), rounded, clipped. Raises BadClipError.
 
-    What that would spoil is heard first, and mixed in another way (`volume.Mix`), which is told.
+    Where the average would spoil the sound, channels are mixed in another way (`downmix.Downmix`), which the result says.
     """
     mix = AS_IT_IS
     samples, volume, doubt = _mixed(path, start_s, end_s, mix)
@@ -99,7 +99,7 @@ def _mixed(path: Path, start_s: float | None, end_s: float | None, mix: Downmix)
 
 
 def level_db(samples: np.ndarray) -> float:
-    """The level in dBFS that a clip reaches or exceeds for 100 ms in all, wherever those are; rounded to 0.1.
+    """Return the level in dBFS that a clip reaches or exceeds for 100 ms in all, wherever those are; rounded to 0.1.
 
     The swing (half of peak to peak) of the tenth loudest of its frames of 10 ms: a click does not make silence loud, an offset
     is no sound, and one word in a long pause is enough. Digital silence is -140.
@@ -113,25 +113,25 @@ def level_db(samples: np.ndarray) -> float:
 
 
 def encode_flac(samples: np.ndarray) -> bytes:
-    """int16 (num_samples,) at 16 kHz as FLAC, level 5 (libsndfile's default); the same bytes for the same samples."""
+    """Encode int16 (num_samples,) at 16 kHz as FLAC, level 5 (libsndfile's default); the same bytes for the same samples."""
     buffer = io.BytesIO()
     write_flac(samples, buffer)
     return buffer.getvalue()
 
 
 def write_flac(samples: np.ndarray, file: BinaryIO | int) -> None:
-    """The same into an open, empty file, or its descriptor."""
+    """Encode as `encode_flac` does, into an open, empty file or its descriptor."""
     soundfile.write(file, samples, RATE, format="FLAC", subtype="PCM_16", closefd=False)
 
 
 def decode_flac(payload: bytes) -> np.ndarray:
-    """int16 (num_samples,) of a shard's payload. Raises BadClipError if it is not whole 16 kHz mono FLAC."""
+    """Decode a shard's payload to int16 (num_samples,). Raises BadClipError if it is not whole 16 kHz mono FLAC."""
     with _flac(payload) as sound:
         return np.asarray(sound.read(dtype="int16"))
 
 
 def measure_flac(payload: bytes) -> tuple[int, str]:
-    """Number of samples of a shard's payload, and their `samples_hash`; in bounded memory. Raises as `decode_flac`."""
+    """Return the number of samples of a shard's payload and their `samples_hash`, in bounded memory. Raises BadClipError."""
     length, digest = 0, hashlib.md5(usedforsecurity=False)
     with _flac(payload) as sound:
         while len(samples := sound.read(_BLOCK, dtype="int16")):
@@ -141,12 +141,12 @@ def measure_flac(payload: bytes) -> tuple[int, str]:
 
 
 def samples_hash(samples: np.ndarray) -> str:
-    """MD5 of int16 samples, 32 hex digits: equal for identical sound, whatever file it came from; what FLAC itself records."""
+    """Return the MD5 of int16 samples, 32 hex digits: equal for identical sound, whatever its file; FLAC records the same."""
     return hashlib.md5(np.ascontiguousarray(samples, "<i2").data, usedforsecurity=False).hexdigest()
 
 
 def flac_samples_hash(payload: bytes) -> str:
-    """The `samples_hash` that the encoder wrote into a FLAC file (`metaflac --show-md5sum`), without decoding it."""
+    """Return the `samples_hash` that the encoder wrote into a FLAC file (`metaflac --show-md5sum`), without decoding it."""
     return payload[26:42].hex()
 
 
@@ -164,7 +164,7 @@ def _flac(payload: bytes) -> Iterator[soundfile.SoundFile]:
 
 
 def _frames(recording: Recording, start_s: float | None, end_s: float | None) -> tuple[int, int]:
-    """First and last (exclusive) source frame of a clip, checked against the recording."""
+    """Return first and last (exclusive) source frame of a clip, checked against the recording."""
     rate, total = recording.rate, recording.frames
     first = round(start_s * rate) if start_s is not None else 0
     last = round(end_s * rate) if end_s is not None else total
@@ -177,5 +177,5 @@ def _frames(recording: Recording, start_s: float | None, end_s: float | None) ->
 
 
 def _num_samples(frames: int, rate: int) -> int:
-    """At 16 kHz, as soxr rounds."""
+    """Return the length at 16 kHz, as soxr rounds."""
     return math.floor(frames * RATE / rate + 0.5)

@@ -1,4 +1,4 @@
-"""How channels become one, and how loud they were: where another way to mix them is called for, it is found and told.
+"""Mix channels to mono, measure their level, and choose another way (with a message) where the mean spoils the sound.
 
 out_of_range    float samples far beyond full scale. A few are a fault: limited, since a resampler would spread each over
                 hundreds of samples. Many mean that the file holds integers as floats: scaled.
@@ -24,7 +24,7 @@ _CANCELLED = 0.1  # of the loudest channel's energy
 class LevelMeter:
     """Counts over the blocks of a recording: `full` samples at full scale or beyond; `far` beyond it, up to `peak` times.
 
-    `beyond`: how many are larger than integers of a size would be; `energy`: of each channel and then of their mean, without
+    `beyond`: samples larger than integers of each size would be; `energy`: of each channel and then of their mean, without
     offsets.
     """
 
@@ -41,6 +41,7 @@ class LevelMeter:
         return self.full / self.samples
 
     def hear_far(self, block: np.ndarray, peak: float) -> None:
+        """Count the samples of a block that are far beyond full scale; `peak` is its largest magnitude."""
         self.peak = max(self.peak, peak)
         magnitude = np.abs(block)
         self.far += int(np.count_nonzero(magnitude > _FAR))
@@ -51,7 +52,7 @@ class LevelMeter:
 @dataclass(frozen=True, slots=True)
 class Downmix:
     """A way to mix: `scale` divides float samples, those that are `_FAR` beyond full scale then are limited if `limits`;
-    `channel` alone is taken, None: the mean of all. `out_of_range`, `cancelled`: why, in words."""
+    `channel` alone is taken, None: the mean of all. `out_of_range`, `cancelled`: the reasons, as messages."""
 
     scale: int = 1
     limits: bool = False
@@ -60,9 +61,9 @@ class Downmix:
     cancelled: str = ""
 
     def mono(self, block: np.ndarray, volume: LevelMeter) -> np.ndarray:
-        """(frames, channels) of int16, or float32 of full scale 1, as (frames,) of full scale 32768; heard by `volume`.
+        """Mix (frames, channels) of int16, or float32 of full scale 1, to (frames,) of full scale 32768; `volume` measures it.
 
-        The block may be changed. Raises BadClipError for what is no number.
+        The block may be changed. Raises BadClipError for NaN, infinity and values of no known scale.
         """
         if block.dtype != np.int16:
             block = self._in_range(block, volume)
@@ -73,19 +74,19 @@ class Downmix:
         channels = [np.ascontiguousarray(channel, np.float32) for channel in block.T]
         # Of two, the very numbers of numpy's mean in a fifth of its time.
         mean = (channels[0] + channels[1]) * np.float32(0.5) if len(channels) == 2 else block.mean(axis=1, dtype=np.float32)
-        volume.energy = volume.energy + [float(np.var(heard)) * len(heard) for heard in (*channels, mean)]
+        volume.energy = volume.energy + [float(np.var(signal)) * len(signal) for signal in (*channels, mean)]
         return mean if self.channel is None else channels[self.channel]
 
     def better(self, volume: LevelMeter) -> Downmix:
-        """The way to mix what was heard when it was mixed in this one; itself, if it is right."""
+        """Return the right way to mix what `volume` measured; itself, if that is right. Raises BadClipError if none is."""
         if volume.far and not self.limits:
             return self._limited(volume)
         *channels, mean = volume.energy.tolist()
         if self.channel is None and channels and mean < _CANCELLED * max(channels):
             loudest = channels.index(max(channels))
             share = f"{mean / channels[loudest]:.1%} of the energy of channel {loudest + 1}"
-            words = f"the mean of its {len(channels)} channels has {share}, which alone is taken"
-            return replace(self, channel=loudest, cancelled=words)
+            message = f"the mean of its {len(channels)} channels has {share}, which alone is taken"
+            return replace(self, channel=loudest, cancelled=message)
         return self
 
     def _in_range(self, block: np.ndarray, volume: LevelMeter) -> np.ndarray:
@@ -104,12 +105,12 @@ class Downmix:
     def _limited(self, volume: LevelMeter) -> Downmix:
         if volume.far <= _FEW * volume.samples:
             number = f"{volume.far:,} of {volume.samples:,} float samples"
-            words = f"{number} are far out of [-1, 1] (up to {volume.peak:.3g}): limited"
-            return replace(self, limits=True, out_of_range=words)
+            message = f"{number} are far out of [-1, 1] (up to {volume.peak:.3g}): limited"
+            return replace(self, limits=True, out_of_range=message)
         for scale, name in _SCALES.items():
             if volume.beyond[scale] <= _FEW * volume.samples:
-                words = f"float samples out of [-1, 1] (up to {volume.peak:.3g}): read as {name} integers"
-                return replace(self, scale=scale, limits=True, out_of_range=words)
+                message = f"float samples out of [-1, 1] (up to {volume.peak:.3g}): read as {name} integers"
+                return replace(self, scale=scale, limits=True, out_of_range=message)
         raise BadClipError(f"holds float samples up to {volume.peak:.3g}: nothing in it is in [-1, 1], or of an integer's size")
 
 

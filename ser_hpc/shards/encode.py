@@ -1,4 +1,4 @@
-"""One clip: heard, measured, and encoded if it is wanted."""
+"""Decode and measure one clip, and encode it to FLAC if it is to be packed; the work of a packing task, per clip."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ _AT_ONCE = 1 << 20  # bytes
 def encode_clip(
     utterance: Utterance, rules: QualityRules, unwanted: Callable[[ClipMeasurements], bool], folder: Path
 ) -> tuple[ClipMeasurements, BinaryIO | None]:
-    """What there is to know of a clip, and its FLAC if it is wanted. One whose header tells that it is not is not decoded.
+    """Measure a clip, and encode its FLAC unless it is `unwanted`. A clip that is too long by its header is not decoded.
 
-    `folder`: for the FLAC of hours, which has no name there and needs no memory.
+    `folder`: where the FLAC of a long clip lies, in a file without a name. Raises OSError if the disk is full.
     """
     source = utterance.audio_path, utterance.start_s, utterance.end_s
     try:
         if rules.policies["too_long"] == "drop":  # hours of sound, perhaps
-            outline = audio.read_header(*source)
-            announced = ClipMeasurements(utterance.key, num_samples=outline.num_samples, doubtful=outline.doubtful)
+            header = audio.read_header(*source)
+            announced = ClipMeasurements(utterance.key, num_samples=header.num_samples, doubtful=header.doubtful)
             if rules.drops(announced):
                 return announced, None
-        heard = audio.decode(*source)
+        decoded = audio.decode(*source)
     except audio.BadClipError as error:
         return ClipMeasurements(utterance.key, reason=str(error)), None
-    measures = heard.clipped, audio.level_db(heard.samples), "", heard.doubtful, heard.out_of_range, heard.cancelled
-    clip = ClipMeasurements(utterance.key, "", len(heard.samples), *measures)
+    measures = decoded.clipped, audio.level_db(decoded.samples), "", decoded.doubtful, decoded.out_of_range, decoded.cancelled
+    clip = ClipMeasurements(utterance.key, "", len(decoded.samples), *measures)
     if unwanted(clip):
-        return replace(clip, sound=audio.samples_hash(heard.samples)), None
-    payload = _flac(heard.samples, folder)
+        return replace(clip, sound=audio.samples_hash(decoded.samples)), None
+    payload = _flac(decoded.samples, folder)
     return replace(clip, sound=audio.flac_samples_hash(next(blocks(payload)))), payload
 
 
 def _flac(samples: np.ndarray, folder: Path) -> BinaryIO:
-    """A clip's FLAC, in memory or, if it is long, on disk."""
+    """Encode a clip's FLAC in memory or, if it is long, on disk."""
     if len(samples) <= _IN_MEMORY:
         payload: BinaryIO = io.BytesIO()
         audio.write_flac(samples, payload)
@@ -64,7 +64,7 @@ def _flac(samples: np.ndarray, folder: Path) -> BinaryIO:
 
 
 def blocks(file: BinaryIO) -> Iterator[bytes]:
-    """All that a file holds."""
+    """Yield the content of a file in blocks, from its beginning."""
     file.seek(0)
     while block := file.read(_AT_ONCE):
         yield block

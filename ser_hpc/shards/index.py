@@ -1,11 +1,11 @@
-"""The index of a packed dataset: where every clip lies, and everything known about it, without opening a tar.
+"""Read the index of a packed dataset: where every clip lies, and everything known about it, without opening a tar.
 
     OUT/dataset.json                            written last: a folder without it is not a finished dataset
     OUT/pack_report.json                        counts, and everything found wrong with clips and what was done about it
     OUT/plan.json                               which clip belongs into which tar, for when clips are added
     OUT/<group>/<corpus>-<group>-000000.tar     <key>.flac and <key>.json of each clip, one after the other, keys sorted
     OUT/<group>/<corpus>-<group>-000000.parquet one row a clip of that tar, in its order (`clipped` to
-                                                `cancelled`: see findings.Measured); from what it was made, what was left out
+                                                `cancelled`: quality.ClipMeasurements); its sources, and what was left out
 
 A clip's *position* is its row over all shards, in dataset.json's order.
 """
@@ -44,7 +44,7 @@ _NUMBERS = ("arousal", "valence", "dominance", "start_s", "end_s")
 SCHEMA = pa.schema(
     [("key", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("num_samples", pa.int64())]
     + [("crc32", pa.uint32()), ("sound", pa.string()), ("clipped", pa.float64()), ("level_db", pa.float64())]
-    + [(name, pa.string()) for name in ("doubtful", "out_of_range", "cancelled")]  # in words, "" where all is well
+    + [(name, pa.string()) for name in ("doubtful", "out_of_range", "cancelled")]  # messages, "" where all is well
     + [(name, pa.string()) for name in (*_WORDS, "source", "extra")]  # `extra`: a JSON object, "" if it is empty
     + [("recording", pa.string())]  # size and CRC-32 of the source file, by which pieces of one are known
     + [(name, pa.float64()) for name in _NUMBERS]
@@ -75,10 +75,10 @@ class Shard:
 class ShardIndex:
     """One packed dataset or several together. Row i of every array, shape (num_clips,), is the clip at position i.
 
-    `roots`: the datasets' folders; `shards[i]` lies in `roots[dataset[i]]`. `shard` int32: row's place in `shards`; `offset`,
+    `roots`: the datasets' folders; `shards[i]` lies in `roots[dataset[i]]`. `shard` int32: the row's shard; `offset`,
     `size` int64: the FLAC payload's bytes in that tar; `num_samples` int64 at 16 kHz; `crc32` uint32 of the payload.
     `fingerprints` (one a dataset) and `fingerprint` (of all) change with any byte of any shard. `distinct`: (corpus, column,
-    name) of names that are nobody else's, however alike, as packing was told.
+    name) of names that are nobody else's, however alike, as declared at packing.
     """
 
     roots: tuple[Location, ...]
@@ -95,7 +95,7 @@ class ShardIndex:
 
     @classmethod
     def load(cls, *roots: Location) -> ShardIndex:
-        """Several datasets come in the order of their fingerprints, however they are listed.
+        """Read the indices of one dataset or several; these come in the order of their fingerprints, however they are listed.
 
         Raises UserError: no finished dataset, another layout version, a shard or its index missing or changed, one twice.
         """
@@ -128,18 +128,18 @@ class ShardIndex:
 
     @property
     def fingerprint(self) -> str:
-        """Of all datasets together."""
+        """The fingerprint of all datasets together."""
         if len(self.fingerprints) == 1:
             return self.fingerprints[0]
         return hashlib.sha256("\n".join(self.fingerprints).encode()).hexdigest()
 
     def key(self, position: int) -> str:
-        """The name of a clip's members in its tar."""
+        """Return the name of a clip's members in its tar, without suffix."""
         return f"{self.metadata.corpus[position]}-{self.metadata.utterance_id[position]}"
 
 
 def dataset_description(shards: Sequence[Shard], distinct: Iterable[tuple[str, str, str]] = ()) -> dict[str, Any]:
-    """The content of dataset.json: no time, no path of this machine. `distinct`: see ShardIndex."""
+    """Return the content of dataset.json: no time, no path of this machine. `distinct`: see ShardIndex."""
     contents = "".join(f"{shard.path} {shard.sha256}\n" for shard in shards)
     return {
         "format": "ser_hpc shards",
@@ -157,7 +157,7 @@ def dataset_description(shards: Sequence[Shard], distinct: Iterable[tuple[str, s
 
 
 def read_dataset(root: Location) -> dict[str, Any]:
-    """The content of dataset.json. Raises UserError if there is none, or it is not one that this version reads."""
+    """Read dataset.json. Raises UserError if there is none, or it is not one that this version reads."""
     path = root / DATASET
     try:
         content = path.read_bytes()
@@ -185,7 +185,7 @@ def read_dataset(root: Location) -> dict[str, Any]:
 
 
 def _check_entry(shard: Shard) -> None:
-    """Raises ValueError for what no packing wrote: above all a path that leads out of the dataset's folder."""
+    """Raise ValueError for what no packing wrote: above all a path that leads out of the dataset's folder."""
     for field in fields(Shard):
         value = getattr(shard, field.name)
         if type(value).__name__ != field.type or (field.type != "str" and value < 0):
@@ -196,7 +196,7 @@ def _check_entry(shard: Shard) -> None:
 
 
 def check_tar_size(root: Location, shard: Shard) -> None:
-    """Raises UserError if a tar is missing or has another size than when it was packed."""
+    """Raise UserError if a tar is missing or has another size than when it was packed."""
     try:
         found = size(root / shard.path)
     except FileNotFoundError:
@@ -206,7 +206,7 @@ def check_tar_size(root: Location, shard: Shard) -> None:
 
 
 def read_table(root: Location, shard: Shard) -> pa.Table:
-    """The rows of one shard. Raises UserError if its index is missing or not the one that was written with it."""
+    """Read the rows of one shard. Raises UserError if its index is missing or not the one that was written with it."""
     return _rows(root, shard, _read_index(root, shard))
 
 
@@ -222,7 +222,7 @@ def _read_index(root: Location, shard: Shard) -> bytes:
 
 
 def _rows(root: Location, shard: Shard, content: bytes) -> pa.Table:
-    """The rows of an index. Raises UserError where they are not of that tar, whoever wrote them."""
+    """Parse the rows of an index. Raises UserError where they are not of that tar, whoever wrote them."""
     path = (root / shard.path).with_suffix(".parquet")
     try:
         table = parse_index(content)
@@ -240,7 +240,7 @@ def _rows(root: Location, shard: Shard, content: bytes) -> pa.Table:
 
 
 def parse_index(content: bytes) -> pa.Table:
-    """A shard's index as it was written. Raises pyarrow.ArrowException, OSError or ValueError if it is damaged or a bomb.
+    """Parse a shard's index. Raises pyarrow.ArrowException, OSError or ValueError if it is damaged or a decompression bomb.
 
     No threads and no Python file: with either, arrow's pool may outlive the interpreter, and a program that ends at once aborts
     instead of returning its exit code (arrow issues 33975 and 34314; here one run in eight).
@@ -253,6 +253,7 @@ def parse_index(content: bytes) -> pa.Table:
 
 
 def index_path(tar: Path) -> Path:
+    """Return the path of the index beside a tar."""
     return tar.with_suffix(".parquet")
 
 
@@ -284,7 +285,7 @@ class _Pieces:
         return Metadata(**columns, seconds=num_samples / RATE, overlap=self._overlap())
 
     def _overlap(self) -> np.ndarray | None:
-        """`overlap_groups` over all shards: pieces of one recording may lie in several."""
+        """Return `overlap_groups` over all shards: pieces of one recording may lie in several."""
         if not (some := [found for _, found in self._recordings if found is not None]):
             return None
         groups = overlap_groups(*(np.concatenate(columns) for columns in zip(*some, strict=True)))

@@ -1,4 +1,4 @@
-"""What lies in packed shards, as a person sees it: tables of counts, durations, what packing found, and folds."""
+"""Print what lies in packed shards: tables of counts, durations, what packing found, and folds. For `ser_hpc.inspect`."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ SHOWN = 16  # rows of a table, the largest; the rest is summed up in the last
 BAR = 30  # characters of the longest bar
 
 
-def print_contents(told: Mapping[str, Any], out: Console) -> None:
-    if "summary" in told:
-        _show_summary(told["summary"], out)
-    for root, problems in told.get("damage", {}).items():
+def print_contents(contents: Mapping[str, Any], out: Console) -> None:
+    """Print what `ser_hpc.inspect` gathered: a summary, damage, one clip, folds, as far as each is there."""
+    if "summary" in contents:
+        _show_summary(contents["summary"], out)
+    for root, problems in contents.get("damage", {}).items():
         for problem in problems:
             out.print(problem, soft_wrap=True)
         state = counted(len(problems), "problem") if problems else "every byte is as it was packed"
         out.print(f"{root}: {state}", soft_wrap=True)
-    if "clip" in told:
+    if "clip" in contents:
         table = _table("", "")
-        for name, value in told["clip"].items():
+        for name, value in contents["clip"].items():
             table.add_row(name, Text(f"{value:g}" if isinstance(value, float) else str(value), overflow="fold"))
         out.print(table)
-    if "extracted" in told:
-        out.print(f"its sound is in {told['extracted']}", soft_wrap=True)
-    if "folds" in told:
-        out.print(Text.assemble((told["folds"]["protocol"], "bold"), f", label set {told['folds']['label_set']}"))
-        if refused := told["folds"]["refused"]:
+    if "extracted" in contents:
+        out.print(f"its sound is in {contents['extracted']}", soft_wrap=True)
+    if "folds" in contents:
+        out.print(Text.assemble((contents["folds"]["protocol"], "bold"), f", label set {contents['folds']['label_set']}"))
+        if refused := contents["folds"]["refused"]:
             out.print(Text.assemble(("These folds are not sound: ", "red"), refused))
 
 
 def _show_summary(summary: Mapping[str, Any], out: Console) -> None:
     for dataset in summary["datasets"]:
         size = f"{dataset['bytes'] / 1e6:,.1f} MB in {counted(dataset['shards'], 'shard')}"
-        told = f"{size}, fingerprint {dataset['fingerprint'][:12]}"
-        out.print(Text.assemble((dataset["root"], "bold"), f"  {told}"), soft_wrap=True)
-    counts = {name: values for name, values in summary["counts"].items() if _says_something(name, summary["counts"])}
+        details = f"{size}, fingerprint {dataset['fingerprint'][:12]}"
+        out.print(Text.assemble((dataset["root"], "bold"), f"  {details}"), soft_wrap=True)
+    counts = {name: values for name, values in summary["counts"].items() if _is_informative(name, summary["counts"])}
     speakers = len(summary["counts"]["speaker"])
     out.print(f"{counted(summary['clips'], 'clip')}, {_duration(summary['seconds'])}, {counted(speakers, 'speaker')}\n")
     hours = summary["seconds"] > 36_000
@@ -57,8 +58,8 @@ def _show_summary(summary: Mapping[str, Any], out: Console) -> None:
         _show_packed(dataset, out)
 
 
-def _says_something(name: str, counts: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Not a column that nothing is annotated in, nor groups that are the speakers; classes of several corpora come apart."""
+def _is_informative(name: str, counts: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Return whether to show a column: not one without annotations, nor groups that are the speakers, nor classes twice."""
     if name in ("corpus", "class"):
         return (len(counts["corpus"]) > 1) == (name == "corpus")
     if name == "group":
@@ -68,7 +69,7 @@ def _says_something(name: str, counts: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def _counts(title: str, counts: Mapping[str, Mapping[str, Any]], hours: bool) -> Table:
-    """One row a value, in order; of more than SHOWN the largest, and the sum of the rest."""
+    """Make a table of one row a value, in order; of more than SHOWN the largest, and the sum of the rest."""
     table = _table(title, "clips", "hours" if hours else "min")
     by_size = sorted(counts, key=lambda value: -counts[value]["clips"])
     largest = set(by_size if len(counts) <= SHOWN else by_size[: SHOWN - 1])
@@ -81,7 +82,7 @@ def _counts(title: str, counts: Mapping[str, Mapping[str, Any]], hours: bool) ->
 
 
 def _show_classes(summary: Mapping[str, Any], hours: bool, out: Console) -> None:
-    """Clips of each class, a column a corpus."""
+    """Print the clips of each class, a column a corpus."""
     corpora, classes = summary["classes_by_corpus"], summary["counts"]["class"]
     table = _table("class", *corpora, "clips", "hours" if hours else "min")
     for column in table.columns[1:]:
@@ -93,45 +94,47 @@ def _show_classes(summary: Mapping[str, Any], hours: bool, out: Console) -> None
     out.print(table)
 
 
-def _show_durations(told: Mapping[str, Any], out: Console) -> None:
-    words = f"median {told['median']:.1f}, mean {told['mean']:.1f}, 95 % up to {told['percentile_95']:.1f}"
-    out.print(Text.assemble(("\nseconds", "bold"), f"  {told['shortest']:.2f} to {told['longest']:.2f}, {words}"))
-    most = max(clips for _, _, clips in told["bins"])
+def _show_durations(durations: Mapping[str, Any], out: Console) -> None:
+    details = f"median {durations['median']:.1f}, mean {durations['mean']:.1f}, 95 % up to {durations['percentile_95']:.1f}"
+    out.print(Text.assemble(("\nseconds", "bold"), f"  {durations['shortest']:.2f} to {durations['longest']:.2f}, {details}"))
+    most = max(clips for _, _, clips in durations["bins"])
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
     for justify in ("right", "left", "right"):
         table.add_column(justify=justify)
-    for low, high, clips in told["bins"]:
+    for low, high, clips in durations["bins"]:
         edges = f"{low:g} to {high:g}"
         table.add_row(edges, "█" * round(BAR * clips / most) or ("▏" if clips else ""), f"{clips:,}")
     out.print(table)
 
 
 def _show_packed(dataset: Mapping[str, Any], out: Console) -> None:
-    """What packing found in a dataset, a line a kind."""
+    """Print what packing found in a dataset, a line a kind."""
     packed = dataset["packed"]
     if packed is None:
         unknown = f"no {REPORT} came with these shards, so what packing found is not known"
         out.print(f"\n{dataset['root']}: {unknown}", soft_wrap=True)
         return
     done = {"drop": "left out", "keep": "packed"}  # what is refused is never packed, and so not here
-    found = {kind: told for kind, told in packed["findings"].items() if told["clips"]}
+    found = {kind: finding for kind, finding in packed["findings"].items() if finding["clips"]}
     if not found and not packed["left_out"]:
         out.print(f"\n{dataset['root']}: packing found nothing wrong", soft_wrap=True)
         return
     by_name = f"  (all by name: {dataset['root']}/{REPORT})"
     out.print(Text.assemble(("\nfound when packing", "bold"), by_name), soft_wrap=True)
     table = _table("", "", "clips", "for instance")
-    for kind, told in found.items():
-        first = told["clips"][0]
-        table.add_row(kind, done[told["policy"]], f"{len(told['clips']):,}", Text(f"{first['source']}: {first['detail']}"))
-    if left_out := packed["left_out"]:
-        first = left_out[0]
-        table.add_row("no clip", "left out", f"{len(left_out):,}", Text(f"{first['source']}: {first['reason']}"))
+    for kind, finding in found.items():
+        first = finding["clips"][0]
+        table.add_row(
+            kind, done[finding["policy"]], f"{len(finding['clips']):,}", Text(f"{first['source']}: {first['detail']}")
+        )
+    if skipped := packed["left_out"]:
+        first = skipped[0]
+        table.add_row("no clip", "left out", f"{len(skipped):,}", Text(f"{first['source']}: {first['reason']}"))
     out.print(table)
 
 
 def _table(*columns: str) -> Table:
-    """Without lines; numbers to the right."""
+    """Make a table without lines, numbers to the right."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", show_header=any(columns))
     for column in columns:
         table.add_column(column, justify="right" if column in ("clips", "min", "hours") else "left", overflow="fold")

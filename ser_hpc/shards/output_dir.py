@@ -1,4 +1,4 @@
-"""The folder that is packed into: who may work in it, what in it is ours, and what goes before anything new is written."""
+"""Manage the folder that is packed into: its lock, which files in it are shards, and the removal of stale ones."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _SHARD_NAME = re.compile(r"(?P<corpus>[a-z0-9_]{1,24})-(?P<group>.+)-\d{6}\.(tar
 
 @contextmanager
 def lock_output(out: Path, shared: bool) -> Iterator[None]:
-    """`out` as a folder of ours, without a killed run's temporaries, in which nobody else packs; `shared`: but other parts.
+    """Make and lock `out` against other packers (`shared`: but not other parts), and remove a killed run's temporaries.
 
-    Raises UserError if somebody does, or `out` is something else.
+    Raises UserError if another process packs into it, it cannot be written, or it is a file or a folder of something else.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a folder to pack into")
@@ -53,7 +53,7 @@ def lock_output(out: Path, shared: bool) -> Iterator[None]:
 
 
 def refuse_other_corpora(out: Path, plans: Sequence[ShardPlan]) -> None:
-    """Packing deletes shards that are not in its plan: never those of another corpus. Raises UserError naming that."""
+    """Raise UserError if `out` holds another corpus: packing deletes shards that are not in its plan, but never those."""
     names = [_SHARD_NAME.fullmatch(path.name) for path in _shard_files(out)]
     others = {name["corpus"] for name in names if name} - {shard.corpus for shard in plans}
     if others:
@@ -61,13 +61,13 @@ def refuse_other_corpora(out: Path, plans: Sequence[ShardPlan]) -> None:
 
 
 def stale_files(out: Path, plans: Sequence[ShardPlan]) -> list[Path]:
-    """Files of shards that are not in the plan."""
+    """Return the files of shards that are not in the plan."""
     wanted = {out / shard.path for shard in plans}
     return [path for path in _shard_files(out) if path.with_suffix(".tar") not in wanted]
 
 
 def make_room(todo: Sequence[ShardPlan], stale: Sequence[Path], wanted: set[Path], out: Path) -> None:
-    """Before the first change: the disk is large enough, the dataset is no longer called finished, `stale` files are gone.
+    """Check the free disk space, delete dataset.json if anything will change, then the `stale` files and empty folders.
 
     `wanted`: folders that stay. Raises UserError if the disk is too small.
     """
@@ -95,12 +95,12 @@ def _shard_files(out: Path) -> list[Path]:
     ]
 
 
-def _lock(file: IO[str], how: int, wait_s: float) -> bool:
-    """Whether the lock was had within `wait_s` seconds. Raises OSError where files cannot be locked."""
+def _lock(file: IO[str], operation: int, wait_s: float) -> bool:
+    """Return whether the lock was taken within `wait_s` seconds. Raises OSError where files cannot be locked."""
     deadline = awake_s() + wait_s
     while True:
         try:
-            fcntl.flock(file, how | fcntl.LOCK_NB)
+            fcntl.flock(file, operation | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             if awake_s() > deadline:

@@ -1,4 +1,4 @@
-"""Pieces of one recording that share sound: told by their times, before anything is decoded."""
+"""Find pieces of one recording that share sound, by their times alone, before anything is decoded."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _TIMES = re.compile(r"(-\d+)?-(\d+|end)(-[0-9a-f]{8})?$")  # at the end of a pie
 
 
 def overlap_groups(recording: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Number of the group of pieces that overlap, one with the next; -1: with no other. int32 (num_pieces,).
+    """Number the groups of pieces that overlap, one with the next: int32 (num_pieces,), -1 for a piece without overlap.
 
-    `recording`: of what each is a piece, as a number; `start`, `end`: seconds. All have shape (num_pieces,).
+    `recording`: number of the recording that each is cut from; `start`, `end`: seconds. All have shape (num_pieces,).
     """
     order = np.lexsort((end, start, recording))
     group = np.full(len(order), -1, dtype=np.int32)
@@ -36,7 +36,7 @@ def overlap_groups(recording: np.ndarray, start: np.ndarray, end: np.ndarray) ->
 
 
 def pieces(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """What `overlap_groups` needs of a shard's clips, by its index; None where no clip is a piece of a longer recording."""
+    """Return the arguments of `overlap_groups` for a shard's rows; None where no clip is a piece of a longer recording."""
     if not {"source", "start_s", "end_s"} <= set(rows.column_names):
         return None
     start, end = rows.column("start_s"), rows.column("end_s")
@@ -50,14 +50,14 @@ def pieces(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
 
 
 def recording_number(recording: str) -> int:
-    """The same in every process, unlike `hash`: groups are told in the order of these."""
+    """Return a number for a recording's name, the same in every process, unlike `hash`: groups come in the order of these."""
     return int.from_bytes(hashlib.blake2b(recording.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def _recordings(rows: pa.Table, timed: Sequence[bool]) -> Iterator[str]:
-    """Of what each clip is a piece: the source's size and checksum. Shards of before have the file's name, and its path only in
-    what a piece's id begins with: there recordings of one name, whose folders differ in letters that an id cannot hold, are
-    taken for one; packing again tells them apart."""
+    """Yield the recording that each clip is cut from: its source's size and CRC-32. Older shards have the file's name, and its
+    path only at the beginning of a piece's id: there recordings of one name, whose folders differ in letters that an id cannot
+    hold, are taken for one; packing again tells them apart."""
     if "recording" in rows.column_names:
         yield from rows.column("recording").to_pylist()
         return

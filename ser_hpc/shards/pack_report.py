@@ -1,4 +1,4 @@
-"""What was packed: counts, and everything found wrong. The same for the same corpus, run after run, on any machine."""
+"""Make the report of a packing: counts and findings, the same for the same corpus on any machine (pack_report.json)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COUNTED = ("emotion", "speaker", "session", "gender", "split")
 
 @dataclass(frozen=True, slots=True)
 class ClipCount:
-    """Clips that share a value, and their sound."""
+    """Number of clips that share a value, and their seconds of sound."""
 
     clips: int
     seconds: float
@@ -30,7 +30,7 @@ class ClipCount:
 
 @dataclass(frozen=True, slots=True)
 class PackReport:
-    """`counts[corpus][column][value]`, of packed clips, for the columns in COUNTED that the corpus annotates.
+    """The result of packing. `counts[corpus][column][value]`: packed clips, for columns in COUNTED that the corpus annotates.
 
     `left_out`: (path, reason) of files that the parser passed over. `kept` of the shards were finished before this run.
     """
@@ -46,10 +46,11 @@ class PackReport:
     left_out: tuple[tuple[Path, str], ...]
 
     def of(self, kind: FindingKind) -> tuple[Finding, ...]:
+        """Return the findings of one kind."""
         return tuple(found for found in self.findings if found.kind == kind)
 
     def as_json(self) -> dict[str, Any]:
-        """The content of pack_report.json: nothing that depends on this run or this machine."""
+        """Return the content of pack_report.json: nothing that depends on this run or this machine."""
         return {
             "clips": self.clips,
             "seconds": self.seconds,
@@ -74,18 +75,18 @@ class PackReport:
 
 
 def packing_notes(root: Location) -> list[str]:
-    """What packing found of a dataset's clips and a reader of its scores must know, each a sentence; without a report: none."""
+    """Return sentences on what packing found that a reader of scores must know; none where there is no report."""
     try:
         report = json.loads((root / REPORT).read_bytes())
         corpora = listed(sorted(report["counts"]))
         found = {kind: report["findings"][kind] for kind in report["findings"] if report["findings"][kind]["clips"]}
         left_out = {kind: len(one["clips"]) for kind, one in found.items() if one["policy"] == "drop"}
-        kept = {kind: one["clips"] for kind, one in found.items() if one["policy"] == "keep"}
+        packed = {kind: one["clips"] for kind, one in found.items() if one["policy"] == "keep"}
         notes = []
         if left_out:
             each = listed([f"{kind} {number}" for kind, number in left_out.items()])
             notes.append(f"{corpora}: packing left out {counted(sum(left_out.values()), 'clip')} ({each}; all in {REPORT}).")
-        for kind, clips in kept.items():
+        for kind, clips in packed.items():
             some = listed([clip["key"] for clip in clips], 4)
             notes.append(f"{corpora}: {counted(len(clips), 'clip')} kept as {kind}: {some} (all in {REPORT}).")
         return notes
@@ -102,13 +103,13 @@ def make_pack_report(
     left_out: Sequence[tuple[Path, str]],
     kept: int,
 ) -> PackReport:
-    """The report of these shards."""
+    """Make the report of some shards. `kept`: how many of them an earlier run had finished."""
     shards: list[Shard] = [result.shard for result in written if result.shard is not None]
     packed = [
         (utterance, clip.num_samples)
         for result in written
         for utterance, clip in zip(result.plan.utterances, result.clips, strict=True)
-        if clip.key in result.kept
+        if clip.key in result.packed
     ]
     return PackReport(
         clips=len(packed),
@@ -127,7 +128,7 @@ def make_pack_report(
 
 
 def _counts(packed: Sequence[tuple[Utterance, int]]) -> dict[str, dict[str, ClipCount]]:
-    """Clips and seconds per value of each counted column; columns that the corpus does not annotate are left out."""
+    """Count clips and seconds per value of each counted column; columns that the corpus does not annotate are left out."""
     counts = {}
     for column in COUNTED:
         samples: dict[str, list[int]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Packing on the screen: how far it is, and what came out."""
+"""Show packing on the screen: progress, and the report at the end. For `ser_hpc.pack`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DONE: dict[FindingPolicy, str] = {"drop": "left out", "keep": "packed", "fail":
 
 
 class ProgressBars:
-    """A bar on a terminal, a line at every tenth otherwise; on stderr, so that stdout holds the result alone."""
+    """Progress bars on a terminal, a line at every tenth otherwise; on stderr, so that stdout holds the result alone."""
 
     def __init__(self) -> None:
         self._bars = Progress(
@@ -39,7 +39,7 @@ class ProgressBars:
             console=cli.make_console(stderr=True),
         )
         self._tasks: dict[str, TaskID] = {}
-        self._told: dict[str, int] = {}
+        self._reported: dict[str, int] = {}
 
     def __enter__(self) -> ProgressBars:
         if self._bars.console.is_terminal:
@@ -58,13 +58,13 @@ class ProgressBars:
             self._bars.update(self._tasks[stage], completed=done)
             return
         tenth = int(10 * done / total) if total else 10
-        if tenth > self._told.get(stage, 0):
-            self._told[stage] = tenth
+        if tenth > self._reported.get(stage, 0):
+            self._reported[stage] = tenth
             print(f"{stage}: {tenth * 10} % ({done:,.0f} of {total:,.0f} {unit})", file=sys.stderr, flush=True)
 
 
 def print_pack_report(report: PackReport, out: Path, took_s: float, screen: Console) -> None:
-    """The report for people: tables of counts, then everything unusual, then the sums."""
+    """Print the report: tables of counts, then everything unusual, then the sums."""
     for corpus, columns in report.counts.items():
         tables = [_counts(f"{corpus}: {column}", counts) for column, counts in columns.items()]
         screen.print(Columns(tables, padding=(0, 3)), soft_wrap=False, width=min(screen.width, PAGE))
@@ -73,23 +73,24 @@ def print_pack_report(report: PackReport, out: Path, took_s: float, screen: Cons
     if report.findings:
         screen.print(_findings(report), soft_wrap=False)
         screen.print(f"All of them, by name: {out / REPORT}")
-    kept = f", {report.kept} of them from before" if report.kept else ""
+    earlier = f", {report.kept} of them from before" if report.kept else ""
     screen.print(
         f"packed {counted(report.clips, 'clip')}, {format_duration(report.seconds)} of sound, {report.bytes / 1e6:,.1f} MB "
-        f"in {counted(report.shards, 'shard')}{kept}; took {took_s:.1f} s\nshards: {out}",
+        f"in {counted(report.shards, 'shard')}{earlier}; took {took_s:.1f} s\nshards: {out}",
     )
 
 
-def _paragraphs(title: str, told: Sequence[str], screen: Console) -> None:
-    """At most SHOWN of them, below the title."""
+def _paragraphs(title: str, paragraphs: Sequence[str], screen: Console) -> None:
+    """Print at most SHOWN paragraphs below a title."""
     screen.print(f"{title}:")
-    for paragraph in told[:SHOWN]:
+    for paragraph in paragraphs[:SHOWN]:
         screen.print(indent(paragraph, "  "))
-    if len(told) > SHOWN:
-        screen.print(f"  and {counted(len(told) - SHOWN, 'more reason')}")
+    if len(paragraphs) > SHOWN:
+        screen.print(f"  and {counted(len(paragraphs) - SHOWN, 'more reason')}")
 
 
 def format_duration(seconds: float) -> str:
+    """Format seconds as s, min or h, by their size."""
     if seconds < 600:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
@@ -109,7 +110,7 @@ def _findings(report: PackReport) -> Table:
 
 
 def _counts(title: str, counts: dict[str, ClipCount]) -> Table:
-    """One row a value; beyond SHOWN rows the rest is summed up in the last."""
+    """Make a table of one row a value; beyond SHOWN rows the rest is summed up in the last."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     table.add_column("")
     table.add_column("clips", justify="right")

@@ -1,6 +1,6 @@
-"""What can be wrong with a clip, and what becomes of it: found while packing, counted in the report, never dropped in silence.
+"""Judge clips while packing: the kinds of findings and the policy for each. Every finding is counted in the report.
 
-    undecodable     missing, truncated, no audio, a git-lfs pointer, NaN: the reason in words        fail
+    undecodable     missing, truncated, no audio, a git-lfs pointer, NaN: with the reason           fail
     too_short       under 0.1 s                                                                       drop
     too_long        over `longest_s`                                                                  keep
     silent          nowhere louder than -60 dBFS for 100 ms in all (`audio.level_db`)                 drop
@@ -12,7 +12,7 @@
     contradiction   the very samples of a clip with another speaker or emotion                        keep: no fold parts them
     overlap         a piece of a recording that shares sound with another speaker's piece, by times   fail
 
-On the right what is done unless the user says otherwise: `drop` leaves the clip out, `keep` packs it, `fail` packs nothing.
+On the right the default policy: `drop` leaves the clip out, `keep` packs it, `fail` packs nothing.
 A contradiction that is dropped takes all clips of that sound, and an overlap all pieces: nobody knows which is right.
 """
 
@@ -70,10 +70,10 @@ _NAMED = 100
 
 @dataclass(frozen=True, slots=True)
 class ClipMeasurements:
-    """What packing found out about a clip. `reason`: why it does not decode, else "".
+    """What packing measured of a clip. `reason`: why it does not decode, else "".
 
     `num_samples` at 16 kHz; `clipped`: share of the source's samples at full scale or beyond; `level_db`: see `audio.level_db`;
-    `sound`: hash of its samples, "" if it was not decoded. `doubtful`, `out_of_range`, `cancelled`: in words, see `audio.Clip`.
+    `sound`: hash of its samples, "" if it was not decoded. `doubtful`, `out_of_range`, `cancelled`: see `audio.DecodedClip`.
     """
 
     key: str
@@ -87,13 +87,13 @@ class ClipMeasurements:
     cancelled: str = ""
 
     def announced(self) -> ClipMeasurements:
-        """What was known of it before it was decoded."""
+        """Return what was known of the clip before it was decoded."""
         return ClipMeasurements(self.key, self.reason, self.num_samples, doubtful=self.doubtful)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong with one clip, in words."""
+    """Something wrong with one clip; `detail` is the message."""
 
     kind: FindingKind
     key: str
@@ -106,14 +106,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class QualityRules:
-    """What becomes of each kind of finding; `longest_s`: clips over that many seconds are `too_long`."""
+    """The policy for each kind of finding; `longest_s`: clips over that many seconds are `too_long`."""
 
     policies: Mapping[FindingKind, FindingPolicy] = field(default_factory=lambda: DEFAULTS)
     longest_s: float = LONGEST_S
 
     @classmethod
     def parse(cls, choices: Iterable[str], longest_s: float = LONGEST_S) -> QualityRules:
-        """The defaults, changed by choices as "silent=keep". Raises UserError for what is no kind, or no policy of it."""
+        """Return the defaults, changed by choices as "silent=keep". Raises UserError for an unknown kind or policy."""
         policies = dict(DEFAULTS)
         for choice in choices:
             name, _, wanted = choice.partition("=")
@@ -131,7 +131,7 @@ class QualityRules:
         return cls(policies, longest_s)
 
     def alone(self, clip: ClipMeasurements) -> Iterator[tuple[FindingKind, str]]:
-        """What is wrong with a clip whatever the others are."""
+        """Yield (kind, detail) of what is wrong with a clip whatever the others are."""
         if clip.reason:
             yield "undecodable", clip.reason
             return
@@ -152,15 +152,15 @@ class QualityRules:
             yield "cancelled", clip.cancelled
 
     def drops(self, clip: ClipMeasurements) -> bool:
-        """Whether a clip is left out whatever the others are."""
+        """Return whether a clip is left out whatever the others are."""
         return bool(clip.reason) or any(self.policies[kind] == "drop" for kind, _ in self.alone(clip))
 
     def dropped(self, findings: Iterable[Finding]) -> set[str]:
-        """Keys of the clips that are left out."""
+        """Return the keys of the clips that are left out."""
         return {found.key for found in findings if self.policies[found.kind] == "drop"}
 
     def refuse(self, findings: Iterable[Finding]) -> None:
-        """Raises UserError naming every finding that is to `fail`."""
+        """Raise UserError naming every finding whose policy is `fail`, if there are any."""
         bad = sorted((found for found in findings if self.policies[found.kind] == "fail"), key=str)
         if not bad:
             return
@@ -176,7 +176,7 @@ class QualityRules:
 
 
 def find_problems(clips: Sequence[tuple[Utterance, ClipMeasurements]], rules: QualityRules) -> list[Finding]:
-    """Everything that is wrong with the clips of a dataset; of equal sounds the first here counts as the original.
+    """Find everything that is wrong with the clips of a dataset; of equal sounds the first here counts as the original.
 
     Clips that are left out for a reason of their own are not compared with others.
     """
@@ -195,7 +195,7 @@ def find_problems(clips: Sequence[tuple[Utterance, ClipMeasurements]], rules: Qu
 
 
 def _compared(equal: Sequence[Utterance]) -> Iterator[Finding]:
-    """The findings about clips of one sound."""
+    """Yield the findings about clips of one sound."""
     first: dict[tuple[str, str, str], Utterance] = {}
     for utterance in equal:
         original = first.setdefault(_label(utterance), utterance)
@@ -213,7 +213,7 @@ def _compared(equal: Sequence[Utterance]) -> Iterator[Finding]:
 
 
 def _overlapping(clips: Sequence[tuple[Utterance, ClipMeasurements]]) -> Iterator[Finding]:
-    """The findings about pieces of one recording that overlap and are of different speakers; other clips cost nothing."""
+    """Yield the findings about overlapping pieces of one recording by different speakers; other clips cost nothing."""
     if all(utterance.start_s is None and utterance.end_s is None for utterance, _ in clips):
         return
     real = {path: os.path.realpath(path) for path in {utterance.audio_path for utterance, _ in clips}}  # it may have many names

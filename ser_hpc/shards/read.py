@@ -1,4 +1,4 @@
-"""Clips at random, straight out of the tars: one read at the offset that the index knows, checked and decoded.
+"""Read clips in any order straight out of the tars: one read at the offset in the index, checked and decoded.
 
 What reading needs of the index is an `Extent` a clip, so that a process that only reads never holds an index of millions.
 """
@@ -39,6 +39,7 @@ class CorruptionCause(IntEnum):
 
     @property
     def description(self) -> str:
+        """A clause for error messages."""
         return {
             CorruptionCause.CUT_OFF: "the shard ends before it",
             CorruptionCause.CHANGED: "its bytes are not those that were packed (crc32)",
@@ -48,7 +49,7 @@ class CorruptionCause(IntEnum):
 
 
 class CorruptClipError(UserError):
-    """A clip whose bytes are not those that were packed."""
+    """Raised for a clip whose bytes are not those that were packed."""
 
     def __init__(self, message: str, cause: CorruptionCause) -> None:
         super().__init__(message)
@@ -71,13 +72,13 @@ class Extent(NamedTuple):
 
 
 def corruption_error(index: ShardIndex, position: int, cause: CorruptionCause) -> CorruptClipError:
-    """What reading this clip raised when `cause` was found."""
+    """Make the error that reading the clip at `position` gives for `cause`."""
     (extent,) = clip_extents(index, [position])
     return _corrupt(extent, index.roots[extent.dataset], cause)
 
 
 def clip_extents(index: ShardIndex, positions: np.ndarray | Sequence[int]) -> list[Extent]:
-    """Of the clips at `positions`, in that order."""
+    """Return the extents of the clips at `positions`, in that order."""
     numbers = index.shard[positions].tolist()
     columns = (column[positions].tolist() for column in (index.offset, index.size, index.num_samples, index.crc32))
     return [
@@ -87,9 +88,9 @@ def clip_extents(index: ShardIndex, positions: np.ndarray | Sequence[int]) -> li
 
 
 class ClipReader:
-    """Reads clips by where they lie, from any number of threads; it travels to other processes without its open files.
+    """Reads clips by their extents, from any number of threads; pickled for another process without its open files.
 
-    `originals`: each dataset's own place; `copies`: places with copies of the tars that will be read, on a faster disk; where
+    `originals`: each dataset's own folder; `copies`: folders with copies of the tars that will be read, on a faster disk; where
     one fails, the original serves. `coalesce`: clips asked for together that lie near each other come with one read, which pays
     on parallel file systems; from a store they always do.
     """
@@ -100,13 +101,14 @@ class ClipReader:
         self._lock = threading.Lock()
 
     def read(self, extents: Sequence[Extent]) -> list[np.ndarray | CorruptClipError]:
-        """Each clip's samples, int16 (num_samples,) at 16 kHz, or what is wrong with it.
+        """Return each clip's samples, int16 (num_samples,) at 16 kHz, or the error that says what is wrong with it.
 
-        Raises UserError if a shard cannot be read at all: that is the file system's trouble, not the clip's, and may pass.
+        Raises UserError if a shard cannot be read at all: a fault of the file system, not of the clip, which may pass.
         """
         return [self._clip(extent, payload) for extent, payload in zip(extents, self._payloads(extents), strict=True)]
 
     def close(self) -> None:
+        """Close the open tars; reading opens them again."""
         with self._lock:
             self._files.clear()
 
@@ -114,25 +116,25 @@ class ClipReader:
         return _reader, (self._originals, self._places, self._coalesce)
 
     def _clip(self, extent: Extent, payload: bytes | OSError) -> np.ndarray | CorruptClipError:
-        where, original = self._places[extent.dataset], self._originals[extent.dataset]
-        found = _samples(extent, payload, where)
-        if isinstance(found, UserError) and where != original:  # only the copy is damaged, or was cleaned away
+        location, original = self._places[extent.dataset], self._originals[extent.dataset]
+        found = _samples(extent, payload, location)
+        if isinstance(found, UserError) and location != original:  # only the copy is damaged, or was cleaned away
             found = _samples(extent, self._payload(original, extent), original)
         if isinstance(found, UserError) and not isinstance(found, CorruptClipError):
             raise found
         return found
 
-    def _payload(self, where: Location, extent: Extent) -> bytes | OSError:
+    def _payload(self, location: Location, extent: Extent) -> bytes | OSError:
         try:
-            if isinstance(where, Url):
-                return read_ranges([(where / extent.tar, extent.offset, extent.offset + extent.size)])[0]
-            return os.pread(self._file(where / extent.tar).descriptor, extent.size, extent.offset)
+            if isinstance(location, Url):
+                return read_ranges([(location / extent.tar, extent.offset, extent.offset + extent.size)])[0]
+            return os.pread(self._file(location / extent.tar).descriptor, extent.size, extent.offset)
         except OSError as error:
             return error
 
     def _payloads(self, wanted: Sequence[Extent]) -> list[bytes | OSError]:
-        """Each clip's bytes (fewer, if its shard ends early), or why they cannot be had."""
-        remote = any(isinstance(where, Url) for where in self._places)
+        """Return each clip's bytes (fewer, if its shard ends early), or the error that reading them gave."""
+        remote = any(isinstance(location, Url) for location in self._places)
         if not (self._coalesce or remote):
             return [self._payload(self._places[extent.dataset], extent) for extent in wanted]
         spans = _spans(wanted)
@@ -145,17 +147,17 @@ class ClipReader:
         return found
 
     def _contents(self, spans: Sequence[Extent]) -> list[bytes | OSError]:
-        """From a store all at once: each answer takes its time, but many come as fast as one."""
+        """Read spans, those from a store all at once: each answer takes its time, but many come as fast as one."""
         places = [self._places[span.dataset] for span in spans]
-        asked = [(i, where / spans[i].tar) for i, where in enumerate(places) if isinstance(where, Url)]
+        requested = [(i, location / spans[i].tar) for i, location in enumerate(places) if isinstance(location, Url)]
         found: list[bytes | OSError | None] = [None] * len(spans)
-        ranges = [(url, spans[i].offset, spans[i].offset + spans[i].size) for i, url in asked]
+        ranges = [(url, spans[i].offset, spans[i].offset + spans[i].size) for i, url in requested]
         with suppress(FileNotFoundError):  # then one by one, to know which
-            for (i, _), content in zip(asked, read_ranges(ranges), strict=True):
+            for (i, _), content in zip(requested, read_ranges(ranges), strict=True):
                 found[i] = content
         return [
-            self._payload(where, span) if content is None else content
-            for where, span, content in zip(places, spans, found, strict=True)
+            self._payload(location, span) if content is None else content
+            for location, span, content in zip(places, spans, found, strict=True)
         ]
 
     def _file(self, tar: Path) -> _File:
@@ -175,13 +177,14 @@ class ShardReader:
         self._clips = ClipReader(index.roots, copies)
 
     def read(self, position: int) -> np.ndarray:
-        """The clip's samples, int16 (num_samples,) at 16 kHz. Raises CorruptClipError, UserError if the shard is gone."""
+        """Return a clip's samples, int16 (num_samples,) at 16 kHz. Raises CorruptClipError; UserError if the shard is gone."""
         (found,) = self._clips.read(clip_extents(self.index, [position]))
         if isinstance(found, CorruptClipError):
             raise found
         return found
 
     def close(self) -> None:
+        """Close the open tars."""
         self._clips.close()
 
     def __enter__(self) -> ShardReader:
@@ -195,33 +198,33 @@ def _reader(originals: Sequence[Location], copies: Sequence[Location], coalesce:
     return ClipReader(originals, copies, coalesce=coalesce)
 
 
-def _samples(extent: Extent, payload: bytes | OSError, where: Location) -> np.ndarray | UserError:
-    """The decoded clip, if it is what was packed."""
+def _samples(extent: Extent, payload: bytes | OSError, location: Location) -> np.ndarray | UserError:
+    """Decode a clip, or return the error if it is not what was packed."""
     if isinstance(payload, OSError):
-        why = payload.strerror or payload
-        return UserError(f"shard {where / extent.tar} cannot be read ({why}); is its file system still there?")
+        reason = payload.strerror or payload
+        return UserError(f"shard {location / extent.tar} cannot be read ({reason}); is its file system still there?")
     if len(payload) != extent.size:
-        return _corrupt(extent, where, CorruptionCause.CUT_OFF)
+        return _corrupt(extent, location, CorruptionCause.CUT_OFF)
     if zlib.crc32(payload) != extent.crc32:
-        return _corrupt(extent, where, CorruptionCause.CHANGED)
+        return _corrupt(extent, location, CorruptionCause.CHANGED)
     try:
         samples = decode_flac(payload)
     except BadClipError as error:
-        return _corrupt(extent, where, CorruptionCause.UNDECODABLE, f" ({error})")
+        return _corrupt(extent, location, CorruptionCause.UNDECODABLE, f" ({error})")
     if len(samples) != extent.num_samples:
         return _corrupt(
-            extent, where, CorruptionCause.OTHER_LENGTH, f" ({len(samples)} samples instead of {extent.num_samples})"
+            extent, location, CorruptionCause.OTHER_LENGTH, f" ({len(samples)} samples instead of {extent.num_samples})"
         )
     return samples
 
 
-def _corrupt(extent: Extent, where: Location, cause: CorruptionCause, more: str = "") -> CorruptClipError:
-    clip = f"clip {extent.key} in shard {where / extent.tar} is damaged: {cause.description}{more}"
-    return CorruptClipError(f"{clip}. Find all damage: python -m ser_hpc.shards.verify {where}; then {PACK_AGAIN}", cause)
+def _corrupt(extent: Extent, location: Location, cause: CorruptionCause, more: str = "") -> CorruptClipError:
+    clip = f"clip {extent.key} in shard {location / extent.tar} is damaged: {cause.description}{more}"
+    return CorruptClipError(f"{clip}. Find all damage: python -m ser_hpc.shards.verify {location}; then {PACK_AGAIN}", cause)
 
 
 def _spans(wanted: Sequence[Extent]) -> list[list[int]]:
-    """The clips that one read brings, in the order in which they lie: neighbours in a tar with at most `_GAP` bytes between."""
+    """Group the clips that one read brings, in their order on disk: neighbours in a tar with at most `_GAP` bytes between."""
     if not wanted:
         return []
     order = sorted(range(len(wanted)), key=lambda i: wanted[i][1:4])

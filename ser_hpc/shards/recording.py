@@ -1,8 +1,8 @@
-"""Any sound file, opened: libsndfile decodes it, but what it holds is found out here, not believed.
+"""Open any sound file: libsndfile decodes it, but its header is checked against the file first.
 
 What libsndfile lets pass in silence is refused: a file that ends before its header says so, a text file or a git-lfs pointer
 under an audio name. What it refuses or cuts short without need is read: headers of programs that did not come back to them
-(containers/). What is doubtful and read nevertheless is told (`Recording.doubt`).
+(containers/). What is doubtful and read nevertheless is in `Recording.doubt`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """An open recording of `frames` at `rate` Hz. `doubt`: what its header says that is not so, "" if all is well.
+    """An open recording of `frames` at `rate` Hz. `doubt`: what is wrong with its header, "" if nothing.
 
     `last_seek`: the last frame to which to seek; from there on it is read.
     """
@@ -45,10 +45,11 @@ class Recording:
 
     @property
     def rate(self) -> int:
+        """Sampling rate in Hz."""
         return int(self.sound.samplerate)
 
     def blocks(self, first: int, last: int) -> Iterator[np.ndarray]:
-        """Frames `first` to `last`: int16 where the file holds such, float32 of full scale 1 else; (frames, channels) each.
+        """Yield frames `first` to `last` as (frames, channels): int16 of 16-bit PCM files, else float32 of full scale 1.
 
         Raises BadClipError where there are fewer.
         """
@@ -67,7 +68,7 @@ class Recording:
 
 
 class _Forward(soundfile.SoundFile):  # type: ignore[misc]
-    """Read from front to back, without a seek after each block, which some codecs cannot."""
+    """A sound file read from front to back, without a seek after each block, which some codecs cannot do."""
 
     @property
     def can_seek(self) -> bool:
@@ -111,19 +112,19 @@ class _Part(io.RawIOBase):
 
 @contextmanager
 def open_recording(path: Path) -> Iterator[Recording]:
-    """A recording to read. Raises BadClipError for everything that a look at the file can tell, and while it is read."""
+    """Open a recording. Raises BadClipError for all that the file's structure shows, here and while it is read."""
     head = b""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            head, of = os.pread(file, _HEAD, 0), os.fstat(file)
-            contents = _contents(path, of.st_ino, of.st_size, of.st_mtime_ns)
+            head, status = os.pread(file, _HEAD, 0), os.fstat(file)
+            contents = _contents(path, status.st_ino, status.st_size, status.st_mtime_ns)
             # By its descriptor: a Python file would stand between libsndfile and every read.
             with _Forward(_Part(file, contents) if contents and contents.head else file, "r", closefd=False) as sound:
                 if contents is None:
-                    why = "behind a player's tag" if behind_tag(head, 0) else "which cannot be held against its length"
-                    raise BadClipError(f"is {sound.format_info}, {why}; convert it to WAV or FLAC")
-                yield _recording(sound, contents, of.st_size)
+                    reason = "behind a player's tag" if behind_tag(head, 0) else "which cannot be held against its length"
+                    raise BadClipError(f"is {sound.format_info}, {reason}; convert it to WAV or FLAC")
+                yield _recording(sound, contents, status.st_size)
         finally:
             os.close(file)
     except FileNotFoundError:
@@ -138,9 +139,9 @@ def open_recording(path: Path) -> Iterator[Recording]:
 
 @lru_cache(maxsize=64)
 def _contents(path: Path, _inode: int, size: int, _changed: int) -> AudioContents | None:
-    """None of a file whose format nobody here knows.
+    """Find where the sound lies; None for a file of no format known here.
 
-    Remembered: of a long recording with a thousand clips, pages and frames are walked over once.
+    Cached: of a long recording with a thousand clips, pages and frames are walked over once.
     """
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -168,7 +169,7 @@ def _recording(sound: _Forward, contents: AudioContents, size: int) -> Recording
 
 
 def _why_undecodable(head: bytes, error: Exception) -> str:
-    """Empty, git-lfs pointer, text: files that only have the name of a recording."""
+    """Return the reason: empty, a git-lfs pointer, text (files with only the name of a recording), or libsndfile's error."""
     head = head[:64]
     if not head:
         return "is empty (0 bytes)"

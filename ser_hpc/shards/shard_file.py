@@ -1,7 +1,7 @@
-"""One shard: a plan becomes a tar and its index, whole or not at all.
+"""Write one shard, a tar and its index, whole or not at all; a finished one is recognised and kept.
 
 The tar is plain USTAR with fixed times, owner and mode, so equal input gives equal bytes. It is renamed into place first, its
-index second: a tar with an index is finished. The index records from what it was made (`source_hash`) and what was measured of
+index second: a tar with an index is finished. The index records its sources (`source_hash`) and what was measured of
 the clips that were left out, so that whoever comes later can judge all clips again without decoding them. A shard of which no
 clip is left has an index and no tar.
 """
@@ -40,7 +40,7 @@ _MEASURES = ["key", "num_samples", "clipped", "level_db", "sound", "doubtful", "
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of a plan. `clips`: of every clip that was planned, in the plan's order; `kept`: keys of those in the tar.
+    """A written shard. `clips`: measurements of every planned clip, in the plan's order; `packed`: keys of those in the tar.
 
     `shard` is None if no clip was left for it.
     """
@@ -48,14 +48,14 @@ class Written:
     plan: ShardPlan
     shard: Shard | None
     clips: tuple[ClipMeasurements, ...]
-    kept: frozenset[str]
+    packed: frozenset[str]
 
 
 def write_shard(plan: ShardPlan, out: Path, rules: QualityRules, without: frozenset[str] | None = None) -> Written:
     """Write a plan's tar and index, `without` these clips; None: without those that the rules drop on their own account.
 
-    What stands there already and was made from the same sources is copied, not encoded again. Raises UserError if the disk is
-    full; then nothing half-written is there.
+    Clips of an existing shard that was made from the same sources are copied, not encoded again. Raises UserError if the disk
+    is full or `out` cannot be written; then nothing half-written is there.
     """
     tar = out / plan.path
     contents = source_digests(plan)  # before decoding: a source that changes now is seen next time
@@ -64,9 +64,9 @@ def write_shard(plan: ShardPlan, out: Path, rules: QualityRules, without: frozen
     def unwanted(clip: ClipMeasurements) -> bool:
         return rules.drops(clip) if without is None else clip.key in without
 
-    with explain_disk_errors(tar), _existing_shard(plan, out, sources) as standing:
+    with explain_disk_errors(tar), _existing_shard(plan, out, sources) as existing:
         with write_aside(tar) as temporary:
-            rows, dropped, digest = _write_tar(temporary, plan, standing, rules, unwanted)
+            rows, dropped, digest = _write_tar(temporary, plan, existing, rules, unwanted)
             record = {"bytes": temporary.stat().st_size, "sha256": digest} if rows else {"bytes": 0, "sha256": ""}
         if not rows:
             index_path(tar).unlink(missing_ok=True)
@@ -81,9 +81,9 @@ def write_shard(plan: ShardPlan, out: Path, rules: QualityRules, without: frozen
 
 
 def finished_shard(plan: ShardPlan, out: Path, rules: QualityRules) -> Written | None:
-    """What an earlier run wrote for this very plan and these very sources; None if it is not there, whole and unchanged.
+    """Return what an earlier run wrote for this plan from the same sources; None if it is not there, whole and unchanged.
 
-    Also None where a clip that is wanted now was left out unheard.
+    Also None where a clip that is wanted now was left out without being decoded.
     """
     tar = out / plan.path
     try:
@@ -102,7 +102,7 @@ def finished_shard(plan: ShardPlan, out: Path, rules: QualityRules) -> Written |
 
 @contextmanager
 def explain_disk_errors(path: Path) -> Iterator[None]:
-    """A full disk, a quota, a folder that may not be written: a UserError naming `path` and what to do."""
+    """Turn OSError (a full disk, a quota, a folder that may not be written) into UserError naming `path` and what to do."""
     try:
         yield
     except OSError as error:
@@ -114,14 +114,14 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _ExistingShard:
-    """The clips of a whole shard that stands where the new one goes. Its tar is open: another part may put a new one there."""
+    """The clips of an existing shard that is to be replaced. Its tar is open, since another part may replace it meanwhile."""
 
     descriptor: int = -1
     measured: dict[str, ClipMeasurements] = field(default_factory=dict)
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def payload(self, key: str) -> BinaryIO | None:
-        """A clip's FLAC as it was packed, None if it is not there."""
+        """Return a clip's FLAC as it was packed, None if it is not there."""
         if key not in self.places:
             return None
         offset, size = self.places[key]
@@ -130,7 +130,7 @@ class _ExistingShard:
 
 @contextmanager
 def _existing_shard(plan: ShardPlan, out: Path, sources: str) -> Iterator[_ExistingShard]:
-    """What stands there, if it was made from these sources and is undamaged."""
+    """Open the existing shard, if it was made from these sources and is undamaged; else an empty one."""
     tar = out / plan.path
     try:
         index = _Index.parse(index_path(tar).read_bytes())
@@ -148,16 +148,16 @@ def _existing_shard(plan: ShardPlan, out: Path, sources: str) -> Iterator[_Exist
 
 
 def _write_tar(
-    path: Path, plan: ShardPlan, standing: _ExistingShard, rules: QualityRules, unwanted: Callable[[ClipMeasurements], bool]
+    path: Path, plan: ShardPlan, existing: _ExistingShard, rules: QualityRules, unwanted: Callable[[ClipMeasurements], bool]
 ) -> tuple[list[dict[str, Any]], list[ClipMeasurements], str]:
-    """The rows of what was written, what was left out, and the file's SHA-256."""
+    """Write a tar; return the rows of what was written, what was left out, and the file's SHA-256."""
     rows: list[dict[str, Any]] = []
     dropped: list[ClipMeasurements] = []
     at, digest = 0, hashlib.sha256()
     with path.open("wb") as file:
         for utterance in plan.utterances:
             check_stopped()
-            clip, payload = standing.measured.get(utterance.key), standing.payload(utterance.key)
+            clip, payload = existing.measured.get(utterance.key), existing.payload(utterance.key)
             if clip is None or (payload is None and not unwanted(clip)):
                 clip, payload = encode_clip(utterance, rules, unwanted, path.parent)
             if payload is None or unwanted(clip):
@@ -178,7 +178,7 @@ def _write_tar(
 def _members(
     utterance: Utterance, clip: ClipMeasurements, payload: BinaryIO, at: int
 ) -> tuple[dict[str, Any], Iterator[bytes]]:
-    """A clip's row, and its two members, in parts, as they stand in a tar from byte `at` on."""
+    """Return a clip's row, and its two members, in parts, as they lie in a tar from byte `at` on."""
     described = describe_utterance(utterance)
     sound = {"rate_hz": audio.RATE, "num_samples": clip.num_samples, "sound": clip.sound}
     text = json.dumps(described | sound, allow_nan=False, ensure_ascii=False).encode()
@@ -209,7 +209,7 @@ class _Index:
 
     @classmethod
     def parse(cls, content: bytes) -> _Index:
-        """Raises one of _BROKEN if it is damaged: Parquet's own checksums leave out its headers and our record."""
+        """Parse an index file. Raises one of _BROKEN if it is damaged: Parquet's checksums omit its headers and our record."""
         table = parse_index(content)
         record = json.loads(table.schema.metadata[_RECORD])
         if not table.schema.equals(SCHEMA) or record.pop("check") != (check := _check(table, record)):
@@ -217,7 +217,7 @@ class _Index:
         return cls(table, record | {"check": check})
 
     def serialised(self) -> bytes:
-        """As a file; the same bytes for the same content (and version of pyarrow)."""
+        """Return the file's content; the same bytes for the same rows and record (and version of pyarrow)."""
         sink = pa.BufferOutputStream()
         table = self.table.replace_schema_metadata({_RECORD: json.dumps(self.record)})
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
@@ -233,16 +233,16 @@ def _check(table: pa.Table, record: dict[str, Any]) -> str:
 
 
 def _written(plan: ShardPlan, index: _Index, content: bytes) -> Written:
-    """Raises KeyError where the index is not of the plan's clips."""
+    """Describe a shard by its index. Raises KeyError where that is not of the plan's clips."""
     record = index.record
     clips = {clip.key: clip for clip in index.measured()}
-    kept = frozenset(index.table.column("key").to_pylist())
+    packed = frozenset(index.table.column("key").to_pylist())
     shard = None
-    if kept:
+    if packed:
         seconds = sum(index.table.column("num_samples").to_pylist()) / audio.RATE
         digest = hashlib.sha256(content).hexdigest()
-        shard = Shard(plan.path, plan.corpus, plan.group, len(kept), seconds, record["bytes"], record["sha256"], digest)
-    return Written(plan, shard, tuple(clips[utterance.key] for utterance in plan.utterances), kept)
+        shard = Shard(plan.path, plan.corpus, plan.group, len(packed), seconds, record["bytes"], record["sha256"], digest)
+    return Written(plan, shard, tuple(clips[utterance.key] for utterance in plan.utterances), packed)
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What lies in packed datasets, from their indices alone: counts, durations, what packing found, and any one clip.
+"""Summarise packed datasets from their indices alone: counts, durations, what packing found, and any one clip.
 
 Everything is counted in Arrow and numpy, so that a million clips take no longer than reading their index.
 """
@@ -33,7 +33,7 @@ _NO_SOUND = ClipCount(0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """How long clips are, in seconds. `bins`: (from, to, clips); all are equally wide, but the last ends with the longest."""
+    """Distribution of the clips' durations, in seconds. `bins`: (from, to, clips), equally wide but for the last."""
 
     shortest: float
     median: float
@@ -44,14 +44,14 @@ class Durations:
 
 
 def tally(names: Sequence[str], codes: np.ndarray, seconds: np.ndarray) -> dict[str, ClipCount]:
-    """Clips and seconds by name, in the order of the names; clip i has `names[codes[i]]`."""
+    """Count clips and seconds by name, in the order of the names; clip i has `names[codes[i]]`."""
     clips = np.bincount(codes, minlength=len(names)).tolist()
     sums = np.bincount(codes, weights=seconds, minlength=len(names)).tolist()
     return {name: ClipCount(n, round(s, 3)) for name, n, s in zip(names, clips, sums, strict=True)}
 
 
 def count_by_column(index: ShardIndex, column: str) -> dict[str, ClipCount]:
-    """Clips and seconds by the values of a text column, sorted; "" = not annotated. Several corpora's speakers: corpus/name."""
+    """Count clips and seconds by the values of a text column, sorted; "" = not annotated. Several corpora: corpus/speaker."""
     values = _text(getattr(index.metadata, column))
     if column == "speaker" and _several(index):
         values = pc.binary_join_element_wise(_text(index.metadata.corpus), values, pa.scalar("/", _TEXT))
@@ -60,14 +60,14 @@ def count_by_column(index: ShardIndex, column: str) -> dict[str, ClipCount]:
 
 
 def by_corpus(index: ShardIndex, names: Sequence[str], codes: np.ndarray) -> dict[str, dict[str, int]]:
-    """Clips by name, in the order of the names, of each corpus; clip i has `names[codes[i]]`."""
+    """Count the clips of each corpus by name, in the order of the names; clip i has `names[codes[i]]`."""
     corpora, corpus = _encoded(_text(index.metadata.corpus))
     table = np.bincount(corpus * len(names) + codes, minlength=len(corpora) * len(names)).reshape(len(corpora), len(names))
     return {name: dict(zip(names, row.tolist(), strict=True)) for name, row in zip(corpora, table, strict=True)}
 
 
 def count_by_group(index: ShardIndex) -> dict[str, ClipCount]:
-    """Clips and seconds of each group of shards (a session, a speaker, a bucket of speakers), sorted."""
+    """Count clips and seconds of each group of shards (a session, a speaker, a bucket of speakers), sorted."""
     several = _several(index)
     found: dict[str, ClipCount] = defaultdict(lambda: _NO_SOUND)
     for shard in index.shards:
@@ -77,6 +77,7 @@ def count_by_group(index: ShardIndex) -> dict[str, ClipCount]:
 
 
 def summarize_durations(index: ShardIndex) -> Durations:
+    """Return quantiles and a histogram of the clips' durations."""
     seconds = index.metadata.seconds
     shortest, median, high, tail, longest = np.quantile(seconds, [0, 0.5, 0.95, 0.99, 1]).tolist()
     width = next(width for width in _WIDTHS_S if (tail - shortest) / width <= _BINS)
@@ -88,7 +89,7 @@ def summarize_durations(index: ShardIndex) -> Durations:
 
 
 def read_pack_report(root: Location) -> dict[str, Any] | None:
-    """What pack_report.json says was found wrong and left out; None where a copy of the shards came without it.
+    """Read the findings and the files left out from pack_report.json; None where a copy of the shards came without it.
 
     Raises UserError if it cannot be read.
     """
@@ -103,7 +104,7 @@ def read_pack_report(root: Location) -> dict[str, Any] | None:
 
 
 def find_clip(index: ShardIndex, name: str) -> int:
-    """The position of the clip with this id, or this key (corpus-id). Raises UserError for none, or several."""
+    """Return the position of the clip with this id, or this key (corpus-id). Raises UserError for none, or several."""
     ids = index.metadata.utterance_id
     found = np.flatnonzero(ids.is_text(name))
     if not len(found):
@@ -120,7 +121,7 @@ def find_clip(index: ShardIndex, name: str) -> int:
 
 
 def describe_clip(index: ShardIndex, position: int) -> dict[str, Any]:
-    """All that is known of a clip: where it lies, how it sounds, and what the corpus says of it (only what is annotated)."""
+    """Return all that is known of a clip: its place, measurements and annotations (empty ones left out)."""
     number = int(index.shard[position])
     shard, root = index.shards[number], index.roots[index.dataset[number]]
     first = int(np.searchsorted(index.shard, number))
@@ -133,10 +134,12 @@ def describe_clip(index: ShardIndex, position: int) -> dict[str, Any]:
         "sound": row["sound"],
         "crc32": f"{row['crc32']:08x}",
     }
-    told = {name: value for name, value in row.items() if name not in {*place, *sound, "key", "size", "num_samples", "extra"}}
+    annotations = {
+        column: value for column, value in row.items() if column not in {*place, *sound, "key", "size", "num_samples", "extra"}
+    }
     extra = json.loads(row["extra"]) if row["extra"] else {}
-    known = {name: value for name, value in told.items() if value not in ("", None)}
-    return {"key": row["key"]} | place | sound | known | {f"extra.{name}": value for name, value in extra.items()}
+    known = {column: value for column, value in annotations.items() if value not in ("", None)}
+    return {"key": row["key"]} | place | sound | known | {f"extra.{column}": value for column, value in extra.items()}
 
 
 def extract_wav(index: ShardIndex, position: int, path: Path) -> None:
@@ -161,7 +164,7 @@ def _text(values: np.ndarray) -> pa.Array:
 
 
 def _encoded(values: pa.Array) -> tuple[list[str], np.ndarray]:
-    """The values that occur, sorted, and for each row which of them it is."""
+    """Return the values that occur, sorted, and for each row the number of its value."""
     encoded = values.dictionary_encode()
     order = np.argsort(np.array(encoded.dictionary.to_pylist(), dtype=object), kind="stable")
     place = np.empty_like(order)

@@ -1,4 +1,4 @@
-"""Where packed shards lie: in a folder, or in a store that fsspec reaches by URL (`s3://`, `https://`, `memory://` and more).
+"""Read packed shards from a folder or from a store that fsspec reaches by URL (`s3://`, `https://`, `memory://` and more).
 
 A `Url` has the part of `pathlib.Path` that reading shards needs, so an index is read alike from both. What a store answers is
 never believed: every file and clip is compared with the checksums that were packed with it. fsspec is imported with the first
@@ -32,26 +32,30 @@ class Url:
         return Url(f"{self.url.rstrip('/')}/{name}")
 
     def with_suffix(self, suffix: str) -> Url:
+        """Replace the suffix, as pathlib does."""
         return Url(self.url[: self.url.rindex(".")] + suffix)
 
     def resolve(self) -> Url:
+        """Return the URL itself: it is absolute."""
         return self
 
     def glob(self, pattern: str) -> list[Url]:
-        """What matches, where the store can list; a web server cannot, and nothing is found."""
+        """Return what matches, where the store can list its files; a web server cannot, and nothing is found."""
         try:
             return [Url(str(path)) for path in self._ask(lambda store, path: store.glob(f"{path}/{pattern}"))]
         except (OSError, UserError):
             return []
 
     def size(self) -> int:
-        """In bytes."""
+        """Return the file's size in bytes."""
         return int(self._ask(lambda store, path: store.size(path)))
 
     def read_bytes(self) -> bytes:
+        """Read the whole file."""
         return bytes(self._ask(lambda store, path: store.cat_file(path)))
 
     def copy_to(self, target: Path) -> None:
+        """Copy the file to `target` on this machine."""
         self._ask(lambda store, path: store.get_file(path, str(target)))
 
     def _ask(self, request: Callable[[Any, str], Result]) -> Result:
@@ -63,19 +67,19 @@ Location = Path | Url
 
 
 def parse_location(name: str) -> Location:
-    """A folder or file as settings name it: a path, or a URL."""
+    """Return the folder or file that a setting names, by a path or a URL."""
     if name.startswith("file://"):
         return Path(name.removeprefix("file://"))
     return Url(name) if "://" in name else Path(name)
 
 
-def size(where: Location) -> int:
-    """In bytes. Raises FileNotFoundError."""
-    return where.size() if isinstance(where, Url) else where.stat().st_size
+def size(location: Location) -> int:
+    """Return a file's size in bytes. Raises FileNotFoundError; UserError if the store does not answer."""
+    return location.size() if isinstance(location, Url) else location.stat().st_size
 
 
 def read_ranges(ranges: Sequence[tuple[Url, int, int]]) -> list[bytes]:
-    """The bytes from the second to the third number (exclusive) of each file, asked for at the same time.
+    """Read from each file the bytes from the second to the third number (exclusive), all requested at once.
 
     A file that ends early gives fewer. Raises as Url's methods do, and UserError if a server sends whole files.
     """
@@ -91,7 +95,7 @@ def read_ranges(ranges: Sequence[tuple[Url, int, int]]) -> list[bytes]:
 
 
 def _store(url: str) -> tuple[Any, str]:
-    """fsspec's file system (which it keeps) and the path within it. Raises UserError if it cannot be had."""
+    """Return fsspec's file system (which it caches) and the path within it. Raises UserError if it cannot be opened."""
     import fsspec
 
     try:
@@ -102,7 +106,7 @@ def _store(url: str) -> tuple[Any, str]:
 
 
 def _with_retries(request: Callable[[], Result], url: str) -> Result:
-    """Networks fail for a moment: a request is tried again a few times, then it is a UserError."""
+    """Make a request, again a few times while it fails, since networks fail for a moment; then raise UserError."""
     for wait in (*_WAITS_S, None):
         try:
             return request()

@@ -1,6 +1,6 @@
-"""The members of our tars: how packing writes them, and how they are read from a tar that an enemy may have made.
+"""Write the members of a shard's tar, and read them safely from a tar that an attacker may have made.
 
-Packing writes plain USTAR files named `<key>.flac` and `<key>.json`. In reading, every header is looked at and none followed:
+Packing writes plain USTAR files named `<key>.flac` and `<key>.json`. In reading, every header is checked and none followed:
 all else is named and passed over, nothing is unpacked, linked, executed, or read into memory because a header says so.
 (tarfile reads pax headers and long names whole.)
 """
@@ -44,7 +44,7 @@ class TarMember:
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """What stands before a file as packing writes it: a USTAR header with time and owner 0.
+    """Return the header of a file as packing writes it: USTAR with time and owner 0.
 
     The very bytes of Python's tarfile, in a tenth of its time.
     """
@@ -56,17 +56,17 @@ def tar_header(name: str, size: int) -> bytes:
 
 
 def tar_padding(size: int) -> bytes:
-    """What stands behind a file of that size."""
+    """Return the zeros that follow a file of `size` bytes."""
     return bytes(-size % BLOCK)
 
 
 def tar_end(size: int) -> bytes:
-    """What ends a tar that has `size` bytes so far."""
+    """Return the end of a tar that has `size` bytes so far."""
     return bytes(2 * BLOCK + -(size + 2 * BLOCK) % tarfile.RECORDSIZE)
 
 
 def iter_members(file: BinaryIO, size: int, most: int) -> Iterator[TarMember | str]:
-    """The members of a tar of `size` bytes, or in words what one is instead. After `most` of them, or damage, it ends."""
+    """Yield the members of a tar of `size` bytes, or for each wrong one a message. Ends after `most` of them, or at damage."""
     at = 0
     for _ in range(most):
         file.seek(at)
@@ -90,7 +90,7 @@ def iter_members(file: BinaryIO, size: int, most: int) -> Iterator[TarMember | s
 
 
 def _wrong(info: tarfile.TarInfo) -> str | None:
-    """What a member is instead of a clip's FLAC or JSON."""
+    """Return what a member is instead of a clip's FLAC or JSON, None if it is one."""
     if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
         return f"{_KINDS.get(info.type, f'of the unknown type {info.type!r}')} of {info.size} bytes"
     if info.name.startswith("/"):

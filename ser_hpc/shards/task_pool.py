@@ -1,4 +1,4 @@
-"""Tasks on several processes that end when they should: at Ctrl-C, with their parent, or with a word when one is killed."""
+"""Run packing's tasks on several processes, which end at Ctrl-C and with their parent; a killed one is a UserError."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StoppedError(Exception):
 
 
 class TaskPool:
-    """A pool of `count` processes; with one, tasks run in this process. Leave it (a context manager) and nothing runs on."""
+    """A pool of `count` processes; with one, tasks run in this process. A context manager: leaving it ends the processes."""
 
     def __init__(self, count: int) -> None:
         if count < 1:
@@ -31,7 +31,7 @@ class TaskPool:
         self._pool = ProcessPool(count, _begin, wanted) if count > 1 else None
 
     def run(self, function: Callable[..., Result], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-        """`function(*task)` of each task, as they complete. Raises what a task raises, UserError if a worker is killed."""
+        """Yield `function(*task)` of each task, as they complete. Raises what a task raises; UserError if one is killed."""
         if self._pool is None:
             for task in tasks:
                 if self._cancelled:
@@ -68,7 +68,7 @@ class TaskPool:
 
 
 def check_stopped() -> None:
-    """Called by tasks every few milliseconds of work. Raises StoppedError in a worker that is to end."""
+    """Raise StoppedError in a worker that is to end; tasks call this every few milliseconds of work."""
     if _wanted is not None and _wanted.poll():
         raise StoppedError
 

@@ -1,7 +1,7 @@
-"""Is a packed dataset what was packed? Everything is read: `python -m ser_hpc.shards.verify SHARDS`.
+"""Check that packed datasets are undamaged, by reading all of them: `python -m ser_hpc.shards.verify SHARDS`.
 
-Shards may come from strangers: whatever stands in them, nothing is executed, unpacked or written, memory stays bounded (by one
-clip), and what is wrong is said in words.
+Shards may come from strangers: whatever they hold, nothing is executed, unpacked or written, and memory stays bounded (by one
+clip).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ser_hpc.shards.tar_members import LARGEST_FLAC, LARGEST_JSON, TarMember, it
 
 
 def verify(root: Path) -> list[str]:
-    """Every problem in words, none if all is well: each tar's sha256, its members against its index, each clip's sound."""
+    """Return a message for every problem: each tar's sha256, its members against its index, each clip's samples."""
     try:
         dataset = read_dataset(root)
     except UserError as error:
@@ -76,7 +76,7 @@ def _check_shard(root: Path, shard: Shard) -> Iterator[str]:
 
 
 def _check_clip(row: dict[str, Any], file: BinaryIO, payload: TarMember, description: TarMember) -> Iterator[str]:
-    """What is wrong with one clip."""
+    """Yield what is wrong with one clip."""
     if row["key"] != f"{row['corpus']}-{row['utterance_id']}":
         yield f"its index names it {row['corpus']}-{row['utterance_id']}"
     if (payload.offset, payload.size) != (row["offset"], row["size"]):
@@ -106,6 +106,7 @@ def _check_clip(row: dict[str, Any], file: BinaryIO, payload: TarMember, descrip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m ser_hpc.shards.verify",
         description="Read every shard of packed datasets and name everything that is not as it was packed. Exit code 1 if so.",

@@ -1,6 +1,6 @@
-"""Packing: utterances become a dataset of tar shards, in parallel, and whatever happens it can be started again.
+"""Pack utterances into a dataset of tar shards, in parallel; a packing that was stopped anywhere can be started again.
 
-    every header is read        what is not to be packed for its header is known before anything is written (quality.py)
+    every header is read        clips that are refused by their header are known before anything is written (quality.py)
     the plan is made            which clip goes into which shard; clips planned before stay there (assignment_file.py)
     finished shards are kept    if made from the same metadata and sources, and undamaged (shard_file.py)
     the rest is written         one shard a task: tar, then its index, which also holds what was measured of every clip
@@ -51,9 +51,9 @@ def pack(
     declared: NameOverrides | None = None,
     on_progress: Callable[..., None] | None = None,
 ) -> PackReport:
-    """Pack clips into `out`, or finish what an earlier run began there; returns the dataset's report, or else this part's.
+    """Pack clips into `out`, or finish what an earlier run began there; return the dataset's report, or else this part's.
 
-    `rules`: what becomes of silent clips, copies and the like; none: the defaults. `left_out`: (path, reason) of files that the
+    `rules`: the policies for silent clips, copies and so on; none: the defaults. `left_out`: (path, reason) of files that the
     parser passed over, for the report. `part` (k, n): every n-th shard of the plan, from the k-th on; `out` is a dataset once
     all n parts were packed. `declared`: which names are one, and which are not. `on_progress(stage, done, total)`: stage
     READING counts clips; the others count seconds of sound.
@@ -68,24 +68,24 @@ def pack(
     declared.refuse_ambiguous(utterances)
     distinct = declared.of_corpora({utterance.corpus for utterance in utterances})
     with TaskPool(workers) as pool:
-        tell = on_progress or (lambda stage, done, total: None)
-        packing = _Packing(out, rules or QualityRules(), pool, tuple(left_out), distinct, tell)
+        progress = on_progress or (lambda stage, done, total: None)
+        packing = _Packing(out, rules or QualityRules(), pool, tuple(left_out), distinct, progress)
         lengths = packing.read_headers(utterances)
         with lock_output(out, shared=count > 1):
             planned = assign_shards(utterances, lengths, shard_mb, assignment_file.read_assignment(out))
             refuse_other_corpora(out, planned.shards)
             mine, others = planned.shards[number::count], [s for i, s in enumerate(planned.shards) if i % count != number]
-            kept, new = packing.pack_shards(planned, mine)
+            finished, new = packing.pack_shards(planned, mine)
             if number > 0 and not new and (out / DATASET).exists():
-                return packing.summary(kept, new)  # over a finished dataset, part 0 alone looks at everything again
+                return packing.summary(finished, new)  # over a finished dataset, part 0 alone looks at everything again
             theirs = packing.find_shards(others)
             if theirs is None:
-                return packing.summary(kept, new)
-            return packing.complete(planned, [*kept, *theirs], new)
+                return packing.summary(finished, new)
+            return packing.complete(planned, [*finished, *theirs], new)
 
 
 class _Packing:
-    """One call of `pack`: what its steps share."""
+    """The state that the steps of one call of `pack` share."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class _Packing:
         self.distinct, self.progress = distinct, progress
 
     def read_headers(self, utterances: Sequence[Utterance]) -> list[float]:
-        """Seconds of each clip, 0 where no header can be read. Raises UserError for what is to fail, or if nothing is left."""
+        """Return each clip's seconds, 0 where no header is readable. Raises UserError for what is to fail, or none left."""
         heads: dict[str, ClipMeasurements] = {}
         tasks = [(utterances[at : at + _PROBED_AT_ONCE],) for at in range(0, len(utterances), _PROBED_AT_ONCE)]
         for measured in self.pool.run(_probe, tasks):
@@ -115,20 +115,20 @@ class _Packing:
         return [clip.num_samples / audio.RATE for clip in clips]
 
     def pack_shards(self, planned: ShardAssignment, mine: Sequence[ShardPlan]) -> tuple[list[Written], list[Written]]:
-        """The shards that are `mine`: those that an earlier run had finished, and those that are written now."""
+        """Pack the shards that are `mine`; return those that an earlier run had finished, and those written now."""
         candidates = [shard for shard in mine if index_path(self.out / shard.path).exists()]
         checked = self._watched(_check, [(shard, self.out, self.rules) for shard in candidates], CHECKING)
-        kept = [result for result in checked if isinstance(result, Written)]
-        kept_paths = {result.plan.path for result in kept}
-        todo = [shard for shard in mine if shard.path not in kept_paths]
+        finished = [result for result in checked if isinstance(result, Written)]
+        finished_paths = {result.plan.path for result in finished}
+        todo = [shard for shard in mine if shard.path not in finished_paths]
         wanted = {(self.out / shard.path).parent for shard in planned.shards}
         make_room(todo, stale_files(self.out, planned.shards), wanted, self.out)
         with explain_disk_errors(self.out):
             assignment_file.write_assignment(self.out, planned.to_saved())
-        return kept, [*self._watched(write_shard, [(shard, self.out, self.rules) for shard in todo], PACKING)]
+        return finished, [*self._watched(write_shard, [(shard, self.out, self.rules) for shard in todo], PACKING)]
 
     def find_shards(self, plans: Sequence[ShardPlan]) -> list[Written] | None:
-        """The shards of other parts, all found as they should be; None if there is still something to do."""
+        """Return the shards of other parts, if all are finished, else None."""
         if not all(index_path(self.out / shard.path).exists() for shard in plans):
             return None
         found = []
@@ -139,29 +139,29 @@ class _Packing:
                 self.pool.cancel()
         return found if len(found) == len(plans) else None
 
-    def summary(self, kept: Sequence[Written], new: Sequence[Written]) -> PackReport:
-        """The report of some shards. Raises UserError for what is to fail."""
-        written = [*kept, *new]
+    def summary(self, finished: Sequence[Written], new: Sequence[Written]) -> PackReport:
+        """Make the report of some shards. Raises UserError for what is to fail."""
+        written = [*finished, *new]
         findings = self._judge(written)
         self.rules.refuse(findings)
-        return pack_report.make_pack_report(written, findings, self.rules, self.left_out, len(kept))
+        return pack_report.make_pack_report(written, findings, self.rules, self.left_out, len(finished))
 
-    def complete(self, planned: ShardAssignment, kept: Sequence[Written], new: Sequence[Written]) -> PackReport:
+    def complete(self, planned: ShardAssignment, finished: Sequence[Written], new: Sequence[Written]) -> PackReport:
         """Judge all clips, correct shards, write the report, then dataset.json. Raises UserError for what is to fail."""
-        found = {result.plan.path: result for result in (*kept, *new)}
+        found = {result.plan.path: result for result in (*finished, *new)}
         written = [found[shard.path] for shard in planned.shards]  # of equal sounds, that in the oldest shard is the first
         findings = self._judge(written)
         self.rules.refuse(findings)
         dropped = self.rules.dropped(findings)
         if all(clip.key in dropped for result in written for clip in result.clips):
             raise UserError(f"there is no clip to pack into {self.out}: all are left out, as {findings[0]}")
-        wrong = [result.plan for result in written if result.kept != {clip.key for clip in result.clips} - dropped]
+        wrong = [result.plan for result in written if result.packed != {clip.key for clip in result.clips} - dropped]
         make_room(wrong, (), set(), self.out)
         tasks = [(shard, self.out, self.rules, _of(shard, dropped)) for shard in wrong]
         found |= {result.plan.path: result for result in self._watched(write_shard, tasks, CORRECTING)}
         written = [found[path] for path in sorted(found)]
-        kept_whole = sum(found[result.plan.path] is result for result in kept)
-        summary = pack_report.make_pack_report(written, findings, self.rules, self.left_out, kept_whole)
+        unchanged = sum(found[result.plan.path] is result for result in finished)
+        summary = pack_report.make_pack_report(written, findings, self.rules, self.left_out, unchanged)
         with explain_disk_errors(self.out):
             write_json(self.out / REPORT, summary.as_json())
             shards = [result.shard for result in written if result.shard is not None]
@@ -175,7 +175,7 @@ class _Packing:
     def _watched(
         self, function: Callable[..., Result], tasks: Sequence[tuple[ShardPlan, *tuple[object, ...]]], stage: str
     ) -> Iterator[Result]:
-        """What the tasks return, with progress told by seconds of sound."""
+        """Yield what the tasks return, and report progress in seconds of sound."""
         done, total = 0.0, sum(task[0].seconds for task in tasks)
         for result in self.pool.run(function, tasks):
             done += (result.plan if isinstance(result, Written) else result).seconds
@@ -184,20 +184,20 @@ class _Packing:
 
 
 def _probe(utterances: Sequence[Utterance]) -> list[ClipMeasurements]:
-    """What the clips' headers tell."""
+    """Read the clips' headers; the work of one task."""
     measured = []
     for utterance in utterances:
         check_stopped()
         try:
-            outline = audio.read_header(utterance.audio_path, utterance.start_s, utterance.end_s)
-            measured.append(ClipMeasurements(utterance.key, num_samples=outline.num_samples, doubtful=outline.doubtful))
+            header = audio.read_header(utterance.audio_path, utterance.start_s, utterance.end_s)
+            measured.append(ClipMeasurements(utterance.key, num_samples=header.num_samples, doubtful=header.doubtful))
         except audio.BadClipError as error:
             measured.append(ClipMeasurements(utterance.key, reason=str(error)))
     return measured
 
 
 def _check(shard: ShardPlan, out: Path, rules: QualityRules) -> Written | ShardPlan:
-    """The shard as an earlier run wrote it, or its plan if it is not finished."""
+    """Return the shard as an earlier run wrote it, or its plan if it is not finished."""
     return finished_shard(shard, out, rules) or shard
 
 

@@ -1,1 +1,1 @@
-"""Corpora in formats of many: a CSV or JSONL table, a dataset of Hugging Face, a database of audformat."""
+"""Parsers of general formats: a CSV or JSONL table, a dataset of Hugging Face, a database in audformat."""

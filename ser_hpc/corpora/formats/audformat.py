@@ -1,4 +1,4 @@
-"""A database in audformat (audEERING), as audb loads it: media files, a header and tables, read as plain files.
+"""Parse a database in audformat (audEERING), as audb loads it: media files, a header and tables, read as plain files.
 
 Layout   ROOT/db.yaml: schemes (what a column's values mean), splits, tables; ROOT/db.<table>.csv or .parquet: its rows; the
          media at the paths in the rows, from ROOT on. Pickled tables (.pkl) are never read.
@@ -33,17 +33,17 @@ Annotations = tuple[TextFields, TextFields]  # by the field of an utterance, and
 
 
 def parse(root: Path) -> ParseResult:
-    """Every piece of the database `root` with an emotion. Raises UserError where it is none, or nothing says who speaks."""
+    """Return every piece of the database `root` with an emotion. Raises UserError where it is none or names no speakers."""
     db = read_database(require_folder(root, LAYOUT))
     found = [f"{table.name}.{column}" for table in db.tables for column in table.columns]
     column_names.require_columns(root / "db.yaml", found, [field for table in db.tables for field in table.fields])
     emotions = _tables_of_emotions(db)
-    said, splits = _annotations(db, {table.name for table in emotions}), _splits(db)
+    annotations, splits = _annotations(db, {table.name for table in emotions}), _splits(db)
     utterances: list[Utterance] = []
     skipped: list[tuple[Path, str]] = []
     for piece in dict.fromkeys(piece for table in emotions for piece, _ in table.rows):
         audio = root / piece.file
-        fields, extra = _merged([*said[piece], *_of_file(said, piece)])
+        fields, extra = _merged([*annotations[piece], *_of_file(annotations, piece)])
         fields, extra = _merged([(fields, extra), _of_speaker(db, fields.get("speaker", ""))])
         fields |= {"split": min(splits[piece.file]) if len(splits[piece.file]) == 1 else ""}
         if not fields.get("emotion"):
@@ -58,27 +58,27 @@ def parse(root: Path) -> ParseResult:
 
 
 def _tables_of_emotions(db: Database) -> list[AudformatTable]:
-    """The table `emotion`, or else the first table of emotions with its parts for other splits."""
+    """Return the table `emotion`, or else the first table of emotions with its parts for other splits."""
     candidates = [table for table in db.tables if "emotion" in table.fields]
     first = next((table for table in candidates if table.name == "emotion"), candidates[0])
     return [table for table in candidates if PART.sub("", table.name) == PART.sub("", first.name)]
 
 
 def _annotations(db: Database, emotions: set[str]) -> dict[Piece, list[Annotations]]:
-    """What the tables say of each piece, those in `emotions` first; an emotion of another goes under that table's name."""
-    said: dict[Piece, list[Annotations]] = defaultdict(list)
+    """Collect each piece's annotations, of the tables in `emotions` first; an emotion of another goes under its name."""
+    found: dict[Piece, list[Annotations]] = defaultdict(list)
     for table in sorted(db.tables, key=lambda table: table.name not in emotions):
         for piece, row in table.rows:
             fields = {field: row[column] for field, column in table.fields.items()}
             others = {column: text for column, text in row.items() if column not in table.fields.values()}
             if table.name not in emotions and "emotion" in fields:
                 others[table.name] = fields.pop("emotion")
-            said[piece].append((fields, others))
-    return said
+            found[piece].append((fields, others))
+    return found
 
 
 def _merged(sources: Iterable[Annotations]) -> Annotations:
-    """All that is said, once: of two texts for one thing the first that is not empty."""
+    """Merge annotations: of two texts for one field the first that is not empty."""
     fields: TextFields = {}
     others: TextFields = {}
     for more_fields, more_others in sources:
@@ -87,9 +87,9 @@ def _merged(sources: Iterable[Annotations]) -> Annotations:
     return fields, others
 
 
-def _of_file(said: dict[Piece, list[Annotations]], piece: Piece) -> list[Annotations]:
-    """What is said of the whole file and so of a piece of it: who speaks, but not how."""
-    of_file = said.get(Piece(piece.file), []) if piece != Piece(piece.file) else []
+def _of_file(annotations: dict[Piece, list[Annotations]], piece: Piece) -> list[Annotations]:
+    """Return annotations of the whole file that hold for a piece of it: who speaks, but not how."""
+    of_file = annotations.get(Piece(piece.file), []) if piece != Piece(piece.file) else []
     return [({field: text for field, text in fields.items() if field not in JUDGED}, others) for fields, others in of_file]
 
 
@@ -101,7 +101,7 @@ def _of_speaker(db: Database, speaker: str) -> Annotations:
 
 
 def _splits(db: Database) -> dict[str, set[str]]:
-    """The splits of each file: of all tables that have it, or a piece of it, and belong to a split."""
+    """Return the splits of each file: of all tables that have it, or a piece of it, and belong to a split."""
     splits: dict[str, set[str]] = defaultdict(set)
     for table in db.tables:
         for piece, _ in table.rows:
@@ -122,16 +122,16 @@ def _utterance(db: Database, audio: Path, piece: Piece, annotation: dict[str, An
 
 
 def _warnings(db: Database, emotions: list[AudformatTable], splits: dict[str, set[str]]) -> list[str]:
-    told = column_names.renaming_warnings(emotions[0].fields)
+    warnings = column_names.renaming_warnings(emotions[0].fields)
     used = {table.name for table in emotions}
     if unused := [table.name for table in db.tables if "emotion" in table.fields and table.name not in used]:
-        told.append(f"emotions are those of the table {listed(sorted(used))}; those of {listed(unused)} are in `extra`")
-    words: dict[Piece, set[str]] = defaultdict(set)
+        warnings.append(f"emotions are those of the table {listed(sorted(used))}; those of {listed(unused)} are in `extra`")
+    labels: dict[Piece, set[str]] = defaultdict(set)
     for table in emotions:
         for piece, row in table.rows:
-            words[piece] |= {row[table.fields["emotion"]]} - {""}
-    if twice := [piece.file for piece, found in words.items() if len(found) > 1]:
-        told.append(f"{len(twice)} pieces have two emotions, of which the first is used: {listed(twice, 3)}")
+            labels[piece] |= {row[table.fields["emotion"]]} - {""}
+    if twice := [piece.file for piece, found in labels.items() if len(found) > 1]:
+        warnings.append(f"{len(twice)} pieces have two emotions, of which the first is used: {listed(twice, 3)}")
     if several := [file for file, names in splits.items() if len(names) > 1]:
-        told.append(f"{len(several)} files are in several splits, and so in none: {listed(several, 3)}")
-    return told
+        warnings.append(f"{len(several)} files are in several splits, and so in none: {listed(several, 3)}")
+    return warnings

@@ -1,4 +1,4 @@
-"""The header and the tables of an audformat database, as plain texts; see `audformat.py` for what they mean."""
+"""Read the header and the tables of an audformat database as plain texts; `audformat.py` interprets them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AudformatTable:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """`speakers`: what the header or a misc table says of each speaker."""
+    """A database as texts. `speakers`: properties of each speaker, from the header or a misc table."""
 
     name: str
     language: str  # "" if several
@@ -53,7 +53,7 @@ class Database:
 
 
 def read_database(root: Path) -> Database:
-    """Raises UserError where `root` holds no such header, or a table of it cannot be read."""
+    """Read a database. Raises UserError where `root` holds no such header, or a table of it cannot be read."""
     header = _header(root / "db.yaml")
     schemes, splits = _mapping(header.get("schemes")), _mapping(header.get("splits"))
     tables: list[AudformatTable] = []
@@ -69,7 +69,7 @@ def read_database(root: Path) -> Database:
 
 
 def _speakers(root: Path, labels: Any) -> dict[str, TextFields]:
-    """What the labels of a scheme of speakers, in the header or in the misc table that it names, say of each."""
+    """Return each speaker's properties from the labels of a scheme, in the header or in the misc table that it names."""
     if isinstance(labels, str):
         rows = [list(row.items()) for row in _rows(root, labels)]
         return {index[1]: dict(properties) for index, *properties in rows}
@@ -92,30 +92,33 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _table(root: Path, name: str, spec: dict[str, Any], schemes: dict[str, Any], splits: dict[str, Any]) -> AudformatTable:
-    found = {str(column): _mapping(what) for column, what in _mapping(spec.get("columns")).items()}
+    found = {str(column): _mapping(scheme) for column, scheme in _mapping(spec.get("columns")).items()}
     split = str(spec.get("split_id") or "")
-    words = {column: _words(_mapping(schemes.get(what.get("scheme_id", ""))).get("labels")) for column, what in found.items()}
+    meanings = {
+        column: _label_words(_mapping(schemes.get(scheme.get("scheme_id", ""))).get("labels"))
+        for column, scheme in found.items()
+    }
     rows = [
-        (_piece(root, name, row), {column: words[column].get(row.get(column, ""), row.get(column, "")) for column in found})
+        (_piece(root, name, row), {column: meanings[column].get(row.get(column, ""), row.get(column, "")) for column in found})
         for row in _rows(root, name)
     ]
     kind = str(_mapping(splits.get(split)).get("type") or split)
     return AudformatTable(name, column_names.split_of(kind), tuple(found), _fields(found), tuple(rows))
 
 
-def _words(labels: Any) -> TextFields:
-    """The word of each label of a scheme that is not one itself: {1: anger}, or {W: {emotion: anger}}."""
+def _label_words(labels: Any) -> TextFields:
+    """Return the word for each label of a scheme that is not one itself: {1: anger}, or {W: {emotion: anger}}."""
     if not isinstance(labels, dict):
         return {}
-    words: TextFields = {}
+    meanings: TextFields = {}
     for label, what in labels.items():
         named = next((what[name] for name in WORDS if what.get(name)), None) if isinstance(what, dict) else what
-        words |= {column_names.text_of(label): column_names.text_of(named)} if isinstance(named, str) else {}
-    return words
+        meanings |= {column_names.text_of(label): column_names.text_of(named)} if isinstance(named, str) else {}
+    return meanings
 
 
 def _fields(found: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """The column of each field: by its own name, or else the only one, or the gold standard, of a scheme with that name."""
+    """Return the column of each field: by its name, or else the only one, or gold standard, of a scheme with that name."""
     fields = column_names.choose_columns(found)
     for field, names in column_names.NAMES.items():
         of_scheme = [
@@ -129,7 +132,7 @@ def _fields(found: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def _piece(root: Path, table: str, row: TextFields) -> Piece:
-    """Raises UserError where a row names no file, or a time that is none."""
+    """Parse the piece of a row. Raises UserError where it names no file, or has a malformed time."""
     if not row.get("file"):
         raise UserError(f"{root}: table {table}: a row without file")
     start, end = (_seconds(root, table, row.get(name, "")) for name in ("start", "end"))
@@ -137,7 +140,7 @@ def _piece(root: Path, table: str, row: TextFields) -> Piece:
 
 
 def _seconds(root: Path, table: str, text: str) -> float | None:
-    """Seconds of a time as pandas writes it, `0 days 00:00:01.500000`, or as a number; None for none."""
+    """Return the seconds of a time as pandas writes it, `0 days 00:00:01.500000`, or as a number; None for none."""
     if text in ("", "NaT"):
         return None
     if match := TIMEDELTA.fullmatch(text):
@@ -148,7 +151,7 @@ def _seconds(root: Path, table: str, text: str) -> float | None:
 
 
 def _rows(root: Path, name: str) -> list[TextFields]:
-    """The rows of a table as texts by column; times of a parquet file in seconds."""
+    """Return the rows of a table as texts by column; times of a parquet file in seconds."""
     base = root / f"db.{name}"
     text, parquet = base.with_name(f"{base.name}.csv"), base.with_name(f"{base.name}.parquet")
     try:

@@ -1,4 +1,4 @@
-"""Which column of a foreign table says what, by its name, and what its words mean: for readers of other people's formats.
+"""Map the columns of a foreign table to fields of an utterance, by their names, and read their words. For hf and audformat.
 
 A field of an utterance is looked for under the names below, in any case of letters, the first that occurs wins, and what was
 chosen is told. All other columns go into `extra`, and so does a word that its field does not know.
@@ -41,11 +41,12 @@ LANGUAGES = dict(zip(_LANGUAGES.split()[::2], _LANGUAGES.split()[1::2], strict=T
 
 
 def normalized(name: str) -> str:
+    """Return a column's name as it is compared with NAMES."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def choose_columns(columns: Iterable[str]) -> dict[str, str]:
-    """The column of each field that has one."""
+    """Return the column of each field that has one."""
     found: dict[str, str] = {}
     for column in columns:
         found.setdefault(normalized(column), column)
@@ -53,24 +54,24 @@ def choose_columns(columns: Iterable[str]) -> dict[str, str]:
     return {field: found[name] for field, name in firsts.items() if name is not None}
 
 
-def require_columns(where: Path, columns: Iterable[str], fields: Iterable[str]) -> None:
-    """Raises UserError, with the columns and the names looked for, where emotion or speaker has none."""
+def require_columns(path: Path, columns: Iterable[str], fields: Iterable[str]) -> None:
+    """Raise UserError, with the columns and the names looked for, where emotion or speaker has none."""
     if missing := [field for field in REQUIRED if field not in set(fields)]:
         looked_for = "; ".join(f"for {field}: {listed(NAMES[field], 20)}" for field in missing)
         raise UserError(
-            f"{where}: no column says {' or '.join(missing)}. Its columns are {listed(sorted(set(columns)), 40)}; looked for, "
+            f"{path}: no column says {' or '.join(missing)}. Its columns are {listed(sorted(set(columns)), 40)}; looked for, "
             f"{looked_for}. Rename one, or read a table (csv) instead; a speaker whom nobody knows is called {UNKNOWN_SPEAKER}"
         )
 
 
 def renaming_warnings(fields: Mapping[str, str]) -> list[str]:
-    """A warning that names the columns taken for a field of another name; none if there are none."""
+    """Return a warning that names the columns taken for a field of another name; none if there are none."""
     read = [f"{field} from {column}" for field, column in fields.items() if normalized(column) != field]
     return [f"read by the columns' names: {listed(read, len(read))}"] if read else []
 
 
 def make_annotation(fields: Mapping[str, str], others: Mapping[str, str]) -> dict[str, Any]:
-    """What an `Utterance` says of a clip, from the texts of its fields and those of the other columns ("" = not annotated)."""
+    """Return arguments of `Utterance` from the texts of its fields and those of the other columns ("" = not annotated)."""
     known: dict[str, Any] = {}
     unknown: dict[str, str] = {}
     for field, text in fields.items():
@@ -84,19 +85,19 @@ def make_annotation(fields: Mapping[str, str], others: Mapping[str, str]) -> dic
 
 
 def split_of(text: str) -> str:
-    """train, dev or test for a word that begins with one, as train-00000-of-00002 or validation; else ""."""
+    """Return train, dev or test for a word that begins with one, as train-00000-of-00002 or validation; else ""."""
     word = re.match(r"[a-z]*", text.strip().lower())
     return SPLITS.get(word[0], "") if word else ""
 
 
 def language_of(text: str) -> str:
-    """The two letters of a language given by code or name, as en-US, eng or English; "" for one not listed here."""
+    """Return the two letters of a language given by code or name, as en-US, eng or English; "" for one not listed here."""
     word = re.split(r"[-_ ]", text.strip().lower())[0]
     return word if re.fullmatch(r"[a-z]{2}", word) else LANGUAGES.get(word, "")
 
 
 def text_of(value: Any) -> str:
-    """A plain value in words; "" for none (None, NaN)."""
+    """Return a plain value as text; "" for none (None, NaN)."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
@@ -105,7 +106,7 @@ def text_of(value: Any) -> str:
 
 
 def corpus_name(text: str) -> str:
-    """`text` as the name of a corpus, as my_set for "My Set". Raises UserError where it has no letter or digit."""
+    """Make the name of a corpus, as my_set of "My Set". Raises UserError where `text` has no letter or digit."""
     if not (name := normalized(text)[:24].strip("_")):
         raise UserError(f"a corpus cannot be named {text!r}; use letters or digits")
     return name
@@ -120,7 +121,7 @@ def _number(text: str) -> float | None:
 
 
 def extra_name(column: str) -> str:
-    """A name in an utterance's `extra` for a column of any name."""
+    """Make a name in an utterance's `extra` for a column of any name."""
     name = normalized(column)[:38].strip("_")
     return name if re.match("[a-z]", name) else f"x_{name}".rstrip("_")
 

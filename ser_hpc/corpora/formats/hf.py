@@ -1,4 +1,4 @@
-"""A dataset of Hugging Face's `datasets` on disk: a folder of Arrow or parquet files, read without that library.
+"""Parse a dataset of Hugging Face's `datasets` on disk, a folder of Arrow or parquet files, without that library.
 
 Layout   What `Dataset.save_to_disk` makes: ROOT/state.json, dataset_info.json, data-*.arrow; or `DatasetDict.save_to_disk`:
          ROOT/dataset_dict.json and such a folder for each split; or parquet files anywhere below ROOT, as a download from the
@@ -50,7 +50,7 @@ class HfClip:
 
 
 def parse(root: Path) -> ParseResult:
-    """Every clip of the dataset `root`; sound that is inside it is written out below `root`.
+    """Return every clip of the dataset `root`; sound that is inside it is written out below `root`.
 
     Raises UserError where `root` is no such dataset, no column says emotion or speaker, or `root` cannot be written.
     """
@@ -94,7 +94,7 @@ def _utterance(corpus: str, clip: HfClip, *, unique: bool) -> Utterance:
 
 
 def _recording(root: Path, table: Path, sound: HfSound) -> Path | str:
-    """The file of a row's sound, written if it is inside the dataset; or the reason why there is none."""
+    """Return the file of a row's sound, written if it is inside the dataset; or the reason why there is none."""
     if sound.payload:
         return _laid_out(root, sound.payload, Path(sound.path).suffix.lower())
     if not sound.path:
@@ -104,7 +104,7 @@ def _recording(root: Path, table: Path, sound: HfSound) -> Path | str:
 
 
 def _laid_out(root: Path, payload: bytes, suffix: str) -> Path:
-    """The file below `root` that holds these bytes. Raises UserError where it cannot be written."""
+    """Return the file below `root` that holds these bytes. Raises UserError where it cannot be written."""
     digest = hashlib.sha256(payload).hexdigest()[:32]
     path = root / EXTRACTED / digest[:2] / f"{digest}{suffix if suffix in AUDIO else ''}"
     try:

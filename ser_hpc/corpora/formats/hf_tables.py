@@ -1,4 +1,4 @@
-"""The files of a Hugging Face `datasets` folder, and their rows as plain texts and sound; see `hf.py` for the layouts."""
+"""Read the files of a Hugging Face `datasets` folder as plain texts and sound; see `hf.py` for the layouts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class HfTable:
     classes: dict[str, list[str]]  # the names of a ClassLabel's numbers, by column
 
     def rows(self) -> Iterator[tuple[dict[str, str], HfSound]]:
-        """(text by column, sound) of every row, in order. Raises UserError where the file is damaged."""
+        """Yield (text by column, sound) of every row, in order. Raises UserError where the file is damaged."""
         try:
             for batch in self._batches():
                 for row in batch.to_pylist():
@@ -59,7 +59,7 @@ class HfTable:
 
 
 def read_hf_tables(root: Path) -> list[HfTable]:
-    """The files of the dataset `root`, in a fixed order.
+    """Return the files of the dataset `root`, in a fixed order.
 
     Raises UserError where there are none, or one cannot be read or has no column of recordings.
     """
@@ -76,7 +76,7 @@ def read_hf_tables(root: Path) -> list[HfTable]:
 
 
 def _arrow_files(folder: Path) -> list[Path]:
-    """The files that the folder's state.json lists: others, as cache-*.arrow, are left from computations."""
+    """Return the files that the folder's state.json lists: others, as cache-*.arrow, are left from computations."""
     if (folder / "state.json").is_file():
         entries = _json(folder / "state.json").get("_data_files") or []
         return [folder / _inside(entry.get("filename") if isinstance(entry, dict) else entry) for entry in entries]
@@ -89,12 +89,12 @@ def _parquet(root: Path) -> list[Path]:
 
 
 def _split_of(path: Path) -> str:
-    """The split that a parquet file's name, or the nearest folder's, begins with; "" if none does."""
+    """Return the split that a parquet file's name, or the nearest folder's, begins with; "" if none does."""
     return next((split for name in (path.stem, *(p.name for p in path.parents)) if (split := column_names.split_of(name))), "")
 
 
 def _inside(name: Any) -> str:
-    """A name that a file of the dataset gives: it may lead to a place in the folder only."""
+    """Check a path that a file of the dataset gives: it must stay within the folder."""
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
         raise UserError(f"{name!r} is not the name of a file or folder inside the dataset")
     return name
@@ -132,7 +132,7 @@ def _table(path: Path, split: str) -> HfTable:
 
 
 def _features(path: Path, schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """What `datasets` wrote about each column: into the file itself, or into dataset_info.json beside it; {} if it did not."""
+    """Return what `datasets` wrote of each column, in the file or in dataset_info.json beside it; {} if it did not."""
     inside = (schema.metadata or {}).get(b"huggingface")
     info = json.loads(inside).get("info") or {} if inside else {}
     beside = path.parent / "dataset_info.json"
@@ -154,7 +154,7 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def _text(value: Any, classes: list[str] | None) -> str:
-    """A value in words. A ClassLabel's number is its name; -1 stands for an unlabelled row."""
+    """Return a value as text. A ClassLabel's number is its name; -1 stands for an unlabelled row."""
     if classes and isinstance(value, int):
         return str(classes[value]) if 0 <= value < len(classes) else ""
     return column_names.text_of(value)

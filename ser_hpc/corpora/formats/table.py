@@ -1,4 +1,4 @@
-"""Any corpus as a table: a CSV file with a header, or a JSONL file with one object a line; the way in without any code.
+"""Parse any corpus given as a table, a CSV file with a header or a JSONL file with one object a line: no code needed.
 
     audio,emotion,speaker,session,gender
     wav/anna_01.wav,happy,anna,day1,f
@@ -61,7 +61,7 @@ class Row:
 
 
 def parse(root: Path) -> ParseResult:
-    """The clips of the table `root`, a .csv or .jsonl file. Raises UserError with every mistake in it."""
+    """Return the clips of the table `root`, a .csv or .jsonl file. Raises UserError with every mistake in it."""
     if not root.is_file():
         raise UserError(f"{root} is not a file; give a .csv or .jsonl table with the columns {listed(REQUIRED)}")
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
@@ -80,15 +80,17 @@ def parse(root: Path) -> ParseResult:
             f"{root}: {counted(len(problems), 'mistake')}:\n" + "\n".join(f"  {text}" for text in problems[:SHOWN] + more)
         )
     layout = f"rows below the columns {listed(REQUIRED)}"
-    kept = sorted({name for row in rows for name in row.values if name not in COLUMNS and not name.startswith(EXTRA)})
+    others = sorted({name for row in rows for name in row.values if name not in COLUMNS and not name.startswith(EXTRA)})
     unknown = sum(clip.speaker == UNKNOWN_SPEAKER for clip in clips.values())
-    told = [f"columns that are kept as fields, for label sets to use: {listed(kept, 20)}"] if kept else []
-    told += [f"{unknown} of {counted(len(clips), 'clip')} are of speakers not known: they can only train"] if unknown else []
-    return make_result(root, layout, _with_unique_ids(root, list(clips.values()))).with_warnings(told)
+    warnings = [f"columns that are kept as fields, for label sets to use: {listed(others, 20)}"] if others else []
+    warnings += (
+        [f"{unknown} of {counted(len(clips), 'clip')} are of speakers not known: they can only train"] if unknown else []
+    )
+    return make_result(root, layout, _with_unique_ids(root, list(clips.values()))).with_warnings(warnings)
 
 
 def _read_csv(path: Path, problems: list[str]) -> list[Row]:
-    """The rows of a CSV file; mistakes of its shape are added to `problems`, and then there may be fewer rows or none."""
+    """Read the rows of a CSV file; mistakes of its shape are added to `problems`, and then there may be fewer rows or none."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         header = [name.strip() for name in next(reader, [])]
@@ -108,7 +110,7 @@ def _read_csv(path: Path, problems: list[str]) -> list[Row]:
 
 
 def _read_jsonl(path: Path, problems: list[str]) -> list[Row]:
-    """The rows of a JSONL file; lines that are no objects of plain values are added to `problems`."""
+    """Read the rows of a JSONL file; lines that are no objects of plain values are added to `problems`."""
     rows: list[Row] = []
     first: dict[str, int] = {}  # the line where a column occurs first
     for line, text in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
@@ -130,7 +132,7 @@ def _read_jsonl(path: Path, problems: list[str]) -> list[Row]:
 
 
 def _doubtful(lines: Mapping[str, int]) -> Iterator[str]:
-    """What is wrong with the names of columns, by the line of each: almost a known one's, or two that would be one field."""
+    """Return what is wrong with columns' names, by the line of each: almost a known one, or two that would be one field."""
     fields: dict[str, str] = {}
     for name, line in lines.items():
         if name in COLUMNS:
@@ -142,7 +144,7 @@ def _doubtful(lines: Mapping[str, int]) -> Iterator[str]:
 
 
 def _meant(name: str, names: Iterable[str]) -> str | None:
-    """The known column that a name is a slip of: nearly, if the table has no such column; all but for a letter, if it has."""
+    """Return the known column that a name misspells: roughly, if the table has no such column; by one letter, if it has."""
 
     def likeness(column: str) -> float:
         same = name.lower() == column.removesuffix("_s")
@@ -153,12 +155,12 @@ def _meant(name: str, names: Iterable[str]) -> str | None:
 
 
 def _field(column: str) -> str:
-    """The name in `extra` of what a column without a meaning of its own holds."""
+    """Return the name in `extra` of a column without a meaning of its own."""
     return extra_name(column.removeprefix(EXTRA)) if column else "unnamed"
 
 
 def _utterance(table: Path, row: Row, problems: list[str]) -> Utterance | None:
-    """The clip of a row, or None with its mistakes added to `problems`."""
+    """Return the clip of a row, or None with its mistakes added to `problems`."""
     mistakes = [f"{name} is empty" for name in ("audio", "emotion") if not row[name]]
     audio = table.parent / row["audio"]
     if row["audio"] and not audio.is_file():
@@ -195,7 +197,7 @@ def _utterance(table: Path, row: Row, problems: list[str]) -> Utterance | None:
 
 
 def _number(column: str, row: Row, mistakes: list[str]) -> float | None:
-    """The finite number in a column, or None where there is none; anything else is added to `mistakes`."""
+    """Return the finite number in a column, or None where there is none; anything else is added to `mistakes`."""
     try:
         value = float(row[column] or "nan")
     except ValueError:
@@ -206,7 +208,7 @@ def _number(column: str, row: Row, mistakes: list[str]) -> float | None:
 
 
 def _word(column: str, meanings: dict[str, str], row: Row, mistakes: list[str]) -> str:
-    """What the word in a column stands for, in any case of letters; "" where it is empty or, added to `mistakes`, unknown."""
+    """Return the meaning of a column's word, in any case of letters; "" where it is empty or, added to `mistakes`, unknown."""
     word = row[column].lower()
     if word and word not in meanings:
         mistakes.append(f"{column} is {row[column]!r}; use {listed(list(meanings))}, or leave it empty")
@@ -214,7 +216,7 @@ def _word(column: str, meanings: dict[str, str], row: Row, mistakes: list[str]) 
 
 
 def _repeated(clips: dict[int, Utterance]) -> list[str]:
-    """A text for every line whose recording, or piece of it, an earlier line has already listed."""
+    """Return a message for every line whose recording, or piece of it, an earlier line has already listed."""
     first: dict[tuple[Path, float, float | None], int] = {}
     problems = []
     for line, clip in clips.items():
@@ -225,7 +227,7 @@ def _repeated(clips: dict[int, Utterance]) -> list[str]:
 
 
 def _piece(clip: Utterance) -> tuple[Path, float, float | None]:
-    """What makes a row a clip of its own: recording, start and end in seconds."""
+    """Return what makes a row a clip of its own: recording, start and end in seconds."""
     return clip.audio_path, clip.start_s or 0.0, clip.end_s
 
 
@@ -237,12 +239,12 @@ def _corpus_name(table: Path) -> str:
 
 
 def _from_table(table: Path, audio: Path) -> Path:
-    """The path of a recording as seen from the table's folder, so that a corpus may move to another disk and keep its ids."""
+    """Return a recording's path relative to the table's folder, so that a corpus may move to another disk and keep its ids."""
     return audio.relative_to(table.parent) if audio.is_relative_to(table.parent) else audio
 
 
 def _plain_id(table: Path, audio: Path, start_s: float | None, end_s: float | None) -> str:
-    """The id that a clip asks for; another may ask for the same, which `_with_unique_ids` mends."""
+    """Return a clip's plain id; another clip may have the same, which `_with_unique_ids` resolves."""
     text = str(_from_table(table, audio).with_suffix(""))
     if start_s is not None or end_s is not None:
         text += f"-{round((start_s or 0.0) * 1000)}-{'end' if end_s is None else round(end_s * 1000)}"
@@ -250,7 +252,7 @@ def _plain_id(table: Path, audio: Path, start_s: float | None, end_s: float | No
 
 
 def _with_unique_ids(table: Path, clips: list[Utterance]) -> list[Utterance]:
-    """The clips, with a hash of path and times at the end of every id that is not the only one of its kind."""
+    """Return the clips, with a hash of path and times at the end of every id that occurs more than once."""
     counts = Counter(clip.utterance_id for clip in clips)
 
     def unique(clip: Utterance) -> Utterance:

@@ -1,1 +1,1 @@
-"""One small file a corpus: its layout, names, counts and defects at the top, then `parse(root) -> ParseResult`."""
+"""Parsers of published corpora, one file each: layout, names, counts and defects at the top, then `parse(root)`."""

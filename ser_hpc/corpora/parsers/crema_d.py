@@ -41,21 +41,21 @@ Extra = Mapping[str, dict[str, str]]
 
 
 def parse(root: Path) -> ParseResult:
-    """Every clip of CREMA-D below `root`. Raises UserError where there is none, or where a table of the corpus is damaged."""
-    told: list[str] = []
-    people = _people(require_folder(root, LAYOUT), told)
-    perceived = _perceived(root, told)
+    """Return every clip of CREMA-D below `root`. Raises UserError where there is none, or a table of the corpus is damaged."""
+    warnings: list[str] = []
+    people = _people(require_folder(root, LAYOUT), warnings)
+    perceived = _perceived(root, warnings)
     found, skipped = parse_files(find_recordings(root), lambda path: _utterance(path, people, perceived))
     result = make_result(root, LAYOUT, found, skipped, {"emotion": CLIPS_BY_EMOTION})
     clips = result.utterances
-    told += [f"{u.audio_path} is read as {u.utterance_id}" for u in clips if u.audio_path.stem.upper() != u.utterance_id]
-    told += _agreement(clips) if perceived else []
-    told += count_warnings("level", (u.intensity for u in clips), CLIPS_BY_LEVEL)
-    return result.with_warnings(told)
+    warnings += [f"{u.audio_path} is read as {u.utterance_id}" for u in clips if u.audio_path.stem.upper() != u.utterance_id]
+    warnings += _agreement(clips) if perceived else []
+    warnings += count_warnings("level", (u.intensity for u in clips), CLIPS_BY_LEVEL)
+    return result.with_warnings(warnings)
 
 
 def _people(root: Path, warnings: list[str]) -> dict[str, dict[str, str]]:
-    """Age, race and ethnicity of each actor, where the copy has the table; else that is told."""
+    """Read age, race and ethnicity of each actor, or add a warning where the copy lacks the table."""
     path = csv_file.find_nearest(root, "VideoDemographics.csv")
     if path is None:
         warnings.append("no VideoDemographics.csv in this copy: the actors' age, race and ethnicity are not known")
@@ -66,7 +66,7 @@ def _people(root: Path, warnings: list[str]) -> dict[str, dict[str, str]]:
 
 
 def _perceived(root: Path, warnings: list[str]) -> dict[str, dict[str, str]]:
-    """What most listeners perceived in each clip, where the copy has the table; else that is told."""
+    """Read what most listeners perceived in each clip, or add a warning where the copy lacks the table."""
     path = csv_file.find_nearest(root, "summaryTable.csv")
     if path is None:
         warnings.append(
@@ -77,25 +77,25 @@ def _perceived(root: Path, warnings: list[str]) -> dict[str, dict[str, str]]:
     columns = {"MultiModalVote": "multimodal", "VoiceVote": "voice"}
     rows = csv_file.read_rows(path, ["FileName", *columns])
     return {
-        row["FileName"].upper(): {k: v for name, how in columns.items() for k, v in _vote(row[name], how, path).items()}
+        row["FileName"].upper(): {k: v for name, kind in columns.items() for k, v in _vote(row[name], kind, path).items()}
         for row in rows
     }
 
 
-def _vote(code: str, how: str, table: Path) -> dict[str, str]:
-    """The fields of `extra` for a vote as in the table: `D`, or `D:N` where two emotions tied."""
+def _vote(code: str, modality: str, table: Path) -> dict[str, str]:
+    """Return the fields of `extra` for a vote as in the table: `D`, or `D:N` where two emotions tied."""
     letters = code.split(":")
     if wrong := [letter for letter in letters if letter not in VOTES]:
         raise UserError(f"{table}: unknown emotion {wrong[0]!r} in the vote {code!r}; known: {listed(list(VOTES))}")
-    words = [VOTES[letter] for letter in letters]
-    if len(words) == 1:
-        return {f"perceived_{how}": words[0]}
-    return {f"perceived_{how}": "tie", f"tied_{how}": ":".join(words)}
+    emotions = [VOTES[letter] for letter in letters]
+    if len(emotions) == 1:
+        return {f"perceived_{modality}": emotions[0]}
+    return {f"perceived_{modality}": "tie", f"tied_{modality}": ":".join(emotions)}
 
 
 def _agreement(clips: Sequence[Utterance]) -> list[str]:
-    """Says which label `emotion` is, how the others are reached, and how far they agree in this copy."""
-    named = [f"perceived_{how}" for how in ("multimodal", "voice")]
+    """Return warnings on which label `emotion` is, how to use the others, and how far they agree in this copy."""
+    named = [f"perceived_{modality}" for modality in ("multimodal", "voice")]
     agree = [sum(u.extra.get(name) == u.emotion for u in clips) / max(1, len(clips)) for name in named]
     text = (
         "emotion is the intended label (what the actor was to act); the perceived ones are "
@@ -106,7 +106,7 @@ def _agreement(clips: Sequence[Utterance]) -> list[str]:
 
 
 def _utterance(path: Path, people: Extra, perceived: Extra) -> Utterance | str:
-    """The clip that a file name describes, or the reason why it describes none."""
+    """Return the clip that a file name describes, or the reason why it describes none."""
     if path.suffix.lower() == ".mp3":
         return "an MP3; the corpus's WAV files are read"
     match = NAME.fullmatch(path.stem.upper())

@@ -1,4 +1,4 @@
-"""A CSV file that belongs to a corpus: found wherever a copy keeps it, and read by the columns that a parser needs."""
+"""Find and read a CSV file that belongs to a corpus, wherever a copy keeps it. For the parsers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ser_hpc.core.errors import UserError, listed
 
 
 def find_nearest(root: Path, *names: str) -> Path | None:
-    """The file below `root` with one of these names, in any case of letters; of several the one nearest to `root`."""
+    """Return the file below `root` with one of these names, in any case of letters; of several the one nearest to `root`."""
     wanted = {name.lower() for name in names}
     found = [path for path in root.rglob("*") if path.name.lower() in wanted]
     return min(found, key=lambda path: (len(path.parts), str(path)), default=None)
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, each value stripped. Raises UserError where it cannot be read or lacks a column."""
+    """Read a CSV file with a header, each value stripped. Raises UserError where it cannot be read or lacks a column."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restval="")

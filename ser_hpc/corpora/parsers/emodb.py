@@ -53,13 +53,13 @@ CLIPS_BY_SPEAKER = {
 
 
 def parse(root: Path) -> ParseResult:
-    """Every clip of Emo-DB below `root`. Raises UserError where `root` is no folder or holds no clip."""
+    """Return every clip of Emo-DB below `root`. Raises UserError where `root` is no folder or holds no clip."""
     clips, skipped = parse_files(find_recordings(require_folder(root, LAYOUT)), _utterance)
     return make_result(root, LAYOUT, clips, skipped, {"emotion": CLIPS_BY_EMOTION, "speaker": CLIPS_BY_SPEAKER})
 
 
 def _utterance(path: Path) -> Utterance | str:
-    """The clip that a file name describes, or the reason why it describes none."""
+    """Return the clip that a file name describes, or the reason why it describes none."""
     match = NAME.fullmatch(path.stem)
     if match is None:
         return "the name is not <speaker><text><emotion><version>, as in 03a01Fa"

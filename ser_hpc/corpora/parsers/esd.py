@@ -32,13 +32,13 @@ CLIPS_BY_SPEAKER = dict.fromkeys(SPEAKERS, 1750)
 
 
 def parse(root: Path) -> ParseResult:
-    """Every clip of ESD below `root`. Raises UserError where `root` is no folder or holds no clip."""
+    """Return every clip of ESD below `root`. Raises UserError where `root` is no folder or holds no clip."""
     clips, skipped = parse_files(find_recordings(require_folder(root, LAYOUT)), _utterance)
     return make_result(root, LAYOUT, clips, skipped, {"emotion": CLIPS_BY_EMOTION, "speaker": CLIPS_BY_SPEAKER})
 
 
 def _utterance(path: Path) -> Utterance | str:
-    """The clip that a file describes by its name and folders, or the reason why it describes none."""
+    """Return the clip that a file describes by its name and folders, or the reason why it describes none."""
     match = NAME.fullmatch(path.stem)
     if match is None:
         return "the name is not <speaker>_<number>, as in 0011_000351"

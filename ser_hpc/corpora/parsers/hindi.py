@@ -37,40 +37,40 @@ LOOSE = "nobody could confirm this corpus's names: speakers are taken from the f
 
 
 def parse(root: Path) -> ParseResult:
-    """Every clip of the corpus under `root`. Raises UserError where `root` is no folder or holds no clip."""
+    """Return every clip of the corpus under `root`. Raises UserError where `root` is no folder or holds no clip."""
     clips, skipped = parse_files(find_recordings(require_folder(root, LAYOUT)), lambda path: _utterance(path, root))
     result = make_result(root, LAYOUT, clips, skipped, {"corpus": {"hindi": CLIPS}})
     return result.with_warnings(_warnings(root, result.utterances))
 
 
 def _warnings(root: Path, clips: Sequence[Utterance]) -> list[str]:
-    said = {word for clip in clips for word in _words(clip.audio_path, emotion_folder(clip.audio_path, root, SPELLINGS))}
-    told = typo_warnings(said, SPELLINGS, TYPOS)
+    spelt = {word for clip in clips for word in _spellings(clip.audio_path, emotion_folder(clip.audio_path, root, SPELLINGS))}
+    warnings = typo_warnings(spelt, SPELLINGS, TYPOS)
     if (found := len({clip.speaker for clip in clips})) != SPEAKERS:
-        told.append(f"{found} speakers here, {SPEAKERS} in the description of the published corpus")
+        warnings.append(f"{found} speakers here, {SPEAKERS} in the description of the published corpus")
     if unknown := sum(clip.speaker == UNKNOWN_SPEAKER for clip in clips):
-        told.append(f"{counted(unknown, 'clip has', 'clips have')} no speaker's folder: they can only be trained on")
-    return [*told, LOOSE]
+        warnings.append(f"{counted(unknown, 'clip has', 'clips have')} no speaker's folder: they can only be trained on")
+    return [*warnings, LOOSE]
 
 
-def _words(path: Path, folder: Path | None) -> set[str]:
-    """The emotion as spelt in a file's name and in its folder's, where they say one."""
+def _spellings(path: Path, folder: Path | None) -> set[str]:
+    """Return the emotion as spelt in a file's name and in its folder's, where they say one."""
     return {word for word in (_word_of_name(path), word_in(folder.name, SPELLINGS) if folder else "") if word}
 
 
 def _word_of_name(path: Path) -> str:
-    """The emotion as spelt in a file's name; "" where its third field is none."""
+    """Return the emotion as spelt in a file's name; "" where its third field is none."""
     fields = path.stem.split(".")
     return word_in(fields[2].split("-")[0], SPELLINGS) if len(fields) > 2 else ""
 
 
 def _utterance(path: Path, root: Path) -> Utterance | str:
-    """The clip whose emotion a name and a folder say, or the reason why it is none."""
+    """Return the clip whose emotion a name and a folder say, or the reason why it is none."""
     folder = emotion_folder(path, root, SPELLINGS)
-    said = _words(path, folder)
-    emotions = {SPELLINGS[word] for word in said}
+    spelt = _spellings(path, folder)
+    emotions = {SPELLINGS[word] for word in spelt}
     if len(emotions) != 1:
-        reason = f"name and folder disagree: {listed(sorted(said))}" if said else "neither name nor folder says an emotion"
+        reason = f"name and folder disagree: {listed(sorted(spelt))}" if spelt else "neither name nor folder says an emotion"
         return f"{reason}; known: {listed(list(SPELLINGS), 12)}"
     (emotion,) = emotions
     above = folder.relative_to(root).parts[:-1] if folder else ()

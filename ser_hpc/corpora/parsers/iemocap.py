@@ -48,7 +48,7 @@ CLIPS_BY_EMOTION = {
 
 
 def parse(root: Path) -> ParseResult:
-    """Every labelled utterance under `root`. Raises UserError where `root` is no folder or holds no session with labels."""
+    """Return every labelled utterance under `root`. Raises UserError where `root` is no folder or holds no labelled session."""
     require_folder(root, LAYOUT)
     utterances: list[Utterance] = []
     skipped: list[tuple[Path, str]] = []
@@ -66,7 +66,7 @@ def parse(root: Path) -> ParseResult:
 
 
 def _label_files(root: Path) -> Iterator[tuple[Path, Path]]:
-    """(session folder, label file) of every dialogue, by name."""
+    """List (session folder, label file) of every dialogue, by name."""
     for session in sorted(root.glob("Session[1-5]")):
         folder = session / "dialog" / "EmoEvaluation"
         if not folder.is_dir():
@@ -75,7 +75,7 @@ def _label_files(root: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _label_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number, line) of the utterances' lines of a label file, and of any line of an unknown kind."""
+    """Yield (line number, line) of the utterances' lines of a label file, and of any line of an unknown kind."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -84,7 +84,7 @@ def _label_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _utterance(line: str, dialogue: str, audio: Path) -> Utterance | str:
-    """The clip that a label line describes, or the reason why there is none."""
+    """Return the clip that a label line describes, or the reason why there is none."""
     match = LINE.fullmatch(line.rstrip())
     if match is None:
         return f"not a label line: {line[:80]!r}"

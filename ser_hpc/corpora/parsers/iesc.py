@@ -22,16 +22,16 @@ SAME_TEXT = "the same two sentences are said in every clip and not told apart: t
 
 
 def parse(root: Path) -> ParseResult:
-    """Every clip of IESC under `root`. Raises UserError where `root` is no folder or holds no clip."""
+    """Return every clip of IESC under `root`. Raises UserError where `root` is no folder or holds no clip."""
     clips, skipped = parse_files(find_recordings(require_folder(root, LAYOUT)), lambda path: _utterance(path, root))
     result = make_result(root, LAYOUT, clips, skipped, {"corpus": {"iesc": CLIPS}})
     found = len({clip.speaker for clip in result.utterances})
-    told = [f"{found} speakers here, {SPEAKERS} in the published corpus"] if found != SPEAKERS else []
-    return result.with_warnings([*told, SAME_TEXT])
+    warnings = [f"{found} speakers here, {SPEAKERS} in the published corpus"] if found != SPEAKERS else []
+    return result.with_warnings([*warnings, SAME_TEXT])
 
 
 def _utterance(path: Path, root: Path) -> Utterance | str:
-    """The clip that two folders describe, or the reason why they describe none."""
+    """Return the clip that two folders describe, or the reason why they describe none."""
     folder = emotion_folder(path, root, SPELLINGS)
     if folder is None or folder.parent == root:
         return f"is not below a speaker's and an emotion's folder; expected {LAYOUT}"

@@ -36,13 +36,13 @@ UNKNOWN = "nobody knows who speaks: the clips can only be trained on, and who th
 
 
 def parse(root: Path) -> ParseResult:
-    """Every clip under `root` that names an emotion. Raises UserError where `root` is no folder or holds no such clip."""
+    """Return every clip under `root` that names an emotion. Raises UserError where `root` is no folder or holds none."""
     clips, skipped = parse_files(find_recordings(require_folder(root, LAYOUT)), lambda path: _utterance(path, root))
     return make_result(root, LAYOUT, clips, skipped, {"corpus": {"kai_indian": CLIPS}}).with_warnings([UNKNOWN])
 
 
 def _utterance(path: Path, root: Path) -> Utterance | str:
-    """The clip whose emotion a name or a folder says, or the reason why it is none."""
+    """Return the clip whose emotion a name or a folder says, or the reason why it is none."""
     folder = emotion_folder(path, root, SPELLINGS)
     word = word_in(path.stem, SPELLINGS) or (word_in(folder.name, SPELLINGS) if folder else "")
     if not word:

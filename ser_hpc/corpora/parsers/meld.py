@@ -41,7 +41,7 @@ Turn = tuple[str, int, int]  # split, dialogue, utterance
 
 
 def parse(root: Path) -> ParseResult:
-    """Every labelled turn under `root` whose sound is there. Raises UserError where there are no labels, or none with sound."""
+    """Return every labelled turn under `root` whose sound is there. Raises UserError where there are no labels, or no sound."""
     require_folder(root, LAYOUT)
     files = find_recordings(root)
     sounds, skipped = _by_turn(root, files)
@@ -68,7 +68,7 @@ def parse(root: Path) -> ParseResult:
 
 
 def _by_turn(root: Path, files: list[Path]) -> tuple[dict[Turn, list[Path]], list[tuple[Path, str]]]:
-    """The clips of each turn, without those that a mended one replaces; and what is no turn, or of an unknown split."""
+    """Group the files by turn, without those that a corrected one replaces; and (path, reason) of files that are no turn."""
     found: dict[Turn, list[tuple[bool, Path]]] = defaultdict(list)
     skipped = []
     for path in files:
@@ -78,16 +78,16 @@ def _by_turn(root: Path, files: list[Path]) -> tuple[dict[Turn, list[Path]], lis
             skipped.append((path, reason))
         else:
             found[split, int(match["dialogue"]), int(match["turn"])].append((match["final"] is not None, path))
-    kept = {}
+    chosen = {}
     for turn, clips in found.items():
         mended = any(final for final, _ in clips)
-        kept[turn] = [path for final, path in clips if final == mended]
-        skipped += [(path, f"{kept[turn][0].name} is its mended version") for final, path in clips if final != mended]
-    return kept, skipped
+        chosen[turn] = [path for final, path in clips if final == mended]
+        skipped += [(path, f"{chosen[turn][0].name} is its mended version") for final, path in clips if final != mended]
+    return chosen, skipped
 
 
 def _split(path: Path) -> str:
-    """The split that a clip's name or its nearest telling folder names; "" if none, or several, does."""
+    """Return the split that a clip's name or the nearest folder with a split's name gives; "" if none, or several, do."""
     for name in (path.stem.split("dia")[0], *(folder.name for folder in path.parents)):
         if found := set(re.findall("train|dev|test", name.lower())):
             return found.pop() if len(found) == 1 else ""
@@ -105,7 +105,7 @@ def _id(turn: Turn) -> str:
 def _clips(
     split: str, row: dict[str, str], sounds: dict[Turn, list[Path]], videos: dict[Turn, list[Path]]
 ) -> list[Utterance] | str:
-    """The turn of a row, once for each copy of its sound; or the reason why it cannot be used."""
+    """Return the turn of a row, once for each copy of its sound; or the reason why it cannot be used."""
     if not row["Dialogue_ID"].isdecimal() or not row["Utterance_ID"].isdecimal():
         return f"Dialogue_ID {row['Dialogue_ID']!r} and Utterance_ID {row['Utterance_ID']!r} must be numbers"
     turn, emotion = _turn(split, row), row["Emotion"].lower()
@@ -116,8 +116,8 @@ def _clips(
         if turn not in videos:
             return f"{_id(turn)}: no recording{known}"
         video = videos[turn][0]
-        how = f"ffmpeg -i {video} -vn -ar 16000 {video.with_suffix('.wav')}"
-        return f"{_id(turn)}: only its video{known}; take the sound from it: {how}"
+        command = f"ffmpeg -i {video} -vn -ar 16000 {video.with_suffix('.wav')}"
+        return f"{_id(turn)}: only its video{known}; take the sound from it: {command}"
     return [_utterance(path, turn, emotion, row) for path in sounds[turn]]
 
 
@@ -139,11 +139,11 @@ def _utterance(path: Path, turn: Turn, emotion: str, row: dict[str, str]) -> Utt
 
 def _warnings(clips: Sequence[Utterance]) -> list[str]:
     ids = {clip.utterance_id for clip in clips}
-    told = [f"{_id(turn)}: {defect}" for turn, defect in KNOWN_DEFECTS.items() if _id(turn) in ids]
+    warnings = [f"{_id(turn)}: {defect}" for turn, defect in KNOWN_DEFECTS.items() if _id(turn) in ids]
     train, test = ({clip.speaker for clip in clips if clip.split == split} for split in ("train", "test"))
     if train & test:
-        told.append(
+        warnings.append(
             f"{len(train & test)} of {len(test)} test speakers occur in training too: a result on the official split is one on "
             "known voices, and others plan folds by speaker"
         )
-    return told
+    return warnings

@@ -37,7 +37,7 @@ HIGHEST = 6.0  # the activation scale turned round: 1 to 5 becomes 5 to 1
 
 
 def parse(root: Path) -> ParseResult:
-    """Every labelled turn under `root`. Raises UserError where `root` is no folder, or holds no label file or no turn."""
+    """Return every labelled turn under `root`. Raises UserError where `root` is no folder or lacks a label file or turns."""
     labels = csv_file.find_nearest(require_folder(root, LAYOUT), *LABEL_FILES)
     if labels is None:
         raise UserError(f"{root} holds no file {listed(LABEL_FILES)}; expected {LAYOUT}")

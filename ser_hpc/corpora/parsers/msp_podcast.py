@@ -46,7 +46,7 @@ CLIPS_BY_SPLIT = {"Train": 84_030, "Development": 19_815, "Test1": 30_647, "Test
 
 
 def parse(root: Path) -> ParseResult:
-    """Every labelled clip of MSP-Podcast below `root`. Raises UserError where the labels, or all recordings, are missing."""
+    """Return every labelled clip of MSP-Podcast below `root`. Raises UserError if the labels or all recordings are missing."""
     labels = csv_file.find_nearest(require_folder(root, LAYOUT), *LABELS)
     if labels is None:
         raise UserError(f"{root} holds no {' or '.join(LABELS)}; expected {LAYOUT}")
@@ -67,7 +67,7 @@ def parse(root: Path) -> ParseResult:
 
 
 def _audio(root: Path) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
-    """The recordings by name without suffix, in lower case, and the copies of them in a doubled tree, with that reason."""
+    """Return the recordings by name without suffix, in lower case, and (path, reason) of their copies in a doubled tree."""
     first: dict[str, Path] = {}
     paths = sorted(find_recordings(root), key=lambda path: (len(path.parts), str(path)))
     copies = [path for path in paths if first.setdefault(path.stem.lower(), path) is not path]
@@ -86,7 +86,7 @@ def _warnings(clips: Sequence[Utterance]) -> list[str]:
 
 
 def _utterance(row: Mapping[str, str], stem: str, path: Path | None) -> Utterance | str:
-    """The clip that a line of labels describes, or the reason why there is none."""
+    """Return the clip that a line of labels describes, or the reason why there is none."""
     if path is None:
         return f"no recording {row['FileName']}"
     emotion, split, gender = row["EmoClass"].upper(), row["Split_Set"].lower(), row["Gender"].lower()
@@ -115,6 +115,6 @@ def _utterance(row: Mapping[str, str], stem: str, path: Path | None) -> Utteranc
 
 
 def _number(text: str) -> float | None:
-    """None where nothing, or NaN, is written. Raises ValueError for what is no number."""
+    """Parse a number, None where nothing, or NaN, is written. Raises ValueError for what is no number."""
     value = float(text or "nan")
     return value if math.isfinite(value) else None

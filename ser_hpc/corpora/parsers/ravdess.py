@@ -39,14 +39,14 @@ CLIPS_BY_SPEAKER = dict.fromkeys(ACTORS, 60)
 
 
 def parse(root: Path) -> ParseResult:
-    """Every speech clip of RAVDESS below `root`. Raises UserError where `root` is no folder or holds none."""
+    """Return every speech clip of RAVDESS below `root`. Raises UserError where `root` is no folder or holds none."""
     videos = [path for path in require_folder(root, LAYOUT).rglob("*.[mM][pP]4") if not path.name.startswith(".")]
     clips, skipped = parse_files(sorted([*find_recordings(root), *videos]), _utterance)
     return make_result(root, LAYOUT, clips, skipped, {"emotion": CLIPS_BY_EMOTION, "speaker": CLIPS_BY_SPEAKER})
 
 
 def _utterance(path: Path) -> Utterance | str:
-    """The clip that a file name describes, or the reason why it describes none, or none of the speech."""
+    """Return the clip that a file name describes, or the reason why it describes none, or none of the speech."""
     match = NAME.fullmatch(path.stem)
     if match is None:
         return "the name is not seven numbers of two digits, as in 03-01-06-01-02-01-12"

@@ -33,13 +33,13 @@ CLIPS_BY_SPEAKER = dict.fromkeys(SPEAKERS, 120)
 
 
 def parse(root: Path) -> ParseResult:
-    """Every clip of SAVEE below `root`. Raises UserError where `root` is no folder or holds no clip."""
+    """Return every clip of SAVEE below `root`. Raises UserError where `root` is no folder or holds no clip."""
     clips, skipped = parse_files(find_recordings(require_folder(root, LAYOUT)), _utterance)
     return make_result(root, LAYOUT, clips, skipped, {"emotion": CLIPS_BY_EMOTION, "speaker": CLIPS_BY_SPEAKER})
 
 
 def _utterance(path: Path) -> Utterance | str:
-    """The clip that a file describes by its name and folder, or the reason why it describes none."""
+    """Return the clip that a file describes by its name and folder, or the reason why it describes none."""
     match = NAME.fullmatch(path.stem)
     if match is None:
         return "the name is not <emotion><number> or <speaker>_<emotion><number>, as in a01 or DC_a01"

@@ -35,7 +35,7 @@ TWO_SPEAKERS = "two speakers only, who say the same words: where one of them is 
 
 
 def parse(root: Path) -> ParseResult:
-    """Every clip of TESS below `root`. Raises UserError where `root` is no folder or holds no clip."""
+    """Return every clip of TESS below `root`. Raises UserError where `root` is no folder or holds no clip."""
     clips, skipped = parse_files(find_recordings(require_folder(root, LAYOUT)), _utterance)
     result = make_result(root, LAYOUT, clips, skipped, {"emotion": CLIPS_BY_EMOTION, "speaker": CLIPS_BY_SPEAKER})
     misspelt = [f"{u.audio_path} is read as {u.utterance_id}" for u in result.utterances if not _named_after(u)]
@@ -47,7 +47,7 @@ def _named_after(clip: Utterance) -> bool:
 
 
 def _utterance(path: Path) -> Utterance | str:
-    """The clip that a file name describes, or the reason why it describes none."""
+    """Return the clip that a file name describes, or the reason why it describes none."""
     match = NAME.fullmatch(path.stem)
     if match is None:
         return "the name is not <OAF or YAF>_<word>_<emotion>, as in OAF_back_angry"

@@ -28,14 +28,14 @@ LARGE_SHARE = 0.15  # of all clips from one speaker: told
 
 
 def parse(root: Path) -> ParseResult:
-    """Every clip of URDU under `root`. Raises UserError where `root` is no folder or holds no clip."""
+    """Return every clip of URDU under `root`. Raises UserError where `root` is no folder or holds no clip."""
     clips, skipped = parse_files(find_recordings(require_folder(root, LAYOUT)), lambda path: _utterance(path, root))
     result = make_result(root, LAYOUT, clips, skipped, {"emotion": CLIPS_BY_EMOTION})
     return result.with_warnings(_warnings(result.utterances))
 
 
 def _utterance(path: Path, root: Path) -> Utterance | str:
-    """The clip that a file name describes, or the reason why it describes none."""
+    """Return the clip that a file name describes, or the reason why it describes none."""
     match = NAME.fullmatch(path.stem)
     if match is None:
         return "the name is not S<M or F><speaker>_F<file>_<letter><number>, as in SM1_F1_A001"
@@ -59,7 +59,7 @@ def _warnings(clips: Sequence[Utterance]) -> list[str]:
     speakers, sexes = Counter(clip.speaker for clip in clips), defaultdict(set)
     for clip in clips:
         sexes[clip.emotion].add(clip.gender)
-    told = [f"{len(speakers)} speakers in the names; {SPEAKERS} in the published ones, {SPEAKERS_IN_README} in the README"]
-    told += [f"{n} of {len(clips)} clips are of {name}" for name, n in speakers.items() if n >= LARGE_SHARE * len(clips)]
-    told += [f"all {emotion} clips are of {sex} speakers" for emotion, (sex, *more) in sorted(sexes.items()) if not more]
-    return told
+    warnings = [f"{len(speakers)} speakers in the names; {SPEAKERS} in the published ones, {SPEAKERS_IN_README} in the README"]
+    warnings += [f"{n} of {len(clips)} clips are of {name}" for name, n in speakers.items() if n >= LARGE_SHARE * len(clips)]
+    warnings += [f"all {emotion} clips are of {sex} speakers" for emotion, (sex, *more) in sorted(sexes.items()) if not more]
+    return warnings

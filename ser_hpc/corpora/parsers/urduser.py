@@ -29,23 +29,23 @@ LOOSE = "the meaning of UrduSER's names rests on one public description: compare
 
 
 def parse(root: Path) -> ParseResult:
-    """Every clip of UrduSER under `root`. Raises UserError where `root` is no folder or holds no clip."""
+    """Return every clip of UrduSER under `root`. Raises UserError where `root` is no folder or holds no clip."""
     clips, skipped = parse_files(find_recordings(require_folder(root, LAYOUT)), lambda path: _utterance(path, root))
     result = make_result(root, LAYOUT, clips, skipped, {"emotion": CLIPS_BY_EMOTION})
     return result.with_warnings(_warnings(result.utterances))
 
 
 def _warnings(clips: Sequence[Utterance]) -> list[str]:
-    told = [LOOSE]
+    warnings = [LOOSE]
     if (found := len({clip.speaker for clip in clips} - {UNKNOWN_SPEAKER})) != SPEAKERS:
-        told.append(f"{found} speakers here, {SPEAKERS} in the published corpus")
+        warnings.append(f"{found} speakers here, {SPEAKERS} in the published corpus")
     if unknown := sum(clip.speaker == UNKNOWN_SPEAKER for clip in clips):
-        told.append(f"{unknown} names do not say who speaks, as 1_0_1_01 does: these clips can only be trained on")
-    return told
+        warnings.append(f"{unknown} names do not say who speaks, as 1_0_1_01 does: these clips can only be trained on")
+    return warnings
 
 
 def _utterance(path: Path, root: Path) -> Utterance | str:
-    """The clip that a folder and a name describe, or the reason why they describe none."""
+    """Return the clip that a folder and a name describe, or the reason why they describe none."""
     folder = emotion_folder(path, root, SPELLINGS)
     if folder is None:
         return f"is below no folder of an emotion; expected {LAYOUT}"

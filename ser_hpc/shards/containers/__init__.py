@@ -1,1 +1,1 @@
-"""What an audio file holds, whatever its header says: one file a family of formats."""
+"""Find where the sound lies in an audio file, and check its header against the file: one module a family of formats."""

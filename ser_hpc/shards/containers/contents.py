@@ -1,4 +1,4 @@
-"""What a file holds, whatever its header says: how the modules beside this one tell it."""
+"""The result that all modules of containers/ return, and what they share: announced sizes, players' tags."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ABOUT = 1 << 16  # how near to 2^31 or 2^32 a size is that stands for "unknown"
 
 
 class BadClipError(Exception):
-    """A clip that cannot be packed. The message is the reason, without the path."""
+    """Raised for a clip that cannot be packed. The message is the reason, without the path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class AudioContents:
 
     `head` and then bytes `start` to `end` of the file, without its `gaps` (from, to), are what libsndfile is given; with an
     empty `head`, the file as it is.
-    `frames`: their number, where libsndfile would tell another; None: what it tells. `doubt`: in words, "" where all is well.
+    `frames`: their number, where libsndfile would report another; None: as it reports. `doubt`: a message, "" if all is well.
     `sought`: the last frame that libsndfile finds by a seek, if so many frames are there (else it finds none); None: it finds
     all.
     """
@@ -34,12 +34,12 @@ class AudioContents:
 
 
 def is_unknown(size: int) -> bool:
-    """Whether a size is one that programs write when they cannot go back to the header (pipes, a crash)."""
+    """Return whether a size is one that programs write when they cannot go back to the header (pipes, a crash)."""
     return size == 0 or abs(size - (1 << 31)) <= _ABOUT or abs(size - (1 << 32)) <= _ABOUT or size >= (1 << 63) - _ABOUT
 
 
 def settle(announced: int, present: int, header: int, whole: bool = False) -> tuple[int, str]:
-    """Bytes of sound to read where so many are announced and so many are there, and what there is to say about it.
+    """Return how many bytes of sound to read where so many are announced and so many present, and the doubt about it.
 
     `header`: bytes before the sound; `whole`: something else in the file says that nothing is missing. Raises BadClipError
     where sound is missing.
@@ -58,7 +58,7 @@ def settle(announced: int, present: int, header: int, whole: bool = False) -> tu
 
 
 def behind_tag(content: bytes, at: int) -> int:
-    """Where a tag ends that begins with these bytes and stands there; `at` if none does."""
+    """Return where a tag ends that begins at `at` with these bytes; `at` if none does."""
     if content[:3] == b"ID3" and len(content) >= 10:
         size = sum((byte & 0x7F) << 7 * (3 - place) for place, byte in enumerate(content[6:10]))
         return at + 10 + size + 10 * (content[5] >> 4 & 1)

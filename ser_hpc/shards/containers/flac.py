@@ -1,4 +1,4 @@
-"""FLAC: its header's length and format, held against its frames. libsndfile stops where the header says."""
+"""Check a FLAC file's header (length, format) against its frames: libsndfile stops where the header says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TOTAL = (1 << 36) - 1
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """What a frame's header tells: samples of the recording up to its start and end; 0 for a rate or bits: as in STREAMINFO."""
+    """A frame's header: samples of the recording up to its start and end; a rate or bits of 0: as in STREAMINFO."""
 
     start: int
     end: int
@@ -32,7 +32,7 @@ class _Frame:
 
 
 def contents(file: int, head: bytes, size: int) -> AudioContents | None:
-    """Of a FLAC file, also behind a tag, None for others. Raises BadClipError if it is cut, damaged or was joined."""
+    """Find the sound of a FLAC file, also behind a tag; None for others. Raises BadClipError if cut, damaged or joined."""
     base = behind_tag(head, 0)
     head = os.pread(file, len(head), base)
     if head[:4] != b"fLaC" or len(head) < _STREAMINFO + 34 or head[4] & 0x7F:
@@ -58,15 +58,15 @@ def contents(file: int, head: bytes, size: int) -> AudioContents | None:
         )
     if last.end == total:
         return AudioContents(doubt=doubt)
-    told = f"announces {total} frames, but there are {last.end}" if total else "does not say how long it is"
+    problem = f"announces {total} frames, but there are {last.end}" if total else "does not say how long it is"
     mended = head[:18] + (packed & ~_TOTAL | last.end).to_bytes(8) + head[26:42]
     return AudioContents(
-        mended, base + len(mended), size, doubt="; ".join(filter(None, (f"its header {told}: read to its end", doubt)))
+        mended, base + len(mended), size, doubt="; ".join(filter(None, (f"its header {problem}: read to its end", doubt)))
     )
 
 
 def _first_frame(file: int, base: int, size: int) -> int:
-    """Where it begins, behind all blocks of metadata."""
+    """Return where the first frame begins, behind all blocks of metadata."""
     at, last = base + 4, False
     while at + 4 <= size and not last:
         block = os.pread(file, 4, at)
@@ -75,7 +75,7 @@ def _first_frame(file: int, base: int, size: int) -> int:
 
 
 def _frames(file: int, start: int, end: int, block: int) -> list[tuple[int, _Frame]]:
-    """Where frames begin, and what they tell. Raises BadClipError where a recording begins anew."""
+    """Return where frames begin, and their headers. Raises BadClipError where another recording begins."""
     found: list[tuple[int, _Frame]] = []
     for at, frame in _signs(file, start, end, block):
         anew = found and found[-1][0] > start and found[-1][1].start == 0 and frame and frame.start == found[-1][1].end
@@ -88,7 +88,7 @@ def _frames(file: int, start: int, end: int, block: int) -> list[tuple[int, _Fra
 
 
 def _signs(file: int, start: int, end: int, block: int) -> Iterator[tuple[int, _Frame | None]]:
-    """Frames, wherever there may be one, and None for a file's beginning."""
+    """Yield every place that may be a frame, with its header, or None for a file's beginning."""
     for base in range(start, end, _WINDOW):
         window = os.pread(file, min(_WINDOW + _HEADER, end - base), base)
         for match in _SYNC.finditer(window):
@@ -99,10 +99,9 @@ def _signs(file: int, start: int, end: int, block: int) -> Iterator[tuple[int, _
 
 
 def _last_frame(file: int, frames: list[tuple[int, _Frame]], size: int, total: int) -> _Frame:
-    """The last of these frames, which a file of this size ends with. Raises BadClipError if it is not whole.
+    """Return the last of these frames, with which a file of this size ends. Raises BadClipError if it is not whole.
 
-    Its checksum tells that, wherever it stands where the recording ends with this frame as the header says: there may be
-    something else behind.
+    It is whole by its checksum; where the header says that the recording ends with this frame, other data may follow it.
     """
     base = max(0, size - _LARGEST)
     tail = os.pread(file, size - base, base)[::-1].translate(_MIRRORED)  # all bits, from the last
@@ -124,7 +123,7 @@ def _last_frame(file: int, frames: list[tuple[int, _Frame]], size: int, total: i
 
 
 def _frame(head: bytes, block: int) -> _Frame | None:
-    """The frame that begins with these bytes, None if none does."""
+    """Parse the header of the frame that begins with these bytes, None if none does."""
     if len(head) < 6 or head[1] & 0xFE != 0xF8 or head[3] & 1:
         return None
     size, rate, channels, bits = head[2] >> 4, head[2] & 15, head[3] >> 4, head[3] >> 1 & 7
@@ -149,7 +148,7 @@ def _frame(head: bytes, block: int) -> _Frame | None:
 
 
 def _crc8(content: bytes) -> int:
-    """0 for a frame's header with the checksum at its end."""
+    """Return the CRC-8: 0 for a frame's header with the checksum at its end."""
     crc = 0
     for byte in content:
         crc = _CRC8[crc ^ byte]
@@ -157,7 +156,7 @@ def _crc8(content: bytes) -> int:
 
 
 def _table(polynomial: int, degree: int) -> tuple[int, ...]:
-    """Of each byte, what is left of it."""
+    """Make the CRC table: the remainder of each byte."""
     table = []
     for crc in (byte << degree - 8 for byte in range(256)):
         for _ in range(8):

@@ -1,4 +1,4 @@
-"""MPEG audio (MP3 and its kin): counted frame by frame, since no header has to say how long it is, and many say it wrong.
+"""Count the frames of MPEG audio (MP3 and its kin): headers need not say how many there are, and many are wrong.
 
 Without a Xing frame libsndfile guesses the length from the size of the first frame and stops reading there; with one it
 believes it, also where files were joined behind it. So the frames are walked over (their headers, nothing is decoded), and
@@ -25,16 +25,16 @@ _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 
 _ALIKE = 0xFFFE0C00  # sync, version, layer and rate: what all frames of a file have in common, and mono or stereo
 _FRAMES = 1  # of a Xing frame's flags: it tells a number of frames
 _UNPROTECTED = 1 << 16  # of a frame's header: no checksum follows
-_NOT_TOLD = -1
+_NOT_ANNOUNCED = -1
 _WINDOW = 1 << 20
 _LEAD = 1 << 16  # bytes between an ID3 tag and the first frame: padding that the tag did not count
 
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """The frames of a file: bytes `start` to `end`; `count` of `samples` each. A Xing frame is none of them, but `first` it is.
+    """The frames of a file: bytes `start` to `end`; `count` of `samples` each, without a Xing frame, which is at `first`.
 
-    `told`: the number of frames in its Xing frame, None where there is none; `heeded`: whether libsndfile sees it; `gaps`: what
+    `announced`: frames by its Xing frame, None where there is none; `heeded`: whether libsndfile sees it; `gaps`: what
     stands between frames (from, to); `skipped`: bytes of it, and before and behind them, that are no tags either; `lacking`:
     bytes that its last frame lacks.
     """
@@ -46,21 +46,24 @@ class Frames:
     samples: int
     layer: int
     header: int
-    told: int | None
+    announced: int | None
     heeded: bool
     gaps: tuple[tuple[int, int], ...]
     skipped: int
     lacking: int
 
     def xing_frame(self) -> bytes:
-        """A frame of silence that tells the number of frames. Only layer III has such."""
+        """Return a Xing frame: silence with the number of frames. Only layer III has such."""
         header = self.header & ~0xF200 | 0xE000 | 0x10000  # the largest, so that all fits; no padding, no checksum
         side = _side_bytes(header)
-        told = struct.pack(">I", header) + bytes(side) + b"Xing" + struct.pack(">II", _FRAMES, self.count)
-        return told.ljust(_frame_bytes(header), b"\0")
+        frame = struct.pack(">I", header) + bytes(side) + b"Xing" + struct.pack(">II", _FRAMES, self.count)
+        return frame.ljust(_frame_bytes(header), b"\0")
 
     def padding(self) -> int:
-        """Bytes in front of the frames with which libsndfile's guess (bytes over the first frame's size) is not too short."""
+        """Return how many bytes before the frames make libsndfile's guess (bytes over the first frame's size) long enough.
+
+        Raises BadClipError where that would be too many.
+        """
         present = self.end - self.start - sum(end - start for start, end in self.gaps)
         lacking = _frame_bytes(self.header) * self.count - present
         if lacking > _LEAD:
@@ -69,21 +72,21 @@ class Frames:
 
 
 def contents(file: int, start: int, end: int) -> AudioContents | None:
-    """Of MPEG audio between two bytes of an open file, None for what is not. Raises BadClipError if some are missing."""
+    """Find MPEG audio between two bytes of an open file, None for other data. Raises BadClipError if frames are missing."""
     found = frames(file, start, end)
     if found is None:
         return None
     if found.lacking:
         raise BadClipError(f"is truncated: its last frame lacks {found.lacking} bytes")
     doubts = [f"{found.skipped} bytes before, between or behind its frames are no sound: not read"] if found.skipped else []
-    told = found.told
-    if told is not None and told > found.count + 1:
-        raise BadClipError(f"is truncated: its header announces {told} frames, the file holds {found.count}")
-    if told == found.count and found.heeded:
+    announced = found.announced
+    if announced is not None and announced > found.count + 1:
+        raise BadClipError(f"is truncated: its header announces {announced} frames, the file holds {found.count}")
+    if announced == found.count and found.heeded:
         as_it_is = not found.gaps and (start > 0 or os.pread(file, 3, 0) == b"ID3")
         return AudioContents(b"" if as_it_is else _id3(0), found.first, end, doubt="; ".join(doubts), gaps=found.gaps)
-    if told not in (None, _NOT_TOLD, found.count):
-        doubts.append(f"its header announces {told} frames, but there are {found.count}: read to its end")
+    if announced not in (None, _NOT_ANNOUNCED, found.count):
+        doubts.append(f"its header announces {announced} frames, but there are {found.count}: read to its end")
     head, length = (
         (_id3(0) + found.xing_frame(), None) if found.layer == 3 else (_id3(found.padding()), found.count * found.samples)
     )
@@ -91,7 +94,7 @@ def contents(file: int, start: int, end: int) -> AudioContents | None:
 
 
 def frames(file: int, start: int, end: int) -> Frames | None:
-    """The MPEG frames between two bytes of an open file, behind ID3 tags; None if it does not begin with such."""
+    """Find the MPEG frames between two bytes of an open file, behind ID3 tags; None if it does not begin with such."""
     tagged = start
     while (behind := behind_tag(os.pread(file, _LEAD, start), start)) > start:
         start = behind
@@ -99,16 +102,16 @@ def frames(file: int, start: int, end: int) -> Frames | None:
     if first is None:
         return None
     header = int.from_bytes(os.pread(file, 4, first))
-    told, heeded, size = _told(file, first, header)
+    announced, heeded, size = _announced(file, first, header)
     count, gaps, skipped, lacking, last = _walk(file, first + size, end, header)
     layer = 4 - (header >> 17 & 3)
     samples = 384 if layer == 1 else 576 if layer == 3 and not _is_version_1(header) else 1152
     skipped += first - start if any(os.pread(file, first - start, start)) else 0
-    return Frames(first, first + size, last, count, samples, layer, header, told, heeded, gaps, skipped, lacking)
+    return Frames(first, first + size, last, count, samples, layer, header, announced, heeded, gaps, skipped, lacking)
 
 
 def _walk(file: int, at: int, end: int, like: int) -> tuple[int, tuple[tuple[int, int], ...], int, int, int]:
-    """Number of frames, gaps between them, bytes that are no sound, bytes that the last one lacks, and where they end."""
+    """Return number of frames, gaps between them, bytes that are no sound, bytes that the last one lacks, and their end."""
     count, skipped = 0, 0
     gaps: list[tuple[int, int]] = []
     sizes: dict[bytes, int] = {}
@@ -137,7 +140,7 @@ def _walk(file: int, at: int, end: int, like: int) -> tuple[int, tuple[tuple[int
 
 
 def _pass_over(file: int, at: int, end: int, like: int) -> tuple[int | None, int]:
-    """Where the frames go on behind what is none (None: nowhere), and bytes of it that are neither tag nor padding of one.
+    """Return where frames go on behind other data (None: nowhere), and how much of it is neither tag nor a tag's padding.
 
     Raises BadClipError where frames of another kind follow.
     """
@@ -164,7 +167,7 @@ def _pass_over(file: int, at: int, end: int, like: int) -> tuple[int | None, int
 
 
 def _next(file: int, at: int, last: int, end: int, like: int) -> int | None:
-    """Where the next frame begins, from `at` to before `last`: a header behind which, a frame further, stands its like."""
+    """Return where the next frame begins, from `at` to before `last`: a header which, a frame further, a like one follows."""
     while at < last:
         window = os.pread(file, min(_WINDOW, end - at), at)
         found = window.find(b"\xff")
@@ -193,11 +196,11 @@ def _kind(header: int) -> str:
     return f"{rate} Hz, layer {4 - (header >> 17 & 3)}, {'mono' if _is_mono(header) else 'stereo'}"
 
 
-def _told(file: int, at: int, header: int) -> tuple[int | None, bool, int]:
-    """The number of frames that a Xing or VBRI frame tells, whether libsndfile sees it, its size; (None, False, 0) of sound.
+def _announced(file: int, at: int, header: int) -> tuple[int | None, bool, int]:
+    """Return the number of frames in a Xing or VBRI frame, whether libsndfile sees it, and its size; (None, False, 0) of sound.
 
-    A checksum stands in front of the side information, or is forgotten by who wrote the number; mpg123 forgets it as well, and
-    takes a frame for sound whose side information is not empty.
+    A checksum precedes the side information, or is forgotten by the program that wrote the number; mpg123 forgets it as well,
+    and takes a frame for sound whose side information is not empty.
     """
     size = _frame_bytes(header)
     frame = os.pread(file, size, at)
@@ -205,16 +208,16 @@ def _told(file: int, at: int, header: int) -> tuple[int | None, bool, int]:
     side = 4 + _side_bytes(header)
     for tag in {side, side + checksum}:
         if frame[tag : tag + 4] in (b"Xing", b"Info"):
-            flags, told = struct.unpack_from(">II", frame.ljust(tag + 12, b"\0"), tag + 4)
+            flags, announced = struct.unpack_from(">II", frame.ljust(tag + 12, b"\0"), tag + 4)
             heeded = tag == side and not any(frame[4 + 2 : tag])
-            return told if flags & _FRAMES else _NOT_TOLD, heeded, size
+            return announced if flags & _FRAMES else _NOT_ANNOUNCED, heeded, size
     if frame[36:40] == b"VBRI":
-        return _NOT_TOLD, False, size  # nothing that libsndfile reads
+        return _NOT_ANNOUNCED, False, size  # nothing that libsndfile reads
     return None, False, 0
 
 
 def _frame_bytes(header: int) -> int:
-    """Size of the frame that begins with these four bytes, 0 if none does (or its bitrate is a free one)."""
+    """Return the size of the frame that begins with these four bytes, 0 if none does (or its bitrate is a free one)."""
     version, layer = header >> 19 & 3, 4 - (header >> 17 & 3)
     kbits, rate = header >> 12 & 15, header >> 10 & 3
     if header >> 21 != 0x7FF or version == 1 or layer == 4 or kbits in (0, 15) or rate == 3:
@@ -227,7 +230,7 @@ def _frame_bytes(header: int) -> int:
 
 
 def _side_bytes(header: int) -> int:
-    """Of layer III: bytes between a frame's header and its sound."""
+    """Return the bytes of side information between a layer III frame's header and its sound."""
     return (17 if _is_mono(header) else 32) if _is_version_1(header) else 9 if _is_mono(header) else 17
 
 
@@ -240,7 +243,7 @@ def _is_version_1(header: int) -> bool:
 
 
 def _id3(padding: int) -> bytes:
-    """An empty tag: without one libsndfile knows MP3 by its name alone, and without padding not even so."""
+    """Return an empty tag: without one libsndfile knows MP3 by its name alone, and without padding not even so."""
     padding += 32
     size = bytes(padding >> shift & 0x7F for shift in (21, 14, 7, 0))
     return b"ID3\x04\0\0" + size + bytes(padding)

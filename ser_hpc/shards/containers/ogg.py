@@ -1,4 +1,5 @@
-"""Ogg: pages, each with a checksum and a number. libsndfile passes over damage, and reads the first of joined files alone."""
+"""Check the pages of an Ogg file by checksum and number: libsndfile passes over damage, and reads only the first of joined
+files."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ from ser_hpc.shards.containers.contents import TAGS, AudioContents, BadClipError
 _FIRST, _LAST = 2, 4  # of a page's flags: the first of its stream, the last
 _PAGE = 27 + 255 + 255 * 255  # bytes at most
 _WINDOW = 1 << 20
-_NOT_TOLD = (1 << 64) - 1  # of a page in which no packet ends
+_NO_POSITION = (1 << 64) - 1  # of a page in which no packet ends
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def contents(file: int, head: bytes, size: int) -> AudioContents | None:
-    """Of an Ogg file, None for others. Raises BadClipError if it is truncated, damaged, or holds several recordings."""
+    """Find the sound of an Ogg file, None for others. Raises BadClipError if it is cut, damaged, or of several recordings."""
     if head[:4] != b"OggS":
         return None
     at, base, window = 0, 0, b""
@@ -43,7 +44,7 @@ def contents(file: int, head: bytes, size: int) -> AudioContents | None:
         if number != numbers.setdefault(serial, number):
             doubts.append(f"lacks pages before its page {number}")
         numbers[serial] = number + 1
-        if (end := struct.unpack_from("<Q", page, 6)[0]) != _NOT_TOLD:
+        if (end := struct.unpack_from("<Q", page, 6)[0]) != _NO_POSITION:
             ends = [ends[1], end]
         if _checksum(page) != struct.unpack_from("<I", page, 22)[0]:
             raise BadClipError(f"is damaged: the page at its byte {at} is not as it was written (checksum)")
@@ -57,7 +58,7 @@ def contents(file: int, head: bytes, size: int) -> AudioContents | None:
 
 
 def _page(window: bytes) -> bytes | None:
-    """The page at the beginning of these bytes, None if none is there as a whole."""
+    """Return the page at the beginning of these bytes, None if there is no whole one."""
     if window[:4] != b"OggS" or len(window) < 27 or len(window) < 27 + window[26]:
         return None
     length = 27 + window[26] + sum(window[27 : 27 + window[26]])
@@ -65,7 +66,7 @@ def _page(window: bytes) -> bytes | None:
 
 
 def _checksum(page: bytes) -> int:
-    """CRC-32 with the bits of each byte, and of the result, in the other order than zlib's, and nothing inverted."""
+    """Return the CRC-32 with the bits of each byte and of the result in the other order than zlib's, and nothing inverted."""
     mirrored = (page[:22] + bytes(4) + page[26:]).translate(_MIRRORED)
     crc = zlib.crc32(mirrored, 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int.from_bytes(crc.to_bytes(4, "little").translate(_MIRRORED), "big")

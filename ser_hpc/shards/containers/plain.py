@@ -1,4 +1,4 @@
-"""AIFF, AU, CAF, Wave64 and NIST SPHERE: one size of the sound, held against the file's. libsndfile reads what is left."""
+"""Check the announced size of AIFF, AU, CAF, Wave64 and NIST SPHERE against the file: libsndfile reads what is left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _W64_HEAD = b"riff\x2e\x91\xcf\x11"
 
 
 class _Sound(NamedTuple):
-    """`start`: first byte of the sound; `announced`: its bytes. `whole`: another size says that no byte is missing."""
+    """The sound by its header. `start`: first byte; `announced`: bytes; `whole`: another size says that none is missing."""
 
     start: int
     announced: int
@@ -23,7 +23,7 @@ class _Sound(NamedTuple):
 
 
 def contents(file: int, head: bytes, size: int) -> AudioContents | None:
-    """Of a file of one of these formats, None for others. Raises BadClipError if it is truncated."""
+    """Find the sound of a file of one of these formats, None for others. Raises BadClipError if it is truncated."""
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
         sound = _aiff(file, size)
     elif head[:4] == b".snd" and len(head) >= 24:
@@ -48,7 +48,7 @@ def contents(file: int, head: bytes, size: int) -> AudioContents | None:
 
 
 def _is_known(file: int, at: int, size: int, is_w64: bool) -> bool:
-    """Whether a tag, padding, or a chunk of Wave64 stands there and behind."""
+    """Return whether the rest of the file is a tag, padding, or chunks of Wave64."""
     rest = os.pread(file, min(_REST, size - at), at)
     if rest.startswith(TAGS) or not any(rest):
         return True
@@ -93,7 +93,7 @@ def _nist(head: bytes, size: int) -> _Sound:
 
 
 def _caf(file: int, size: int) -> AudioContents:
-    """Of a CAF file; libsndfile refuses one with another size of the data than there is."""
+    """Find the sound of a CAF file; libsndfile refuses one with another size of the data than there is."""
     at = 8
     while at + 12 <= size:
         name, length = struct.unpack(">4sQ", os.pread(file, 12, at))

@@ -1,4 +1,4 @@
-"""WAV and its kin (RIFF, RIFX, RF64, BW64): sizes as recorders really write them.
+"""Check the sizes in headers of WAV and its kin (RIFF, RIFX, RF64, BW64), which recorders often write wrong.
 
 libsndfile takes what a file lacks for its end, a size of 0 for silence, and bytes behind the announced ones for nothing. Here
 the sizes of the data, of the RIFF around it and of the file itself are held against each other; and the fields of the format.
@@ -21,7 +21,7 @@ _LONGEST_FORMAT = 1024
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """`at`: where the data chunk begins; `data`, `riff`: sizes as they are announced."""
+    """A parsed header. `at`: where the data chunk begins; `data`, `riff`: sizes as they are announced."""
 
     order: str
     at: int
@@ -32,7 +32,7 @@ class _Header:
 
 
 def contents(file: int, head: bytes, size: int) -> AudioContents | None:
-    """Of a WAV file, None for others. Raises BadClipError if it is truncated or its header is broken."""
+    """Find the sound of a WAV file, None for others. Raises BadClipError if it is truncated or its header is broken."""
     if head[:4] not in (b"RIFF", b"RIFX", *_LONG) or head[8:12] != b"WAVE":
         return None
     header = _read(file, head, size)
@@ -82,7 +82,7 @@ def _read(file: int, head: bytes, size: int) -> _Header:
 
 
 def _plain(header: _Header, length: int) -> bytes:
-    """A header with the format, the true size of the data, and nothing else. The largest size is libsndfile's "to the end"."""
+    """Make a header of the format and the true size of the data. The largest size is libsndfile's "to the end"."""
     data = struct.pack(header.order + "4sI", b"data", min(length, 0xFFFFFFFF))
     form = struct.pack(header.order + "4sI", b"fmt ", len(header.format)) + header.format
     size = struct.pack(header.order + "I", min(4 + len(form) + len(data) + length, 0xFFFFFFFF))
@@ -90,7 +90,7 @@ def _plain(header: _Header, length: int) -> bytes:
 
 
 def _chunks_follow(file: int, at: int, end: int) -> bool:
-    """Whether nothing but chunks, tags of players or padding stands between two bytes."""
+    """Return whether nothing but chunks, tags of players or padding lies between two bytes."""
     while at + 8 <= end:
         name, length = struct.unpack("<4sI", os.pread(file, 8, at))
         if name.startswith(TAGS) or (not any(name) and _only_zeros(file, at, end)):
@@ -111,14 +111,14 @@ def _is_name(name: bytes) -> bool:
 
 
 def _tag(header: _Header) -> int:
-    """Of the format: PCM, float and so on."""
+    """Return the tag of the format: PCM, float and so on."""
     form = header.format
     tag: int = struct.unpack_from(header.order + "H", form.ljust(2, b"\0"))[0]
     return int.from_bytes(form[24:26], "little") if tag == _EXTENSIBLE and len(form) >= 26 else tag
 
 
 def _contradiction(header: _Header) -> str:
-    """In words, if the fields of the format do not fit each other: at least one is wrong, and nobody knows which."""
+    """Return a message if the fields of the format contradict each other: at least one is wrong, nobody knows which."""
     if len(header.format) < 16:
         return ""
     _, channels, rate, byte_rate, align, bits = struct.unpack_from(header.order + "HHIIHH", header.format)
