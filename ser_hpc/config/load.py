@@ -54,7 +54,7 @@ def load_settings(file: Path | None, overrides: Sequence[str], schema: int | Non
         settings = Settings.model_validate(merged)
     except ValidationError as error:
         for detail in error.errors():
-            origin = "" if _stands_in(tree, detail["loc"]) else "in the cluster profile, "
+            origin = "" if _is_set_in(tree, detail["loc"]) else "in the cluster profile, "
             problems.append(origin + _describe_problem(detail, merged))
     if problems:
         raise ConfigError(problems)
@@ -121,7 +121,7 @@ def _merge(below: Any, above: Any) -> Any:
     return below | {key: _merge(below[key], value) if key in below else value for key, value in above.items()}
 
 
-def _stands_in(tree: Any, path: Sequence[str | int]) -> bool:
+def _is_set_in(tree: Any, path: Sequence[str | int]) -> bool:
     """Tell whether the value at `path` is the tree's own, without the profile's fields."""
     if path[:1] != ("cluster",) or len(path) < 2:
         return True

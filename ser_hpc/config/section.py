@@ -1,4 +1,4 @@
-"""Define the base class of all sections of the settings (frozen, unknown keys refused), and their types of numbers and lists."""
+"""Define the base class of all sections of the settings (frozen, unknown keys refused), and types of their fields."""
 
 from __future__ import annotations
 

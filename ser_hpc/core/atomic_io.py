@@ -93,6 +93,7 @@ def fsync_path(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 text file, or leave the old one."""
     with write_aside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -159,4 +160,5 @@ def _json(value: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises OSError, or ValueError where it is not JSON."""
     return json.loads(path.read_text(encoding="utf-8"))

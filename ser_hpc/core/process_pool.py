@@ -110,9 +110,9 @@ def _serve(pipe: Connection, begin: Callable[..., None], arguments: tuple[Any, .
     begin(*arguments)
     with suppress(EOFError, ConnectionError):  # the other end is closed
         while True:
-            function, arguments = pipe.recv()
+            function, inputs = pipe.recv()
             try:
-                reply = True, function(*arguments)
+                reply = True, function(*inputs)
             except Exception as error:
                 error.add_note("In a worker process:\n" + traceback.format_exc())
                 reply = False, error

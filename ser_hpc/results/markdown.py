@@ -17,10 +17,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[i
 
 
 def bullets(items: Iterable[str]) -> str:
+    """Format a Markdown list, an item a line."""
     return "\n".join(f"- {one_line(item)}" for item in items)
 
 
 def one_line(text: str) -> str:
+    """Replace line breaks and runs of blanks by single blanks."""
     return " ".join(text.split())
 
 

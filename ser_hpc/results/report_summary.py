@@ -47,9 +47,11 @@ def report_notes(cv: CrossValidation) -> list[str]:
 
 
 def incomplete_sentence(cv: CrossValidation) -> str:
+    """Say how many trials are missing."""
     total = len(cv.trials) + len(cv.missing)
     return f"Incomplete: {len(cv.missing)} of {count_trials(total)} {'is' if len(cv.missing) == 1 else 'are'} missing."
 
 
 def count_trials(number: int, kind: str = "") -> str:
+    """Format `1 trial`, `3 finished trials`."""
     return counted(number, f"{kind} trial".strip())

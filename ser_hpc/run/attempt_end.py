@@ -16,7 +16,7 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnd:
-    """`outcome`: done, stopped, superseded, failed, hung, lost (another rank died), or killed (it still runs, or wrote no end).
+    """An attempt's end. `outcome`: done, stopped, superseded, failed, hung, lost (another rank died), or killed (no end.json).
 
     `step`: the optimizer step that it was at, None if it did not come to training; `host`: where it was; `shared`: every
     other trial of the run would end in the same error.

@@ -15,7 +15,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class ChosenPrecision:
-    """`precision` of the layers; `tf32`: of what else is multiplied in float32; `device`: on which it was found."""
+    """A run's precision: `precision` of the layers; `tf32` of other float32 products; `device` on which it was found."""
 
     precision: str
     tf32: bool

@@ -150,6 +150,7 @@ def shard_folders(settings: Settings) -> list[Location]:
 
 
 def demo_folder(settings: Settings) -> Path:
+    """Return the folder of the demo's shards, beside its runs."""
     return settings.run.root / "demo_corpus" / "shards"
 
 
@@ -159,6 +160,7 @@ def planned_trials(experiment: Experiment) -> tuple[Trial, ...]:
 
 
 def planned_seeds(experiment: Experiment) -> list[int]:
+    """Return all seeds of its run once it is planned, sorted, those of earlier launches included."""
     return sorted({*experiment.settings.seeds, *_seeds_before(experiment)})
 
 

@@ -27,7 +27,7 @@ FILES = ("shards", "sounds", "weights")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """`what`: strict JSON, as `schema` writes it."""
+    """What identifies a run. `what`: strict JSON, as `schema` writes it."""
 
     schema: int
     what: dict[str, Any]
@@ -68,6 +68,7 @@ def identity_of(
 
 
 def write_identity(run: RunDir, identity: Identity, folds: Sequence[str], seeds: Iterable[int]) -> None:
+    """Write identity.json. `folds`: their digests; `seeds`: all that were ever planned."""
     content = {"schema": identity.schema, "what": identity.what, "digest": identity.digest}
     write_sealed(run.identity, content | {"folds": list(folds), "seeds": sorted(seeds)})
 

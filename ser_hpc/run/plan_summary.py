@@ -33,6 +33,7 @@ def make_plan(
     *,
     demo: bool,
 ) -> dict[str, Any]:
+    """Return the plan as JSON. `targets`: class index of every clip of the index, -1 where it has none, (num_clips,)."""
     metadata = index.metadata
     dropped = Counter(label_set.annotations(metadata)[targets == DROPPED].tolist())
     hashes = _hashes(index, label_set, targets)

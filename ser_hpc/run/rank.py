@@ -30,7 +30,7 @@ LAUNCHER_VARIABLES = (
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """`number` of `size` ranks; `local` of `local_size` on this node."""
+    """A rank: `number` of `size` ranks; `local` of `local_size` on this node. Numbers start at 0."""
 
     number: int
     size: int
@@ -85,8 +85,8 @@ def unconfirmed_ranks(env: Mapping[str, str], rank: Rank) -> str | None:
     if rank.size > 1 or world_size == "1":
         return None
     return (
-        f"this process trains alone: WORLD_SIZE={world_size} is set here, but neither by torchrun nor by srun, so it is taken for "
-        "a leftover; several ranks are started with one of these"
+        f"this process trains alone: WORLD_SIZE={world_size} is set here, but neither by torchrun nor by srun, so it is taken "
+        "for a leftover; several ranks are started with one of these"
     )
 
 

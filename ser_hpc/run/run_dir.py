@@ -51,6 +51,8 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class AttemptDir:
+    """The folder of one attempt, and its file names."""
+
     path: Path
     number: int
 
@@ -97,6 +99,8 @@ class AttemptDir:
 
 @dataclass(frozen=True, slots=True)
 class TrialDir:
+    """The folder of a trial, and its file names."""
+
     path: Path
     trial: Trial
 
@@ -168,6 +172,8 @@ def _attempt_name(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
+    """A run directory, and its file names."""
+
     path: Path
 
     @property

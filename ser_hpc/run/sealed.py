@@ -21,10 +21,12 @@ def json_digest(value: Any) -> str:
 
 
 def seal(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the value with its hash added."""
     return value | {_SEAL: json_digest(value)}
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Write the value as JSON, with its hash."""
     write_json(path, seal(value))
 
 
