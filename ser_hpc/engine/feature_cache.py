@@ -135,8 +135,8 @@ def make_feature_source(
     # A rank that has them all waits here until the others do: for one block at most.
     (stopping,) = world.any_rank(stop.reason() is not None)
     if stopping:
-        why = stop.reason() or "another rank was asked to"
-        raise Stopped(f"{trial.trial} stopped while its frozen encoder ran; the states that it made are kept ({why})")
+        reason = stop.reason() or "another rank was asked to"
+        raise Stopped(f"{trial.trial} stopped while its frozen encoder ran; the states that it made are kept ({reason})")
     if world.is_main:
         took = awake_s() - began
         print(f"the frozen encoder's states: {made} of {len(numbers)} blocks made here, {took:.1f} s", flush=True)

@@ -69,8 +69,8 @@ def _absent_classes(cv: CrossValidation) -> list[str]:
     absent = {t.trial.fold: t.absent_classes for t in cv.trials if t.absent_classes}
     if not absent:
         return []
-    where = "; ".join(f"{', '.join(names)} in fold {fold}" for fold, names in sorted(absent.items()))
-    return [f"Without a test clip, and left out of UAR and macro-F1 there: {where}."]
+    listed_folds = "; ".join(f"{', '.join(names)} in fold {fold}" for fold, names in sorted(absent.items()))
+    return [f"Without a test clip, and left out of UAR and macro-F1 there: {listed_folds}."]
 
 
 def _class_table(cv: CrossValidation, scores: Scores) -> str:

@@ -180,10 +180,10 @@ def _ask_hub(name: str, files: tuple[str, ...]) -> None:
         except RepositoryNotFoundError:
             raise UserError(f"{absent}; nor is there such a name on the hub (or not for you: hf auth login)") from None
         except Exception as error:  # whatever the HTTP library calls it
-            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"{absent}, nor can the hub be reached ({why}). Give a folder with config.json and model.safetensors, or on a "
-                f"machine with internet: hf download {name}"
+                f"{absent}, nor can the hub be reached ({reason}). Give a folder with config.json and model.safetensors, or on "
+                f"a machine with internet: hf download {name}"
             ) from None
     raise UserError(f"model.weights {name}: the hub has no {' or '.join(files)} of that name")
 
