@@ -1,4 +1,4 @@
-"""Typed settings, section by section: defaults < cluster profile < file < command line; every mistake at once.
+"""Define, read and check settings: defaults < cluster profile < file < command line; all mistakes are reported at once.
 
 settings, cluster, transforms   what can be set, each with its meaning below it
 load                            files and `key=value` to settings, and back

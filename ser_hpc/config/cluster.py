@@ -1,4 +1,4 @@
-"""Settings of the cluster, and Slurm's notation of a time."""
+"""Define the settings of the cluster, and read Slurm's notation of a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ser_hpc.core.errors import UserError
 
 
 def slurm_minutes(text: str) -> int:
-    """Minutes of Slurm's notations of a time: `90`, `90:00`, `4:00:00`, `1-12`, `1-12:30:00`; parts of one count whole.
+    """Convert Slurm's notations of a time to minutes: `90`, `90:00`, `4:00:00`, `1-12`, `1-12:30:00`; seconds are rounded up.
 
     Raises ValueError.
     """
@@ -31,7 +31,7 @@ def slurm_minutes(text: str) -> int:
 
 
 def expand_path(folder: str) -> Path:
-    """A folder of the settings, `~` and $VARIABLES filled in as on this node. Raises UserError for one not set here."""
+    """Expand `~` and $VARIABLES in a folder of the settings, as on this node. Raises UserError for a variable not set here."""
     path = os.path.expandvars(folder)
     if "$" in path:
         raise UserError(f"{folder} is no folder on {socket.gethostname()}: a variable in it is not set there")
@@ -115,12 +115,12 @@ class ClusterSettings(Section):
     they are read where they lie."""
 
     def site_name(self, partition: str | None) -> str | None:
-        """The site's own name of a partition; none: the site's default."""
+        """Return the site's own name of a partition; None: the site's default."""
         return self.partitions.get(partition, partition) if partition else None
 
     @property
     def gpu_types(self) -> tuple[str | None, ...]:
-        """In order of preference; (None,): any."""
+        """Return the GPU types in order of preference; (None,): any."""
         return self.gpu_type if isinstance(self.gpu_type, tuple) else (self.gpu_type,)
 
     @model_validator(mode="after")

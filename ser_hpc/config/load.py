@@ -1,6 +1,6 @@
-"""Settings from defaults < cluster profile < file < command line, every mistake found at once, the nearest known key named.
+"""Load settings from defaults < cluster profile < file < command line; all mistakes at once, with the nearest known key.
 
-settings = load(Path("configs/emodb_acrnn.yaml"), ["train.epochs=60", "cluster.profile=pace_ice"])
+settings = load_settings(Path("configs/emodb_acrnn.yaml"), ["train.epochs=60", "cluster.profile=pace_ice"])
 
 A profile says how things are done at a site (configs/cluster): what it sets are defaults of the section `cluster`.
 """
@@ -35,7 +35,7 @@ _Yaml.add_constructor("tag:yaml.org,2002:int", _Yaml.integer)
 
 
 def load_settings(file: Path | None, overrides: Sequence[str], schema: int | None = None) -> Settings:
-    """Merge and check. `overrides` are `key.path=value`, the value read as YAML. Raises ConfigError with every mistake.
+    """Merge and check settings. `overrides`: `key.path=value`, the value read as YAML. Raises ConfigError with every mistake.
 
     `schema`: that of a file which does not say its own; none: today's.
     """
@@ -54,22 +54,22 @@ def load_settings(file: Path | None, overrides: Sequence[str], schema: int | Non
         settings = Settings.model_validate(merged)
     except ValidationError as error:
         for detail in error.errors():
-            origin = "" if _stands_in(tree, detail["loc"]) else "in the cluster profile, "
-            problems.append(origin + _in_words(detail, merged))
+            origin = "" if _is_set_in(tree, detail["loc"]) else "in the cluster profile, "
+            problems.append(origin + _describe_problem(detail, merged))
     if problems:
         raise ConfigError(problems)
     return settings
 
 
 def load_run_settings(file: Path) -> Settings:
-    """The settings that a run was made with, by this version or an earlier one; the first one wrote no schema."""
+    """Load the settings that a run was made with, by this version or an earlier one; the first one wrote no schema."""
     return load_settings(file, [], schema=1)
 
 
 def dump_settings(settings: Settings) -> str:
-    """The resolved settings as YAML that `load_settings` takes back.
+    """Return the resolved settings as YAML that `load_settings` takes back.
 
-    What a profile said is written out and its name left out: jobs need no profile, which may change, or be a file elsewhere.
+    What a profile sets is written out and its name left out: jobs need no profile, which may change, or be a file elsewhere.
     Of the cluster only what differs from the defaults is: a run that goes on with its own, older code must know each name.
     """
     cluster = settings.cluster.model_dump(mode="json", exclude={"profile"}, exclude_defaults=True)
@@ -78,13 +78,13 @@ def dump_settings(settings: Settings) -> str:
 
 
 def configs_folder() -> Path:
-    """The project's own configurations: within the package where it was installed or copied, beside it in a checkout."""
+    """Return the folder of the project's configurations: in the installed or copied package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     return next(path for path in (package / "_configs", package.parent / "configs") if path.is_dir())
 
 
 def find_config(name: str, folder: str) -> Path:
-    """A file given by path, or by name among the project's own `configs/<folder>`. Raises UserError naming what there is."""
+    """Find a file by path, or by name in the project's `configs/<folder>`. Raises UserError naming what there is."""
     configs, given = configs_folder(), Path(name)
     own = configs / folder / f"{name}.yaml"
     if given.is_file():
@@ -97,7 +97,7 @@ def find_config(name: str, folder: str) -> Path:
 
 
 def _profile(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-    """The fields of the profile that `tree` names, and its resolved name put into `tree`; mistakes go to `problems`."""
+    """Return the fields of the profile that `tree` names, and put its resolved name there; mistakes go to `problems`."""
     cluster = tree.get("cluster")
     if not isinstance(cluster, dict) or not isinstance(cluster.get("profile"), str):
         return {}
@@ -115,14 +115,14 @@ def _profile(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
 
 
 def _merge(below: Any, above: Any) -> Any:
-    """`above` over `below`, key by key."""
+    """Merge `above` over `below`, key by key."""
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     return below | {key: _merge(below[key], value) if key in below else value for key, value in above.items()}
 
 
-def _stands_in(tree: Any, path: Sequence[str | int]) -> bool:
-    """Whether the profile's fields had no part in what stands at `path`."""
+def _is_set_in(tree: Any, path: Sequence[str | int]) -> bool:
+    """Tell whether the value at `path` is the tree's own, without the profile's fields."""
     if path[:1] != ("cluster",) or len(path) < 2:
         return True
     return isinstance(tree.get("cluster"), dict) and path[1] in tree["cluster"]
@@ -159,7 +159,7 @@ def _set(tree: dict[str, Any], override: str) -> str | None:
     return None
 
 
-def _in_words(detail: ErrorDetails, tree: dict[str, Any]) -> str:
+def _describe_problem(detail: ErrorDetails, tree: dict[str, Any]) -> str:
     # Pydantic puts the tag of a tagged section into the path (model.encoder.x); users never wrote it.
     location = [str(part) for part in detail["loc"] if part not in ("encoder", "acrnn")]
     path = ".".join(location) or "settings"
@@ -174,7 +174,7 @@ def _in_words(detail: ErrorDetails, tree: dict[str, Any]) -> str:
 
 
 def _hint(section: Sequence[str], key: str, tree: dict[str, Any]) -> str:
-    """The key that was meant: of this name elsewhere, or almost of it, here before elsewhere; else what this section knows."""
+    """Suggest a key: of the same name elsewhere, or a similar one, here before elsewhere; else list this section's."""
     paths = list(_paths(Settings, tree))
     here = {path[-1]: path for path in paths if path[:-1] == tuple(section)}
     same = [path for path in paths if path[-1] == key]
@@ -187,7 +187,7 @@ def _hint(section: Sequence[str], key: str, tree: dict[str, Any]) -> str:
 
 
 def _paths(section: type[BaseModel], tree: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every key, section by section; of a tagged section those of the kind that the user's tree names."""
+    """Yield every key's path, section by section; of a tagged section those of the kind that the user's tree names."""
     for name, field in section.model_fields.items():
         yield (*above, name)
         below = tree.get(name) if isinstance(tree, dict) else None
@@ -198,7 +198,7 @@ def _paths(section: type[BaseModel], tree: Any, above: tuple[str, ...] = ()) -> 
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """The settings classes that an annotation allows."""
+    """List the settings classes that an annotation allows."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) in (Union, types.UnionType, Annotated):

@@ -1,4 +1,4 @@
-"""Options of sbatch and srun that a site needs and no setting says (`cluster.sbatch`, `cluster.srun_args`): which are taken."""
+"""Check the options of sbatch and srun that a site adds to those of the settings (`cluster.sbatch`, `cluster.srun_args`)."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ _OF_TRIALS = {
 
 
 def shared_options(options: Mapping[str, Value]) -> dict[str, Value]:
-    """Those that the report's and packing jobs are given as well."""
+    """Return those options that the report's and packing jobs are given as well."""
     return {name: value for name, value in options.items() if name not in _OF_TRIALS}
 
 
 def _names(given: Any) -> Any:
-    """`mail_type` and `--mail-type` are mail-type."""
+    """Normalise option names: `mail_type` and `--mail-type` are mail-type."""
     if not isinstance(given, dict):
         return given
     return {str(name).removeprefix("--").replace("_", "-"): value for name, value in given.items()}
@@ -104,16 +104,16 @@ def _checked(options: dict[str, Value]) -> dict[str, Value]:
     return options
 
 
-def _checked_srun(words: Sequence[str]) -> Sequence[str]:
-    for word in words:
-        name = word.partition("=")[0].removeprefix("--")
-        if word.startswith("--") and name in _SERVED_BY_SRUN:
-            raise ValueError(f"{word} cannot be given: {_SERVED[name]}")
-        if not word.isprintable():
-            raise ValueError(f"{word!r}: one line of plain characters, please")
-        if re.match(r"-\w", word):
-            raise ValueError(f"{word}: write options by their long names, as --container-image=...")
-    return words
+def _checked_srun(arguments: Sequence[str]) -> Sequence[str]:
+    for argument in arguments:
+        name = argument.partition("=")[0].removeprefix("--")
+        if argument.startswith("--") and name in _SERVED_BY_SRUN:
+            raise ValueError(f"{argument} cannot be given: {_SERVED[name]}")
+        if not argument.isprintable():
+            raise ValueError(f"{argument!r}: one line of plain characters, please")
+        if re.match(r"-\w", argument):
+            raise ValueError(f"{argument}: write options by their long names, as --container-image=...")
+    return arguments
 
 
 SbatchOptions = Annotated[dict[str, Value], BeforeValidator(_names), AfterValidator(_checked)]

@@ -1,6 +1,6 @@
-"""What an experiment is, apart from where and how it runs: the settings that change its result, in a form that outlives them.
+"""Derive an experiment's identity from its settings, those that change its result, across versions of the settings.
 
-A run is named by a hash of this identity. What stands at its default is left out, so a new setting gives no run another name.
+A run is named by a hash of this identity. Settings at their defaults are left out, so a new one gives no run another name.
 A default that changes raises SCHEMA and goes into DEFAULTS_BEFORE; a setting that gets another name goes into RENAMED. A run
 keeps the schema that it was made under: its settings are read with that schema's defaults, and its identity stays the same.
 """
@@ -41,23 +41,23 @@ _IN_SCHEMA_1 = {
 
 
 def identity(settings: Section, schema: int = SCHEMA) -> dict[str, Any] | None:
-    """What changes the result, as `schema` writes it: strict JSON. None: nothing of that schema can have been this."""
+    """Return what changes the result, as `schema` writes it: strict JSON. None: it cannot be expressed in that schema."""
     if schema == 1:
         return _full_schema_1(settings, "")
     return _changed(settings, "", _defaults_of(schema))
 
 
 def under_schema(settings: Section, schema: int) -> tuple[Section, list[str]]:
-    """The settings that the same words would have meant under an earlier schema, and `key=value` of what differs."""
+    """Return the settings that the same file would have meant under an earlier schema, and `key=value` of what differs."""
     tree, changed = settings.model_dump(mode="json"), _changed(settings, "", {})
-    told = []
+    differing = []
     for path, value in _defaults_of(schema).items():
-        said, name = _find(changed, path)
+        explicit, name = _find(changed, path)
         section, _ = _find(tree, path)
-        if section is not None and name in section and name not in (said or {}):
+        if section is not None and name in section and name not in (explicit or {}):
             section[name] = value
-            told.append(re.sub(r"\[.*?\]", "", path) + f"={value}")
-    return type(settings).model_validate(tree), told
+            differing.append(re.sub(r"\[.*?\]", "", path) + f"={value}")
+    return type(settings).model_validate(tree), differing
 
 
 def migrate(tree: dict[str, Any], schema: int) -> None:
@@ -74,17 +74,17 @@ def migrate(tree: dict[str, Any], schema: int) -> None:
 
 
 def _since(changes: Mapping[int, Any], schema: int) -> Iterator[Any]:
-    """The changes from `schema` on, the latest first."""
+    """Yield the changes from `schema` on, the latest first."""
     return (changes[number] for number in range(SCHEMA - 1, schema - 1, -1) if number in changes)
 
 
 def _defaults_of(schema: int) -> dict[str, Any]:
-    """The defaults of `schema` that are others now: of two changes of one the older tells."""
+    """Return the defaults of `schema` that have changed since: of two changes of one the older applies."""
     return {path: value for each in _since(DEFAULTS_BEFORE, schema) for path, value in each.items()}
 
 
 def _inside(section: Section, path: str) -> Iterator[tuple[str, str, Any]]:
-    """Name, path and value of each field that has a part in the identity."""
+    """Yield name, path and value of each field that has a part in the identity."""
     for name in type(section).model_fields:
         value, inner = getattr(section, name), f"{path}.{name}".removeprefix(".")
         if inner not in _NO_PART:
@@ -93,7 +93,7 @@ def _inside(section: Section, path: str) -> Iterator[tuple[str, str, Any]]:
 
 
 def _changed(section: Section, path: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs from the defaults, section by section; of another kind than the default one its kind as well."""
+    """Return what differs from the defaults, section by section; of another kind than the default one its kind as well."""
     found: dict[str, Any] = {}
     for name, inner, value in _inside(section, path):
         default = type(section).model_fields[name].default
@@ -111,7 +111,7 @@ def _changed(section: Section, path: str, defaults: Mapping[str, Any]) -> dict[s
 
 
 def _full_schema_1(section: Section, path: str) -> dict[str, Any] | None:
-    """The same as schema 1 wrote it."""
+    """Return the identity as schema 1 wrote it."""
     known = _IN_SCHEMA_1.get(path, "").split()
     found: dict[str, Any] = {}
     for name, inner, value in _inside(section, path):
@@ -128,7 +128,7 @@ def _full_schema_1(section: Section, path: str) -> dict[str, Any] | None:
 
 
 def _plain(section: Section, name: str) -> Any:
-    """A field as strict JSON, without the places of files."""
+    """Convert a field to strict JSON, without the places of files."""
     value = section.model_dump(mode="json", include={name})[name]
     return strip_paths(value) if name == "augment" else value
 
@@ -146,7 +146,7 @@ def _meaning(path: str, plain: Any) -> Any:
 
 
 def _find(tree: dict[str, Any], path: str, make: bool = False) -> tuple[dict[str, Any] | None, str]:
-    """The section of the tree that a path leads into, and the last name; None where there is none, or one of another kind."""
+    """Find the section of the tree that holds `path`, and the last name; None where there is none, or one of another kind."""
     *sections, last = path.split(".")
     at: Any = tree
     for step in sections:
@@ -158,7 +158,7 @@ def _find(tree: dict[str, Any], path: str, make: bool = False) -> tuple[dict[str
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Unless something stands there."""
+    """Set the value at `path`, unless there is one."""
     section, name = _find(tree, path, make=True)
     if section is not None:
         section.setdefault(name, value)

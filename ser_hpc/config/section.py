@@ -1,4 +1,4 @@
-"""What all sections of the settings have in common: frozen, unknown keys refused; and the numbers and words in them."""
+"""Define the base class of all sections of the settings (frozen, unknown keys refused), and types of their fields."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
-def _words(value: Any) -> Any:
-    """One word is a list of one."""
+def _as_tuple(value: Any) -> Any:
+    """Turn one string into a tuple of one, and None into an empty one."""
     return (value,) if isinstance(value, str) else () if value is None else value
 
 
-Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
 class Section(BaseModel):

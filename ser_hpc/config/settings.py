@@ -1,4 +1,4 @@
-"""Every setting of an experiment: typed, frozen, each with its meaning below it; unknown keys are refused.
+"""Define every setting of an experiment: typed, frozen, each with its meaning below it; unknown keys are refused.
 
 The defaults fine-tune wav2vec2-base on one corpus. `model`, and whatever can be chosen by name, is a small tagged class
 (`kind: ...`) with one builder in its own room. What of it changes the result, and so names a run: `config.schema`.
@@ -17,7 +17,7 @@ from ser_hpc.config.transforms import Chain
 
 
 def _seeds(value: Any) -> Any:
-    """`3` means seeds 0, 1 and 2; `[5, 6]` means just those."""
+    """Expand `3` to seeds 0, 1 and 2; `[5, 6]` means just those."""
     count = int(value) if isinstance(value, str) and value.isdigit() else value
     return tuple(range(count)) if isinstance(count, int) and not isinstance(count, bool) else value
 
@@ -289,8 +289,8 @@ class Settings(Section):
 
     @property
     def uses_feature_cache(self) -> bool:
-        """Whether a head learns the same from each clip's mean frame, computed once, as through its frozen encoder: nothing is
-        drawn anew before the pooling."""
+        """Tell whether a head learns the same from each clip's mean frame, computed once, as through its frozen encoder:
+        nothing is drawn anew before the pooling."""
         model = self.model
         if not isinstance(model, EncoderModel) or model.freeze != "encoder":
             return False

@@ -1,4 +1,4 @@
-"""Every setting with its default and meaning, for `--settings`: made from the settings classes, so it cannot drift."""
+"""List every setting with its default and meaning, for `--settings`: made from the settings classes, so it cannot drift."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ser_hpc.config.settings import AcrnnModel, EncoderModel, Settings
 
 
 def settings_help(width: int = 100) -> Iterator[str]:
-    """A heading per section; per setting a line, `path = default`, and what it means, broken at `width` columns."""
+    """Yield a heading per section; per setting a line, `path = default`, and what it means, broken at `width` columns."""
     for name, field in Settings.model_fields.items():
         if name == "model":
             yield from _section("model", EncoderModel, "  (kind: encoder)", width)

@@ -1,4 +1,4 @@
-"""Augmentation as settings: a chain of transforms of the audiomentations package, each by its name and with its own arguments.
+"""Define the settings of augmentation: a chain of the audiomentations package's transforms, by name with their arguments.
 
     data:
       augment: noise_pitch_stretch                                   # a preset, or
@@ -55,12 +55,12 @@ class Transform(BaseModel):
 
 
 def strip_paths(transforms: list[dict[str, Any]]) -> Any:
-    """What of a chain changes the result, besides what lies in the folders that it names."""
+    """Return what of a chain changes the result, besides what lies in the folders that it names."""
     return _with_paths(transforms, lambda _: "")
 
 
 def named_paths(transforms: tuple[Transform, ...]) -> list[Path]:
-    """Every folder or file that a chain names."""
+    """List every folder or file that a chain names."""
     found: list[Path] = []
 
     def take(path: str) -> str:
@@ -72,7 +72,7 @@ def named_paths(transforms: tuple[Transform, ...]) -> list[Path]:
 
 
 def _with_paths(value: Any, change: Any) -> Any:
-    """The same tree, its paths changed: what stands under a name that ends in `_path`."""
+    """Return the tree with its paths changed: the values of names that end in `_path`."""
     if isinstance(value, dict):
         return {name: (_each if name.endswith("_path") else _with_paths)(inner, change) for name, inner in value.items()}
     return [_with_paths(inner, change) for inner in value] if isinstance(value, list | tuple) else value
@@ -85,7 +85,7 @@ def _each(value: Any, change: Any) -> Any:
 
 
 def _chain(value: Any) -> Any:
-    """A preset's transforms for its name, with the arguments given beside it in every transform that has them."""
+    """Expand a preset's name to its transforms, with the arguments given beside it in every transform that has them."""
     if value is None:
         return ()
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Pre-trained weights in a local folder: what they are is a part of what a run is, and where they lie is not."""
+"""Hash pre-trained weights in a local folder: their content is a part of a run's identity, and their path is not."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _READ = ("*.safetensors", "*.bin", "*.json")  # weights, and what says how they 
 
 
 def local_folder(settings: Section) -> Path | None:
-    """The folder that `model.weights` names, if it is one: a name on the hub is none."""
+    """Return the folder that `model.weights` names; None if it is a name on the hub."""
     weights = getattr(getattr(settings, "model", None), "weights", None)
     path = Path(weights).expanduser() if weights else None
     return path if path is not None and path.is_dir() else None
 
 
 def weights_digest(settings: Section) -> str | None:
-    """SHA-256 over names and contents of a local folder's files, in hex; takes as long as to read them once."""
+    """Hash names and contents of a local folder's files, SHA-256 in hex; takes as long as to read them once."""
     path = local_folder(settings)
     if path is None:
         return None
@@ -29,7 +29,7 @@ def weights_digest(settings: Section) -> str | None:
 
 @cache
 def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Kept by size and time of the files: planning asks more than once."""
+    """Hash the files; cached by their size and time, for planning asks more than once."""
     whole = hashlib.sha256()
     for file, _, _ in files:
         with file.open("rb") as content:

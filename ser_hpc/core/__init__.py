@@ -1,4 +1,4 @@
-"""What everything stands on: errors that say what to do, whole files or none, worker processes, exit codes.
+"""Tools that every room uses: errors that say what to do, atomic files, worker processes, exit codes.
 
 errors        UserError and its kin: foreseeable mistakes, shown without a traceback
 atomic_io     files written aside, synced, renamed; locks

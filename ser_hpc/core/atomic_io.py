@@ -1,4 +1,4 @@
-"""Whole files or none: written aside, synced, renamed. Shared by everything that writes into a run or a shard folder.
+"""Write whole files or none: written aside, synced, renamed. Used by everything that writes into a run or a shard folder.
 
 Some file systems have no hard links, no locks, no renaming over a file or no syncing of folders, and say so with one error or
 another (EPERM, ENOSYS, EOPNOTSUPP, EIO ...). What is lacking is done in another way, or without; nothing finished is lost for
@@ -27,7 +27,7 @@ _CLAIM_S = 10.0  # renaming a file takes no longer: whoever has claimed the name
 
 @contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; renamed onto it if the block succeeds, removed if it raises."""
+    """Yield a temporary path beside `path`; renamed onto it if the block succeeds, removed if it raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
@@ -93,17 +93,18 @@ def fsync_path(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 text file, or leave the old one."""
     with write_aside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Strict JSON (no NaN), sorted only as given, one trailing newline."""
+    """Write strict JSON (no NaN), keys in the order given, one trailing newline. Raises ValueError for NaN."""
     write_text(path, _json(value))
 
 
 def write_json_once(path: Path, value: Any) -> bool:
-    """As `write_json`, but as `write_once` does."""
+    """Write JSON as `write_json` does, but never over a file; True if this call wrote it."""
     return write_once(path, _json(value).encode())
 
 
@@ -127,7 +128,7 @@ def write_once(path: Path, content: bytes) -> bool:
 
 
 def _claim(temporary: Path, path: Path) -> bool:
-    """As linking does, where there are no links: rename to the name that is still free, one caller at a time.
+    """Do what linking does, where there are no links: rename to the name that is still free, one caller at a time.
 
     Making a folder is what only one can do. It is in the way for a moment, or a killed caller has left it.
     """
@@ -159,4 +160,5 @@ def _json(value: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises OSError, or ValueError where it is not JSON."""
     return json.loads(path.read_text(encoding="utf-8"))

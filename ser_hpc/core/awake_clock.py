@@ -1,4 +1,4 @@
-"""Time in which this process was awake: while a suspended job's processes are stopped, every other clock goes on.
+"""Measure time in which this process was awake: while a suspended job's processes are stopped, every other clock goes on.
 
 No clock of the system leaves that time out. So a thread looks at the clock each second: where seconds lie between two looks,
 nobody could look. The first to ask after a stop finds that out, be it the thread or not, so no answer counts the stop. (A
@@ -27,7 +27,7 @@ class _Clock:
             self.look()
 
     def look(self) -> tuple[float, float]:
-        """Seconds awake, since some moment, and seconds stopped."""
+        """Return seconds awake, since some moment, and seconds stopped."""
         with self._lock:
             now = time.monotonic()
             if now - self._looked > _STOPPED_S:

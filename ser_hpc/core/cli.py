@@ -1,4 +1,4 @@
-"""What every command line of the project does alike: user errors in words and exit code 2, Ctrl-C as 130, and the screen."""
+"""Run every command line alike: user errors as messages with exit code 2, Ctrl-C as 130; consoles and --help."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run_main(main: Callable[[], int]) -> None:
 
 
 def run_to_exit_code(main: Callable[[], int]) -> int:
-    """Run an entry point; what a shell would see of it."""
+    """Run an entry point and return the exit code that a shell would see."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no reason to fall
@@ -52,7 +52,7 @@ def run_to_exit_code(main: Callable[[], int]) -> int:
 
 
 def make_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
-    """The only maker of consoles: no text is ever read as markup (colours are `style=` and Text), and a pipe has no width.
+    """Make a console, here alone: no text is ever read as markup (colours are `style=` and Text), and a pipe has no width.
 
     `soft_wrap`: lines are left whole; without it they are broken between words where a terminal ends.
     """

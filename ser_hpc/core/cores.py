@@ -1,4 +1,4 @@
-"""How many CPU cores this process may use: its share of the node, not what the node has.
+"""Find how many CPU cores this process may use: its share of the node, not what the node has.
 
 A job is not always bound to its cores, and a container's quota binds nobody: threads by the number of the machine's cores then
 wait for each other, spinning, and every sum is taken in another order than where the share is known.
@@ -22,14 +22,14 @@ _OWN = Path("/proc/self/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """`cores`, at least 1, and `why` not more: what says so."""
+    """CPU cores, at least 1, and the `reason` why not more."""
 
     cores: int
-    why: str
+    reason: str
 
-    def among(self, sharers: int, who: str) -> Share:
-        """The part of each of so many."""
-        return self if sharers <= 1 else Share(max(1, self.cores // sharers), f"{self.why}, shared by {sharers} {who}")
+    def among(self, sharers: int, kind: str) -> Share:
+        """Divide by the number of sharers; `kind` names them, in the plural."""
+        return self if sharers <= 1 else Share(max(1, self.cores // sharers), f"{self.reason}, shared by {sharers} {kind}")
 
 
 def process_share(env: Mapping[str, str]) -> Share:
@@ -55,14 +55,14 @@ def rank_share(env: Mapping[str, str], local_size: int) -> Share:
 
 
 def choose_num_threads(env: Mapping[str, str], share: Share, sharers: int = 1) -> tuple[int, str]:
-    """Tell how many threads each of so many ranks gets, and why they are not those of the whole machine; empty: they are.
+    """Choose how many threads each of `sharers` ranks gets, and say why not the whole machine's; "": they are.
 
     What the user set himself stands.
     """
     given = env.get(THREADS, "").partition(",")[0].strip()
     if given.isdigit() and int(given):
         return int(given), f"{THREADS} is set"
-    return max(1, share.cores // sharers), share.why if share.cores < (os.cpu_count() or 1) else ""
+    return max(1, share.cores // sharers), share.reason if share.cores < (os.cpu_count() or 1) else ""
 
 
 def limit_threads(env: MutableMapping[str, str], share: Share) -> str | None:
@@ -70,13 +70,13 @@ def limit_threads(env: MutableMapping[str, str], share: Share) -> str | None:
 
     Returns a sentence where that is not the machine's number; none of the local launcher's ranks: it has said so already.
     """
-    threads, why = choose_num_threads(env, share)
+    threads, reason = choose_num_threads(env, share)
     env.setdefault(THREADS, str(threads))
-    return f"{counted(threads, 'thread')}: {why}" if why and _START not in env else None
+    return f"{counted(threads, 'thread')}: {reason}" if reason and _START not in env else None
 
 
 def cpu_quota(own: Path = _OWN, root: Path = _CGROUPS) -> float | None:
-    """Cores that the scheduler grants this process's cgroups, the tightest of them all; None: no quota, or none to be seen."""
+    """Return the cores that the scheduler grants this process's cgroups, the least of them all; None: no quota to be seen."""
     try:
         lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
     except OSError:
@@ -94,7 +94,7 @@ def cpu_quota(own: Path = _OWN, root: Path = _CGROUPS) -> float | None:
 
 
 def _quota(folder: Path, *, second: bool) -> float | None:
-    """Of one cgroup, of the second version or the first."""
+    """Read the quota of one cgroup, in cores, of the second version or the first."""
     names = ["cpu.max"] if second else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
     try:
         quota, period = (int(word) for name in names for word in (folder / name).read_text(encoding="ascii").split())
@@ -104,12 +104,12 @@ def _quota(folder: Path, *, second: bool) -> float | None:
 
 
 def _slurms(env: Mapping[str, str]) -> list[Share]:
-    """What Slurm's variables say of one task. One may be left over from an outer job: a task has no more than its node."""
+    """Read one task's share from Slurm's variables. One may be an outer job's leftover: a task has no more than its node."""
     if "SLURM_JOB_ID" not in env:
         return []
-    told = {name: int(env[name]) for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE") if env.get(name, "").isdigit()}
-    found = [Share(cores, name) for name, cores in told.items() if cores > 0]
-    if "SLURM_CPUS_PER_TASK" not in told:
+    counts = {name: int(env[name]) for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE") if env.get(name, "").isdigit()}
+    found = [Share(cores, name) for name, cores in counts.items() if cores > 0]
+    if "SLURM_CPUS_PER_TASK" not in counts:
         tasks = next((env[name] for name in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE") if env.get(name)), "1")
         first = tasks.partition("(")[0].partition(",")[0]  # 2(x3),1: the launchers ask for as many on every node
         found = [share.among(int(first) if first.isdigit() else 1, "tasks") for share in found]

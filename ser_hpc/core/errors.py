@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend; every room may raise them, and only `ser_hpc.core.cli` turns them into exit codes."""
+"""Define the errors that a user can cause and mend; every room may raise them, `ser_hpc.core.cli` makes exit codes of them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A foreseeable mistake: says what was given, what is allowed and what to do. Shown without a traceback; exit code 2."""
+    """A foreseeable mistake: what was given, what is allowed and what to do. Shown without a traceback; exit code 2."""
 
 
 class SharedError(UserError):
-    """A mistake of which no trial of the run is free: what one ended with, all others would."""
+    """A mistake that every trial of the run shares: what one ended with, all others would."""
 
 
 class ConfigError(UserError):
@@ -27,7 +27,7 @@ class ConfigError(UserError):
 
 @contextmanager
 def shared_by_all_trials() -> Iterator[None]:
-    """What goes wrong here has nothing to do with the one trial that came to it first."""
+    """Raise a UserError of the block as a SharedError: it is not of the one trial that met it first."""
     try:
         yield
     except UserError as error:
@@ -35,11 +35,11 @@ def shared_by_all_trials() -> Iterator[None]:
 
 
 def counted(number: int, what: str, several: str = "") -> str:
-    """`1 trial`, `3 trials`, `1,440 clips`; `several` where its plural is not made with an s."""
+    """Format `1 trial`, `3 trials`, `1,440 clips`; `several` where its plural is not made with an s."""
     return f"{number:,} {what if number == 1 else several or what + 's'}"
 
 
 def listed(names: Sequence[object], limit: int = 8) -> str:
-    """`a, b, c and 12 more`: names in a message, never thousands of them."""
+    """Format names for a message, never thousands of them: `a, b, c and 12 more`."""
     shown = ", ".join(str(name) for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"

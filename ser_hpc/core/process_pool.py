@@ -1,4 +1,4 @@
-"""Worker processes, each at the other end of a pipe of its own, so that none of them can die unnoticed.
+"""Run work in worker processes, each at the end of a pipe of its own, so that none of them can die unnoticed.
 
 The pool of concurrent.futures has one pipe for all results. A worker killed in the middle of one (decoded sound is megabytes,
 a pipe holds 64 KiB) leaves half a message, and the pool waits for the other half for ever. Here it ends in end-of-file.
@@ -50,11 +50,11 @@ class ProcessPool:
         return [process.pid for process, _ in self._workers if process.pid is not None]
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """`function(*arguments)` in a worker: what it returns, or raises; WorkerKilledError if the worker ends over it."""
+        """Run `function(*arguments)` in a worker. The future raises what it raises; WorkerKilledError if the worker dies."""
         return self._threads.submit(self._remote, function, arguments)
 
     def close(self) -> None:
-        """What runs is waited for; what waits is cancelled."""
+        """Wait for what runs, and cancel what waits."""
         atexit.unregister(self.close)
         self._threads.shutdown(cancel_futures=True)
         for process, pipe in self._workers:
@@ -76,22 +76,22 @@ class ProcessPool:
         return result
 
     def _start(self) -> tuple[SpawnProcess, Connection]:
-        """Called by a thread of the pool: it blocks signals for good, and what it starts inherits that."""
+        """Start a worker, in a thread of the pool: it blocks signals for good, and what it starts inherits that."""
         resource_tracker.ensure_running()  # multiprocessing's own; it unblocks some of them
         signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
         context = multiprocessing.get_context("spawn")
-        pipe, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, *self._begin))
+        pipe, worker_end = context.Pipe()
+        process = context.Process(target=_serve, args=(worker_end, *self._begin))
         with _one_thread():
             process.start()
-        theirs.close()  # the worker has the only one: its death is the end of the file
+        worker_end.close()  # the worker has the only one: its death is the end of the file
         self._workers.append((process, pipe))
         return process, pipe
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """What is started within it works on one core: there are as many processes as cores, and numpy's library would give each
+    """Give what is started within it one core: there are as many processes as cores, and numpy's library would give each
     of them a thread for every core of the machine, which some sites do not even permit."""
     with _starting:
         before = os.environ.get(THREADS)
@@ -110,13 +110,13 @@ def _serve(pipe: Connection, begin: Callable[..., None], arguments: tuple[Any, .
     begin(*arguments)
     with suppress(EOFError, ConnectionError):  # the other end is closed
         while True:
-            function, given = pipe.recv()
+            function, inputs = pipe.recv()
             try:
-                answer = True, function(*given)
+                reply = True, function(*inputs)
             except Exception as error:
                 error.add_note("In a worker process:\n" + traceback.format_exc())
-                answer = False, error
-            pipe.send(answer)
+                reply = False, error
+            pipe.send(reply)
 
 
 def _end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""With what a run was made: the versions of the packages on which its numbers depend, for each attempt and each snapshot."""
+"""Return the versions of the packages on which a run's numbers depend, for each attempt and each snapshot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PACKAGES = ("torch", "torchaudio", "transformers", "deepspeed", "submitit", "num
 
 
 def versions() -> dict[str, str | None]:
-    """By package; None for one that is not installed: ZeRO and Slurm may not be wanted there."""
+    """Return versions by package; None for one that is not installed: ZeRO and Slurm may not be wanted there."""
     return {name: _version(name) for name in PACKAGES}
 
 

@@ -1,4 +1,4 @@
-"""From a fold to batches: which clip comes when is a pure function of (seed, epoch, step).
+"""Turn a fold into batches: which clip comes when is a pure function of (seed, epoch, step).
 
 sampler          the order of clips; steps, cut into micro-batches and dealt to ranks
 decode, cache    clips from shards, cut and augmented; kept in memory where there is room

@@ -63,7 +63,7 @@ class Augmentation:
 
 def check_augmentation(transforms: Sequence[Transform]) -> list[str]:
     """Build the chain, try each transform once, and describe them, before anything is submitted. Raises UserError."""
-    words = Augmentation(transforms).descriptions()
+    descriptions = Augmentation(transforms).descriptions()
     noise = (np.random.default_rng(0).standard_normal(RATE) * 3000).astype(np.int16)
     for transform in transforms:
         try:
@@ -71,8 +71,8 @@ def check_augmentation(transforms: Sequence[Transform]) -> list[str]:
         except UserError:
             raise
         except Exception as error:  # whatever a transform may raise, such as the name of a package that it lacks
-            raise UserError(f"data.augment: {transform.name} fails on a second of noise: {_in_words(error)}") from error
-    return words
+            raise UserError(f"data.augment: {transform.name} fails on a second of noise: {_describe(error)}") from error
+    return descriptions
 
 
 def sounds_digest(transforms: Sequence[Transform]) -> str:
@@ -121,7 +121,7 @@ def _built(name: str, arguments: dict[str, Any]) -> Callable[..., np.ndarray]:
     except UserError:
         raise
     except Exception as error:  # assertions, mostly
-        raise UserError(f"data.augment: {name} refuses {arguments or 'to have no arguments'}: {_in_words(error)}") from error
+        raise UserError(f"data.augment: {name} refuses {arguments or 'to have no arguments'}: {_describe(error)}") from error
     for each in _SOUNDS:
         if files := getattr(made, each, None):
             files.sort()
@@ -140,5 +140,5 @@ def _near(name: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
 
-def _in_words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return str(error) or f"{type(error).__name__} (a value out of its range, or no sounds in a folder)"

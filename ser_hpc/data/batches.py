@@ -31,7 +31,7 @@ from ser_hpc.shards.storage import Location
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`samples` (total,) int16 at 16 kHz, or float32, 1 being int16's full scale, once augmented; clip i is
+    """A micro-batch: `samples` (total,) int16 at 16 kHz, or float32, 1 being int16's full scale, once augmented; clip i is
     samples[offsets[i]:offsets[i+1]]; `offsets` (B + 1,) int64.
 
     `targets` by task name, (B,) int64; `weights` (B,) float32, 0 for a filler or a damaged clip; `positions` (B,) rows of the
@@ -58,7 +58,7 @@ class Batch:
 
 
 class Source(AbstractContextManager[Any], Protocol):
-    """Where the loop's batches come from; leaving it as a context manager frees what it holds."""
+    """A source of the loop's batches; leaving it as a context manager frees what it holds."""
 
     def prefetch(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]: ...
 
@@ -66,7 +66,7 @@ class Source(AbstractContextManager[Any], Protocol):
 
 
 class BatchSource(AbstractContextManager[Any]):
-    """Micro-batches to batches. A context manager: leaving it ends its workers.
+    """A source of batches that decodes clips. A context manager: leaving it ends its workers.
 
     `copies`: see ClipReader; `targets` and `weights`: columns over the whole index; clips are cut to `max_samples`; `workers`:
     processes, 0 for a thread; `window_bytes`: micro-batches of so many bytes are read together, 0: one at a time; `keep_bytes`

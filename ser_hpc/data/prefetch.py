@@ -46,7 +46,7 @@ class ClipRequest:
 
 @dataclass(frozen=True, slots=True)
 class DecodedClips:
-    """`samples` (total,) int16 or float32 at 16 kHz; clip i is samples[offsets[i]:offsets[i+1]]; `offsets` (B + 1,) int64.
+    """Samples (total,) int16 or float32 at 16 kHz; clip i is samples[offsets[i]:offsets[i+1]]; `offsets` (B + 1,) int64.
 
     `damaged`: what is wrong with clip i, for those that are; a short silence stands in their place.
     """
@@ -58,7 +58,7 @@ class DecodedClips:
 
 @dataclass(frozen=True, slots=True)
 class ClipLoader:
-    """Makes requests into clips; travels to worker processes. Clips are cut to `max_samples`, before and after augmentation."""
+    """A reader of requests, sent to worker processes. Clips are cut to `max_samples`, before and after augmentation."""
 
     reader: ClipReader
     max_samples: int | None = None
@@ -88,7 +88,7 @@ class ClipLoader:
 
 
 class Prefetcher:
-    """`loader` at work in `workers` processes; with 0, a thread looks up and reads, and the caller's thread augments.
+    """Runs `loader` in `workers` processes; with 0, a thread looks up and reads, and the caller's thread augments.
 
     (Augmentation seeds global random states, which no other thread of a process should see.)
     """
@@ -142,7 +142,7 @@ class Prefetcher:
 
 
 def default_workers(augments: bool, ranks_here: int) -> int:
-    """Choose how many: decoding alone outruns training in one thread; with augmentation, a process for each core to spare."""
+    """Choose how many workers: decoding alone outruns training in one thread; with augmentation, one for each core to spare."""
     if not augments:
         return 0
     return max(1, min(_MAX_WORKERS, rank_share(os.environ, ranks_here).cores - 1))

@@ -29,7 +29,7 @@ _AGAIN, _AUGMENT = 0xA6A1, 0xA06  # what a hash is for: its uses never share num
 
 @dataclass(frozen=True, slots=True)
 class ClipSelection:
-    """Clips of a step, or of a part to evaluate: `positions` in the index, (n,).
+    """The clips of a step, or of a part to evaluate: `positions` in the index, (n,).
 
     `seeds` (uint64), which their augmentation draws from; none: they are taken as they are.
     """
@@ -62,7 +62,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class BatchSpec:
-    """How a step is cut up: `accumulation` micro-batches per rank, or else as few as `budget_samples` allows.
+    """The rule by which a step is cut: `accumulation` micro-batches per rank, or else as few as `budget_samples` allows.
 
     `padded`: the model pads the clips of a micro-batch to its longest, so it takes clips x longest samples, not their sum.
     `group`: so many clips, at most, normalise each other: each such group is one micro-batch, and nothing else counts.

@@ -1,6 +1,6 @@
-"""Shards on the node's own disk: the tars that a fold needs, copied once per node, whatever ranks and trials run there.
+"""Copy the shards that a fold needs to the node's own disk, once per node, whatever ranks and trials run there.
 
-    WHERE/ser_hpc-<uid>/                    ours alone: such disks are shared, and nothing of another user is ever believed
+    DISK/ser_hpc-<uid>/                     ours alone: such disks are shared, and nothing of another user is ever believed
       <dataset's fingerprint>.lock          held by the one that copies; the others wait, then find everything there
       <dataset's fingerprint>/
         checked.json                        size, sha256 and identity of each file that was found sound
@@ -37,39 +37,39 @@ _POLL_S = 0.2
 
 
 class _CannotStageError(Exception):
-    """Why not, in words."""
+    """The reason why shards cannot be staged."""
 
 
-def stage(index: ShardIndex, positions: np.ndarray, where: Path, *, wait_s: float) -> tuple[tuple[Location, ...], str]:
-    """The folders to read the clips at `positions` from (`ShardReader(index, folders)`), and a sentence about each.
+def stage(index: ShardIndex, positions: np.ndarray, disk: Path, *, wait_s: float) -> tuple[tuple[Location, ...], str]:
+    """Return the folders to read the clips at `positions` from (`ShardReader(index, folders)`), and a sentence about each.
 
-    Each is a copy of a dataset below `where`, or its own folder if there cannot be one: too little space, a read error, a shard
+    Each is a copy of a dataset below `disk`, or its own folder if there cannot be one: too little space, a read error, a shard
     that is not as it was packed, a folder of somebody else, or another process that still copies after `wait_s` seconds. Never
     raises for those. Only tars that hold these clips are copied; nothing but what a killed copier left half-written is deleted.
     """
     needed = np.unique(index.shard[positions])
-    folders, said = [], []
+    folders, messages = [], []
     for number, (root, fingerprint) in enumerate(zip(index.roots, index.fingerprints, strict=True)):
         shards = [index.shards[i] for i in needed if index.dataset[i] == number]
-        folder, news = _stage(root, fingerprint, shards, where, wait_s)
+        folder, news = _stage(root, fingerprint, shards, disk, wait_s)
         folders.append(folder)
         copy = f"from {folder}: {len(shards)} of {index.dataset.count(number)} needed" if folder != root else f"from {root}"
-        said.append(f"shards are read {copy}, {news}")
-    return tuple(folders), "\n".join(said)
+        messages.append(f"shards are read {copy}, {news}")
+    return tuple(folders), "\n".join(messages)
 
 
-def _stage(root: Location, fingerprint: str, shards: Sequence[Shard], where: Path, wait_s: float) -> tuple[Location, str]:
-    """One dataset's folder to read from, and what was copied there, or why it is its own."""
+def _stage(root: Location, fingerprint: str, shards: Sequence[Shard], disk: Path, wait_s: float) -> tuple[Location, str]:
+    """Return one dataset's folder to read from, and what was copied there, or why it is its own."""
     began = awake_s()
     try:
-        home = _own_folder(where)
+        home = _own_folder(disk)
         with _alone(home / f"{fingerprint}.lock", wait_s):
             folder = home / fingerprint
             folder.mkdir(exist_ok=True)
             copied = _bring(root, folder, shards)
     except (OSError, UserError, _CannotStageError) as error:
-        why = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
-        return root, f"not from a copy in {where}: {why}"
+        reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
+        return root, f"not from a copy in {disk}: {reason}"
     took = awake_s() - began
     size = sum(shard.bytes for shard in copied) / 1e6
     return folder, f"{len(copied)} copied, {size:,.1f} MB in {took:.1f} s" if copied else "all there already"
@@ -143,10 +143,10 @@ def _is_sound(path: Path, shard: Shard) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
 
 
-def _own_folder(where: Path) -> Path:
-    """A folder that only we can write into, made if it is not there. Raises _CannotStageError if it is anything else."""
-    home = where / f"ser_hpc-{os.getuid()}"
-    where.mkdir(parents=True, exist_ok=True)
+def _own_folder(disk: Path) -> Path:
+    """Make our folder, which only we can write into, if it is not there. Raises _CannotStageError if it is anything else."""
+    home = disk / f"ser_hpc-{os.getuid()}"
+    disk.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         home.mkdir(mode=0o700)
     found = home.lstat()

@@ -1,4 +1,4 @@
-"""Training: `loop.train_trial` tells it from top to bottom; everything else here is one of its words.
+"""Train a trial: `loop.train_trial` reads from top to bottom; everything else here is one of its steps.
 
 step, evaluation, losses, optim   one update; a pass without gradients
 distributed/                      ranks: the world, DDP, ZeRO

@@ -51,7 +51,7 @@ _FEWEST_CLIPS, _MOST_BLOCKS = 64, 512  # of a block; of a run
 
 @dataclass(frozen=True, slots=True)
 class PooledFeatures:
-    """Row i belongs to the clip at `positions[i]` of the index; `positions` rise.
+    """States of clips: row i belongs to the clip at `positions[i]` of the index; `positions` rise.
 
     `means` (clips, width) float32: the mean of each clip's frames; zeros where the trial has no use for them; `causes`
     (clips,) int64: read.Cause, or 0.
@@ -63,7 +63,7 @@ class PooledFeatures:
 
 
 class FeatureSource(AbstractContextManager[Any]):
-    """Batches as `BatchSource` makes them, with states in the place of sounds; `targets`, `weights`: over the whole index."""
+    """A source of batches as `BatchSource`, with states in place of sounds; `targets`, `weights`: over the whole index."""
 
     def __init__(self, states: PooledFeatures, index: ShardIndex, targets: np.ndarray, weights: np.ndarray) -> None:
         self._states, self._index, self._targets, self._weights = states, index, targets, weights
@@ -135,8 +135,8 @@ def make_feature_source(
     # A rank that has them all waits here until the others do: for one block at most.
     (stopping,) = world.any_rank(stop.reason() is not None)
     if stopping:
-        why = stop.reason() or "another rank was asked to"
-        raise Stopped(f"{trial.trial} stopped while its frozen encoder ran; the states that it made are kept ({why})")
+        reason = stop.reason() or "another rank was asked to"
+        raise Stopped(f"{trial.trial} stopped while its frozen encoder ran; the states that it made are kept ({reason})")
     if world.is_main:
         took = awake_s() - began
         print(f"the frozen encoder's states: {made} of {len(numbers)} blocks made here, {took:.1f} s", flush=True)

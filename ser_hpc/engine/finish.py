@@ -1,4 +1,4 @@
-"""Say what a trial came to, for the training loop: a part's scores, its predictions, and the marker that all is there."""
+"""Record a trial's results, for the training loop: a part's scores, its predictions, and the marker that all is there."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write_done(
     attempt: AttemptDir,
     state: TrainState,
     predictions_made: list[Prediction],
-    how_trained: Mapping[str, int | str],
+    conditions: Mapping[str, int | str],
 ) -> None:
     """Write the predictions, then the marker, and drop what is only for going on. Raises Superseded if a marker is there."""
     sha256 = predictions.write_predictions(attempt.predictions, predictions_made)
@@ -66,7 +66,7 @@ def write_done(
         "epochs": state.epoch,
         "steps": state.step,
         "seconds": round(state.seconds, 1),
-        **how_trained,
+        **conditions,
     }
     if not write_json_once(trial.done, seal(marker)):
         raise Superseded(f"{trial.trial} was completed by another attempt; attempt {attempt.number} ends")

@@ -151,6 +151,6 @@ def train_trial(
                 logits = predict(model, source, positions, samples, cut, classes, world)
             found += finish.predictions_of(part, positions, logits, data)
         if world.is_main:
-            how_trained = {"ranks": world.size, "strategy": train.strategy, "precision": train.precision}
-            finish.write_done(trial, attempt, replace(metrics.state, seconds=supervisor.seconds), found, how_trained)
+            conditions = {"ranks": world.size, "strategy": train.strategy, "precision": train.precision}
+            finish.write_done(trial, attempt, replace(metrics.state, seconds=supervisor.seconds), found, conditions)
         progress.write("done", metrics.state)

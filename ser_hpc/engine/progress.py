@@ -23,7 +23,7 @@ _WARM_UP = 3  # steps that tell nothing of how long the others take: compiled, a
 
 
 class Progress:
-    """progress.json at most once a second; steps.jsonl and epochs.jsonl line by line, less what a resume will do again.
+    """Writer of progress.json, at most once a second; of steps.jsonl and epochs.jsonl, less what a resume will do again.
 
     `before`: the attempt that this one goes on from, whose lines it takes over. `startup_s` is from the attempt's beginning to
     its first step; `save_s` how long the last save kept training waiting.
@@ -58,7 +58,7 @@ class Progress:
             self._epoch_lines.close()
 
     def at_step(self, step: int) -> None:
-        """Note the step that training is at; the one before it may not be told yet."""
+        """Note the step that training is at; the one before it may not have been written yet."""
         self._state = replace(self._state, step=step)
 
     def step(self, state: TrainState, loss: float, lr: float, grad_norm: float) -> None:
@@ -90,7 +90,7 @@ class Progress:
             self.write("training", state)
 
     def note(self, **numbers: float | None) -> None:
-        """Have these in progress.json from now on."""
+        """Add these to progress.json from now on."""
         self._last |= numbers
 
     def write(self, what: str, state: TrainState) -> None:
@@ -133,13 +133,13 @@ class Progress:
 
 def continue_lines(path: Path, before: Path | None, counter: str, until: int) -> TextIOWrapper:
     """Open for appending, with the whole lines of `before` whose counter is below `until`."""
-    kept = []
+    lines = []
     if before is not None and before.exists():
         for line in before.read_text(encoding="utf-8").splitlines():
             try:
                 if json.loads(line)[counter] < until:
-                    kept.append(line + "\n")
+                    lines.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 break  # cut off in the middle by a kill: what follows is as old
-    path.write_text("".join(kept), encoding="utf-8")
+    path.write_text("".join(lines), encoding="utf-8")
     return path.open("a", encoding="utf-8")

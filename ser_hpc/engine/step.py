@@ -34,7 +34,7 @@ def accumulate_gradients(
     """Add up the gradients of the step's loss: the sum over clips of weight times loss, divided by `weight`, the step's own.
 
     `clips`: how many the step has; `seed`: the trial's, and the step's number, from which each micro-batch's dropout is drawn,
-    on whatever rank; `statistics` are told of each. Returns (2, clips) float32 on the device: the loss of each of this rank's
+    on whatever rank; `statistics` take in each. Returns (2, clips) float32 on the device: the loss of each of this rank's
     clips, and what is wrong with it (read.Cause, or 0); zeros for the clips of other ranks. None if memory ran out: what there
     is of gradients is worthless.
     """

@@ -70,7 +70,7 @@ class DeferredMetrics:
 
 
 class Throughput:
-    """Which side is the wall: what reading, decoding and augmenting can deliver, against what the model takes.
+    """The bottleneck: what reading, decoding and augmenting can deliver, against what the model takes.
 
     Measured while a trial starts (half a second of batches that are thrown away) and over its first steps, from when a step's
     batches are there until it is made; seconds of audio a second, of this rank; None until known. Training reads none of it.
@@ -103,7 +103,7 @@ class Throughput:
 
 
 class StepMetrics:
-    """What a trial has come to, step by step: `state` for the next checkpoint, `progress` for people, corrupt clips by name.
+    """A trial's results, step by step: `state` for the next checkpoint, `progress` for people, corrupt clips by name.
 
     `weights`: of every clip of the index; `fp16`: its loss scaler skips steps whose gradient is not finite by itself.
     """
@@ -127,7 +127,7 @@ class StepMetrics:
         self._throughput.begin(sum(len(batch.samples) for batch in batches) / RATE)
 
     def end_step(self, clips: np.ndarray, weight: float, lr: float, losses: Tensor, grad_norm: Tensor, world: World) -> None:
-        """Take over a step's numbers, (2, n) `losses` as `step.gradients` gave them, summed over ranks; read those of the one
+        """Take over a step's numbers, (2, n) `losses` of `accumulate_gradients`, summed over ranks; read those of the one
         before. Raises UserError where one is not finite."""
         self._deferred.add(clips, weight, lr, losses, grad_norm)
         self.read()

@@ -26,7 +26,7 @@ _LOOK_S = 1.0  # how often the disk is asked whether a newer attempt has begun
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What all ranks have agreed to do after a step. `stop`: why, or None."""
+    """What all ranks have agreed to do after a step. `stop`: the reason, or None."""
 
     stop: str | None
     superseded: bool
@@ -61,7 +61,7 @@ class Supervisor:
         return awake_s() - self._zero
 
     def agree(self, *, out_of_memory: bool = False) -> Decision:
-        """Ask all ranks what is to happen after this step; each of them has come this far, which its watchdog is told."""
+        """Ask all ranks what is to happen after this step; each of them has come this far, which is a beat of its watchdog."""
         self.watchdog.beat()
         reason, now, superseded = self.stop.reason(self._save_s + self.writer.seconds), awake_s(), False
         if self.world.rank == 0 and now - self._last_look > _LOOK_S:

@@ -1,4 +1,4 @@
-"""Say what a trial is fed with, for the training loop: its data, the source of its batches, and what counts how much."""
+"""Prepare a trial's data, for the training loop: its clips and targets, the source of its batches, and its weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ser_hpc.shards.storage import Location
 
 @dataclass(frozen=True, slots=True)
 class TrialData:
-    """What a trial learns from: `targets` is the class index of every clip of the index (-1: in no part).
+    """The data of a trial: `targets` is the class index of every clip of the index (-1: in no part).
 
     `roots`: for each dataset a folder with copies of the shards that it reads; none: they are read where they lie.
     """
@@ -33,18 +33,22 @@ class TrialData:
 
 def make_batch_source(settings: Settings, data: TrialData, weights: np.ndarray, world: World) -> BatchSource:
     """Open the source of a trial's batches, as `settings.data` wants it; the caller closes it."""
-    wanted = settings.data
-    workers = default_workers(bool(wanted.augment), world.local_size) if wanted.workers is None else wanted.workers
+    data_settings = settings.data
+    workers = (
+        default_workers(bool(data_settings.augment), world.local_size)
+        if data_settings.workers is None
+        else data_settings.workers
+    )
     return BatchSource(
         data.index,
         data.targets,
         weights,
         copies=data.roots,
         max_samples=_max_samples(settings),
-        augment=wanted.augment,
+        augment=data_settings.augment,
         workers=workers,
-        window_bytes=round(wanted.read_ahead_mb * 1e6),
-        keep_bytes=cache_bytes(wanted.keep_gb, world.local_size),
+        window_bytes=round(data_settings.read_ahead_mb * 1e6),
+        keep_bytes=cache_bytes(data_settings.keep_gb, world.local_size),
     )
 
 

@@ -1,1 +1,1 @@
-"""Models: clips in, logits out. Knows nothing of ranks, corpora or files of a run; see `classifier`."""
+"""Build models: clips in, logits out. Knows nothing of ranks, corpora or files of a run; see `classifier`."""

@@ -24,7 +24,7 @@ from ser_hpc.models.heads.attention_pool import AttentionPool
 
 
 class Frontend(Protocol):
-    """Feeds an encoder: no parameters, so nothing of it is trained, cast or saved.
+    """The front that feeds an encoder: it has no parameters, so nothing of it is trained, cast or saved.
 
     `group`: clips that normalise each other in training, and so make up a micro-batch; None: any cut of a step will do.
     """

@@ -48,7 +48,7 @@ def fft_rows(count: int, device: torch.device) -> int:
 
 @dataclass(eq=False)  # not frozen: torch.compile looks into those, and would compile anew for every number of clips
 class Packing:
-    """Which frames of a row of them, (T, ...) with T = sum(lengths), are which clip's.
+    """The layout of a row of clips' frames, (T, ...) with T = sum(lengths): which are which clip's.
 
     `like`: clips of which the shortest has at least this part of the longest's frames share an attention call. None: 0.8 on a
     GPU, where a call costs more than some padding in it; 1 on a CPU, where only neighbours of equal length share one.
@@ -170,7 +170,7 @@ class _Repeated(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """So many clips, padded to so many frames; `mask` (clips, 1, 1, frames) is False in the padding, None where none is."""
+    """A group of clips, padded to so many frames; `mask` (clips, 1, 1, frames) is False in the padding, None where none is."""
 
     clips: int
     frames: int

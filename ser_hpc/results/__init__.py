@@ -1,4 +1,4 @@
-"""From the predictions of a run's trials to its scores, and what must be known before believing them.
+"""Turn the predictions of a run's trials into its scores, with what must be known before believing them.
 
 plan_checks           a report counts exactly what was planned
 metrics               scores and intervals, from confusion matrices

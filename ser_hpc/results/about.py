@@ -1,4 +1,4 @@
-"""What was trained, with what and how long, in words: from the run's settings, what its attempts say of themselves, its code.
+"""Describe what was trained, with what and how long, for the report: from the run's settings, its attempts and its code.
 
 What an earlier version did not write down is left out.
 """
@@ -22,20 +22,20 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 
 def describe_run(run: RunDir, plan: Mapping[str, Any], done: Sequence[TrialDir]) -> dict[str, str]:
-    """Words by topic. `done`: the finished trials."""
+    """Describe the run, topic by topic: {"data": ..., "model": ..., "code": ...}. `done`: the finished trials."""
     classes = counted(len(plan["classes"]), "class", "classes")
-    told = {"data": f"{', '.join(plan['corpora'])}; label set {plan['label_set']}, {classes}"}
+    about = {"data": f"{', '.join(plan['corpora'])}; label set {plan['label_set']}, {classes}"}
     markers = [read_json(folder.done) for folder in done]
     with suppress(UserError, OSError):
         settings = load_run_settings(run.settings)
-        told["model"] = _model(settings)
-        told["settings that differ from the defaults"] = ", ".join(_changed(settings)) or "none"
-    attempts = [what for trial, what in trained_attempts(run) if trial in {folder.trial for folder in done}]
-    told["code"] = _each(_origin(run, what.get("code")) for what in attempts)
-    told["versions"] = _each(", ".join(f"{name} {number}" for name, number in _versions(run, what)) for what in attempts)
-    told["hardware"] = _each(_hardware(what, markers) for what in attempts)
-    told["time"] = _time([float(marker["seconds"]) for marker in markers if "seconds" in marker])
-    return {topic: words for topic, words in told.items() if words}
+        about["model"] = _model(settings)
+        about["settings that differ from the defaults"] = ", ".join(_changed(settings)) or "none"
+    attempts = [attempt for trial, attempt in trained_attempts(run) if trial in {folder.trial for folder in done}]
+    about["code"] = _each(_origin(run, attempt.get("code")) for attempt in attempts)
+    about["versions"] = _each(", ".join(f"{name} {number}" for name, number in _versions(run, one)) for one in attempts)
+    about["hardware"] = _each(_hardware(attempt, markers) for attempt in attempts)
+    about["time"] = _time([float(marker["seconds"]) for marker in markers if "seconds" in marker])
+    return {topic: text for topic, text in about.items() if text}
 
 
 def _model(settings: Settings) -> str:
@@ -48,7 +48,7 @@ def _model(settings: Settings) -> str:
 
 
 def _changed(settings: Settings) -> Iterator[str]:
-    """`train.epochs=60`: what changes the result and is not at its default."""
+    """List the settings that change the result and are not at their defaults, as `train.epochs=60`."""
 
     def flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
         for name, value in tree.items():
@@ -63,7 +63,7 @@ def _changed(settings: Settings) -> Iterator[str]:
 
 
 def _origin(run: RunDir, digest: str | None) -> str:
-    """Commit or version of a code that is kept in the run."""
+    """Return the commit or version of a code that is kept in the run."""
     if not digest:
         return ""
     with suppress(*_UNREADABLE):
@@ -74,19 +74,19 @@ def _origin(run: RunDir, digest: str | None) -> str:
     return f"code/{digest}"
 
 
-def _versions(run: RunDir, what: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _versions(run: RunDir, attempt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     with suppress(*_UNREADABLE):
-        yield "python", read_json(run.code / str(what["code"]) / "origin.json")["versions"]["python"]
-    if isinstance(versions := what.get("versions"), dict):
+        yield "python", read_json(run.code / str(attempt["code"]) / "origin.json")["versions"]["python"]
+    if isinstance(versions := attempt.get("versions"), dict):
         yield from versions.items()
 
 
-def _hardware(what: Mapping[str, Any], markers: Sequence[Mapping[str, Any]]) -> str:
-    device, ranks = what.get("device"), what.get("ranks")
+def _hardware(attempt: Mapping[str, Any], markers: Sequence[Mapping[str, Any]]) -> str:
+    device, ranks = attempt.get("device"), attempt.get("ranks")
     strategies = sorted({str(marker["strategy"]) for marker in markers if "strategy" in marker})
-    words = [str(device)] if device else []
-    words += [f"{counted(int(ranks), 'rank')} a trial"] if ranks else []
-    return ", ".join([*words, *strategies])
+    parts = [str(device)] if device else []
+    parts += [f"{counted(int(ranks), 'rank')} a trial"] if ranks else []
+    return ", ".join([*parts, *strategies])
 
 
 def _time(seconds: Sequence[float]) -> str:
@@ -98,5 +98,5 @@ def _time(seconds: Sequence[float]) -> str:
 
 
 def _each(values: Iterator[str]) -> str:
-    """What the attempts say, each word of it once: where they differ, the report's notes name the trials."""
+    """Join what the attempts recorded, each value once: where they differ, the report's notes name the trials."""
     return " or ".join(sorted({value for value in values if value}))

@@ -1,4 +1,4 @@
-"""Under what the trials of a run were trained, and where that was not the same for all: they may differ for that reason."""
+"""Find where the trials of a run were trained under different conditions, for the report: they may differ for that reason."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _PACKAGES = ("torch", "torchaudio", "transformers", "deepspeed", "numpy")
 
 
 def differences(run: RunDir) -> list[str]:
-    """A sentence for everything that differed between the attempts which trials were trained in; none: nothing did."""
-    said: dict[str, dict[str, set[Trial]]] = defaultdict(lambda: defaultdict(set))
+    """Return a sentence for every condition that differed between the attempts that trials were trained in."""
+    found: dict[str, dict[str, set[Trial]]] = defaultdict(lambda: defaultdict(set))
     for trial, about in trained_attempts(run):
-        for what, read in _READ.items():
+        for condition, read in _READ.items():
             if (value := read(about)) is not None:
-                said[what][str(value)].add(trial)
+                found[condition][str(value)].add(trial)
     return [
-        f"The trials were trained {what} ("
+        f"The trials were trained {condition} ("
         + "; ".join(f"{value}: {listed(sorted(trials), 12)}" for value, trials in sorted(values.items()))
         + "), so they may differ for that reason."
-        for what, values in said.items()
+        for condition, values in found.items()
         if len(values) > 1
     ]
 

@@ -1,4 +1,4 @@
-"""From the predictions of a run's trials to its scores; nothing here trusts a score that somebody wrote down.
+"""Compute a run's scores from the predictions of its trials, for reports; no recorded score is trusted.
 
     per trial   scores of its test part; UAR of its dev part
     mean, std   over trials (every seed and fold), sample standard deviation
@@ -66,7 +66,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What some trials scored together. `confusion` (C, C) is summed over all of them, `recall` (C,) comes from it."""
+    """Scores of some trials together. `confusion` (C, C) is summed over all of them, `recall` (C,) comes from it."""
 
     num_trials: int
     uar: Spread
@@ -88,7 +88,7 @@ class SeedScores:
 
 @dataclass(frozen=True, slots=True)
 class CrossValidation:
-    """All that a report says. `scores` is None while a trial is missing; `finished` is None if no trial is finished.
+    """The content of a report. `scores` is None while a trial is missing; `finished` is None if no trial is finished.
 
     `warnings`: why this may be no result; `about`: what was trained, by topic.
     """
@@ -110,7 +110,7 @@ class CrossValidation:
 
 
 def cross_validate(run: RunDir, notes: Sequence[str] = ()) -> CrossValidation:
-    """Read, check (`results.checks`) and score a run. Raises UserError naming the file and the clip or class that is wrong.
+    """Read, check (`plan_checks`) and score a run. Raises UserError naming the file and the clip or class that is wrong.
 
     `notes`: what else its reader must know.
     """
@@ -155,7 +155,7 @@ def _cross_validate(run: RunDir, notes: Sequence[str]) -> CrossValidation:
 
 
 def _reason(folder: TrialDir) -> str:
-    """Why a trial is missing, as far as its newest attempt wrote it down."""
+    """Say why a trial is missing, as far as its newest attempt recorded it."""
     if folder.newest is None:
         return "not started"
     end = read_end(folder.newest)
@@ -220,7 +220,7 @@ def _seed_scores(folds: Sequence[TrialScores]) -> SeedScores:
 
 
 def _interval(trials: Sequence[TrialScores], plan: dict[str, Any]) -> Interval:
-    """Of the pooled UAR. A speaker is told apart by corpus and name; clips of unknown speakers have no unit to be drawn by."""
+    """Compute that of the pooled UAR. A speaker is a corpus and a name; clips of unknown speakers give no interval."""
     if not all(plan_checks.is_known(p) for t in trials for p in t.test):
         return Interval(None, "some test clips are of unknown speakers")
     same = plan.get("same_speakers", {})
@@ -235,7 +235,7 @@ def _interval(trials: Sequence[TrialScores], plan: dict[str, Any]) -> Interval:
 
 
 def _dev_differences(trials: Sequence[TrialScores]) -> list[str]:
-    """The chosen epoch's dev UAR as training saw it, against the saved predictions: they differ if other weights predicted."""
+    """Compare the chosen epoch's dev UAR in training with the saved predictions': they differ if other weights predicted."""
     return [
         f"{t.trial}: dev UAR is {t.dev_uar:.3f} from the saved predictions but was {t.chosen_dev_uar:.3f} when its epoch "
         "was chosen; were they made by other weights?"
@@ -245,7 +245,7 @@ def _dev_differences(trials: Sequence[TrialScores]) -> list[str]:
 
 
 def _damaged_clips(done: Sequence[TrialDir]) -> list[str]:
-    """How many training clips could not be read, so that a trial learnt from fewer clips than the plan says."""
+    """Count training clips that could not be read, so that a trial learnt from fewer clips than the plan says."""
     counts = {folder.trial: len(text.splitlines()) for folder in done if (text := _describe_damage(folder))}
     if not counts:
         return []

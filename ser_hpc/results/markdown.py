@@ -1,4 +1,4 @@
-"""Plain-text pieces of a report: Markdown tables that are also aligned for those who read the file as it is, numbers, lists."""
+"""Format the pieces of a report: Markdown tables that are aligned as plain text too, lists, numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
-    """A Markdown table with padded cells; columns are right-aligned except those in `left`."""
+    """Format a Markdown table with padded cells; columns are right-aligned except those in `left`."""
     cells = [[one_line(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
     pad = [str.ljust if i in left else str.rjust for i in range(len(widths))]
@@ -17,20 +17,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[i
 
 
 def bullets(items: Iterable[str]) -> str:
+    """Format a Markdown list, an item a line."""
     return "\n".join(f"- {one_line(item)}" for item in items)
 
 
 def one_line(text: str) -> str:
+    """Replace line breaks and runs of blanks by single blanks."""
     return " ".join(text.split())
 
 
 def format_score(value: float) -> str:
-    """Three decimals, a dash where undefined. Scores that differ by the order of their sums alone look alike: 0.9525 each."""
+    """Format three decimals, a dash if undefined. Scores that differ by the order of sums alone look alike: 0.9525 each."""
     return "-" if math.isnan(value) else f"{round(value, 9):.3f}"
 
 
 def shorten_names(names: Sequence[str]) -> list[str]:
-    """Names as column heads: cut to the fewest letters, three or more, that still tell them apart."""
+    """Cut names to column heads: the fewest letters, three or more, that still tell them apart."""
     assert len(set(names)) == len(names)
     length = 3
     while len({name[:length] for name in names}) < len(names):

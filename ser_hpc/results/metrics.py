@@ -1,4 +1,4 @@
-"""Scores of a classifier, all computed from confusion matrices, and the interval that speakers as the sample give them.
+"""Compute a classifier's scores from confusion matrices, and their confidence interval with speakers as the sample.
 
 A confusion matrix has shape (..., C, C): rows are the true classes, columns the predicted ones, entries count clips. Leading
 dimensions (seeds, resamples) are carried through, so a bootstrap of thousands of resamples is a few array operations.
@@ -21,7 +21,7 @@ _SEED = 20180607  # fixed: the same predictions give the same interval
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Clips by true (row) and predicted (column) class, int64 (C, C), from class indices of shape (num_clips,)."""
+    """Count clips by true (row) and predicted (column) class, int64 (C, C), from class indices of shape (num_clips,)."""
     truth, predicted = np.asarray(truth, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     assert truth.shape == predicted.shape and all(((i >= 0) & (i < num_classes)).all() for i in (truth, predicted))
     counts = np.bincount(truth * num_classes + predicted, minlength=num_classes**2)
@@ -29,28 +29,28 @@ def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, num_classes: int)
 
 
 def recalls(confusion: np.ndarray) -> np.ndarray:
-    """Recall of every class, (..., C); nan where the class does not occur in the truth."""
+    """Compute the recall of every class, (..., C); nan where the class does not occur in the truth."""
     return _ratio(_hits(confusion), confusion.sum(-1))
 
 
 def uar(confusion: np.ndarray) -> np.ndarray:
-    """Unweighted average recall over the classes that occur in the truth, (...); nan if there is no clip."""
+    """Compute unweighted average recall over the classes that occur in the truth, (...); nan if there is no clip."""
     return _mean_over_present(recalls(confusion), confusion)
 
 
 def wa(confusion: np.ndarray) -> np.ndarray:
-    """Weighted accuracy, the field's name for plain accuracy: clips that are right over all clips, (...)."""
+    """Compute weighted accuracy, the field's name for plain accuracy: clips that are right over all clips, (...)."""
     return _ratio(_hits(confusion).sum(-1), confusion.sum((-2, -1)))
 
 
 def macro_f1(confusion: np.ndarray) -> np.ndarray:
-    """Mean F1 over the classes that occur in the truth, (...); nan if there is no clip."""
+    """Compute mean F1 over the classes that occur in the truth, (...); nan if there is no clip."""
     f1 = _ratio(2 * _hits(confusion), confusion.sum(-1) + confusion.sum(-2))
     return _mean_over_present(f1, confusion)
 
 
 def cohen_kappa(confusion: np.ndarray) -> np.ndarray:
-    """Agreement beyond chance (Cohen 1960), (...); nan where chance alone agrees fully (one class, true and predicted)."""
+    """Compute agreement beyond chance (Cohen 1960), (...); nan where chance agrees fully (one class, true and predicted)."""
     total = confusion.sum((-2, -1))
     by_chance = (confusion.sum(-1) * confusion.sum(-2)).sum(-1)
     return _ratio(total * _hits(confusion).sum(-1) - by_chance, total * total - by_chance)
@@ -58,7 +58,7 @@ def cohen_kappa(confusion: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A 95 % interval, or no bounds and the reason why; from so many speakers (0 where there was no telling them apart)."""
+    """A 95 % interval, or no bounds and the reason; from so many speakers (0 where they could not be told apart)."""
 
     bounds: tuple[float, float] | None
     reason: str | None = None
@@ -66,7 +66,7 @@ class Interval:
 
 
 def speaker_interval(confusions: np.ndarray, resamples: int = RESAMPLES) -> Interval:
-    """95 % interval of the pooled UAR, speakers resampled. `confusions`: (num_seeds, num_speakers, C, C), counts.
+    """Compute a 95 % interval of the pooled UAR by resampling speakers. `confusions`: (num_seeds, num_speakers, C, C) counts.
 
     The clips of one speaker are alike, so clips are no independent sample and speakers are: each resample draws as many
     speakers as there are, with replacement, the same ones for every seed; their clips are pooled, and the UAR is averaged over
@@ -91,13 +91,13 @@ def _hits(confusion: np.ndarray) -> np.ndarray:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """`numerator / denominator`, nan where the denominator is 0."""
+    """Divide; nan where the denominator is 0."""
     undefined = np.full(np.shape(numerator), np.nan)
     quotient: np.ndarray = np.divide(numerator, denominator, out=undefined, where=np.asarray(denominator) != 0)
     return quotient
 
 
 def _mean_over_present(scores: np.ndarray, confusion: np.ndarray) -> np.ndarray:
-    """Mean of per-class `scores` (..., C) over the classes that occur in the truth."""
+    """Average per-class `scores` (..., C) over the classes that occur in the truth."""
     present = confusion.sum(-1) > 0
     return _ratio(np.where(present, scores, 0).sum(-1), present.sum(-1))

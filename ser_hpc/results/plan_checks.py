@@ -1,4 +1,4 @@
-"""A run held against its plan. What a report counts must be exactly what was planned, so each of these is refused:
+"""Check a run against its plan. What a report counts must be exactly what was planned, so each of these is refused:
 
     the run             settings, labels or plan changed after they were written; a fold or seed that is not there any more
     a trial's marker    changed, or of another run, seed or fold: copied in from elsewhere
@@ -32,7 +32,7 @@ _ROUNDING = 1e-3  # of a sum of probabilities of six digits each
 
 
 def read_done(folder: TrialDir, plan: dict[str, Any]) -> dict[str, Any]:
-    """The marker of a finished trial, if it is this one's. Raises UserError."""
+    """Read a finished trial's marker. Raises UserError if it was changed, or is of another run, seed or fold."""
     try:
         done = dict(read_json(folder.done))
         if plan["format"] > 1:
@@ -50,7 +50,7 @@ def read_done(folder: TrialDir, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_trial_predictions(folder: TrialDir, plan: dict[str, Any], sha256: str | None) -> dict[str, tuple[Prediction, ...]]:
-    """A finished trial's predictions of its "dev" and "test" parts, each clip of the plan exactly once.
+    """Read a finished trial's predictions of its "dev" and "test" parts, each clip of the plan exactly once.
 
     `sha256`: of the file, as the trial's marker says. Raises UserError.
     """
@@ -68,7 +68,7 @@ def read_trial_predictions(folder: TrialDir, plan: dict[str, Any], sha256: str |
 
 
 def refuse_overlaps(tested: dict[Trial, tuple[Prediction, ...]]) -> None:
-    """Within a seed no clip is tested in two folds; over seeds a fold tests the same clips of the same speakers and classes."""
+    """Raise UserError where a seed tests a clip in two folds, or two seeds test other clips, speakers or classes in a fold."""
     first: dict[tuple[int, str], Trial] = {}
     for trial, predictions in tested.items():
         for clip in map(clip_name, predictions):
@@ -87,35 +87,35 @@ def refuse_overlaps(tested: dict[Trial, tuple[Prediction, ...]]) -> None:
 
 
 def clip_name(prediction: Prediction) -> str:
-    """Unique over corpora."""
+    """Return `corpus/utterance_id`, unique over corpora."""
     return f"{prediction.corpus}-{prediction.utterance_id}"
 
 
 def is_known(prediction: Prediction) -> bool:
-    """Whether anyone knows who speaks."""
+    """Tell whether the speaker is known."""
     return not is_unknown(prediction.speaker)
 
 
 def _refuse_strangers(folder: TrialDir, predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
-    """Each clip once in dev and test together, and no class or part that nobody planned."""
+    """Raise UserError for a clip twice in dev and test together, and for a class or part that nobody planned."""
     times = Counter(map(clip_name, predictions))
     if twice := [clip for clip, count in times.items() if count > 1]:
         raise UserError(f"{folder.current.predictions}: predicted more than once: {listed(twice)}; {_AGAIN}")
     for p in predictions:
-        for what, given, allowed in (
+        for field, value, allowed in (
             ("part", p.part, PARTS),
             ("true class", p.truth, classes),
             ("predicted class", p.predicted, classes),
         ):
-            if given not in allowed:
-                problem = f"{what} of {clip_name(p)} is {given!r}, not one of {listed(allowed, 30)}"
+            if value not in allowed:
+                problem = f"{field} of {clip_name(p)} is {value!r}, not one of {listed(allowed, 30)}"
                 raise UserError(f"{folder.current.predictions}: the {problem}; {_AGAIN}")
         if problem := _improbable(p, classes):
             raise UserError(f"{folder.current.predictions}: {clip_name(p)}: {problem}; {_AGAIN}")
 
 
 def _improbable(prediction: Prediction, classes: Sequence[str]) -> str:
-    """What is wrong with the probabilities; "" where each class has one and the predicted class none that is higher."""
+    """Say what is wrong with the probabilities; "" where each class has one and the predicted class's is highest."""
     given = prediction.probabilities
     if set(given) != set(classes):
         return f"its probabilities are of {listed(sorted(given)) or 'no class'}, not of {listed(classes, 30)}"
@@ -127,7 +127,7 @@ def _improbable(prediction: Prediction, classes: Sequence[str]) -> str:
 
 
 def _differences(found: Sequence[Prediction], part: dict[str, Any], same: Mapping[str, str | None]) -> list[str]:
-    """How predictions differ from the plan's part: clips, clips per class, speakers (a plan names the known ones)."""
+    """List how predictions differ from the plan's part: clips, clips per class, speakers (a plan names the known ones)."""
     counts, planned = Counter(p.truth for p in found), set(part["speakers"])
     speakers = {_planned_name(p, planned, same) for p in found if is_known(p)}
     problems = [
@@ -151,12 +151,12 @@ def _digest(found: Sequence[Prediction]) -> str:
 
 
 def _planned_name(prediction: Prediction, planned: set[str], same: Mapping[str, str | None]) -> str:
-    """A plan over several corpora says `corpus/speaker`, one over a single corpus `speaker`."""
+    """Name the speaker as the plan does: `corpus/speaker` over several corpora, `speaker` over a single one."""
     qualified = speaker_id(prediction, same)
     return qualified if qualified in planned else qualified.removeprefix(f"{prediction.corpus}/")
 
 
 def speaker_id(prediction: Prediction, same: Mapping[str, str | None]) -> str:
-    """Who speaks, as `corpus/speaker`; under one name where the run says that two are one person (folds.same_speakers)."""
+    """Name the speaker, as `corpus/speaker`; under one name where two are one person (folds.same_speakers)."""
     qualified = f"{prediction.corpus}/{prediction.speaker}"
     return same.get(qualified) or qualified

@@ -1,4 +1,4 @@
-"""report.json: a cross-validation for programs.
+"""Make the content of report.json: a cross-validation for programs.
 
 It is kept stable: keys are added, never renamed or taken away. Scores of the run are null while a trial is missing; what the
 finished trials scored stands apart, under `partial`, with the number of trials it is over.
@@ -18,7 +18,7 @@ REPORT_FORMAT = 1
 
 
 def to_json(cv: CrossValidation) -> dict[str, Any]:
-    """The content of `report.json`: strict JSON, null where a number is undefined or not known yet."""
+    """Return the content of `report.json`: strict JSON, null where a number is undefined or not known yet."""
     total = _aggregate_json(cv, cv.scores)
     total["uar"] |= {"ci95": list(cv.interval.bounds) if cv.interval.bounds else None, "ci95_reason": cv.interval.reason}
     return {
@@ -56,7 +56,7 @@ def to_json(cv: CrossValidation) -> dict[str, Any]:
 
 
 def _aggregate_json(cv: CrossValidation, scores: Scores | None) -> dict[str, Any]:
-    """Scores over several trials as JSON; the same keys with null in them where there are none."""
+    """Convert scores over several trials to JSON; the same keys with null in them where there are none."""
 
     def spread(of: Spread | None) -> dict[str, float | None]:
         return {key: _number(getattr(of, key)) if of else None for key in ("mean", "std", "pooled")}

@@ -1,4 +1,4 @@
-"""report.md: a cross-validation for people, with tables that read well as plain text too."""
+"""Make the content of report.md: a cross-validation for people, with tables that read well as plain text too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _READING = (
 
 
 def to_markdown(cv: CrossValidation) -> str:
-    """The content of `report.md`; its tables are aligned for those who read it as plain text."""
+    """Return the content of `report.md`; its tables are aligned for those who read it as plain text."""
     paragraphs = [f"# {cv.plan['name']}"]
     if cv.warnings:
         paragraphs += [markdown.bullets(f"**Warning: {warning}**" for warning in cv.warnings)]
@@ -28,7 +28,7 @@ def to_markdown(cv: CrossValidation) -> str:
         paragraphs += [f"**{incomplete_sentence(cv)}**", markdown.bullets(f"{m.trial}: {m.reason}" for m in cv.missing)]
     paragraphs += [report_headline(cv)]
     if cv.about:
-        paragraphs += ["## What was trained", markdown.bullets(f"{topic}: {words}" for topic, words in cv.about.items())]
+        paragraphs += ["## What was trained", markdown.bullets(f"{topic}: {text}" for topic, text in cv.about.items())]
     if cv.finished:
         over = f" (the {len(cv.trials)} finished trials only)" if cv.missing else ""
         paragraphs += ["## Trials", _trial_table(cv), *_absent_classes(cv)]
@@ -69,12 +69,12 @@ def _absent_classes(cv: CrossValidation) -> list[str]:
     absent = {t.trial.fold: t.absent_classes for t in cv.trials if t.absent_classes}
     if not absent:
         return []
-    where = "; ".join(f"{', '.join(names)} in fold {fold}" for fold, names in sorted(absent.items()))
-    return [f"Without a test clip, and left out of UAR and macro-F1 there: {where}."]
+    listed_folds = "; ".join(f"{', '.join(names)} in fold {fold}" for fold, names in sorted(absent.items()))
+    return [f"Without a test clip, and left out of UAR and macro-F1 there: {listed_folds}."]
 
 
 def _class_table(cv: CrossValidation, scores: Scores) -> str:
-    """Recall of each class and what it is mistaken for most often. Clips count once a seed."""
+    """Tabulate each class's recall and what it is mistaken for most often. Clips count once a seed."""
     rows = []
     for i, name in enumerate(cv.classes):
         wrong = scores.confusion[i].copy()

@@ -1,8 +1,4 @@
-"""One cross-validation as JSON for programs, as Markdown for people, and as a short table for the terminal.
-
-`report.json` is kept stable: keys are added, never renamed or taken away. Scores of the run are null while a trial is missing;
-what the finished trials scored stands apart, under `partial`, with the number of trials it is over.
-"""
+"""Write the sentences that the formats of a report share: its headline, its notes, what is missing."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ SCORE_NAMES = {"uar": "UAR", "wa": "WA", "macro_f1": "macro-F1", "kappa": "kappa
 
 
 def report_headline(cv: CrossValidation) -> str:
-    """The result in one sentence, the interval with it; of an unfinished run only what it is over."""
+    """Return the result in one sentence, with its interval; of an unfinished run only over how many trials it is."""
     if not cv.finished:
         return "No trial is finished: there are no scores yet."
     uar = cv.finished.uar
@@ -43,17 +39,19 @@ def report_headline(cv: CrossValidation) -> str:
 
 
 def report_notes(cv: CrossValidation) -> list[str]:
-    """What a reader must know before believing the numbers; what the data and the protocol leave open, the plan has noted."""
-    found = [DEMO_NOTE] if cv.plan["demo"] else []
+    """List what a reader must know before believing the numbers, with the plan's notes on the data and the protocol."""
+    notes = [DEMO_NOTE] if cv.plan["demo"] else []
     if len(cv.plan["seeds"]) == 1:
-        found.append("One seed: how far the numbers vary from seed to seed is not known.")
-    return found + list(cv.notes)
+        notes.append("One seed: how far the numbers vary from seed to seed is not known.")
+    return notes + list(cv.notes)
 
 
 def incomplete_sentence(cv: CrossValidation) -> str:
+    """Say how many trials are missing."""
     total = len(cv.trials) + len(cv.missing)
     return f"Incomplete: {len(cv.missing)} of {count_trials(total)} {'is' if len(cv.missing) == 1 else 'are'} missing."
 
 
 def count_trials(number: int, kind: str = "") -> str:
+    """Format `1 trial`, `3 finished trials`."""
     return counted(number, f"{kind} trial".strip())

@@ -1,4 +1,4 @@
-"""A cross-validation on the screen: a row per fold, the run's scores below."""
+"""Show a cross-validation on the terminal: a row per fold, the run's scores below."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def to_terminal(cv: CrossValidation) -> RenderableType:
-    """A row per fold (averaged over its seeds, once all of them are there), the run's scores below; for 80 columns."""
+    """Lay out a row per fold (averaged over its seeds, once all of them are there), the run's scores below; for 80 columns."""
     from rich import box
     from rich.console import Group
     from rich.table import Table

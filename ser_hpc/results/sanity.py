@@ -1,4 +1,4 @@
-"""What looks like a result and is none: a model that says the same of every clip, a loss that ran away."""
+"""Find what looks like a result and is none, for the report: a model that predicts one class for all, a loss that diverged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DIVERGED = 2.0  # times the loss of a model that tells nothing apart
 def sanity_warnings(
     folders: Iterable[TrialDir], confusions: Mapping[Trial, np.ndarray], classes: Sequence[str], interval: Interval
 ) -> list[str]:
-    """Sentences for the top of a report. `confusions`: of each finished trial's test part, true by predicted, (C, C)."""
+    """Return warnings for the top of a report. `confusions`: of each finished trial's test part, true by predicted, (C, C)."""
     found = []
     if confusions:
         total = np.sum(list(confusions.values()), axis=0)
@@ -32,7 +32,7 @@ def sanity_warnings(
             found.append(f"The model has collapsed: every test clip is given the same class in {each}.")
     if interval.bounds and interval.bounds[0] == interval.bounds[1]:
         found.append("The interval has no width: whichever speakers are drawn, the score is the same.")
-    if ran_away := [words for folder in folders if (words := _diverged(folder, len(classes)))]:
+    if ran_away := [message for folder in folders if (message := _diverged(folder, len(classes)))]:
         found.append(
             f"Training has diverged: the loss ended at {listed(ran_away, 12)}; telling nothing apart makes it "
             f"{math.log(len(classes)):.3g}."
@@ -41,7 +41,7 @@ def sanity_warnings(
 
 
 def _diverged(folder: TrialDir, num_classes: int) -> str | None:
-    """The training loss of a trial that ended far above that of a model which tells nothing apart, and whose it is."""
+    """Name the trial and its training loss if that ended far above the loss of a model which tells no classes apart."""
     with suppress(OSError, ValueError, KeyError, TypeError, IndexError):
         lines = folder.current.epochs.read_text(encoding="utf-8").splitlines()
         loss = float(json.loads(lines[-1])["train_loss"])

@@ -1,4 +1,4 @@
-"""A run and all its files: what it is, what was planned, what every attempt of a trial wrote down.
+"""A run directory and all its files: its identity, its plan, and what every attempt of a trial recorded.
 
 run_dir                  the one owner of a run's file names
 experiment, create_run   settings with all that they stand for; the run directory, written

@@ -1,4 +1,4 @@
-"""The life of one start of a trial: who runs it and with what, and how it ended.
+"""Record one attempt (a start of a trial), for `ser_hpc.train`: who runs it and with what, and how it ended.
 
 A trial that fails is started again, from its newest checkpoint: nodes are lost and memory errors pass. Whoever starts it (the
 batch script, the launcher on this machine) counts the starts that came no further than those before them, and gives up.
@@ -24,7 +24,7 @@ FAILED, CANNOT_GO_ON, SUPERSEDED, STOPPED = 1, 2, 3, 75
 
 
 def claim_attempt(trial: TrialDir, rank: Rank) -> AttemptDir:
-    """Take a number and write down who we are. Rank 0 only. Raises UserError if the run cannot be written."""
+    """Take the next number and write attempt.json, on rank 0 alone. Raises UserError if the run cannot be written."""
     try:
         attempt = trial.claim()
         write_json(attempt.attempt, _description(attempt, rank, os.environ))
@@ -35,22 +35,22 @@ def claim_attempt(trial: TrialDir, rank: Rank) -> AttemptDir:
 
 
 def describe_attempt(attempt: AttemptDir, **more: Any) -> None:
-    """Add what became known later to the attempt's description."""
+    """Add what became known later to attempt.json."""
     write_json(attempt.attempt, read_json(attempt.attempt) | more)
 
 
 def end_attempt(attempt: AttemptDir, outcome: str, error: str | None = None, *, shared: bool = False) -> None:
-    """Write down how it ended. A fellow's death is a consequence: whoever knows the cause is given a moment to say it.
+    """Write end.json. "lost" is a consequence: a rank that knows the cause is given a second to write it first.
 
-    `shared`: every other trial of the run would end in that error too.
+    `error`: a message for people; `shared`: every other trial of the run would end in that error too.
     """
     if outcome == "lost":
         time.sleep(1.0)
         if attempt.end.exists():
             return
     with suppress(OSError):  # the disk may be full, which is then the error itself
-        told = {"how": outcome, "error": error, "shared": shared, "host": socket.gethostname(), "when": time.time()}
-        write_json(attempt.end, told)
+        record = {"how": outcome, "error": error, "shared": shared, "host": socket.gethostname(), "when": time.time()}
+        write_json(attempt.end, record)
 
 
 def _description(attempt: AttemptDir, rank: Rank, env: Mapping[str, str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How an attempt ended, from what it wrote down; read by the report and the status page."""
+"""Read how an attempt ended from the files that it wrote, for the report and the status page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnd:
-    """`outcome`: done, stopped, superseded, failed, hung, lost (a fellow rank died), or killed (it runs, or left no word).
+    """An attempt's end. `outcome`: done, stopped, superseded, failed, hung, lost (another rank died), or killed (no end.json).
 
     `step`: the optimizer step that it was at, None if it did not come to training; `host`: where it was; `shared`: every
     other trial of the run would end in the same error.
@@ -30,27 +30,28 @@ class AttemptEnd:
 
 
 def read_end(attempt: AttemptDir) -> AttemptEnd:
+    """Return how an attempt ended; `killed` where there is no end.json."""
     step: int | None = None
     with suppress(*_UNREADABLE):
         step = int(read_json(attempt.progress)["step"])
     with suppress(*_UNREADABLE):
-        told = read_json(attempt.end)
-        return AttemptEnd(str(told["how"]), step, told["error"], told["host"], told.get("shared") is True)
+        record = read_json(attempt.end)
+        return AttemptEnd(str(record["how"]), step, record["error"], record["host"], record.get("shared") is True)
     return AttemptEnd("killed", step, None, None)
 
 
 def furthest(trial: Path) -> tuple[int, int]:
-    """Epochs scored and optimizer steps made, by whichever attempt in a trial's folder came furthest; (0, 0) without any."""
+    """Return epochs scored and optimizer steps made by the attempt in `trial` that came furthest; (0, 0) without any."""
     reached = [(0, 0)]
     for path in trial.glob("attempt_*/progress.json"):
         with suppress(*_UNREADABLE):
-            told = read_json(path)
-            reached.append((int(told["epoch"]), int(told["step"])))
+            progress = read_json(path)
+            reached.append((int(progress["epoch"]), int(progress["step"])))
     return max(reached)
 
 
 def trained_attempts(run: RunDir) -> Iterator[tuple[Trial, dict[str, Any]]]:
-    """What each attempt that a trial's result may rest on says of itself (attempt.json).
+    """Yield attempt.json of each attempt that a trial's result may rest on.
 
     One that ended before its first step left nothing in the run; one that was killed before it had said who it is is left out.
     """

@@ -1,4 +1,4 @@
-"""What a run computes in: what its settings say or, where they leave it open (`auto`), what its first trial found right."""
+"""Keep the precision of a run, the same for all its trials: of its settings or, for `auto`, what its first trial chose."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class ChosenPrecision:
-    """`precision` of the layers; `tf32`: of what else is multiplied in float32; `device`: on which it was found."""
+    """A run's precision: `precision` of the layers; `tf32` of other float32 products; `device` on which it was found."""
 
     precision: str
     tf32: bool
     device: str
 
 
-def fix_precision(run: RunDir, here: ChosenPrecision) -> ChosenPrecision:
-    """What the first trial to ask found, which is then that of all trials. Raises UserError if the run's file is damaged."""
+def fix_precision(run: RunDir, proposed: ChosenPrecision) -> ChosenPrecision:
+    """Return the run's precision: `proposed`, if no trial has fixed it before. Raises UserError if the file is damaged."""
     if not run.precision.exists():
-        write_json_once(run.precision, seal(asdict(here)))
-    found = read_precision(run)
-    assert found is not None
-    return found
+        write_json_once(run.precision, seal(asdict(proposed)))
+    fixed = read_precision(run)
+    assert fixed is not None
+    return fixed
 
 
 def read_precision(run: RunDir) -> ChosenPrecision | None:
-    """None if no trial has started yet, or the settings said it."""
+    """Read precision.json; None if no trial has started yet, or the settings name one. Raises UserError if it is damaged."""
     try:
-        told: dict[str, Any] = read_sealed(run.precision)
-        return ChosenPrecision(str(told["precision"]), bool(told["tf32"]), str(told["device"]))
+        record: dict[str, Any] = read_sealed(run.precision)
+        return ChosenPrecision(str(record["precision"]), bool(record["tf32"]), str(record["device"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -43,7 +43,7 @@ def read_precision(run: RunDir) -> ChosenPrecision | None:
 
 
 def precision_note(run: RunDir, setting: str) -> str:
-    """A sentence for the plan and the report. `setting`: the setting."""
+    """Return a sentence on the precision, for the plan and the report. `setting`: `train.precision`."""
     if setting != AUTO:
         return f"Computed in {setting} (train.precision)."
     found = read_precision(run)

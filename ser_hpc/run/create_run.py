@@ -22,10 +22,10 @@ def write_run(experiment: Experiment) -> RunDir:
 
     The caller holds the run's lock, or is alone. Raises UserError where the directory is another experiment's.
     """
-    run, wanted = experiment.run, experiment.settings.seeds
+    run, requested = experiment.run, experiment.settings.seeds
     run.path.mkdir(parents=True, exist_ok=True)
     if experiment.is_legacy:
-        if others := set(wanted) - set(run.read_plan()["seeds"]):
+        if others := set(requested) - set(run.read_plan()["seeds"]):
             raise UserError(f"{run.path} was planned by an earlier version: it takes no more seeds ({listed(sorted(others))})")
         return run
     seeds = planned_seeds(experiment)
@@ -48,7 +48,7 @@ def write_run(experiment: Experiment) -> RunDir:
 
 
 def _was_demo(run: RunDir) -> bool:
-    """A plan made again from the run's own settings knows the shards' folder alone."""
+    """Tell whether the run is of the demo: a plan made again from its own settings knows the shards' folder alone."""
     with suppress(UserError):
         return run.plan.exists() and run.read_plan().get("demo") is True
     return False

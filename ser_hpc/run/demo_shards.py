@@ -1,4 +1,4 @@
-"""The built-in demo corpus, made and packed when first used."""
+"""Make and pack the built-in demo corpus when it is first used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ser_hpc.shards.write import pack
 
 
 def make_demo_shards(shards: Path, out: Console) -> None:
-    """Leave packed demo speech in `shards`; does nothing if it is there."""
+    """Pack demo speech into `shards`, unless it is there."""
     shards.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(shards.parent / ".lock"):  # the tasks of an array may all arrive at once
         if (shards / DATASET).exists():

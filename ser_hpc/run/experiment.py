@@ -1,4 +1,4 @@
-"""From settings to a run that can start: shards, labels, folds and trials, all checked before anything is written.
+"""Turn settings into a run that can start: shards, labels, folds and trials, all checked before anything is written.
 
 The launcher plans and writes the run directory; every job plans again, from the run's own settings and label set, and must come
 to the same experiment and the same folds.
@@ -37,7 +37,7 @@ DEMO = "demo"
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """Settings with all that they stand for. `targets`: class index of every clip of the index, -1 where it has none.
+    """Settings with all that they name. `targets`: class index of every clip of the index, -1 where it has none.
 
     `run` is runs/<name>-<8 hex of `identity`>: a hash of what changes the result, so nothing stale is ever taken for it; or
     such a directory that an earlier version of this package made of the same, under its own hash.
@@ -54,12 +54,12 @@ class Experiment:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Seed by seed, so that the first full cross-validation ends first."""
+        """Return the trials seed by seed, so that the first full cross-validation ends first."""
         return tuple(Trial(seed, fold.index) for seed in self.settings.seeds for fold in self.folds.folds)
 
     @property
     def is_legacy(self) -> bool:
-        """Planned by a version that wrote no identity: reported on, but only its own code goes on with it."""
+        """Tell whether a version that wrote no identity planned it: it is reported on, but only its own code resumes it."""
         return _is_legacy(self.run)
 
 
@@ -80,25 +80,25 @@ def prepare_experiment(settings: Settings, label_set: LabelSet | None = None) ->
         raise UserError(
             f"the clips have {len(label_set.classes)} class ({', '.join(label_set.classes)}); two are needed at least"
         )
-    asked = settings.folds
+    requested = settings.folds
     folds = plan_folds(
         index.metadata,
         label_set,
-        asked.protocol,
-        asked.count,
-        train_corpora=asked.train_corpora,
-        test_corpora=asked.test_corpora,
-        max_per_class=asked.max_per_class,
-        same_speakers=asked.same_speakers,
+        requested.protocol,
+        requested.count,
+        train_corpora=requested.train_corpora,
+        test_corpora=requested.test_corpora,
+        max_per_class=requested.max_per_class,
+        same_speakers=requested.same_speakers,
         distinct=index.distinct,
     )
     check_clip_lengths(settings, index)
     targets = label_set.targets(index.metadata)
     check_norm_groups(settings, index.metadata.seconds[targets != DROPPED])
     augmentation.check_augmentation(settings.data.augment)
-    who, run = _run(settings, label_set, index.fingerprint)
+    run_identity, run = _run(settings, label_set, index.fingerprint)
     notes = tuple(note for root in index.roots for note in packing_notes(root))
-    return Experiment(settings, index, label_set, targets, folds, who, run, notes)
+    return Experiment(settings, index, label_set, targets, folds, run_identity, run, notes)
 
 
 def _label_set(settings: Settings, index: ShardIndex) -> LabelSet:
@@ -111,21 +111,21 @@ def _label_set(settings: Settings, index: ShardIndex) -> LabelSet:
 
 
 def _run(settings: Settings, label_set: LabelSet, fingerprint: str) -> tuple[Identity, RunDir]:
-    """The run directory of these settings that is there, under this schema or an earlier one; else the one to be made."""
+    """Find the run directory of these settings, under this schema or an earlier one; else name the one to be made."""
     files = _files(settings, fingerprint)
-    found = (identity.identity_of(settings, label_set, files, schema) for schema in range(SCHEMA, 0, -1))
-    runs = [(who, RunDir(settings.run.root / f"{settings.run.name}-{who.digest[:8]}")) for who in found if who]
-    return next(((who, run) for who, run in runs if run.plan.exists()), runs[0])
+    identities = (identity.identity_of(settings, label_set, files, schema) for schema in range(SCHEMA, 0, -1))
+    runs = [(one, RunDir(settings.run.root / f"{settings.run.name}-{one.digest[:8]}")) for one in identities if one]
+    return next(((one, run) for one, run in runs if run.plan.exists()), runs[0])
 
 
 def _files(settings: Settings, fingerprint: str) -> dict[str, str]:
-    """Digests of what is read besides the settings, for the identity."""
+    """Hash what is read besides the settings, for the identity."""
     digests = (fingerprint, augmentation.sounds_digest(settings.data.augment), weights_digest.weights_digest(settings))
     return {name: digest for name, digest in zip(identity.FILES, digests, strict=True) if digest}
 
 
 def old_defaults_note(experiment: Experiment) -> list[str]:
-    """A note on a run that this very command made by an earlier version, if a default has changed since."""
+    """Return notes on a run that the same command made under an earlier version, if a default has changed since."""
     if experiment.run.plan.exists():
         return []
     for schema in range(SCHEMA - 1, 0, -1):
@@ -140,7 +140,7 @@ def old_defaults_note(experiment: Experiment) -> list[str]:
 
 
 def shard_folders(settings: Settings) -> list[Location]:
-    """Where the shards are; the demo's are beside its runs. Raises UserError if the settings do not say."""
+    """Return the shards' folders; the demo's is beside its runs. Raises UserError if the settings name none."""
     if not settings.data.shards:
         raise UserError(
             "data.shards is not given: add data.shards=FOLDER, a folder that tools/build_shards.py packed "
@@ -150,20 +150,22 @@ def shard_folders(settings: Settings) -> list[Location]:
 
 
 def demo_folder(settings: Settings) -> Path:
+    """Return the folder of the demo's shards, beside its runs."""
     return settings.run.root / "demo_corpus" / "shards"
 
 
 def planned_trials(experiment: Experiment) -> tuple[Trial, ...]:
-    """The trials of its run once it is planned, in their order: those of earlier launches too."""
+    """Return the trials of its run once it is planned, in order, those of earlier launches included."""
     return tuple(Trial(seed, fold.index) for seed in planned_seeds(experiment) for fold in experiment.folds.folds)
 
 
 def planned_seeds(experiment: Experiment) -> list[int]:
+    """Return all seeds of its run once it is planned, sorted, those of earlier launches included."""
     return sorted({*experiment.settings.seeds, *_seeds_before(experiment)})
 
 
 def _seeds_before(experiment: Experiment) -> Iterable[int]:
-    """Every seed that was planned before, as far as that can still be read."""
+    """Return every seed that was planned before, as far as that can still be read."""
     run = experiment.run
     recorded = None
     with suppress(UserError):
@@ -174,7 +176,7 @@ def _seeds_before(experiment: Experiment) -> Iterable[int]:
 
 
 def _refuse_other_files(run: RunDir, made: Identity, experiment: Experiment) -> None:
-    """Raises UserError where weights or sounds have changed since the run was made."""
+    """Raise UserError where weights or sounds have changed since the run was made."""
     files = _files(experiment.settings, experiment.index.fingerprint)
     if changed := [name for name in identity.FILES if files.get(name) != made.what.get(name)]:
         raise UserError(
@@ -184,7 +186,7 @@ def _refuse_other_files(run: RunDir, made: Identity, experiment: Experiment) -> 
 
 
 def reopen_experiment(run: RunDir) -> Experiment:
-    """What a job does: plan again from the run's settings and labels. Raises UserError if that is not the launcher's plan."""
+    """Plan again from the run's settings and labels, as a job does. Raises UserError if that is not the launcher's plan."""
     recorded = identity.read_identity(run)
     if recorded is None and not _is_legacy(run):
         raise UserError(f"{run.identity} is missing: launch the run again with the command that made it, which plans it anew")

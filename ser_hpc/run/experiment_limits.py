@@ -1,4 +1,4 @@
-"""What clips a model takes: refused when a run is planned, long before a trial would fail for it."""
+"""Refuse clips that the model cannot take when a run is planned, long before a trial would fail for it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ WHISPER_SECONDS = 30.0
 
 
 def check_clip_lengths(settings: Settings, index: ShardIndex) -> None:
+    """Raise UserError where a clip is longer than Whisper's window and `data.max_seconds` does not cut it."""
     model, limit = settings.model, settings.data.max_seconds
     longest = float(index.metadata.seconds.max())
     if limit is not None or not isinstance(model, EncoderModel) or longest <= WHISPER_SECONDS:
@@ -27,7 +28,10 @@ def check_clip_lengths(settings: Settings, index: ShardIndex) -> None:
 
 
 def check_norm_groups(settings: Settings, seconds: np.ndarray) -> None:
-    """Clips that are normalised by each other go through the model together, whatever budget is given."""
+    """Raise UserError where clips that normalise each other, and so share a micro-batch, exceed `train.budget_seconds`.
+
+    `seconds`: lengths of the clips that have a class, (num_clips,).
+    """
     model, train = settings.model, settings.train
     if not isinstance(model, AcrnnModel) or model.norm != "batch" or train.budget_seconds is None:
         return

@@ -1,7 +1,7 @@
-"""Which experiment a run is: RUN/identity.json says what its name is a hash of.
+"""Say which experiment a run is, for planning and reports: RUN/identity.json holds what its name is a hash of.
 
-    of(settings, label_set, files)      the settings that change the result, the label set, digests of the files that do
-    write(run, identity, folds, seeds)  beside it, outside of the hash: a digest of each fold, and all seeds planned so far
+    identity_of(settings, label_set, files)      the settings that change the result, the label set, digests of such files
+    write_identity(run, identity, folds, seeds)  beside it, outside of the hash: a digest of each fold, all seeds planned
 
 Folds and seeds stand here and in plan.json, so that neither can lose one unnoticed; more seeds may come.
 """
@@ -27,20 +27,20 @@ FILES = ("shards", "sounds", "weights")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """`what`: strict JSON, as `schema` writes it."""
+    """What identifies a run. `what`: strict JSON, as `schema` writes it."""
 
     schema: int
     what: dict[str, Any]
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex; the run's name ends in its first eight digits."""
+        """Return the SHA-256 in hex; the run's name ends in its first eight digits."""
         return json_digest(self.what)
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedIdentity:
-    """What identity.json says. `folds`: their digests; `seeds`: all that were ever planned."""
+    """The content of identity.json. `folds`: their digests; `seeds`: all that were ever planned."""
 
     identity: Identity
     folds: tuple[str, ...]
@@ -50,8 +50,11 @@ class RecordedIdentity:
 def identity_of(
     settings: Section, label_set: LabelSet, files: Mapping[str, str], schema: int = schemas.SCHEMA
 ) -> Identity | None:
-    """`files`: digests of what is read, wherever it lies: `shards`; `sounds` that augmentation mixes in, and `weights` of a
-    local folder, where there are such. None: nothing of that schema can have been this."""
+    """Return the identity; None: nothing of that schema can have been this.
+
+    `files`: digests of what is read, wherever it lies: `shards`; `sounds` that augmentation mixes in, and `weights` of a
+    local folder, where there are such.
+    """
     if (changed := schemas.identity(settings, schema)) is None:
         return None
     numbered = {"schema": schema} if schema > 1 else {}  # the first one had no number
@@ -65,12 +68,13 @@ def identity_of(
 
 
 def write_identity(run: RunDir, identity: Identity, folds: Sequence[str], seeds: Iterable[int]) -> None:
+    """Write identity.json. `folds`: their digests; `seeds`: all that were ever planned."""
     content = {"schema": identity.schema, "what": identity.what, "digest": identity.digest}
     write_sealed(run.identity, content | {"folds": list(folds), "seeds": sorted(seeds)})
 
 
 def read_identity(run: RunDir) -> RecordedIdentity | None:
-    """None for a run of before there were identities. Raises UserError where the file is damaged or was changed."""
+    """Read identity.json; None for a run older than identities. Raises UserError where it is damaged or was changed."""
     if not run.identity.exists():
         return None
     try:
@@ -84,7 +88,7 @@ def read_identity(run: RunDir) -> RecordedIdentity | None:
 
 
 def check_identity(run: RunDir, recorded: RecordedIdentity) -> None:
-    """Hold the run's settings.yaml and labels.yaml against its identity. Raises UserError naming what was changed."""
+    """Compare the run's settings.yaml and labels.yaml with its identity. Raises UserError naming what was changed."""
     what, schema = recorded.identity.what, recorded.identity.schema
     try:
         settings, label_set = load_run_settings(run.settings), labels.load_label_set(run.labels)

@@ -1,6 +1,6 @@
-"""plan.json, read: what the launcher planned, if it is what was written, and asks for every fold with every seed.
+"""Read plan.json, and check that it is what the launcher wrote and asks for every fold with every seed.
 
-It is held against the run's identity, and that against its settings and labels. Needs neither shards nor torch.
+It is compared with the run's identity, and that with its settings and labels. Needs neither shards nor torch.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _PLAN_AGAIN = "launch the run again with the command that made it: it plans anew
 
 
 def read_plan(run: RunDir) -> dict[str, Any]:
-    """The plan, if it is the one that was written, and asks for every fold with every seed: else a mean over its trials would
-    be one over some. Raises UserError."""
+    """Return the plan, if it is the one that was written and asks for every fold with every seed: else a mean over its trials
+    would be one over some. Raises UserError."""
     plan = run.read_plan()
     if plan.get("format") not in (1, PLAN_FORMAT):
         raise UserError(f"{run.plan} has format {plan.get('format')!r}; this version reads the formats 1 and {PLAN_FORMAT}")
@@ -39,7 +39,7 @@ def read_plan(run: RunDir) -> dict[str, Any]:
 
 
 def _as_planned(run: RunDir, plan: dict[str, Any]) -> dict[str, Any]:
-    """The plan without its checksum, held against the run's identity, and that against settings and labels."""
+    """Return the plan without its checksum, compared with the run's identity, and that with settings and labels."""
     try:
         plan = unseal(plan)
     except ValueError as error:
@@ -63,5 +63,5 @@ def _as_planned(run: RunDir, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def fold_digest(fold: dict[str, Any]) -> str:
-    """Of all clips of a fold with their speakers and true classes, part by part, as plan.json has it."""
+    """Hash all clips of a fold, as plan.json has it, with their speakers and true classes, part by part: SHA-256 in hex."""
     return hashlib.sha256("".join(fold[part]["digest"] for part in ("train", "dev", "test")).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""plan.json: all that a report, a status page or a person needs in words and counts, and what binds predictions to it."""
+"""Make the content of plan.json: classes, folds and counts for reports and people, and digests that bind predictions."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def make_plan(
     *,
     demo: bool,
 ) -> dict[str, Any]:
+    """Return the plan as JSON. `targets`: class index of every clip of the index, -1 where it has none, (num_clips,)."""
     metadata = index.metadata
     dropped = Counter(label_set.annotations(metadata)[targets == DROPPED].tolist())
     hashes = _hashes(index, label_set, targets)
@@ -71,7 +72,7 @@ def make_plan(
 
 
 def _hashes(index: ShardIndex, label_set: LabelSet, targets: np.ndarray) -> np.ndarray:
-    """Of each clip that has a class: corpus, id, speaker and true class, uint64 (num_clips,); 0 for the others."""
+    """Hash corpus, id, speaker and true class of each clip that has a class, uint64 (num_clips,); 0 for the others."""
     metadata = index.metadata
     hashes = np.zeros(len(metadata), dtype=np.uint64)
     used = np.flatnonzero(targets != DROPPED)

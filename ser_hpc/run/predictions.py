@@ -1,4 +1,4 @@
-"""What a trial predicted: one JSON object a line in `predictions.jsonl`, the only thing that scores are computed from.
+"""Write and read predictions.jsonl, one JSON object a line: what a trial predicted, and all that scores are computed from.
 
 {"corpus": "emodb", "utterance_id": "03a01Fa", "speaker": "03", "part": "test", "truth": "happiness",
  "predicted": "happiness", "probabilities": {"anger": 0.01, ..., "happiness": 0.97}}
@@ -35,14 +35,14 @@ _WORDS = ("corpus", "utterance_id", "speaker", "part", "truth", "predicted")
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> str:
-    """Returns the file's SHA-256, for the trial's marker."""
+    """Write the file; returns its SHA-256 in hex, for the trial's marker."""
     text = "".join(json.dumps(asdict(p), ensure_ascii=False, allow_nan=False) + "\n" for p in predictions)
     write_text(path, text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_predictions(path: Path, sha256: str | None = None) -> list[Prediction]:
-    """Raises UserError where the file has another SHA-256, or, naming the line, where a line is not a prediction."""
+    """Read the file. Raises UserError if its SHA-256 is another, or, naming the line, where a line is not a prediction."""
     predictions = []
     try:
         content = path.read_bytes()
@@ -68,11 +68,11 @@ def read_predictions(path: Path, sha256: str | None = None) -> list[Prediction]:
 
 
 def clip_hashes(*columns: Iterable[str]) -> np.ndarray:
-    """A hash of what is said of each clip, uint64 (num_clips,): corpus, id, speaker, true class."""
-    hashes = (hashlib.blake2b("\0".join(words).encode(), digest_size=8).digest() for words in zip(*columns, strict=True))
+    """Hash each clip's fields, uint64 (num_clips,). `columns`: corpus, id, speaker, true class, each (num_clips,)."""
+    hashes = (hashlib.blake2b("\0".join(fields).encode(), digest_size=8).digest() for fields in zip(*columns, strict=True))
     return np.frombuffer(b"".join(hashes), dtype="<u8")
 
 
 def clips_digest(hashes: np.ndarray) -> str:
-    """Of a part's clips in any order: SHA-256 of their sorted hashes, in hex."""
+    """Hash a part's clips, in any order: SHA-256 of their sorted hashes, in hex."""
     return hashlib.sha256(np.sort(hashes).astype("<u8").tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Which rank of how many this process is; known before torch is imported.
+"""Find which rank of how many this process is, from the environment, before torch is imported.
 
 Ranks are started by our local launcher or by torchrun (RANK, WORLD_SIZE ...), by srun (SLURM_PROCID ...), or alone. Variables
 are inherited, from shells, containers (enroot sets some of these) and jobs that start jobs: so RANK and its like, MASTER_ADDR
@@ -30,7 +30,7 @@ LAUNCHER_VARIABLES = (
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """`number` of `size` ranks; `local` of `local_size` on this node."""
+    """A rank: `number` of `size` ranks; `local` of `local_size` on this node. Numbers start at 0."""
 
     number: int
     size: int
@@ -47,8 +47,11 @@ class Rank:
 
 
 def rank_from_env(env: Mapping[str, str]) -> Rank:
-    """Raises UserError where Slurm was asked for several tasks and this one was not started by srun: it would train alone; and
-    where a launcher's variable is no number."""
+    """Read this process's rank.
+
+    Raises UserError where Slurm was asked for several tasks and this one was not started by srun: it would train alone; and
+    where a launcher's variable is no number.
+    """
     if is_torchrun(env) or (_OURS in env and "RANK" in env and "WORLD_SIZE" in env):
         size = _number(env, "WORLD_SIZE", 1)
         return Rank(_number(env, "RANK", 0), size, _number(env, "LOCAL_RANK", 0), _number(env, "LOCAL_WORLD_SIZE", size))
@@ -72,30 +75,30 @@ def _number(env: Mapping[str, str], name: str, otherwise: int | None = None) -> 
 
 
 def is_torchrun(env: Mapping[str, str]) -> bool:
-    """Whether torchrun started this rank, and keeps a store for its ranks to meet at."""
+    """Tell whether torchrun started this rank, and keeps a store for its ranks to meet at."""
     return _OURS not in env and _TORCHRUN in env and all(name in env for name in _OF_TORCHRUN)
 
 
 def unconfirmed_ranks(env: Mapping[str, str], rank: Rank) -> str | None:
-    """A sentence where something speaks of several ranks, but none of the launchers has said so."""
-    told = env.get("WORLD_SIZE", "1")
-    if rank.size > 1 or told == "1":
+    """Return a warning where the environment hints at several ranks, but bears no launcher's mark; else None."""
+    world_size = env.get("WORLD_SIZE", "1")
+    if rank.size > 1 or world_size == "1":
         return None
     return (
-        f"this process trains alone: WORLD_SIZE={told} is set here, but neither by torchrun nor by srun, so it is taken for a "
-        "leftover; several ranks are started with one of these"
+        f"this process trains alone: WORLD_SIZE={world_size} is set here, but neither by torchrun nor by srun, so it is taken "
+        "for a leftover; several ranks are started with one of these"
     )
 
 
 def start_id(env: Mapping[str, str]) -> str:
-    """A name that the ranks of one start share, and no other start has."""
+    """Return a name that the ranks of one start share, and no other start has."""
     if _OURS in env:
         return env[_OURS]
     return "-".join(env.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID"))
 
 
 def submission_id(env: Mapping[str, str]) -> str | None:
-    """What one submission's restarts have in common: the local launcher, or the Slurm job (array element)."""
+    """Return what one submission's restarts have in common: the local launcher's id, or the Slurm job's (array element)."""
     if "SER_HPC_LAUNCH" in env:
         return env["SER_HPC_LAUNCH"]
     if "SLURM_ARRAY_JOB_ID" in env:

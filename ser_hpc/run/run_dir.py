@@ -51,6 +51,8 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class AttemptDir:
+    """The folder of one attempt, and its file names."""
+
     path: Path
     number: int
 
@@ -91,12 +93,14 @@ class AttemptDir:
 
     @property
     def is_superseded(self) -> bool:
-        """Numbers are taken one after another, so a newer attempt means that the next one is there."""
+        """Tell whether there is a newer attempt: numbers are taken one after another, so the next one is there."""
         return (self.path.parent / _attempt_name(self.number + 1)).exists()
 
 
 @dataclass(frozen=True, slots=True)
 class TrialDir:
+    """The folder of a trial, and its file names."""
+
     path: Path
     trial: Trial
 
@@ -106,7 +110,7 @@ class TrialDir:
 
     @property
     def feature_cache(self) -> Path:
-        """Of the run: what trials compute once for all of them."""
+        """Return the run's folder of what trials compute once for all of them."""
         return self.run.path / "states"
 
     @property
@@ -119,12 +123,12 @@ class TrialDir:
 
     @property
     def weights(self) -> Path:
-        """The weights of the best dev epoch, of a trial that is done."""
+        """Return the path of the best dev epoch's weights, of a trial that is done."""
         return self.path / str(read_json(self.done)["weights"])
 
     @property
     def attempts(self) -> tuple[AttemptDir, ...]:
-        """Oldest first."""
+        """List the attempts, oldest first."""
         found = (re.fullmatch(r"attempt_(\d{4,})", name) for name in _names_in(self.path))
         return tuple(self.attempt(number) for number in sorted(int(name[1]) for name in found if name))
 
@@ -137,14 +141,14 @@ class TrialDir:
 
     @property
     def current(self) -> AttemptDir:
-        """The attempt that completed the trial; else the newest; else the first one to come."""
+        """Return the attempt that completed the trial; else the newest; else the first one to come."""
         if self.is_done:
             with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
                 return self.attempt(int(read_json(self.done)["attempt"]))
         return self.newest or self.attempt(1)
 
     def claim(self) -> AttemptDir:
-        """Take the next number, for this caller alone: making a folder is atomic, on network file systems too."""
+        """Make the next attempt's folder, for this caller alone: that is atomic, on network file systems too."""
         self.path.mkdir(parents=True, exist_ok=True)
         while True:
             taken = self.newest
@@ -155,7 +159,7 @@ class TrialDir:
 
 
 def _names_in(folder: Path) -> list[str]:
-    """What lies in a folder; nothing, where there is none."""
+    """List the names in a folder; none, where there is no folder."""
     try:
         return [path.name for path in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
@@ -168,6 +172,8 @@ def _attempt_name(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
+    """A run directory, and its file names."""
+
     path: Path
 
     @property
@@ -218,13 +224,13 @@ class RunDir:
         return TrialDir(self.path / f"seed_{trial.seed}" / f"fold_{trial.fold}", trial)
 
     def trials_on_disk(self) -> list[Trial]:
-        """The trials that have a folder, whatever a plan says."""
+        """List the trials that have a folder, whatever the plan says."""
         seeds = [seed for name in _names_in(self.path) if (seed := re.fullmatch(r"seed_(\d+)", name))]
         found = ((seed, re.fullmatch(r"fold_(\d+)", name)) for seed in seeds for name in _names_in(self.path / seed[0]))
         return sorted(Trial(int(seed[1]), int(fold[1])) for seed, fold in found if fold)
 
     def read_plan(self) -> dict[str, Any]:
-        """The plan as written by the launcher. Raises UserError if this is no run directory."""
+        """Read the plan as written by the launcher. Raises UserError if this is no run directory."""
         try:
             plan: dict[str, Any] = read_json(self.plan)
         except (FileNotFoundError, NotADirectoryError):
@@ -238,5 +244,5 @@ class RunDir:
         return plan
 
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial that the plan asks for, in the order in which they start."""
+        """Return every trial that the plan asks for, in the order in which they start."""
         return tuple(Trial(**trial) for trial in self.read_plan()["trials"])

@@ -1,4 +1,4 @@
-"""The code that a run's jobs run: copied into the run when they are submitted, so editing the checkout changes none of them.
+"""Copy the code that jobs run into their run when they are submitted, so that editing the checkout changes none of them.
 
 RUN/code/<12 hex of its .py files>/   made aside and renamed: whole or not there
   ser_hpc/...                         the package, and the configurations that it ships (ser_hpc/_configs)
@@ -6,7 +6,7 @@ RUN/code/<12 hex of its .py files>/   made aside and renamed: whole or not there
   difference.patch                    `git apply` onto that commit gives this code; only where it differed
 
 Every attempt of a trial names the code that ran it. Another code than now stands here is refused, unless asked for; but not
-where only such files differ as can change no result, which the terminal's words are in.
+where only files differ that can change no result, such as messages on the terminal.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class CodeSnapshot:
 
     @property
     def digest(self) -> str:
-        """12 hex digits of the contents of its .py files."""
+        """Return 12 hex digits of the SHA-256 of its .py files."""
         return self.path.name
 
     @property
@@ -65,7 +65,7 @@ class CodeSnapshot:
 
 
 def present_digest() -> str:
-    """The digest of the code that runs here, be it a checkout, an installed package or a snapshot."""
+    """Return the digest of the code that runs here, be it a checkout, an installed package or a snapshot."""
     return _digest(_sources(PACKAGE))
 
 
@@ -94,7 +94,7 @@ def take_snapshot(run: RunDir) -> CodeSnapshot:
 
 
 def snapshot_environment(code: CodeSnapshot) -> dict[str, str]:
-    """Variables under which `python -m ser_hpc.train` is the snapshot's, in any folder, however the package is installed.
+    """Return variables under which `python -m ser_hpc.train` runs the snapshot, in any folder, whatever is installed.
 
     Raises UserError if the run's path cannot stand in PYTHONPATH.
     """
@@ -106,13 +106,13 @@ def snapshot_environment(code: CodeSnapshot) -> dict[str, str]:
 
 
 def leaves_marks(run: RunDir, digest: str | None) -> bool:
-    """Whether the run's code of that digest tells the batch script how far it came: earlier versions' did not."""
+    """Tell whether the run's code of that digest reports its progress to the batch script: earlier versions' did not."""
     path = run.code / (digest or "")
     return digest is None or not path.is_dir() or any(path.rglob(Path(start_marks.__file__).name))
 
 
 def digests_used(run: RunDir) -> dict[str, list[Trial]]:
-    """The trials that each code has run, by its digest; the code that was started last stands first.
+    """Return the trials that each code has run, by its digest; the code that was started last comes first.
 
     An attempt that ended before its first step left nothing of its code in the run and does not count.
     """
@@ -127,11 +127,11 @@ def digests_used(run: RunDir) -> dict[str, list[Trial]]:
 
 
 def choose_code(run: RunDir, policy: CodePolicy, queued: Mapping[str, Sequence[Trial]] | None = None) -> CodeSnapshot:
-    """The code for the trials that are about to be submitted: what is here, or (`saved`) what the run has used last.
+    """Choose the code for the trials that are about to be submitted: what is here, or (`saved`) what the run has used last.
 
     `queued`: trials that will yet be run, by the code that they were submitted with.
 
-    Raises UserError if trials were run by other code than is here and nobody said what to do (`refuse`), or if the saved code
+    Raises UserError if trials were run by other code than is here and the policy is `refuse`, or if the saved code
     is not there any more.
     """
     before = digests_used(run)
@@ -159,19 +159,19 @@ def choose_code(run: RunDir, policy: CodePolicy, queued: Mapping[str, Sequence[T
 
 
 def mixture_note(run: RunDir) -> str | None:
-    """A sentence for the report if the trials were run by more than one code, else None."""
+    """Return a sentence for the report if the trials were run by more than one code, else None."""
     alike: dict[str, dict[str, list[Trial]]] = defaultdict(dict)
     for digest, trials in digests_used(run).items():
         alike[_relevant_digest(run, digest)][digest] = trials
     if len(alike) < 2:
         return None
     versions = {next(iter(each)): sorted({trial for trials in each.values() for trial in trials}) for each in alike.values()}
-    words = "; ".join(f"{digest}{_describe_origin(run, digest)} ran {listed(by, 20)}" for digest, by in versions.items())
-    return f"The trials were run by {len(versions)} versions of the code, so they may differ for that reason: {words}."
+    origins = "; ".join(f"{digest}{_describe_origin(run, digest)} ran {listed(by, 20)}" for digest, by in versions.items())
+    return f"The trials were run by {len(versions)} versions of the code, so they may differ for that reason: {origins}."
 
 
 def _relevant_digest(run: RunDir, digest: str) -> str:
-    """A digest of those files of a code that can change a result; where the code is not kept, that of all of them."""
+    """Hash those files of a code that can change a result; where the code is not kept, return the digest of all of them."""
     package = PACKAGE if digest == present_digest() else _code(run, digest).package
     if not package.is_dir():
         return digest
@@ -187,7 +187,7 @@ def _code(run: RunDir, digest: str) -> CodeSnapshot:
 
 
 def _sources(package: Path) -> dict[str, bytes]:
-    """Every .py file of a package by its path below it."""
+    """Read every .py file of a package, by its path below it."""
     paths = [path for path in package.rglob("[!.]*.py") if path.is_file()]
     return {path.relative_to(package).as_posix(): path.read_bytes() for path in paths}
 
@@ -231,7 +231,7 @@ def _write(folder: Path, sources: dict[str, bytes]) -> None:
 
 
 def _git_state() -> tuple[str | None, bytes]:
-    """The commit that the package stands at and the patch from there; None where it is not part of a git checkout."""
+    """Return the package's commit and the patch from there; None where it is not part of a git checkout."""
     # A virtual environment, or a run, may lie inside a checkout without being part of it.
     if _git(PACKAGE, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None, b""
@@ -248,7 +248,7 @@ def _git_state() -> tuple[str | None, bytes]:
 
 
 def _git(folder: Path, *arguments: str, differs: int = 0) -> bytes | None:
-    """What git prints; None where there is no git, or it fails. Takes no lock: somebody may be committing."""
+    """Return what git prints; None where there is no git, or it fails. Takes no lock: somebody may be committing."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
@@ -263,7 +263,7 @@ def _git(folder: Path, *arguments: str, differs: int = 0) -> bytes | None:
 
 
 def _changed_since(run: RunDir, digest: str) -> str:
-    """Which files differ between a snapshot and the present code."""
+    """Name the files that differ between a snapshot and the present code."""
     package = _code(run, digest).package
     if not package.is_dir():
         return " (its code is not kept)"

@@ -1,4 +1,4 @@
-"""What a start of a trial tells whoever started it, the batch script above all, by files that the environment names.
+"""Report the progress of a trial's start to whoever started it (the batch script), by files that the environment names.
 
 SER_HPC_MARK    there, once our code runs; not empty, once the trial has come further than any start before it
 SER_HPC_FINAL   an exit code, where it is final: of several ranks srun reports the signal that ended the others instead, and a
@@ -19,25 +19,25 @@ _MISTAKE = 2  # ser_hpc.core.cli's exit code of a UserError, and argparse's
 
 
 def mark_reached() -> None:
-    """This node could start us."""
+    """Report that our code runs: this node could start it."""
     if MARK in os.environ:
         with suppress(OSError):
             Path(os.environ[MARK]).touch()
 
 
 def mark_progress() -> None:
-    """The trial has made what the next start need not make, or what no start before has come to."""
+    """Report that the trial has come further than any start before, or saved what the next start need not make."""
     _write(MARK, "further")
 
 
 def write_final_line(code: int) -> None:
-    """No other start is to be asked for."""
+    """Report a final exit code: no other start is to be asked for."""
     _write(FINAL_LINE, str(code))
 
 
 @contextmanager
 def mistakes_are_final() -> Iterator[None]:
-    """What our own code refuses (argparse leaves with a 2), another node would not be told otherwise."""
+    """Report what our own code refuses (argparse exits with 2) as final: another node would refuse it as well."""
     try:
         yield
     except (UserError, SystemExit) as error:

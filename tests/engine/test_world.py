@@ -60,7 +60,7 @@ def test_ranks_speak_over_the_network_on_which_they_met(
 ) -> None:
     """And not over that which the machine's own name happens to stand for; unless the user chose one."""
     sought: list[str] = []
-    monkeypatch.setattr(world, "_speak_over", sought.append)
+    monkeypatch.setattr(world, "_choose_interface", sought.append)
     monkeypatch.setattr(world, "meet_ranks", lambda place, rank, patience: (HashStore(), "node7"))
     world.join_world(tmp_path, Rank(0, 2, 0, 2), timedelta(minutes=1))
     assert sought == ["node7"] and len(opened) == 1

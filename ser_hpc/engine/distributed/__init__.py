@@ -1,1 +1,1 @@
-"""Ranks: how they meet, what they say to each other, and how they share a model (DDP, ZeRO)."""
+"""Connect the ranks of a trial: rendezvous, collectives, and strategies that share a model (DDP, ZeRO)."""

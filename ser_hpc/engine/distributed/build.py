@@ -1,4 +1,4 @@
-"""Build the strategy that the settings name, behind the interface of `sharing.Strategy`."""
+"""Build the strategy that the settings name, behind the interface of `strategy.Strategy`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train alone, or by DistributedDataParallel: every rank holds the whole model. Made by `strategy.build`."""
+"""Train alone, or by DistributedDataParallel: every rank holds the whole model. Made by `build.build_strategy`."""
 
 from __future__ import annotations
 

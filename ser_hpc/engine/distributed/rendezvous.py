@@ -1,4 +1,4 @@
-"""Where the ranks of one start meet: a store that all of them can reach, and that knows who has come.
+"""Let the ranks of one start meet: at a store that all of them can reach, and that knows which have come.
 
 Under srun and our launcher rank 0 opens it on a free port, keeps it open, and writes its address into the trial's folder, where
 the others find it: no port is ever guessed or free again before it is used, so trials that share a node cannot collide,
@@ -24,7 +24,7 @@ _LOOPBACK = "127.0.0.1"
 
 
 def meet_ranks(folder: Path, rank: Rank, timeout: timedelta) -> tuple[Store, str]:
-    """The store, once all ranks are there, and the host that it is on. `folder`: a folder that every rank can see.
+    """Return the store, once all ranks are there, and the host that it is on. `folder`: a folder that every rank can see.
 
     Raises UserError if somebody does not come.
     """

@@ -32,6 +32,8 @@ class TrainTensors:
 
 
 class Strategy(Protocol):
+    """A way to share a training step over ranks; every rank calls its methods alike."""
+
     @property
     def module(self) -> nn.Module:
         """Return the model as it is trained; its parameters are whole but under ZeRO 3."""

@@ -1,4 +1,4 @@
-"""Bring the ranks of one trial together: who am I, where are the others, and the few collectives that training needs."""
+"""Bring the ranks of one trial together: this rank's number and device, and the few collectives that training needs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SIOCGIFADDR = 0x8915
 class World:
     """`device` is this rank's own; `size` 1 needs no process group.
 
-    `cpu_group`: a group for what the CPUs tell each other, so that nobody waits for a GPU to hear it; None: the group of all.
+    `cpu_group`: a group for collectives on the CPU, so that nobody waits for a GPU to hear it; None: the group of all.
     """
 
     rank: int
@@ -111,7 +111,7 @@ def join_world(meeting_place: Path, rank: Rank, timeout: timedelta, meeting: tim
     cpu_group = None
     if rank.size > 1:
         store, host = meet_ranks(meeting_place, rank, meeting)
-        _speak_over(host)
+        _choose_interface(host)
         _open_group(device, store=store, rank=rank.number, world_size=rank.size, timeout=timeout)
         cpu_group = dist.new_group(backend="gloo", timeout=timeout) if cuda else None
         wait_for_ever()
@@ -132,10 +132,10 @@ def need_group(world: World) -> None:
         _open_group(world.device, store=HashStore(), rank=0, world_size=1)
 
 
-def _open_group(device: torch.device, **how: Any) -> None:
+def _open_group(device: torch.device, **arguments: Any) -> None:
     """Tell NCCL its GPU, rather than have it guess from the rank's number at the first exchange."""
     cuda = device.type == "cuda"
-    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None, **how)
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None, **arguments)
 
 
 def _own_gpu(rank: Rank, env: Mapping[str, str]) -> int:
@@ -151,7 +151,7 @@ def _own_gpu(rank: Rank, env: Mapping[str, str]) -> int:
 
 
 def num_threads() -> int:
-    """Of torch's own, for one operation on the CPU: it sums in another order on another number of them."""
+    """Return the number of torch's threads for an operation on the CPU: it sums in another order on another number of them."""
     return torch.get_num_threads()
 
 
@@ -159,7 +159,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def _speak_over(host: str) -> None:
+def _choose_interface(host: str) -> None:
     """Choose gloo's interface. It takes the address that this machine's own name stands for. On a node with several networks,
     or in a container, that may not be the one that leads to the others: let it use the interface on the way to rank 0."""
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -1,4 +1,4 @@
-"""Train by DeepSpeed ZeRO, stages 1, 2 and 3, behind the interface of `sharing.Strategy`; the only importer of deepspeed.
+"""Train by DeepSpeed ZeRO, stages 1, 2 and 3, behind the interface of `strategy.Strategy`; the only importer of deepspeed.
 
 DeepSpeed's own checkpoints are pickles tied to one number of ranks. So the state is gathered and set by parameter name, with
 calls of which some are private: pyproject.toml bounds the version, and tests hold every stage to DDP's curve and state.

@@ -1,1 +1,1 @@
-"""What goes wrong while training, and goes on: checkpoints, preemption, hangs, corrupt clips, bad nodes."""
+"""Survive what goes wrong while training: checkpoints, preemption, hangs, corrupt clips, bad nodes."""

@@ -39,7 +39,7 @@ _NUMBERS = ("updates", "loss_scale", "good_steps", "base")
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """All that a resume needs besides tensors. `epoch` counts the epochs that are trained and evaluated.
+    """The state that a resume needs besides tensors. `epoch` counts the epochs that are trained and evaluated.
 
     `epoch_loss` / `epoch_weight` is the mean training loss of the epoch under way; `budget`: how steps are cut from now on.
     """
@@ -70,7 +70,7 @@ class TrainState:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What to go on from: `attempt` wrote it; `damaged` has a sentence about each newer checkpoint that was passed over."""
+    """The checkpoint to resume from: `attempt` wrote it; `damaged` has a sentence about each newer one that was passed over."""
 
     state: TrainState
     tensors: TrainTensors | None
@@ -173,9 +173,9 @@ def _save(trial: TrialDir, attempt: AttemptDir, state: TrainState, tensors: Trai
             f"the checkpoint of step {state.step} does not fit on the disk (or quota) of {path.parent}: {error}. "
             f"Kept: {there}. Free some space and run again; training goes on from there."
         ) from error
-    kept = _markers(attempt)[:KEEP]
-    _drop(attempt, kept, {read_json(marker)["state"]["best_epoch"] for marker in kept})
-    if len(kept) == KEEP:
+    newest = _markers(attempt)[:KEEP]
+    _drop(attempt, newest, {read_json(marker)["state"]["best_epoch"] for marker in newest})
+    if len(newest) == KEEP:
         for older in trial.attempts:
             if older.number < attempt.number:
                 shutil.rmtree(older.checkpoints, ignore_errors=True)
@@ -213,9 +213,9 @@ def _sound(path: Path, sha256: str) -> None:
 
 def _drop(attempt: AttemptDir, markers: list[Path], best_epochs: set[int]) -> None:
     """Drop all but these. Markers go first; what a kill left half-written, or without its marker, goes too."""
-    kept = {path.with_suffix(suffix) for path in markers for suffix in (".json", ".safetensors")}
-    kept |= {attempt.best(epoch) for epoch in best_epochs}
-    old = {path for pattern in ("step_*", "best_*") for path in attempt.checkpoints.glob(pattern)} - kept
+    keep = {path.with_suffix(suffix) for path in markers for suffix in (".json", ".safetensors")}
+    keep |= {attempt.best(epoch) for epoch in best_epochs}
+    old = {path for pattern in ("step_*", "best_*") for path in attempt.checkpoints.glob(pattern)} - keep
     for path in sorted(old, key=lambda path: path.suffix) + list(attempt.checkpoints.glob(".*.tmp")):
         with suppress(FileNotFoundError):
             path.unlink()

@@ -1,4 +1,4 @@
-"""At the start of a trial, once per node: can this node do what the trial asks?
+"""Check, once per node at the start of a trial, that the node can do what the trial asks.
 
 A node that cannot is named, with what to do, before hours are lost: a driver too old for this PyTorch (it would train on the
 CPU without a word), a GPU that it has no code for or that has no bf16, a full disk. Without nvidia-smi it costs nothing.
@@ -36,7 +36,7 @@ class Gpu:
 
 
 def gpus(csv: str) -> list[Gpu]:
-    """What nvidia-smi printed (`--format=csv,noheader,nounits`); lines that are no GPU's are left out."""
+    """Parse what nvidia-smi printed (`--format=csv,noheader,nounits`); lines that are no GPU's are left out."""
     rows = [[word.strip() for word in line.split(",")] for line in csv.splitlines()]
     return [
         Gpu(index, name, driver, int(errors) if errors.isdecimal() else None)
@@ -45,7 +45,7 @@ def gpus(csv: str) -> list[Gpu]:
 
 
 def check(precision: str, run: Path, checkpoint_bytes: float) -> list[str]:
-    """Warnings, each a sentence; raises UserError for what cannot work here. Checkpoints are written below `run`."""
+    """Return warnings, each a sentence; raises UserError for what cannot work here. Checkpoints are written below `run`."""
     node = socket.gethostname()
     seen = _seen() if torch.cuda.is_available() or shutil.which("nvidia-smi") else []
     problems = _unseen(seen, os.environ) if not torch.cuda.is_available() else _unable(precision)
@@ -65,17 +65,17 @@ def check(precision: str, run: Path, checkpoint_bytes: float) -> list[str]:
 
 
 def _seen() -> list[Gpu]:
-    """The node's GPUs; none where nvidia-smi does not answer: then training itself will say what is wrong."""
+    """List the node's GPUs; none where nvidia-smi does not answer: then training itself will say what is wrong."""
     command = ("nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits")
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_S, check=False)
+        output = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return gpus(said.stdout) if said.returncode == 0 else []
+    return gpus(output.stdout) if output.returncode == 0 else []
 
 
 def _unseen(seen: list[Gpu], env: Mapping[str, str]) -> list[str]:
-    """PyTorch sees no GPU: is that meant (CUDA_VISIBLE_DEVICES is empty), or are there some?"""
+    """Say why PyTorch sees none of the node's GPUs, unless that is meant (CUDA_VISIBLE_DEVICES is empty)."""
     if not seen or env.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
         return []
     names, cuda, driver = ", ".join(gpu.name for gpu in seen), torch.version.cuda, seen[0].driver
@@ -93,7 +93,7 @@ def _unseen(seen: list[Gpu], env: Mapping[str, str]) -> list[str]:
 
 
 def _unable(precision: str) -> list[str]:
-    """GPUs that this PyTorch has no code for, or that lack the precision asked for."""
+    """List GPUs that this PyTorch has no code for, or that lack the precision."""
     problems = []
     for number in range(torch.cuda.device_count()):
         name, capability = torch.cuda.get_device_name(number), torch.cuda.get_device_capability(number)
@@ -109,7 +109,7 @@ def _unable(precision: str) -> list[str]:
 
 
 def runs_on(capability: tuple[int, int], architectures: list[str]) -> bool:
-    """Whether code built for `architectures` (sm_90, compute_90 ...) runs on a GPU of this compute capability.
+    """Tell whether code built for `architectures` (sm_90, compute_90 ...) runs on a GPU of this compute capability.
 
     Machine code (sm) runs on its own major version from its minor version on; the driver compiles the other (compute) for all
     that is newer.

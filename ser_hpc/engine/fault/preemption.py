@@ -98,7 +98,7 @@ class StopFlag:
         return None
 
     def _suspended_s(self) -> float:
-        """Slurm gives a job that was suspended that time back, at its end. From the first question on: before it, libraries
+        """Return how long the job was suspended, which Slurm adds to its end. From the first call on: before it, libraries
         are loaded, which can look the same (see core/awake_clock.py)."""
         now = stopped_s()
         if self._stopped_before is None:

@@ -1,4 +1,6 @@
-"""`python -I -S second_line.py LIMIT_S < pipe`: ends the process that started it, once the pipe has been silent for too long.
+"""End the process that started this one, once the pipe from it has been silent for LIMIT_S seconds; `watchdog` starts it.
+
+    python -I -S second_line.py LIMIT_S < pipe
 
 A file of the standard library alone, and a small process: it lives beside every rank. What it counts are seconds that it has
 waited through: while the job is suspended it is stopped as well, and where its parent alone is, that shows in /proc.
@@ -17,7 +19,7 @@ _LAST_WORDS_S = 5.0
 
 
 def watch(parent: int, limit_s: float) -> None:
-    """Return when there is nobody to watch any more."""
+    """Kill `parent` once standard input has been silent for `limit_s`; return when there is nobody to watch any more."""
     silent_s = 0.0
     while silent_s <= limit_s:
         heard, _, _ = select.select([0], [], [], _TICK_S)

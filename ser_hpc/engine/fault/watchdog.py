@@ -1,4 +1,4 @@
-"""A trial that hangs (a collective that waits for a lost rank, a file system that does not answer) ends itself, loudly.
+"""End a trial that hangs (a collective that waits for a lost rank, a file system that does not answer), from within.
 
 Every rank watches its own progress: without a beat for `limit_s` it prints the stack of each of its threads and leaves with an
 exit code that asks for another attempt. The first line is a thread of ours, which can also write down what happened. Where a
@@ -55,7 +55,7 @@ class Watchdog:
         self._other.communicate()
 
     def beat(self) -> None:
-        """Something was done."""
+        """Report progress: the count of silent seconds starts anew."""
         self._beats += 1
 
     def _watch(self) -> None:
@@ -72,7 +72,7 @@ class Watchdog:
                 os._exit(self._exit_code)
 
     def _tell_second_line(self) -> None:
-        """The interpreter runs."""
+        """Write to the second line that the interpreter runs."""
         assert self._other.stdin is not None
         with suppress(OSError, ValueError):  # somebody has killed it: the first line stays
             os.write(self._other.stdin.fileno(), b".")

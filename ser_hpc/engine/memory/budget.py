@@ -1,4 +1,4 @@
-"""Say how much audio a micro-batch may have: found when a trial begins, saved with it, lowered should memory run out after all.
+"""Define how much audio a micro-batch may have: found when a trial begins, saved with it, lowered if memory runs out.
 
 Where a step is cut decides which micro-batch a clip is in, and so its dropout. A trial that goes on therefore keeps the budget
 that it stopped with, as long as it runs in the like of the place for which that was found.
@@ -17,7 +17,7 @@ _AS_MUCH = 0.98  # free memory is never twice the same
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What a budget depends on: in `words`, and bytes of memory that a rank may use (on a CPU nobody counts them: 0)."""
+    """What a budget depends on: `words`, a description; `room`, bytes of memory that a rank may use (0 on a CPU)."""
 
     words: str
     room: float

@@ -1,6 +1,6 @@
-"""What training needs on one GPU, as a function of a micro-batch's audio: what stands there in any case, and activations.
+"""Model the memory of training on one GPU, as a function of a micro-batch's audio: a static part, and activations.
 
-What stands follows from the number of parameters. Activations are a straight line through measured peaks (search.py):
+The static part follows from the number of parameters. Activations are a straight line through measured peaks (search.py):
 everything in the models grows with the number of clips of a length. Some of it, as WavLM's position biases, grows with the
 square of that length, so the line is measured on the longest clips, with which a micro-batch can be filled in the worst case.
 """
@@ -18,7 +18,7 @@ REDUCE_BUCKET = 500_000_000  # elements, at most, of DeepSpeed's buffer for redu
 
 
 def static_bytes(module: nn.Module, train: TrainSettings, ranks: int) -> float:
-    """Weights, gradients, AdamW's two moments and the moving average on one rank, at most.
+    """Bound the bytes of weights, gradients, AdamW's two moments and the moving average on one rank.
 
     ddp: all of it, in float32. ZeRO keeps weights (and communicates) in the precision of training, float32 masters of them and
     float32 moments divided by the ranks; from stage 2 on gradients too. Stage 3 divides the weights as well, but the gathered
@@ -39,7 +39,7 @@ def static_bytes(module: nn.Module, train: TrainSettings, ranks: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """Bytes that a micro-batch takes beside what stands there anyway: `fixed_bytes`, and `bytes_per_second` for each second of
+    """Bytes that a micro-batch takes beside the static part: `fixed_bytes`, and `bytes_per_second` for each second of
     audio."""
 
     fixed_bytes: float
@@ -49,7 +49,7 @@ class Activations:
         return self.fixed_bytes + seconds * self.bytes_per_second
 
     def seconds(self, free_bytes: float) -> float:
-        """Audio that fits into `free_bytes` bytes."""
+        """Return seconds of audio that fit into `free_bytes` bytes."""
         return max(0.0, free_bytes - self.fixed_bytes) / self.bytes_per_second
 
 
@@ -61,6 +61,6 @@ class BudgetRange:
     max_seconds: float
 
     def budget(self, fits: float) -> float | None:
-        """Of what fits, in steps of 5 s, so that a little more or less free memory does not change how steps are cut; None if
+        """Round down what fits to steps of 5 s, so that a little more or less free memory does not change the cut; None if
         it is too little."""
         return None if fits < self.min_seconds else min(self.max_seconds, max(self.min_seconds, fits // 5 * 5))

@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work: on a GPU as its allocator saw it, on a CPU counted tensor by tensor.
+"""Measure the peak memory of a piece of work: on a GPU by its allocator, on a CPU counted tensor by tensor.
 
 The count follows every storage from the operation that made it until nothing refers to it any more, so it knows what autograd
 keeps for the backward pass as well as what lives only for a moment. What a kernel allocates for itself it does not see.
@@ -27,7 +27,7 @@ _IN_PLACE = _aten.addmm_.default
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device, *, shapes_only: bool = False) -> int:
-    """The most bytes that `work` has at a time, beside what there was before it.
+    """Return the most bytes that `work` has at a time, beside what there was before it.
 
     `shapes_only`, on a CPU: matrix products are not computed, their results are whatever stood in memory: as many bytes.
     """
@@ -45,7 +45,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device, *, shapes_only:
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation below autograd."""
+    """Counts the tensors of every operation below autograd."""
 
     def __init__(self, shapes_only: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

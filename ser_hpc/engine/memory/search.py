@@ -1,4 +1,4 @@
-"""The largest micro-batch that fits: activations are measured on a few clips, the budget follows, and is tried as it will be.
+"""Find the largest micro-batch that fits: activations are measured on a few clips, and the budget that follows is tried.
 
 All of it is done by a copy of the model, before the optimizer exists and without a word to the other ranks, so a copy that runs
 out of memory harms nobody, whatever the strategy. Then the ranks agree on the least of their answers.
@@ -40,21 +40,21 @@ _MEASURED = 4 * RATE  # samples, at least, on which activations are measured fir
 def find_budget(
     model: Classifier, settings: Settings, samples: np.ndarray, world: World, saved: Budget | None = None
 ) -> Budget:
-    """The budget of a micro-batch: the one that was `saved` by a trial in the like of this place, or else found here.
+    """Find the budget of a micro-batch: the one that was `saved` by a trial on like hardware, or else a new one.
 
     Turns on activation checkpointing in `model` where it is to be. `samples`: what each training clip takes of the budget
     (`front.costs`). All ranks call it, before the strategy takes the model over. Raises UserError if not even the longest clip
     fits.
     """
     train = settings.train
-    if world.is_main and (words := _idle(train, model.frontend.group, world.size)):
-        print(words, flush=True)
+    if world.is_main and (message := _idle(train, model.frontend.group, world.size)):
+        print(message, flush=True)
     if train.activation_checkpointing == "always":
         checkpointing.enable(model)
     searched = (
         train.budget_seconds is None and world.device.type == "cuda" and not isinstance(model.frontend, PooledFeatureFrontend)
     )
-    place = Hardware(_words(train, world), _free_bytes(settings, world) if searched else 0.0)
+    place = Hardware(_description(train, world), _free_bytes(settings, world) if searched else 0.0)
     (elsewhere,) = world.any_rank(saved is None or not place.is_like(saved.place))
     if saved is not None and not elsewhere:
         if saved.again:
@@ -68,7 +68,7 @@ def find_budget(
 
 
 def _idle(train: TrainSettings, group: int | None, ranks: int) -> str:
-    """What to say where a step has fewer groups than there are ranks."""
+    """Return a warning where a step has fewer groups than there are ranks, else ""."""
     groups = ranks if group is None else -(-train.global_batch // group)
     if groups >= ranks:
         return ""
@@ -78,19 +78,22 @@ def _idle(train: TrainSettings, group: int | None, ranks: int) -> str:
     )
 
 
-def _words(train: TrainSettings, world: World) -> str:
+def _description(train: TrainSettings, world: World) -> str:
     given = (train.strategy, train.budget_seconds, train.accumulation, train.activation_checkpointing)
     return " ".join(map(str, (world.size, "x", device_name(world.device), *given)))
 
 
 def _free_bytes(settings: Settings, world: World) -> float:
-    """Bytes that every rank may use of its GPU: the least of theirs, as it is saved for all of them."""
+    """Return bytes that every rank may use of its GPU: the least of all ranks', as it is saved for all of them."""
     free, total = torch.cuda.mem_get_info(world.device)
     return world.min_over_ranks(round(SHARE * min(free, total / settings.cluster.trials_per_gpu)))
 
 
 def search_budget(model: Classifier, train: TrainSettings, samples: np.ndarray, world: World, room: float) -> int:
-    """Samples of the largest micro-batch that fits into `room` bytes; turns on activation checkpointing if that takes it."""
+    """Return samples of the largest micro-batch that fits into `room` bytes, with activation checkpointing if it takes that.
+
+    Raises UserError on all ranks if not even the longest clip fits.
+    """
     # The step, or the group of one, that has the longest clips.
     worst = np.sort(samples)[::-1][: min(train.global_batch, model.frontend.group or train.global_batch)]
     problem: UserError | None = None
@@ -107,46 +110,46 @@ def search_budget(model: Classifier, train: TrainSettings, samples: np.ndarray, 
         checkpointing.enable(model)
     seconds = world.min_over_ranks(round(budget.seconds * RATE))
     if world.is_main:
-        print(budget.said, flush=True)
+        print(budget.message, flush=True)
     return seconds
 
 
 @dataclass(frozen=True, slots=True)
 class _Largest:
     seconds: float
-    said: str
+    message: str
     activation_checkpointing: bool  # with activation checkpointing
 
 
 def _largest(model: Classifier, train: TrainSettings, worst: np.ndarray, world: World, room: float) -> _Largest:
     padded, longest = model.frontend.padded, int(worst[0])
-    wanted = _budget_range(worst, BatchSpec(world.size, 1, train.accumulation, padded, model.frontend.group))
-    standing = static_bytes(model, train, world.size)
+    useful = _budget_range(worst, BatchSpec(world.size, 1, train.accumulation, padded, model.frontend.group))
+    static = static_bytes(model, train, world.size)
     needs = "more than there is"
     for again in _ways(model, train):
         probe = Probe(model, train, world.device, again)
         activations = probe.activations(longest)
         if activations is None:
             continue
-        budget = wanted.budget(activations.seconds(room - standing))
-        while budget is not None and not probe.fits(first(worst, budget, padded), room - standing):
-            budget = wanted.budget(_LESS * budget)
-        need = standing + activations.bytes(budget or wanted.min_seconds)
+        budget = useful.budget(activations.seconds(room - static))
+        while budget is not None and not probe.fits(first(worst, budget, padded), room - static):
+            budget = useful.budget(_LESS * budget)
+        need = static + activations.bytes(budget or useful.min_seconds)
         if budget is not None:
-            whole = ", all that a step has for a rank" if budget == wanted.max_seconds else ""
-            said = (
+            whole = ", all that a step has for a rank" if budget == useful.max_seconds else ""
+            message = (
                 f"micro-batches of up to {budget:g} s of audio{whole}: {_gb(need)} of the {_gb(room)} for it (weights and "
-                f"optimizer {_gb(standing)}, {activations.bytes_per_second / 1e9:.3f} GB a second), "
+                f"optimizer {_gb(static)}, {activations.bytes_per_second / 1e9:.3f} GB a second), "
                 f"{'with' if again else 'no'} "
                 "activation checkpointing"
             )
-            return _Largest(budget, said, again)
-        needs = f"{_gb(need)}, of which {_gb(standing)} are weights and optimizer"
+            return _Largest(budget, message, again)
+        needs = f"{_gb(need)}, of which {_gb(static)} are weights and optimizer"
     what = "the longest clip" if train.accumulation is None else "a micro-batch as train.accumulation cuts it"
     if model.frontend.group is not None:
         what = "a group of the longest clips, normalised by each other (model.norm_group)"
     raise UserError(
-        f"{what}, {wanted.min_seconds:.1f} s of audio, needs {needs}, and {_gb(room)} are free for it on this GPU. Cut long "
+        f"{what}, {useful.min_seconds:.1f} s of audio, needs {needs}, and {_gb(room)} are free for it on this GPU. Cut long "
         f"clips "
         "(data.max_seconds), train in half precision (train.precision=bf16), freeze more (model.freeze), split the optimizer "
         "over more GPUs (train.strategy=zero2), let train.activation_checkpointing be auto, or take a larger GPU"
@@ -154,21 +157,21 @@ def _largest(model: Classifier, train: TrainSettings, worst: np.ndarray, world: 
 
 
 def _budget_range(worst: np.ndarray, spec: BatchSpec) -> BudgetRange:
-    """Of a step (or its largest group) of clips that take `worst` samples, longest first."""
+    """Return the range for a step (or its largest group) of clips that take `worst` samples, longest first."""
     parts = split_micro_batches(np.arange(len(worst)), worst, replace(spec, accumulation=spec.accumulation or 1))
     most = max(len(part) * worst[part].max() if spec.padded else worst[part].sum() for part in parts) / RATE
     return BudgetRange(float(worst[0] / RATE if spec.accumulation is None and spec.group is None else most), float(most))
 
 
 def _ways(model: Classifier, train: TrainSettings) -> tuple[bool, ...]:
-    """Without activation checkpointing, and with it, in the order in which they are tried."""
+    """List whether to checkpoint activations, in the order in which it is tried."""
     if train.activation_checkpointing == "always":
         return (True,)
     return (False, True) if train.activation_checkpointing == "auto" and checkpointing.is_possible(model) else (False,)
 
 
 def first(worst: np.ndarray, seconds: float, padded: bool) -> list[int]:
-    """The clips of `worst`, longest first, that a budget of so many seconds is filled with: at least one."""
+    """Return the clips of `worst`, longest first, that fill a budget of so many seconds: at least one."""
     taken = worst[0] * np.arange(1, len(worst) + 1) if padded else worst.cumsum()
     lengths: list[int] = worst[: max(1, int((taken <= seconds * RATE).sum()))].tolist()
     return lengths
@@ -195,7 +198,7 @@ class Probe:
             checkpointing.enable(self._model)
 
     def activations(self, longest: int, *, shapes_only: bool = False) -> Activations | None:
-        """Measured on clips of `longest` samples, or shorter ones if those do not fit; None if nothing does."""
+        """Measure them on clips of `longest` samples, or shorter ones if those do not fit; None if nothing does."""
         while longest > RATE // 10:
             few, seconds = -(-_MEASURED // longest), float(self._costs(np.array(longest))) / RATE
             try:
@@ -211,11 +214,11 @@ class Probe:
         return None
 
     def peak(self, lengths: Sequence[int], *, shapes_only: bool = False) -> int:
-        """Bytes that clips of so many samples take beside weights and gradients."""
+        """Measure bytes that clips of so many samples take beside weights and gradients."""
         return peak_bytes(partial(self._pass, lengths), self._device, shapes_only=shapes_only)
 
     def fits(self, lengths: Sequence[int], room: float) -> bool:
-        """Whether clips of so many samples take at most `room` bytes beside weights and gradients."""
+        """Tell whether clips of so many samples take at most `room` bytes beside weights and gradients."""
         try:
             return self.peak(lengths) <= room
         except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""An encoder's configuration, read and checked without torch, so that login nodes can do it before anything is queued.
+"""Read and check an encoder's configuration without torch, so that login nodes can do it before anything is queued.
 
 `python -m ser_hpc.models.encoders.configuration` reads the model's settings as JSON and answers with {"error": ..., "notes":
 [...]}: is there such a configuration, is it possible, are its weights there? Torch is kept out of that process: transformers
@@ -37,7 +37,7 @@ _COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermedi
 
 
 def read_configuration(settings: EncoderModel, *, cached: bool = False) -> Any:
-    """transformers' configuration of the encoder. `cached`: of a hub name, only what is here. Raises UserError in words."""
+    """Read transformers' configuration of the encoder. `cached`: of a hub name, only what is here. Raises UserError."""
     if settings.weights is None:
         config, source = _random(settings.config or {}), _CONFIG
     else:
@@ -52,7 +52,7 @@ def read_configuration(settings: EncoderModel, *, cached: bool = False) -> Any:
 
 
 def check_configuration(settings: EncoderModel) -> list[str]:
-    """Notes worth reading. Raises UserError where there is no such configuration, it is impossible, or weights are missing."""
+    """Check it; returns notes. Raises UserError for a configuration that is missing or impossible, and for missing weights."""
     name = settings.weights
     if name is None:
         read_configuration(settings)
@@ -79,15 +79,15 @@ _BAD_FILES = (OSError, ValueError, KeyError, RuntimeError, TypeError, pickle.Unp
 
 @contextmanager
 def explain_loading_errors(source: str) -> Iterator[None]:
-    """What transformers, the hub and the file formats raise for a wrong name, a damaged file or a bad value, as a UserError."""
+    """Raise a UserError for what transformers, the hub and file formats raise for a wrong name, damaged file or bad value."""
     try:
         yield
     except (*_BAD_FILES, SafetensorError, StrictDataclassError) as error:
         lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
-        why = " ".join(lines[: 1 + lines[0].endswith(":")])
+        reason = " ".join(lines[: 1 + lines[0].endswith(":")])
         takes = "model.weights takes a folder with config.json and model.safetensors, or a name on the Hugging Face hub that is"
         advice = "" if source == _CONFIG else f". {takes} cached here or reachable"
-        raise UserError(f"{source}: the encoder cannot be loaded ({type(error).__name__}: {why}){advice}") from error
+        raise UserError(f"{source}: the encoder cannot be loaded ({type(error).__name__}: {reason}){advice}") from error
 
 
 def _pretrained(weights: str, cached: bool) -> Any:
@@ -95,8 +95,8 @@ def _pretrained(weights: str, cached: bool) -> Any:
     if not folder.is_dir() and not HUB_NAME.fullmatch(weights):
         raise UserError(f"model.weights: there is no folder {weights}; give one with config.json and model.safetensors")
     with explain_loading_errors(weights):
-        told = json.loads((folder / "config.json").read_text(encoding="utf-8")) if (folder / "config.json").exists() else {}
-        family = told.get("model_type") if isinstance(told, dict) else None
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8")) if (folder / "config.json").exists() else {}
+        family = content.get("model_type") if isinstance(content, dict) else None
         if family is not None and family not in FAMILIES:  # one that transformers may not know, or not without torch
             raise UserError(f"model.weights {weights}: its model_type is {family!r}; use one of {', '.join(FAMILIES)}")
         return AutoConfig.from_pretrained(weights, local_files_only=cached)
@@ -122,7 +122,7 @@ def _unsupported(config: Any) -> Iterator[str]:
 
 
 def _impossible(config: Any, freeze_layers: int) -> Iterator[str]:
-    """What transformers' configurations take, and its models do not."""
+    """Yield what transformers' configurations accept, and its models do not."""
     for name in _COUNTS:
         if (value := getattr(config, name, None)) is not None and value < 1:
             yield f"{name} is {value}: at least 1 is needed"
@@ -144,7 +144,7 @@ def _impossible(config: Any, freeze_layers: int) -> Iterator[str]:
 
 
 def _weights_in(folder: Path) -> None:
-    """Raises UserError unless the folder holds weights, whole as far as their names and first bytes tell."""
+    """Raise UserError unless the folder holds weights, whole as far as their names and first bytes tell."""
     found = next((folder / name for name in _WEIGHTS if (folder / name).exists()), None)
     if found is None:
         has = listed(sorted(path.name for path in folder.iterdir()))
@@ -165,7 +165,7 @@ def _weights_in(folder: Path) -> None:
 
 
 def _ask_hub(name: str, files: tuple[str, ...]) -> None:
-    """Raises UserError unless the hub has one of these files of `name`; once and quickly, without tries again."""
+    """Raise UserError unless the hub has one of these files of `name`; asked once, without retries."""
     absent = f"model.weights {name}: there is no such folder, and it is not cached here"
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"{absent}; the hub is not asked, for HF_HUB_OFFLINE is set. Elsewhere: hf download {name}")
@@ -180,10 +180,10 @@ def _ask_hub(name: str, files: tuple[str, ...]) -> None:
         except RepositoryNotFoundError:
             raise UserError(f"{absent}; nor is there such a name on the hub (or not for you: hf auth login)") from None
         except Exception as error:  # whatever the HTTP library calls it
-            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"{absent}, nor can the hub be reached ({why}). Give a folder with config.json and model.safetensors, or on a "
-                f"machine with internet: hf download {name}"
+                f"{absent}, nor can the hub be reached ({reason}). Give a folder with config.json and model.safetensors, or on "
+                f"a machine with internet: hf download {name}"
             ) from None
     raise UserError(f"model.weights {name}: the hub has no {' or '.join(files)} of that name")
 

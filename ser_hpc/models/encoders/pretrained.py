@@ -32,7 +32,7 @@ from ser_hpc.models.encoders.whisper import WhisperFrontend
 def load_encoder(settings: EncoderModel) -> tuple[Wav2Vec2Frontend | WhisperFrontend, nn.Module, int]:
     """Return the front, transformers' encoder (float32, on the CPU) and the width of its frames.
 
-    Random weights are drawn from torch's CPU generator. Raises UserError in words where the weights or the configuration are
+    Random weights are drawn from torch's CPU generator. Raises UserError where the weights or the configuration are
     missing, damaged, unreachable or of another family.
     """
     config = configuration.read_configuration(settings)

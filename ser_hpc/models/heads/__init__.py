@@ -1,1 +1,1 @@
-"""Heads: a clip's frames to its logits, one file a head."""
+"""Turn a clip's frames into its logits: heads, one file each."""

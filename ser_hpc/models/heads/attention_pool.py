@@ -1,4 +1,4 @@
-"""Attention over a clip's frames (Chen et al. 2018), then a classifier."""
+"""Pool a clip's frames by attention and classify them (Chen et al. 2018): the recurrent network's head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turn a clip's frames into logits: the heads that `classifier.build` chooses from. Pooling and logits are in float32, over
+"""Turn a clip's frames into logits: the heads that `build_classifier` chooses from. Pooling and logits are in float32, over
 real frames only.
 
 Each takes the frames as its encoder gives them: packed (`MeanPool`) or padded (`AttentionPool`).
