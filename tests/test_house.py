@@ -97,6 +97,31 @@ def test_planning_needs_no_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_names_in_docstrings_exist() -> None:
+    """`module.name` in a docstring, where `module` is a module of the package: a reader looks for it."""
+    names: dict[str, set[str]] = {}
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+    for path, tree in trees.items():
+        kinds = (ast.FunctionDef, ast.ClassDef)
+        targets = [
+            node.targets[0] if isinstance(node, ast.Assign) else node.target
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign | ast.AnnAssign)
+        ]
+        defined = {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+        names.setdefault(path.stem, set()).update(defined, {node.id for node in targets if isinstance(node, ast.Name)})
+    documented = (ast.AsyncFunctionDef, ast.FunctionDef, ast.ClassDef, ast.Module)
+    dead = [
+        f"{path.relative_to(ROOT)}: {module}.{name}"
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, documented)
+        for module, name in re.findall(r"`(?:[a-z_]+\.)*([a-z_]+)\.([A-Za-z_]+)[`(]", ast.get_docstring(node) or "")
+        if module in names and name not in names[module] and name not in ("py", *names)
+    ]
+    assert not dead
+
+
 def module_map() -> str:
     """Every module of the package, room by room, with how its docstring begins: a sentence, or the clauses that fit a line."""
     lines = []

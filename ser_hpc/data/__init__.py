@@ -1,8 +1,9 @@
 """Turn a fold into batches: which clip comes when is a pure function of (seed, epoch, step).
 
 sampler          the order of clips; steps, cut into micro-batches and dealt to ranks
-decode, cache    clips from shards, cut and augmented; kept in memory where there is room
-prefetch         workers that decode ahead
+prefetch         clips read, decoded, cut and augmented ahead of training, by worker processes where that pays
+cache            decoded clips kept in memory where there is room
+augmentation     the chain of transforms
 batches          ragged batches, never padded
 staging          shards on the node's own disk
 

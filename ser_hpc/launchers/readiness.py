@@ -1,5 +1,7 @@
 """Check before anything is started or queued that a plan's trials can start: run directory, batch size, model.
 
+Every launcher does; what Slurm is asked besides is in slurm/preflight.py.
+
 The model's configuration and the presence of its weights are checked by a process of its own, which has transformers and no
 torch: a login node needs no GPU for it, and a few seconds.
 """

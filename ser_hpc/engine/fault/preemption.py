@@ -1,5 +1,7 @@
-"""Notice that a trial is asked to stop: a signal only sets a flag; `supervisor` looks at it between steps, where all ranks
-agree and save together.
+"""Notice that a trial is asked to stop (preemption, time limit, Ctrl-C): a signal only sets a flag.
+
+`supervisor.Supervisor.obey` acts on it between steps, where all ranks agree: it saves and raises Stopped; `ser_hpc.train` ends
+the attempt, and launchers/slurm/requeue_script.py has the job started again.
 
 Nothing else is safe inside a handler: a collective there (every ZeRO save is one) deadlocks the other ranks. The job's end time
 is a second line, for clusters that send no signal, or not to us.

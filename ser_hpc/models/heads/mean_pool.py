@@ -1,7 +1,6 @@
-"""Turn a clip's frames into logits: the heads that `build_classifier` chooses from. Pooling and logits are in float32, over
-real frames only.
+"""Average a clip's frames, packed, and classify them: the head of transformers' encoders. Pooling and logits are in float32.
 
-Each takes the frames as its encoder gives them: packed (`MeanPool`) or padded (`AttentionPool`).
+`WideLinear`, the layer that makes logits, serves every head.
 """
 
 from __future__ import annotations
