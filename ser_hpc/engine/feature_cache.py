@@ -54,7 +54,7 @@ class PooledFeatures:
     """States of clips: row i belongs to the clip at `positions[i]` of the index; `positions` rise.
 
     `means` (clips, width) float32: the mean of each clip's frames; zeros where the trial has no use for them; `causes`
-    (clips,) int64: read.CorruptionCause, or 0.
+    (clips,) int64: CorruptionCause, or 0.
     """
 
     positions: np.ndarray

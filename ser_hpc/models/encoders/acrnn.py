@@ -1,5 +1,5 @@
 """Build the 3-D convolutional recurrent network with attention (Chen et al. 2018, doi 10.1109/LSP.2018.2860246), the field's
-baseline without pre-training: log-Mel spectrogram with deltas -> convolutions -> linear -> BLSTM -> (`heads.attention_pool.AttentionPool`).
+baseline without pre-training: log-Mel spectrogram with deltas -> convolutions -> linear -> BLSTM -> (heads/attention_pool).
 
 Every layer sees zeros beyond a clip's end, as it would if the clip stood alone; what looks at single frames sees those of all
 clips one after another, and only the recurrent layers pad. Features are normalised by each clip's own statistics, so nothing of
