@@ -35,8 +35,8 @@ class Batch:
     samples[offsets[i]:offsets[i+1]]; `offsets` (B + 1,) int64.
 
     `targets` by task name, (B,) int64; `weights` (B,) float32, 0 for a filler or a damaged clip; `positions` (B,) rows of the
-    index; `rows` (B,) places in the step or part, none of a filler; `damaged` (B,) int64: CorruptionCause, or 0; `number` is the
-    micro-batch's number in its step, which seeds its dropout. Of pooled states `samples` is (B, width), one row a clip.
+    index; `rows` (B,) places in the step or part, none of a filler; `damaged` (B,) int64: CorruptionCause, or 0; `number` is
+    the micro-batch's number in its step, which seeds its dropout. Of pooled states `samples` is (B, width), one row a clip.
     """
 
     samples: Tensor

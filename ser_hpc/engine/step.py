@@ -35,8 +35,8 @@ def accumulate_gradients(
 
     `clips`: how many the step has; `seed`: the trial's, and the step's number, from which each micro-batch's dropout is drawn,
     on whatever rank; `statistics` take in each. Returns (2, clips) float32 on the device: the loss of each of this rank's
-    clips, and what is wrong with it (CorruptionCause, or 0); zeros for the clips of other ranks. None if memory ran out: what there
-    is of gradients is worthless.
+    clips, and what is wrong with it (CorruptionCause, or 0); zeros for the clips of other ranks. None if memory ran
+    out: what there is of gradients is worthless.
     """
     per_clip_loss = torch.zeros(2, clips, device=device)
     statistics.begin()
