@@ -86,7 +86,7 @@ def test_a_dry_run_shows_what_the_site_says(slurm: Cluster, reader: Type) -> Non
         "#SBATCH --gpus-per-node=2",
         "#SBATCH --time=240",
         "#SBATCH --array=0-14%8",
-        "they wait until nodes come back",
+        "to wait until nodes come back",
     ):
         assert words in shown.stdout, words
     readme = reader("--strategy", "zero2", "--dry-run")
