@@ -250,7 +250,7 @@ def test_settings_that_come_too_late_for_queued_jobs_are_told(
 
 def test_who_waits_for_another_launcher_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = "import sys, time; from pathlib import Path; from ser_hpc.core.atomic_io import file_lock\n"
-    code += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(1)"
+    code += "with file_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(1)"
     run = RunDir(tmp_path)
     with subprocess.Popen([sys.executable, "-c", code, str(run.lock)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
