@@ -33,8 +33,8 @@ from pathlib import Path
 from ser_hpc.engine.distributed import world
 from ser_hpc.run.rank import rank_from_env
 ranks = world.join_world(Path(sys.argv[1]), rank_from_env(os.environ), timedelta(seconds=60), timedelta(seconds=60))
-sys.stdout.write(f"{ranks.from_main(ranks.size)[0]}\\n")
-ranks.leave()
+sys.stdout.write(f"{ranks.broadcast_numbers(ranks.size)[0]}\\n")
+ranks.shut_down()
 """
 
 

@@ -26,7 +26,7 @@ for _ in range(8):
         time.sleep(1)  # so that rank 0 is waiting for it when both are stopped
     torch.distributed.all_reduce(torch.ones(1))
 print("done", flush=True)
-ranks.leave()
+ranks.shut_down()
 """
 
 
