@@ -42,7 +42,7 @@ def test_a_fault_shows_and_ends_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pat
         return torch.stack(total)
 
     monkeypatch.setattr(gpu_checks.Packing, "sum", in_bf16)
-    monkeypatch.setattr(gpu_checks, "attend", lambda *_: 1 / 0)
+    monkeypatch.setattr(gpu_checks, "packed_attention", lambda *_: 1 / 0)
     names = ("attention_dropout", "filter_gradients", "precision_auto")
     code, report = run(monkeypatch, tmp_path / "checks.json", "--only", *names, "--families")
     found = {name: check["ok"] for name, check in report["checks"].items()}
