@@ -31,10 +31,10 @@ from ser_hpc.monitor.trial_states import STATES
 from ser_hpc.shards.quality import DEFAULTS
 
 LINES = 180
-_ON_SLURM = "tests/cluster/test_documented_commands.py::test_"
-_SCRIPT = "tests/cluster/test_faults.py::test_the_sbatch_script_alone"
+_ON_SLURM = "tests/launchers/test_documented_commands.py::test_"
+_SCRIPT = "tests/launchers/test_faults.py::test_the_sbatch_script_alone"
 _CLUSTER = _ON_SLURM + "a_slurm_on_one_machine_is_started_cut_mended_and_stopped"
-_CONTAINER = "tests/cluster/test_container.py::test_"  # nothing here can build it: what its recipe says is tried
+_CONTAINER = "tests/launchers/test_container.py::test_"  # nothing here can build it: what its recipe says is tried
 _TRAINS = "tests/launch/test_launch.py::test_trains_reports_resumes_and_grows"
 _EMODB = "python -m ser_hpc.launch --config configs/emodb_acrnn.yaml"
 _SHARDS = "data.shards=/scratch/shards/emodb"
@@ -50,7 +50,7 @@ ELSEWHERE = {
     f"{_EMODB} --folds 5 --seeds 3 --partition gpu --cluster mine.yaml --gpus-per-node 2 --strategy zero2 --time 4:00:00 "
     f"--parallel 8 {_SHARDS} --dry-run": _ON_SLURM + "a_dry_run_shows_what_the_site_says",
     "python tools/build_shards.py msp_podcast /data/MSP /scratch/shards/msp --partition cpu --jobs 20": (
-        "tests/cluster/test_pack_jobs.py::test_an_array_packs_what_packing_here_packs"
+        "tests/launchers/test_pack_jobs.py::test_an_array_packs_what_packing_here_packs"
     ),
     "sbatch slurm/train.sbatch": _SCRIPT,
     f"sbatch --array=0-14 --gpus-per-node=h100:1 slurm/train.sbatch configs/emodb_acrnn.yaml seeds=3 {_SHARDS}": _SCRIPT,
