@@ -117,7 +117,7 @@ def run_trial(path: Path, trial: Trial, model: str, system: str) -> None:
         if model == "whisper" or system == "packed":
             code = train(run, trial)
         else:
-            with patch("ser_hpc.engine.loop.build", side_effect=build_padded) as made:
+            with patch("ser_hpc.engine.loop.build_classifier", side_effect=build_padded) as made:
                 code = train(run, trial)
             assert made.called, "training took no notice of the padded encoder"
     if code:
