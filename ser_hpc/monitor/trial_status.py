@@ -164,9 +164,9 @@ def _with_cause(status: TrialStatus, known: TrialEvidence, *, given_up: bool) ->
     again = status.state == "requeued" and (end is None or end.outcome != "stopped")
     if status.state not in ("failed", "lost") and not again:
         return status
-    logs = status.logs
     if given_up:
         return status  # the batch script has named the cause
+    logs = status.logs
     cause = find_cause(logs, end.error if end else None)
     reason = status.reason + "; it has left no log" * (known.is_untried and status.state == "failed" and not logs)
     return replace(status, reason=reason, error=cause)

@@ -52,7 +52,7 @@ def enqueue_trials(
     left = [trial for trial in todo if trial not in queued]
     if made:
         what = counted(len(queued), "trial") + (
-            f" in {counted(sum(len(m.elements) for m in made), 'job')}" * _is_grouped(cluster)
+            f" in {counted(sum(len(m.elements) for m in made), 'job')}" * (cluster.trials_per_gpu > 1)
         )
         out.print(f"Submitted {what} as job {', '.join(str(submission.job) for submission in made)}.")
     if left:
@@ -90,10 +90,6 @@ def not_applied(run: RunDir, held: Collection[Trial], cluster: ClusterSettings) 
                 reported.add((name, str(before)))
                 given, theirs = (("its default" if value is None else value) for value in (now.get(name), before))
                 yield f"not applied to jobs that are queued or running: cluster.{name}={given} (theirs: {theirs})"
-
-
-def _is_grouped(cluster: ClusterSettings) -> bool:
-    return cluster.trials_per_gpu > 1
 
 
 def _fitting(cluster: ClusterSettings, wanted: int) -> int:

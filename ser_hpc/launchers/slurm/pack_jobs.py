@@ -14,7 +14,8 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def submit_packing(
         return True
     parts = [PackCommand((*arguments, "--part", f"{number}/{num_jobs}")) for number in range(num_jobs)]
     environment = snapshot.snapshot_environment(snapshot.take_snapshot(home))
-    with submit.explain_slurm_errors():
+    with _explain_slurm_errors():
         executor = _executor(folder, out, cluster, environment)
         with executor.batch():
             jobs = [executor.submit(part) for part in parts]
@@ -109,6 +110,17 @@ def submit_packing(
         "Should one fail, mend what its log says and give the same command again: only what is missing is packed.",
     )
     return True
+
+
+@contextmanager
+def _explain_slurm_errors() -> Iterator[None]:
+    """Turn submitit's errors into UserError."""
+    import submitit
+
+    try:
+        yield
+    except (submitit.core.utils.FailedJobError, RuntimeError, OSError) as error:
+        raise UserError(f"Slurm refused the jobs: {error}") from error
 
 
 def _refuse_second(out: Path) -> None:

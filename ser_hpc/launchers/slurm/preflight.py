@@ -20,8 +20,8 @@ from ser_hpc.launchers.slurm.slurm_info import NodeKind, QueryRunner, Site
 from ser_hpc.launchers.slurm.submit import REPORT_MEM_GB, REPORT_MIN, gpus_per_node
 from ser_hpc.launchers.slurm.user_limits import Charge, limits_exceeded, max_array_size, resolve_charge, submit_room
 
-# In these words Slurm's test refuses what would never start, and also what only cannot start now.
 START_UP_S = 30  # until a trial's first step, at the least: Python, torch, shards, the ranks' meeting
+# In these words Slurm's test refuses what would never start, and also what only cannot start now.
 _NOT_NOW = re.compile(r"node configuration is not available|node not available|down, drained|not available now|nodes are busy")
 _ROOM = "your limits allow {} more at the moment"
 
@@ -66,7 +66,7 @@ def check_packing_jobs(
     site = Site(ask)
     kinds = site.query(slurm_info.NODE_KINDS, slurm_info.node_kinds, "partitions and nodes")
     job = _trial_job(cluster)
-    problems = _path("OUT", folder)
+    problems = [*_path("OUT", folder), *_shell(site, cluster)]
     problems += _nodes(site, job, kinds) if kinds else ()
     for most, what in ((max_array_size(ask), "an array holds {} here (MaxArraySize)"), (submit_room(cluster, ask), _ROOM)):
         if most is not None and num_jobs > most:

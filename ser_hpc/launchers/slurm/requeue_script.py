@@ -23,10 +23,9 @@ from pathlib import Path
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.launchers.slurm.submissions import TRIALS, VOID
 
-# Where this start's lines begin in the job's log; a failing line of the profile's setup has said why before the trap is set.
-_LOG = r"""ser_log=$(readlink /proc/$$/fd/1 || true)
-ser_log_before=${ser_log_before:-$( (wc -c <"$ser_log") 2>/dev/null || echo 0)}"""
-_TEXT = r"""# Marks of launchers, if the job was submitted from under one:
+_TEXT = r"""ser_log=$(readlink /proc/$$/fd/1 || true)
+ser_log_before=$( (wc -c <"$ser_log") 2>/dev/null || echo 0)  # of earlier starts
+# Marks of launchers, if the job was submitted from under one:
 unset SER_HPC_START SER_HPC_LAUNCH TORCHELASTIC_RUN_ID
 ser_id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 ser_end=${SLURM_JOB_END_TIME:-}
@@ -132,7 +131,7 @@ def requeue_lines(stop_before_end_s: int, folder: Path, *, max_starts: int | Non
     most = ClusterSettings().max_starts_without_progress if max_starts is None else max_starts
     counts = f"ser_warning={stop_before_end_s} ser_most={most} ser_marks={'yes' if leaves_marks else 'no'}"
     values = f"ser_folder={shlex.quote(str(folder.resolve()))} {counts}"
-    return f"{values}\n{_LOG}\n{_TEXT}"
+    return f"{values}\n{_TEXT}"
 
 
 def checked(setup: Sequence[str]) -> list[str]:
@@ -145,7 +144,7 @@ def checked(setup: Sequence[str]) -> list[str]:
         'ser_setup() { [ $1 -eq 0 ] || ser_bad=${ser_bad:-"cluster.setup: exit code $1 of: $2"}; }  # the first one counts'
     )
     lines = (f"ser_line={shlex.quote(line)}\n{line}\nser_setup $? {shlex.quote(line)}" for line in setup)
-    return [_LOG, note, *lines, "ser_line="] if setup else []
+    return [note, *lines, "ser_line="] if setup else []
 
 
 def refused(setup: Sequence[str]) -> list[str]:

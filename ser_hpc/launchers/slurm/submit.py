@@ -9,18 +9,16 @@ import shlex
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.sbatch import Value, shared_options
-from ser_hpc.core.errors import UserError
 from ser_hpc.launchers.slurm import requeue_script
 from ser_hpc.launchers.slurm.queue import cluster_name
 from ser_hpc.launchers.slurm.submissions import Submission
-from ser_hpc.launchers.slurm.submit_once import submit_once as submit_script
+from ser_hpc.launchers.slurm.submit_once import submit_once
 from ser_hpc.run import snapshot
 from ser_hpc.run.run_dir import RunDir, Trial
 
@@ -102,7 +100,7 @@ def submit_trials(
     here = RunDir(run.path.resolve())
     submission = _new_submission(here, "trials", cluster, environment, dict(enumerate(map(tuple, elements))))
     script = _trials_script(here, str(submission.mark), len(elements), cluster, environment)
-    return submit_script(here, submission, script, lock)
+    return submit_once(here, submission, script, lock)
 
 
 def submit_report(
@@ -112,7 +110,7 @@ def submit_report(
     here = RunDir(run.path.resolve())
     submission = _new_submission(here, "report", cluster, environment, {})
     dependency = "afterany:" + ":".join(after)
-    return submit_script(here, submission, _report_script(here, str(submission.mark), dependency, cluster, environment), lock)
+    return submit_once(here, submission, _report_script(here, str(submission.mark), dependency, cluster, environment), lock)
 
 
 def _new_submission(
@@ -166,17 +164,6 @@ def _script(executor: Any, arguments: str) -> str:
     """Return submitit's batch script around a Python command. Not around its own, which unpickles what the launcher writes
     after sbatch has answered: a launcher that is killed in between would leave jobs that find nothing to do."""
     return str(executor._make_submission_file_text(f"{executor.python} {arguments}", ""))
-
-
-@contextmanager
-def explain_slurm_errors() -> Iterator[None]:
-    """Turn submitit's errors into UserError."""
-    import submitit
-
-    try:
-        yield
-    except (submitit.core.utils.FailedJobError, RuntimeError, OSError) as error:
-        raise UserError(f"Slurm refused the jobs: {error}") from error
 
 
 def _executor(folder: Path, name: str, cluster: ClusterSettings, values: dict[str, Any]) -> Any:
