@@ -1,0 +1,189 @@
+"""Find what stands outside the package: `module:Class` in a setting, importable from the working folder or installed.
+
+    model: {head: {kind: my_head:GatedHead, width: 64}}      my_head.py lies in the folder where the command is started
+
+A run keeps a copy of these sources (RUN/code/extensions), and its jobs and reports import that copy. Where such a part can change
+a result, a digest of its sources is a part of the run's identity. Which files belong to it is read from its import statements:
+the module, the whole package that it is in, and whatever of the same folder they import.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
+
+from ser_hpc.core.errors import UserError, listed
+
+OUTSIDE = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
+_copies: list[Path] = []  # the folders of runs whose settings are being read, the innermost last
+
+
+def is_outside(kind: object) -> bool:
+    """Tell whether a kind is written as `module:Class`."""
+    return isinstance(kind, str) and OUTSIDE.fullmatch(kind) is not None
+
+
+@contextmanager
+def import_from(folder: Path) -> Iterator[None]:
+    """Import from a run's copy of the sources first, within the block; a folder that is not there changes nothing."""
+    _copies.append(folder)
+    try:
+        yield
+    finally:
+        _copies.pop()
+
+
+def import_outside(reference: str, base: type) -> type:
+    """Import the class that `module:Class` names. Raises ValueError, in words: no such module or class, or none of `base`."""
+    match = OUTSIDE.fullmatch(reference)
+    assert match is not None
+    module = _import(match["module"])
+    found = getattr(module, match["name"], None)
+    classes = [name for name, each in vars(module).items() if isinstance(each, type) and each.__module__ == module.__name__]
+    if not isinstance(found, type):
+        raise ValueError(f"{_file(module)} has no class {match['name']!r}; it has {listed(classes) or 'none'}")
+    if not issubclass(found, base):
+        raise ValueError(
+            f"{reference} ({_file(module)}) must be a class derived from {base.__module__}.{base.__name__}, "
+            f"and derives from {listed([each.__name__ for each in found.__bases__])}"
+        )
+    return found
+
+
+def _import(name: str) -> ModuleType:
+    places = [str(folder) for folder in reversed(_copies) if folder.is_dir()] or [os.getcwd()]
+    before = list(sys.path)
+    sys.path[:0] = [place for place in places if place not in sys.path[:1]]
+    try:
+        _forget_other_copies(name)
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise ValueError(f"there is no module {name!r}, neither in {places[0]} nor installed") from None
+        raise ValueError(f"module {name!r} cannot be imported: {describe_error(error)}") from error
+    except Exception as error:  # whatever stands there
+        raise ValueError(f"module {name!r} cannot be imported: {describe_error(error)}") from error
+    finally:
+        sys.path[:] = before
+
+
+def _forget_other_copies(name: str) -> None:
+    """Leave out of sys.modules what was imported from elsewhere with another content: another run's copy, an edited file."""
+    root = name.partition(".")[0]
+    if (loaded := sys.modules.get(root)) is None:
+        return
+    importlib.invalidate_caches()
+    spec = PathFinder.find_spec(root)
+    here, there = getattr(loaded, "__file__", None), getattr(spec, "origin", None)
+    if here == there or here is None or there is None or Path(here).read_bytes() == Path(there).read_bytes():
+        return
+    for each in [each for each in sys.modules if each == root or each.startswith(f"{root}.")]:
+        del sys.modules[each]
+
+
+def _file(module: ModuleType) -> str:
+    return getattr(module, "__file__", None) or module.__name__
+
+
+def sources_of(references: Iterable[str]) -> dict[str, bytes]:
+    """Read the sources behind `module:Class` references: each file's path below its import root, and its content."""
+    found: dict[str, bytes] = {}
+    for reference in references:
+        module = sys.modules[reference.partition(":")[0]]
+        file = Path(_file(module)).resolve()
+        root = file.parents[module.__name__.count(".") + (file.name == "__init__.py")]
+        _collect(root, module.__name__.partition(".")[0], found)
+    return dict(sorted(found.items()))
+
+
+def _collect(root: Path, name: str, found: dict[str, bytes]) -> None:
+    """Add the module or package `name` of folder `root`, and those beside it that it imports."""
+    single, package = root / f"{name}.py", root / name
+    files = [single] if single.is_file() else sorted(package.rglob("*.py")) if package.is_dir() else []
+    for file in files:
+        path = file.relative_to(root).as_posix()
+        if path in found:
+            continue
+        found[path] = file.read_bytes()
+        for other in _imported(found[path], path):
+            _collect(root, other, found)
+
+
+def _imported(source: bytes, path: str) -> set[str]:
+    """List the first names of all modules that a source imports, relative imports left out: its package is taken whole."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source, path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def sources_digest(sources: Mapping[str, bytes]) -> str:
+    """Hash paths and contents, SHA-256 in hex; "" if there are none."""
+    if not sources:
+        return ""
+    digests = (f"{path} {hashlib.sha256(content).hexdigest()}" for path, content in sorted(sources.items()))
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def describe_error(error: BaseException) -> str:
+    """Describe an error by its kind, its words, and the file and line where it arose."""
+    message = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        return f"{message} ({error.filename}:{error.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
+    return f"{message} ({frames[-1].filename}:{frames[-1].lineno})" if frames else message
+
+
+def _is_machinery(filename: str) -> bool:
+    return filename.startswith("<") or "importlib" in filename or filename == __file__
+
+
+@contextmanager
+def explain_errors(reference: str) -> Iterator[None]:
+    """Raise whatever the outsider's code raises as a UserError that names its file and line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{reference}: {_where(error, reference)}") from error
+
+
+def _where(error: BaseException, reference: str) -> str:
+    """Describe an error by the last line of the outsider's own file that it passed."""
+    module = sys.modules.get(reference.partition(":")[0])
+    own = getattr(module, "__file__", None)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+    if not frames:
+        return describe_error(error)
+    return f"{type(error).__name__}: {error} ({frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})"
+
+
+_MISTAKES = (TypeError, ValueError, LookupError, NameError, AttributeError, AssertionError, ArithmeticError, NotImplementedError)
+
+
+def outsiders_mistake(error: BaseException, references: Iterable[str]) -> str | None:
+    """Say which outsider's line made a mistake that each further start would repeat; None: it is no such mistake.
+
+    What passes through its code without being its fault (memory that ran out, a lost rank) is left to others.
+    """
+    if isinstance(error, UserError) or not isinstance(error, _MISTAKES):
+        return None
+    for reference in references:
+        own = getattr(sys.modules.get(reference.partition(":")[0]), "__file__", None)
+        if own and any(frame.filename == own for frame in traceback.extract_tb(error.__traceback__)):
+            return f"{reference}: {_where(error, reference)}"
+    return None
