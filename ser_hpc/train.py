@@ -175,7 +175,7 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
     mine[:] = [attempt]
     if ranks.is_main:
         attempts.describe_attempt(attempt, device=world.device_name(ranks.device), threads=world.num_threads())
-    data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold, staged)
+    data = TrialData(experiment.index, experiment.tasks, fold, staged)
     with Watchdog(
         limit.total_seconds(), lambda: attempts.end_attempt(attempt, "hung", "no step was made any more"), FAILED
     ) as watchdog:

@@ -5,13 +5,10 @@ From outside the package: derive from `AdapterSettings`, add settings, and write
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ser_hpc.config.choice import Choice
 from ser_hpc.config.section import Section
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 class AdapterSettings(Section):
@@ -19,7 +16,7 @@ class AdapterSettings(Section):
 
     kind: str = ""
 
-    def build(self, encoder: nn.Module) -> None:
+    def build(self, encoder: Any) -> None:
         """Change the encoder in place: add modules to it, and say with `requires_grad_` what is trained. It comes as the
         settings froze it; random weights are drawn from torch's CPU generator."""
         raise NotImplementedError
@@ -31,4 +28,4 @@ class BitFitSettings(AdapterSettings):
     kind: Literal["bitfit"] = "bitfit"
 
 
-Adapter = Annotated[AdapterSettings, Choice(AdapterSettings, BitFitSettings)]
+Adapter = Annotated[AdapterSettings | None, Choice(AdapterSettings, BitFitSettings, optional=True)]

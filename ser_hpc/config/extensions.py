@@ -2,9 +2,9 @@
 
     model: {head: {kind: my_head:GatedHead, width: 64}}      my_head.py lies in the folder where the command is started
 
-A run keeps a copy of these sources (RUN/code/extensions), and its jobs and reports import that copy. Where such a part can change
-a result, a digest of its sources is a part of the run's identity. Which files belong to it is read from its import statements:
-the module, the whole package that it is in, and whatever of the same folder they import.
+A run keeps a copy of these sources (RUN/code/extensions), and its jobs and reports import that copy. Where such a part can
+change a result, a digest of its sources is a part of the run's identity. Which files belong to it is read from its import
+statements: the module, the whole package that it is in, and whatever of the same folder they import.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
-import os
 import re
 import sys
 import traceback
@@ -61,15 +60,17 @@ def import_outside(reference: str, base: type) -> type:
 
 
 def _import(name: str) -> ModuleType:
-    places = [str(folder) for folder in reversed(_copies) if folder.is_dir()] or [os.getcwd()]
-    before = list(sys.path)
-    sys.path[:0] = [place for place in places if place not in sys.path[:1]]
+    copies, before, here = [str(folder) for folder in reversed(_copies) if folder.is_dir()], list(sys.path), str(Path.cwd())
+    sys.path[:] = [*copies, *sys.path, here]
     try:
         _forget_other_copies(name)
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        # What it imports later, within its functions, is looked for there too; so do processes that this one starts.
+        before += [place for place in (*copies, here) if place not in before]
+        return module
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise ValueError(f"there is no module {name!r}, neither in {places[0]} nor installed") from None
+            raise ValueError(f"there is no module {name!r}, neither in {(copies or [here])[0]} nor installed") from None
         raise ValueError(f"module {name!r} cannot be imported: {describe_error(error)}") from error
     except Exception as error:  # whatever stands there
         raise ValueError(f"module {name!r} cannot be imported: {describe_error(error)}") from error
@@ -172,7 +173,16 @@ def _where(error: BaseException, reference: str) -> str:
     return f"{type(error).__name__}: {error} ({frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})"
 
 
-_MISTAKES = (TypeError, ValueError, LookupError, NameError, AttributeError, AssertionError, ArithmeticError, NotImplementedError)
+_MISTAKES = (
+    TypeError,
+    ValueError,
+    LookupError,
+    NameError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    NotImplementedError,
+)
 
 
 def outsiders_mistake(error: BaseException, references: Iterable[str]) -> str | None:

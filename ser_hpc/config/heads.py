@@ -5,15 +5,12 @@ From outside the package: derive from `HeadSettings` (or `PoolingSettings`), add
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ser_hpc.config.choice import Choice
 from ser_hpc.config.section import Positive, Probability, Section
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 class PoolingSettings(Section):
@@ -21,7 +18,7 @@ class PoolingSettings(Section):
 
     kind: str = ""
 
-    def build(self, width: int) -> nn.Module:
+    def build(self, width: int) -> Any:
         """Make a module that has `out_width` and takes packed frames (T, width) and each clip's number of them, (B,) int64 on
         the CPU: `ser_hpc.models.packed.Packing` sums and averages over clips. Returns (B, out_width)."""
         raise NotImplementedError
@@ -55,7 +52,7 @@ class HeadSettings(Section):
 
     kind: str = ""
 
-    def build(self, width: int, outputs: int) -> nn.Module:
+    def build(self, width: int, outputs: int) -> Any:
         """Make a module that takes packed frames (T, width) and each clip's number of them, (B,) int64 on the CPU, and returns
         (B, outputs) in float32 or better (`ser_hpc.models.heads.mean_pool.WideLinear` does)."""
         raise NotImplementedError
@@ -82,4 +79,6 @@ class MlpSettings(HeadSettings):
     """Dropout after each hidden layer."""
 
 
-Head = Annotated[HeadSettings, Choice(HeadSettings, MeanPoolSettings, MlpSettings)]
+_HEADS = (MeanPoolSettings, MlpSettings)
+Head = Annotated[HeadSettings, Choice(HeadSettings, *_HEADS)]
+TaskHead = Annotated[HeadSettings | None, Choice(HeadSettings, *_HEADS, optional=True)]

@@ -8,19 +8,21 @@ A profile says how things are done at a site (configs/cluster): what it sets are
 from __future__ import annotations
 
 import difflib
-import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ser_hpc.config import schema as schemas
+from ser_hpc.config.choice import is_by_name, section_asked
+from ser_hpc.config.extensions import import_from
 from ser_hpc.config.settings import Settings
 from ser_hpc.core.errors import ConfigError, UserError
 
+EXTENSIONS = Path("code/extensions")  # in a run: copies of what stands outside the package
 _ALIASES = {"auto": None, "slurm": "generic"}
 
 
@@ -63,7 +65,8 @@ def load_settings(file: Path | None, overrides: Sequence[str], schema: int | Non
 
 def load_run_settings(file: Path) -> Settings:
     """Load the settings that a run was made with, by this version or an earlier one; the first one wrote no schema."""
-    return load_settings(file, [], schema=1)
+    with import_from(file.resolve().parent / EXTENSIONS):
+        return load_settings(file, [], schema=1)
 
 
 def dump_settings(settings: Settings, schema: int = schemas.SCHEMA) -> str:
@@ -74,6 +77,7 @@ def dump_settings(settings: Settings, schema: int = schemas.SCHEMA) -> str:
     """
     cluster = settings.cluster.model_dump(mode="json", exclude={"profile"}, exclude_defaults=True)
     tree = settings.model_dump(mode="json") | {"cluster": cluster}
+    schemas.drop_added(tree, schema)
     schemas.restore_names(tree, schema)
     tree = ({"schema": schema} if schema > 1 else {}) | tree  # the first one had no number
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
@@ -162,14 +166,12 @@ def _set(tree: dict[str, Any], override: str) -> str | None:
 
 
 def _describe_problem(detail: ErrorDetails, tree: dict[str, Any]) -> str:
-    # Pydantic puts the tag of a tagged section into the path (model.encoder.x); users never wrote it.
-    location = [str(part) for part in detail["loc"] if part not in ("encoder", "acrnn")]
+    location = [str(part) for part in detail["loc"]]
     path = ".".join(location) or "settings"
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown key; {_hint(location[:-1], location[-1], tree)}"
-    if detail["type"] == "union_tag_invalid":
-        context = detail["ctx"]
-        return f"{path}.kind: must be one of {context['expected_tags']}; given {context['tag']!r}"
+    if detail["type"] == "missing":
+        return f"{path} is not given, and has no default"
     message = detail["msg"].removeprefix("Value error, ")
     given = detail["input"]
     if (renamed := schemas.new_value(path, given)) is not None:
@@ -193,20 +195,13 @@ def _hint(section: Sequence[str], key: str, tree: dict[str, Any]) -> str:
 
 
 def _paths(section: type[BaseModel], tree: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield every key's path, section by section; of a tagged section those of the kind that the user's tree names."""
+    """Yield every key's path, section by section; where a kind is chosen those of the one that the user's tree asks for."""
     for name, field in section.model_fields.items():
         yield (*above, name)
         below = tree.get(name) if isinstance(tree, dict) else None
-        if options := _sections(field.annotation):
-            kinds = {option.model_fields["kind"].default: option for option in options if "kind" in option.model_fields}
-            kind = below.get("kind") if isinstance(below, dict) else None
-            yield from _paths(kinds.get(kind, options[0]), below, (*above, name))
-
-
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """List the settings classes that an annotation allows."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, Annotated):
-        return [option for part in get_args(annotation) for option in _sections(part)]
-    return []
+        entries: dict[tuple[str, ...], Any] = {(name,): below}
+        if is_by_name(field):
+            entries = {(name, entry): value for entry, value in below.items()} if isinstance(below, dict) else {}
+        for place, value in entries.items():
+            if (kind := section_asked(field, value if isinstance(value, dict) else {})) is not None:
+                yield from _paths(kind, value, (*above, *place))

@@ -6,15 +6,12 @@ From outside the package: derive from `LossSettings`, add settings, and write `b
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from ser_hpc.config.choice import Choice
 from ser_hpc.config.section import Probability, Section
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class LossSettings(Section):
@@ -24,7 +21,7 @@ class LossSettings(Section):
     targets: ClassVar[tuple[str, ...]] = ("class", "distribution", "numbers")
     over_step: ClassVar[bool] = False
 
-    def build(self) -> Callable[..., Tensor]:
+    def build(self) -> Callable[..., Any]:
         """Make the loss: of outputs (B, width) float32 and targets ((B,) int64 class indices; (B, width) float32 shares or
         numbers) each clip's, (B,). With `over_step` also of weights (B,): of all clips of a step, one number, ()."""
         raise NotImplementedError
@@ -71,15 +68,10 @@ class SquaredErrorSettings(LossSettings):
     kind: Literal["squared_error"] = "squared_error"
 
 
-Loss = Annotated[
-    LossSettings,
-    Choice(
-        LossSettings, CrossEntropySettings, FocalSettings, DivergenceSettings, ConcordanceSettings, SquaredErrorSettings
-    ),
-]
+_LOSSES = (CrossEntropySettings, FocalSettings, DivergenceSettings, ConcordanceSettings, SquaredErrorSettings)
+TaskLoss = Annotated[LossSettings | None, Choice(LossSettings, *_LOSSES, optional=True)]
 DEFAULTS: dict[str, LossSettings] = {
     "class": CrossEntropySettings(),
     "distribution": DivergenceSettings(),
     "numbers": ConcordanceSettings(),
 }
-

@@ -33,6 +33,9 @@ RENAMED: dict[int, dict[str, str | None]] = {
 # By the last schema in which it was so: of a setting, by its name in the next schema, the old value to the new one.
 RENAMED_VALUES: dict[int, dict[str, dict[str, str]]] = {2: {"model[encoder].freeze": {"stem": "feature_encoder"}}}
 
+# By the last schema that did not have them: whatever they say, no run of an older schema is meant.
+ADDED: dict[int, tuple[str, ...]] = {2: ("tasks", "train.select_by", "model[encoder].adapter")}
+
 # Where and how an experiment runs: settings, or whole sections. Whatever does not stand here is part of the identity.
 _NO_PART = {
     *("run", "cluster", "seeds", "data.shards", "data.labels", "data.max_corrupt", "data.workers", "data.prefetch_mb"),
@@ -100,6 +103,15 @@ def restore_names(tree: dict[str, Any], schema: int) -> None:
                 _move(tree, new, old)
 
 
+def drop_added(tree: dict[str, Any], schema: int) -> None:
+    """Leave out, in place, what settings of `schema` do not have, for its code would refuse it; it is at its default."""
+    for number in range(schema, SCHEMA):
+        for path in ADDED.get(number, ()):
+            section, name = _find(tree, path)
+            if section is not None:
+                section.pop(name, None)
+
+
 def new_name(path: str) -> str | None:
     """Tell what became of a setting that an earlier schema had, as `renamed to train.ema_decay`; None: there was none."""
     renamed = {_without_kinds(old): new for names in RENAMED.values() for old, new in names.items()}
@@ -143,16 +155,25 @@ def _changed(section: Section, path: str, defaults: Mapping[str, Any]) -> dict[s
     for name, inner, value in _inside(section, path):
         default = type(section).model_fields[name].default
         if isinstance(value, Section):
-            differs = _changed(value, inner, defaults)
-            if type(value) is not type(default):
-                differs["kind"] = getattr(value, "kind", None)
-            if differs:
+            if differs := _changed_section(value, default, inner, defaults):
+                found[name] = differs
+        elif isinstance(value, dict) and any(isinstance(each, Section) for each in value.values()):
+            of_each = {
+                entry: _changed_section(each, default.get(entry), f"{inner}.{entry}", defaults) for entry, each in value.items()
+            }
+            if differs := {entry: differs for entry, differs in of_each.items() if differs}:
                 found[name] = differs
         elif name != "kind":
-            default = defaults.get(inner, _plain(type(section).model_construct(), name))
+            default = defaults.get(inner, _plain_default(section, name))
             if (meant := _meaning(inner, _plain(section, name))) != _meaning(inner, default):
                 found[name] = meant
     return found
+
+
+def _changed_section(section: Section, default: Any, path: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what differs from the defaults of the section's kind, and the kind where it is not that of `default`."""
+    differs = _changed(section, path, defaults)
+    return differs if type(section) is type(default) else differs | {"kind": getattr(section, "kind", None)}
 
 
 def _full_schema_1(section: Section, path: str) -> dict[str, Any] | None:
@@ -161,7 +182,7 @@ def _full_schema_1(section: Section, path: str) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     for name, inner, value in _inside(section, path):
         if name not in known:
-            if _meaning(inner, _plain(section, name)) != _meaning(inner, _plain(type(section).model_construct(), name)):
+            if _meaning(inner, _plain(section, name)) != _meaning(inner, _plain_default(section, name)):
                 return None  # says what could not be said then
         elif isinstance(value, Section):
             found[name] = _full_schema_1(value, inner)
@@ -176,6 +197,13 @@ def _plain(section: Section, name: str) -> Any:
     """Convert a field to strict JSON, without the places of files."""
     value = section.model_dump(mode="json", include={name})[name]
     return strip_paths(value) if name == "augment" else value
+
+
+def _plain_default(section: Section, name: str) -> Any:
+    """Convert a field's default to strict JSON; a field that has none never equals it."""
+    if type(section).model_fields[name].is_required():
+        return ...
+    return _plain(type(section).model_construct(), name)
 
 
 # What a field says, where it can be said in several ways.

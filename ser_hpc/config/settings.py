@@ -6,13 +6,19 @@ The defaults fine-tune wav2vec2-base on one corpus. `model`, and whatever can be
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from ser_hpc.config.adapters import Adapter
+from ser_hpc.config.choice import Choice
 from ser_hpc.config.cluster import ClusterSettings
+from ser_hpc.config.extensions import is_outside
+from ser_hpc.config.heads import Head, MeanPoolSettings
 from ser_hpc.config.section import Fraction, Positive, PositiveFloat, Probability, Section, Words
+from ser_hpc.config.tasks import MAIN, EmotionSettings, TaskChoice, with_emotion
 from ser_hpc.config.transforms import Chain
 
 
@@ -104,15 +110,6 @@ class FoldSettings(Section):
         return self
 
 
-class HeadSettings(Section):
-    kind: Literal["mean_pool"] = "mean_pool"
-    """`mean_pool`: projection, mean over a clip's real frames, linear classifier (as transformers classifies)."""
-    projection: Positive = 256
-    """Width of the projection."""
-    dropout: Probability = 0.0
-    """Dropout before the projection."""
-
-
 class SpecAugmentSettings(Section):
     """Training only: stretches of frames, and of features, of each clip become zero (SpecAugment, Park et al. 2019), as wav2vec
     2.0 was fine-tuned: of the projected features before the transformer (20 ms a frame); of Whisper's log-Mel spectrogram
@@ -128,7 +125,22 @@ class SpecAugmentSettings(Section):
     """Features in a stretch."""
 
 
-class EncoderModel(Section):
+class ModelSettings(Section):
+    """What turns clips into a task's outputs.
+
+    From outside the package: derive from this, add settings (`head: Head = MeanPoolSettings()` for a choice of heads), and
+    write `build`.
+    """
+
+    kind: str = ""
+
+    def build(self) -> tuple[Any, Any, int]:
+        """Make an encoder, on the CPU: a front (`ser_hpc.models.frontend`) that runs it on clips, the encoder with all that is
+        trained, and the width of its frames. Random weights are drawn from torch's CPU generator."""
+        raise NotImplementedError
+
+
+class EncoderModel(ModelSettings):
     """A Wav2Vec2, HuBERT, WavLM or Whisper encoder of the transformers library under a classifier head."""
 
     kind: Literal["encoder"] = "encoder"
@@ -148,7 +160,10 @@ class EncoderModel(Section):
     normalize: bool | None = None
     """Zero mean and unit variance per clip; none: as the weights' own preprocessor says (random weights: yes)."""
     spec_augment: SpecAugmentSettings = SpecAugmentSettings()
-    head: HeadSettings = HeadSettings()
+    head: Head = MeanPoolSettings()
+    """What turns its frames into a task's outputs."""
+    adapter: Adapter = None
+    """What is trained in the place of the whole encoder; none: all that is not frozen."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -159,7 +174,7 @@ class EncoderModel(Section):
         return self
 
 
-class AcrnnModel(Section):
+class AcrnnModel(ModelSettings):
     """3-D convolutional recurrent network on log-Mel and deltas (Chen et al. 2018, doi 10.1109/LSP.2018.2860246)."""
 
     kind: Literal["acrnn"] = "acrnn"
@@ -198,18 +213,20 @@ class AcrnnModel(Section):
     """Training only: up to this many Mel bands are masked, twice a clip."""
 
 
-def _model_kind(value: Any) -> Any:
-    return value.get("kind", "encoder") if isinstance(value, dict) else getattr(value, "kind", None)
+Model = Annotated[ModelSettings, Choice(ModelSettings, EncoderModel, AcrnnModel)]
 
 
-Model = Annotated[Annotated[EncoderModel, Tag("encoder")] | Annotated[AcrnnModel, Tag("acrnn")], Discriminator(_model_kind)]
+Tasks = Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,23}$")], TaskChoice], BeforeValidator(with_emotion)]
 
 
 class TrainSettings(Section):
     epochs: Positive = 30
     """Passes over the training part."""
     patience: Positive | None = None
-    """Stop after this many epochs without a better dev UAR; none: never early."""
+    """Stop after this many epochs without a better dev score; none: never early."""
+    select_by: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)?$")] = MAIN
+    """The task whose dev score chooses the epoch (of classes UAR, of numbers the concordance), or one of its scores by name, as
+    `gender.uar`."""
     global_batch: Positive = 32
     """Clips per optimizer step, over all ranks and accumulation steps."""
     accumulation: Positive | None = None
@@ -270,6 +287,8 @@ class Settings(Section):
     data: DataSettings = DataSettings()
     folds: FoldSettings = FoldSettings()
     model: Model = EncoderModel()
+    tasks: Tasks = {MAIN: EmotionSettings()}  # noqa: RUF012  # frozen, as all sections are
+    """What is learnt: `emotion`, the classes of `data.labels`, and others beside it, by a name of their own."""
     train: TrainSettings = TrainSettings()
     seeds: Seeds = (0,)
     """A count, or a list of seeds; each is a full cross-validation."""
@@ -279,6 +298,18 @@ class Settings(Section):
     def _compiled_layers(self) -> Self:
         if self.train.compile and self.model.kind != "encoder":
             raise ValueError("train.compile compiles transformer layers, which this model does not have: set it to false")
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_that_there_are(self) -> Self:
+        if not isinstance(self.tasks[MAIN], EmotionSettings):
+            raise ValueError(f"tasks.{MAIN} is the classes of data.labels: give the task of another kind another name")
+        if others := [name for name, task in self.tasks.items() if name != MAIN and isinstance(task, EmotionSettings)]:
+            raise ValueError(f"tasks.{others[0]}.kind: only tasks.{MAIN} is of the kind emotion; use classification")
+        if self.train.select_by.partition(".")[0] not in self.tasks:
+            raise ValueError(f"train.select_by={self.train.select_by} names no task; there are {', '.join(self.tasks)}")
+        if not any(task.weight for task in self.tasks.values()):
+            raise ValueError("every task has weight 0: nothing would be learnt")
         return self
 
     @model_validator(mode="after")
@@ -297,4 +328,25 @@ class Settings(Section):
         model = self.model
         if not isinstance(model, EncoderModel) or model.freeze != "encoder":
             return False
-        return model.head.kind == "mean_pool" and not model.head.dropout and not self.data.augment
+        return isinstance(model.head, MeanPoolSettings) and not model.head.dropout and not self.data.augment
+
+    def outsiders(self) -> tuple[str, ...]:
+        """Return every `module:Class` that these settings choose, each once."""
+        return _outsiders(self.model_dump(mode="json"))
+
+    def outsiders_in_results(self) -> tuple[str, ...]:
+        """Return those that can change a result: all but what starts trials and what follows them."""
+        return _outsiders(self.model_dump(mode="json", exclude={"cluster", "trackers"}))
+
+
+def _outsiders(tree: Any) -> tuple[str, ...]:
+    return tuple(sorted({kind for kind in _kinds(tree) if is_outside(kind)}))
+
+
+def _kinds(tree: Any) -> Iterator[Any]:
+    """Yield the kind of every section, and the name of every transform, of a tree of settings."""
+    if isinstance(tree, dict):
+        yield from (value for key, value in tree.items() if key in ("kind", "name"))
+    if isinstance(tree, dict | list | tuple):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from _kinds(value)

@@ -10,17 +10,14 @@ From outside the package: derive from `TaskSettings`, add settings, and write `b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ser_hpc.config.choice import Choice
-from ser_hpc.config.heads import Head
-from ser_hpc.config.losses import DEFAULTS, Loss, LossSettings
+from ser_hpc.config.heads import TaskHead
+from ser_hpc.config.losses import DEFAULTS, LossSettings, TaskLoss
 from ser_hpc.config.section import Section, Words
-
-if TYPE_CHECKING:
-    from ser_hpc.tasks.task import Columns, Task
 
 MAIN = "emotion"
 
@@ -31,9 +28,9 @@ class TaskSettings(Section):
     kind: str = ""
     weight: Annotated[float, Field(ge=0)] = 1.0
     """The task's share of the whole loss, beside the others'; 0: it is predicted and scored, and not learnt."""
-    loss: Loss | None = None
+    loss: TaskLoss = None
     """None: cross-entropy for classes, KL divergence for distributions, concordance for numbers."""
-    head: Head | None = None
+    head: TaskHead = None
     """A head of another kind than `model.head`, for this task; none: one of that kind of its own."""
 
     @property
@@ -53,7 +50,7 @@ class TaskSettings(Section):
             raise ValueError(f"loss {self.loss.kind} does not learn from a {self.target} target; use {fitting[0]}")
         return self
 
-    def build(self, name: str, columns: Columns) -> Task:
+    def build(self, name: str, columns: Any) -> Any:
         """Make the task from the clips' columns (`ser_hpc.tasks.task`). Raises UserError where they lack what it needs."""
         raise NotImplementedError
 

@@ -27,6 +27,7 @@ from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ClipReader
 from ser_hpc.shards.storage import Location
+from ser_hpc.tasks.task import ClipTargets
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +35,16 @@ class Batch:
     """A micro-batch: `samples` (total,) int16 at 16 kHz, or float32, 1 being int16's full scale, once augmented; clip i is
     samples[offsets[i]:offsets[i+1]]; `offsets` (B + 1,) int64.
 
-    `targets` by task name, (B,) int64; `weights` (B,) float32, 0 for a filler or a damaged clip; `positions` (B,) rows of the
-    index; `rows` (B,) places in the step or part, none of a filler; `damaged` (B,) int64: CorruptionCause, or 0; `number` is
-    the micro-batch's number in its step, which seeds its dropout. Of pooled states `samples` is (B, width), one row a clip.
+    `targets` by task, (B, ...); `weights` by task, (B,) float32, 0 for a filler, a damaged clip or one without a target;
+    `positions` (B,) rows of the index; `rows` (B,) places in the step or part, none of a filler; `damaged` (B,) int64:
+    CorruptionCause, or 0; `number` is the micro-batch's number in its step, which seeds its dropout. Of pooled states `samples`
+    is (B, width), one row a clip.
     """
 
     samples: Tensor
     offsets: Tensor
     targets: dict[str, Tensor]
-    weights: Tensor
+    weights: dict[str, Tensor]
     positions: np.ndarray
     rows: np.ndarray
     damaged: Tensor
@@ -68,7 +70,7 @@ class Source(AbstractContextManager[Any], Protocol):
 class BatchSource(AbstractContextManager[Any]):
     """A source of batches that decodes clips. A context manager: leaving it ends its workers.
 
-    `copies`: see ClipReader; `targets` and `weights`: columns over the whole index; clips are cut to `max_samples`; `workers`:
+    `targets`: of the whole index; `copies`: see ClipReader; clips are cut to `max_samples`; `workers`:
     processes, 0 for a thread; `window_bytes`: micro-batches of so many bytes are read together, 0: one at a time; `keep_bytes`
     of decoded clips stay in memory, if a thread decodes: each process would have to keep them all.
     """
@@ -76,8 +78,7 @@ class BatchSource(AbstractContextManager[Any]):
     def __init__(
         self,
         index: ShardIndex,
-        targets: np.ndarray,
-        weights: np.ndarray,
+        targets: ClipTargets,
         *,
         copies: Sequence[Location] = (),
         max_samples: int | None = None,
@@ -86,7 +87,7 @@ class BatchSource(AbstractContextManager[Any]):
         window_bytes: int = 0,
         keep_bytes: int = 0,
     ) -> None:
-        self._index, self._targets, self._weights, self._window_bytes = index, targets, weights, window_bytes
+        self._index, self._targets, self._window_bytes = index, targets, window_bytes
         room = 0 if workers else keep_bytes
         self._reader: ClipReader = CachingClipReader(index.roots, copies, coalesce=window_bytes > 0, keep_bytes=room)
         loader = ClipLoader(self._reader, max_samples, Augmentation(augment) if augment else None)
@@ -105,7 +106,7 @@ class BatchSource(AbstractContextManager[Any]):
                 damaged = np.zeros(len(micro.clips.positions), dtype=np.int64)
                 for i, error in clips.damaged.items():
                     damaged[i] = error.cause
-                yield collate(micro, clips.samples, clips.offsets, damaged, self._targets, self._weights)
+                yield collate(micro, clips.samples, clips.offsets, damaged, self._targets)
 
     def measure_throughput(self, micros: Sequence[MicroBatch], limit_s: float) -> float | None:
         """Measure seconds of audio a second that come when nobody waits for them, for about `limit_s`; what came is dropped.
@@ -156,17 +157,17 @@ def group_by_step(source: Source, steps: Iterable[list[MicroBatch]]) -> Iterator
         yield [first, *islice(batches, pending.popleft() - 1)]
 
 
-def collate(
-    micro: MicroBatch, samples: np.ndarray, offsets: np.ndarray, damaged: np.ndarray, targets: np.ndarray, weights: np.ndarray
-) -> Batch:
-    """Join a micro-batch's clips. `targets`, `weights`: columns over the whole index; the rest as a `Batch` has it."""
+def collate(micro: MicroBatch, samples: np.ndarray, offsets: np.ndarray, damaged: np.ndarray, targets: ClipTargets) -> Batch:
+    """Join a micro-batch's clips. `targets`: of the whole index; the rest as a `Batch` has it."""
     positions = micro.clips.positions
     real = (damaged == 0) & (not micro.is_filler)
     return Batch(
         samples=torch.from_numpy(samples),
         offsets=torch.from_numpy(offsets),
-        targets={"emotion": torch.from_numpy(targets[positions])},
-        weights=torch.from_numpy((weights[positions] * real).astype(np.float32)),
+        targets={task: torch.from_numpy(values[positions]) for task, values in targets.values.items()},
+        weights={
+            task: torch.from_numpy((weights[positions] * real).astype(np.float32)) for task, weights in targets.weights.items()
+        },
         positions=positions,
         rows=micro.rows,
         damaged=torch.from_numpy(damaged),

@@ -45,6 +45,7 @@ from ser_hpc.run.start_marks import mark_progress
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import CorruptionCause, corruption_error
+from ser_hpc.tasks.task import ClipTargets
 
 _FEWEST_CLIPS, _MOST_BLOCKS = 64, 512  # of a block; of a run
 
@@ -63,10 +64,10 @@ class PooledFeatures:
 
 
 class FeatureSource(AbstractContextManager[Any]):
-    """A source of batches as `BatchSource`, with states in place of sounds; `targets`, `weights`: over the whole index."""
+    """A source of batches as `BatchSource`, with states in place of sounds; `targets`: of the whole index."""
 
-    def __init__(self, states: PooledFeatures, index: ShardIndex, targets: np.ndarray, weights: np.ndarray) -> None:
-        self._states, self._index, self._targets, self._weights = states, index, targets, weights
+    def __init__(self, states: PooledFeatures, index: ShardIndex, targets: ClipTargets) -> None:
+        self._states, self._index, self._targets = states, index, targets
 
     def prefetch(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]:
         """Make batches. A damaged clip has weight zero in training; else it raises CorruptClipError."""
@@ -76,7 +77,7 @@ class FeatureSource(AbstractContextManager[Any]):
             for i in () if training else np.flatnonzero(causes):
                 raise corruption_error(self._index, int(micro.clips.positions[i]), CorruptionCause(causes[i]))
             offsets = np.arange(len(rows) + 1)
-            yield collate(micro, self._states.means[rows], offsets, causes, self._targets, self._weights)
+            yield collate(micro, self._states.means[rows], offsets, causes, self._targets)
 
     def measure_throughput(self, micros: Sequence[MicroBatch], limit_s: float) -> None:
         """Measure nothing: there is no audio."""
@@ -92,7 +93,7 @@ def make_feature_source(
     trial: TrialDir,
     settings: Settings,
     data: TrialData,
-    weights: np.ndarray,
+    targets: ClipTargets,
     world: World,
     stop: StopFlag,
     watchdog: Watchdog,
@@ -140,7 +141,7 @@ def make_feature_source(
     if world.is_main:
         took = awake_s() - began
         print(f"the frozen encoder's states: {made} of {len(numbers)} blocks made here, {took:.1f} s", flush=True)
-    return FeatureSource(states, data.index, data.targets, weights), width
+    return FeatureSource(states, data.index, targets), width
 
 
 @torch.no_grad()

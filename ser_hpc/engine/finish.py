@@ -3,32 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ser_hpc.config.tasks import MAIN
 from ser_hpc.core.atomic_io import write_json_once
+from ser_hpc.core.errors import UserError, listed
 from ser_hpc.engine.fault import checkpoint
 from ser_hpc.engine.fault.checkpoint import TrainState
 from ser_hpc.engine.fault.preemption import Superseded
 from ser_hpc.engine.trial_data import TrialData
-from ser_hpc.results.metrics import confusion_matrix, uar
 from ser_hpc.run import identity, predictions
 from ser_hpc.run.predictions import Prediction
 from ser_hpc.run.run_dir import AttemptDir, TrialDir
 from ser_hpc.run.sealed import seal
 
 
-def score_part(logits: np.ndarray, targets: np.ndarray, num_classes: int) -> tuple[float, float]:
-    """Compute UAR and mean cross-entropy of a part."""
-    confusion = confusion_matrix(targets, logits.argmax(axis=1), num_classes)
-    return float(uar(confusion)), float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)))
+@dataclass(frozen=True, slots=True)
+class PartScores:
+    """Scores of a part. `chosen`: the one that chooses the epoch, higher is better; `uar` and `loss` (mean cross-entropy): of
+    the main task; `others`: every score of each other task, by name."""
+
+    chosen: float
+    uar: float
+    loss: float
+    others: dict[str, dict[str, float]]
 
 
-def predictions_of(part: str, positions: np.ndarray, logits: np.ndarray, data: TrialData) -> list[Prediction]:
-    """Turn `logits` (n, num_classes) of the clips at `positions`, (n,), into predictions."""
-    metadata, classes = data.index.metadata, data.classes
+def score_part(outputs: Mapping[str, np.ndarray], positions: np.ndarray, data: TrialData, select_by: str = MAIN) -> PartScores:
+    """Score `outputs`, by task (n, width), of the clips at `positions`. `select_by`: a task, or a score of it as `gender.uar`.
+
+    Raises UserError for a score that the task does not have.
+    """
+    scores = {}
+    for task in data.tasks:
+        values = task.values[positions]
+        given = task.target.is_given(values)
+        scores[task.name] = task.target.scores(values[given], outputs[task.name][given])
+    task_name, _, score = select_by.partition(".")
+    task = next(task for task in data.tasks if task.name == task_name)
+    score = score or task.target.best
+    if score not in scores[task_name]:
+        raise UserError(f"train.select_by={select_by}: {task_name} is scored by {listed(list(scores[task_name]), 20)}")
+    main = data.tasks[0].name
+    logits, targets = torch.from_numpy(outputs[main]), torch.from_numpy(data.targets[positions])
+    return PartScores(
+        chosen=scores[task_name][score],
+        uar=scores[main]["uar"],
+        loss=float(F.cross_entropy(logits, targets)),
+        others={name: of_task for name, of_task in scores.items() if name != main},
+    )
+
+
+def predictions_of(part: str, positions: np.ndarray, outputs: Mapping[str, np.ndarray], data: TrialData) -> list[Prediction]:
+    """Turn `outputs`, by task (n, width), of the clips at `positions`, (n,), into predictions."""
+    metadata, classes, logits = data.index.metadata, data.classes, outputs[data.tasks[0].name]
     probabilities = torch.from_numpy(logits).double().softmax(dim=1).tolist()
     return [
         Prediction(
@@ -37,10 +69,17 @@ def predictions_of(part: str, positions: np.ndarray, logits: np.ndarray, data: T
             speaker=metadata.speaker[position],
             part=part,
             truth=classes[data.targets[position]],
-            predicted=classes[row.argmax()],
-            probabilities={name: round(p, 6) for name, p in zip(classes, probability, strict=True)},
+            predicted=classes[logits[i].argmax()],
+            probabilities={name: round(p, 6) for name, p in zip(classes, probabilities[i], strict=True)},
+            tasks={
+                task.name: {
+                    "truth": task.target.truth(task.values[position]),
+                    "prediction": task.target.prediction(outputs[task.name][i]),
+                }
+                for task in data.tasks[1:]
+            },
         )
-        for position, row, probability in zip(positions, logits, probabilities, strict=True)
+        for i, position in enumerate(positions)
     ]
 
 

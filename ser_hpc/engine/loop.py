@@ -28,19 +28,21 @@ from ser_hpc.engine.fault.preemption import StopFlag
 from ser_hpc.engine.fault.watchdog import Watchdog
 from ser_hpc.engine.frozen_params import FrozenParameters
 from ser_hpc.engine.memory import search
+from ser_hpc.engine.objective import Objective
 from ser_hpc.engine.optim import learning_rate
 from ser_hpc.engine.progress import Progress
 from ser_hpc.engine.step import accumulate_gradients
 from ser_hpc.engine.step_metrics import StepMetrics
 from ser_hpc.engine.supervisor import Supervisor
 from ser_hpc.engine.torch_compile import compile_layers
-from ser_hpc.engine.trial_data import TrialData, balance_groups, clip_weights, lengths, make_batch_source
-from ser_hpc.models.classifier import build_classifier
+from ser_hpc.engine.trial_data import TrialData, balance_groups, lengths, make_batch_source
+from ser_hpc.models.classifier import build_for_tasks
 from ser_hpc.models.norms import RunningStatistics
 from ser_hpc.run.attempt import describe_attempt as describe
 from ser_hpc.run.predictions import Prediction
 from ser_hpc.run.run_dir import AttemptDir, RunDir, TrialDir
 from ser_hpc.shards.audio import RATE
+from ser_hpc.tasks.task import ClipTargets
 
 _PROBED = 64  # steps whose clips the data side is measured on
 
@@ -58,25 +60,26 @@ def train_trial(
     began = awake_s()
     settings = precision.choose_precision(settings, RunDir(trial.path.parents[1]), world)
     gpu.set_deterministic(settings.train.deterministic)
-    train, seed, fold, classes = settings.train, trial.trial.seed, data.fold, len(data.classes)
-    weights, groups = clip_weights(train.class_weights, data), balance_groups(settings.data.balance, data)
+    train, seed, fold, tasks = settings.train, trial.trial.seed, data.fold, data.tasks
+    targets, groups = ClipTargets.of_tasks(tasks, fold.train.positions), balance_groups(settings.data.balance, data)
+    objective = Objective(tasks, targets)
     steps_per_epoch = -(-epoch_size(len(fold.train.positions), groups) // train.global_batch)
     total_steps = train.epochs * steps_per_epoch
     saved = checkpoint.restore(trial, attempt, world)
 
     # Set up: the model, and how ranks share it.
-    new_model, width = partial(build_classifier, settings.model, classes, mix_seed(seed, 0x57E1)), None
+    new_model, width = partial(build_for_tasks, settings.model, tasks, mix_seed(seed, 0x57E1)), None
     model = new_model()
     base = FrozenParameters.from_model(model)
     if saved.tensors is not None:
         base.check(saved.tensors.base)
-    clips = make_batch_source(settings, data, weights, world)
-    source: Source = clips
+    decoded = make_batch_source(settings, data, targets, world)
+    source: Source = decoded
     if settings.uses_feature_cache:
         source, width = feature_cache.make_feature_source(
-            model, base, clips, trial, settings, data, weights, world, stop, watchdog
+            model, base, decoded, trial, settings, data, targets, world, stop, watchdog
         )
-        model = new_model(width)
+        model = new_model(pooled_width=width)
     samples = model.frontend.costs(lengths(settings, data))
     budget = search.find_budget(model, settings, samples[fold.train.positions], world, saved.state.budget)
     cut = budget.batch_spec(world.size, train.accumulation, model.frontend)
@@ -94,7 +97,7 @@ def train_trial(
     state, many = replace(saved.state, budget=budget), settings.data.max_corrupt
     progress = Progress(attempt, saved.attempt, state, total_steps, train.epochs, active=world.is_main)
     corrupt = CorruptClips(attempt, saved.attempt, state, data.index, len(fold.train.positions), many, active=world.is_main)
-    metrics = StepMetrics(state, data, weights, train.precision == "fp16", progress, corrupt)
+    metrics = StepMetrics(state, data, objective, train.precision == "fp16", progress, corrupt)
     with source, progress, checkpoint.Writer(trial, attempt) as writer:
         supervisor = Supervisor(
             trial=trial, attempt=attempt, train=train, world=world, stop=stop, watchdog=watchdog, began=began,
@@ -113,19 +116,19 @@ def train_trial(
             for number, (step, batches) in enumerate(clips_and_batches, start=metrics.state.step):
                 # One step.
                 metrics.begin_step(number, batches)
-                weight = float(weights[step.positions].sum())
-                losses = accumulate_gradients(strategy, batches, len(step), weight, (seed, number), world.device, batch_norms)
+                clips = step.positions
+                losses = accumulate_gradients(strategy, objective, batches, clips, (seed, number), world, batch_norms)
                 decision = supervisor.agree(out_of_memory=losses is None)
                 if losses is None or decision.out_of_memory:
                     strategy.discard_step()
-                    cut = reduce_budget(cut, step.positions, samples[step.positions])
+                    cut = reduce_budget(cut, clips, samples[clips])
                     supervisor.lower_budget(cut.budget_samples, number)
                     break
                 losses, lr = world.sum_over_ranks(losses), learning_rate(number, total_steps, train)
                 grad_norm = strategy.step(lr)
                 batch_norms.update(len(step), world.sum_over_ranks)
                 ema.update(number + 1)
-                metrics.end_step(step.positions, weight, lr, losses, grad_norm, world)
+                metrics.end_step(clips, lr, losses, grad_norm, world)
                 supervisor.obey(decision)
             metrics.read(all=True)
             if metrics.state.step < (epoch + 1) * steps_per_epoch:
@@ -134,22 +137,22 @@ def train_trial(
             # End of epoch.
             strategy.train_mode(False)
             with ema.in_place(world):
-                logits = predict(strategy.forward, source, fold.dev.positions, samples, cut, classes, world)
-            supervisor.end_epoch(*finish.score_part(logits, data.targets[fold.dev.positions], classes))
+                outputs = predict(strategy.forward, source, fold.dev.positions, samples, cut, data.widths, world)
+            supervisor.end_epoch(finish.score_part(outputs, fold.dev.positions, data, train.select_by))
 
         # Test: once, with the epoch that dev chose; on a plain copy, whatever the strategy was.
         writer.wait()
         strategy.close()
         world.barrier()
         progress.write("predicting", metrics.state)
-        model = new_model(width)
+        model = new_model(pooled_width=width)
         base.load(model, load_file(attempt.best(metrics.state.best_epoch)))
         model.to(world.device).eval()
         found: list[Prediction] = []
         for part, positions in (("dev", fold.dev.positions), ("test", fold.test.positions)):
             with autocast(train, world.device):
-                logits = predict(model, source, positions, samples, cut, classes, world)
-            found += finish.predictions_of(part, positions, logits, data)
+                outputs = predict(model, source, positions, samples, cut, data.widths, world)
+            found += finish.predictions_of(part, positions, outputs, data)
         if world.is_main:
             conditions = {"ranks": world.size, "strategy": train.strategy, "precision": train.precision}
             finish.write_done(trial, attempt, replace(metrics.state, seconds=supervisor.seconds), found, conditions)

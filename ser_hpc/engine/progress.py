@@ -75,8 +75,10 @@ class Progress:
             if awake_s() - self._written > _EVERY_S:
                 self.write("training", state)
 
-    def epoch(self, state: TrainState, train_loss: float, dev_uar: float, dev_loss: float) -> None:
-        """Write a line after an epoch's evaluation; `state.epoch` counts it already."""
+    def epoch(
+        self, state: TrainState, train_loss: float, dev_uar: float, dev_loss: float, others: dict[str, dict[str, float]]
+    ) -> None:
+        """Write a line after an epoch's evaluation; `state.epoch` counts it already. `others`: dev scores of other tasks."""
         if self._active:
             line = {
                 "epoch": state.epoch - 1,
@@ -84,6 +86,7 @@ class Progress:
                 "dev_uar": dev_uar,
                 "dev_loss": dev_loss,
                 "best": state.best_epoch == state.epoch - 1,
+                **({"dev": _finite(others)} if others else {}),
             }
             self._epoch_lines.write(json.dumps(line) + "\n")
             self._last["dev_uar"] = dev_uar
@@ -143,3 +146,11 @@ def continue_lines(path: Path, before: Path | None, counter: str, until: int) ->
                 break  # cut off in the middle by a kill: what follows is as old
     path.write_text("".join(lines), encoding="utf-8")
     return path.open("a", encoding="utf-8")
+
+
+def _finite(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Return scores as strict JSON, null where undefined."""
+    return {
+        task: {name: None if math.isnan(score) else round(score, 6) for name, score in of_task.items()}
+        for task, of_task in scores.items()
+    }

@@ -21,6 +21,7 @@ from ser_hpc.data.sampler import MicroBatch
 from ser_hpc.engine.distributed.world import World
 from ser_hpc.engine.fault.checkpoint import TrainState
 from ser_hpc.engine.fault.corrupt_clips import CorruptClips
+from ser_hpc.engine.objective import Objective
 from ser_hpc.engine.progress import Progress
 from ser_hpc.engine.trial_data import TrialData
 from ser_hpc.shards.audio import RATE
@@ -31,14 +32,13 @@ _WARM_UP, _STEPS = 3, 10  # steps that are not counted, and that are
 
 @dataclass(frozen=True, slots=True)
 class StepEntry:
-    """A step: its clips (n,) by position, what it learnt from (`weight`) and how fast (`lr`).
+    """A step: its clips (n,) by position, and its learning rate.
 
-    `per_clip_loss` (2, n): every clip's loss, and what is wrong with it; `grad_norm` (): of the gradient; both underway to the
-    CPU until `ready_event` has come.
+    `per_clip_loss` (tasks + 1, n): every clip's loss by each task, and what is wrong with it; `grad_norm` (): of the gradient;
+    both underway to the CPU until `ready_event` has come.
     """
 
     clips: np.ndarray
-    weight: float
     lr: float
     per_clip_loss: Tensor
     grad_norm: Tensor
@@ -51,14 +51,14 @@ class DeferredMetrics:
     def __init__(self) -> None:
         self._entries: deque[StepEntry] = deque()
 
-    def add(self, clips: np.ndarray, weight: float, lr: float, per_clip_loss: Tensor, grad_norm: Tensor) -> None:
+    def add(self, clips: np.ndarray, lr: float, per_clip_loss: Tensor, grad_norm: Tensor) -> None:
         """Send a step's numbers on their way; `per_clip_loss` and `grad_norm` on their device."""
         ready_event = None
         if per_clip_loss.device.type == "cuda":
             per_clip_loss, grad_norm = (x.to("cpu", non_blocking=True) for x in (per_clip_loss, grad_norm))  # to pinned memory
             ready_event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready_event.record()
-        self._entries.append(StepEntry(clips, weight, lr, per_clip_loss, grad_norm, ready_event))
+        self._entries.append(StepEntry(clips, lr, per_clip_loss, grad_norm, ready_event))
 
     def read(self, *, all: bool = False) -> Iterator[StepEntry]:
         """Yield every step but the newest, or that too; each once, in order."""
@@ -105,14 +105,15 @@ class Throughput:
 class StepMetrics:
     """A trial's results, step by step: `state` for the next checkpoint, `progress` for people, corrupt clips by name.
 
-    `weights`: of every clip of the index; `fp16`: its loss scaler skips steps whose gradient is not finite by itself.
+    `objective`: whose losses these are; `fp16`: its loss scaler skips steps whose gradient is not finite by itself.
     """
 
     def __init__(
-        self, state: TrainState, data: TrialData, weights: np.ndarray, fp16: bool, progress: Progress, corrupt: CorruptClips
+        self, state: TrainState, data: TrialData, objective: Objective, fp16: bool, progress: Progress, corrupt: CorruptClips
     ) -> None:
         self.state, self.progress = state, progress
-        self._data, self._weights, self._fp16, self._corrupt = data, weights, fp16, corrupt
+        self._data, self._objective, self._fp16, self._corrupt = data, objective, fp16, corrupt
+        self._main = data.tasks[0].name
         self._deferred, self._throughput, self._measured = DeferredMetrics(), Throughput(), False
 
     def measure_data_once(self, source: Source, steps: Iterable[list[MicroBatch]]) -> None:
@@ -126,10 +127,17 @@ class StepMetrics:
         self.progress.at_step(number)
         self._throughput.begin(sum(len(batch.samples) for batch in batches) / RATE)
 
-    def end_step(self, clips: np.ndarray, weight: float, lr: float, losses: Tensor, grad_norm: Tensor, world: World) -> None:
-        """Take over a step's numbers, (2, n) `losses` of `accumulate_gradients`, summed over ranks; read those of the one
+    def end_step(
+        self,
+        clips: np.ndarray,
+        lr: float,
+        losses: Tensor,
+        grad_norm: Tensor,
+        world: World,
+    ) -> None:
+        """Take over a step's numbers, `losses` of `accumulate_gradients`, summed over ranks; read those of the one
         before. Raises UserError where one is not finite."""
-        self._deferred.add(clips, weight, lr, losses, grad_norm)
+        self._deferred.add(clips, lr, losses, grad_norm)
         self.read()
         if (summary := self._throughput.end(world.size)) and world.is_main:
             print(summary, flush=True)
@@ -138,20 +146,22 @@ class StepMetrics:
     def read(self, *, all: bool = False) -> None:
         """Bring the state up to date: by all steps but the newest, whose numbers are still under way; or by that too."""
         for entry in self._deferred.read(all=all):
-            losses, causes = entry.per_clip_loss
-            if not bool(losses.isfinite().all()):
-                raise self._not_finite("loss", entry.clips[~losses.isfinite().numpy()], len(losses))
+            losses, causes = entry.per_clip_loss[:-1], entry.per_clip_loss[-1]
+            finite = losses.isfinite().all(dim=0)
+            if not bool(finite.all()):
+                raise self._not_finite("loss", entry.clips[~finite.numpy()], len(finite))
             if not entry.grad_norm.isfinite() and not self._fp16:
-                raise self._not_finite("gradient", entry.clips, len(losses))
-            loss = float(losses.double() @ torch.from_numpy(self._weights[entry.clips]).double())
+                raise self._not_finite("gradient", entry.clips, len(finite))
+            totals = self._objective.totals(entry.clips)
+            loss, weight = self._objective.combined(losses, entry.clips, totals), totals[self._main]
             before = self.state
             self.state = replace(
                 before,
                 step=before.step + 1,
                 epoch_loss=before.epoch_loss + loss,
-                epoch_weight=before.epoch_weight + entry.weight,
+                epoch_weight=before.epoch_weight + weight,
             )
-            self.progress.step(self.state, loss / entry.weight, entry.lr, float(entry.grad_norm))
+            self.progress.step(self.state, loss / weight, entry.lr, float(entry.grad_norm))
             if causes.any():
                 self._corrupt.add(entry.clips, causes.numpy(), self.state)
 

@@ -15,6 +15,7 @@ from ser_hpc.engine.ema import WeightEma
 from ser_hpc.engine.fault import checkpoint
 from ser_hpc.engine.fault.preemption import StopFlag, Stopped, Superseded
 from ser_hpc.engine.fault.watchdog import Watchdog
+from ser_hpc.engine.finish import PartScores
 from ser_hpc.engine.frozen_params import FrozenParameters
 from ser_hpc.engine.step_metrics import StepMetrics
 from ser_hpc.run import attempt
@@ -84,10 +85,10 @@ class Supervisor:
             self.world.barrier()  # the first rank to leave has the others ended, and rank 0 may still be writing
             raise Stopped(f"{self.trial.trial} stopped after step {self.metrics.state.step}, saved ({decision.stop})")
 
-    def end_epoch(self, dev_uar: float, dev_loss: float) -> None:
-        """Take over the epoch's score, keep its weights if they are the best so far, and save."""
+    def end_epoch(self, dev: PartScores) -> None:
+        """Take over the epoch's scores, keep its weights if they are the best so far, and save."""
         before = self.metrics.state
-        state = before.after_epoch(dev_uar)
+        state = before.after_epoch(dev.chosen, dev.uar)
         if state.best_epoch == before.epoch:
             best = self.strategy.weights()
             self.writer.wait()  # a save under way drops the weights that its own state does not name
@@ -95,7 +96,7 @@ class Supervisor:
                 best = self.base.without(best | self.ema.tensors())
                 state = replace(state, best_sha256=checkpoint.save_weights(self.attempt.best(state.best_epoch), best))
         self.metrics.state = state
-        self.metrics.progress.epoch(state, before.epoch_loss / before.epoch_weight, dev_uar, dev_loss)
+        self.metrics.progress.epoch(state, before.epoch_loss / before.epoch_weight, dev.uar, dev.loss, dev.others)
         self.watchdog.beat()
         self.save()
 

@@ -15,23 +15,41 @@ from ser_hpc.protocols.folds import Fold
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.storage import Location
+from ser_hpc.tasks.targets import ClassTarget
+from ser_hpc.tasks.task import ClipTargets, Task
 
 
 @dataclass(frozen=True, slots=True)
 class TrialData:
-    """The data of a trial: `targets` is the class index of every clip of the index (-1: in no part).
+    """The data of a trial: `tasks` hold the target of every clip of the index, the main one first.
 
     `roots`: for each dataset a folder with copies of the shards that it reads; none: they are read where they lie.
     """
 
     index: ShardIndex
-    classes: tuple[str, ...]
-    targets: np.ndarray
+    tasks: tuple[Task, ...]
     fold: Fold
     roots: tuple[Location, ...] = ()
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the classes of the main task."""
+        target = self.tasks[0].target
+        assert isinstance(target, ClassTarget)
+        return target.classes
 
-def make_batch_source(settings: Settings, data: TrialData, weights: np.ndarray, world: World) -> BatchSource:
+    @property
+    def targets(self) -> np.ndarray:
+        """Return the class index of every clip of the index by the main task, (num_clips,); -1: in no part."""
+        return self.tasks[0].values
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Return the number of outputs of each task."""
+        return {task.name: task.target.width for task in self.tasks}
+
+
+def make_batch_source(settings: Settings, data: TrialData, targets: ClipTargets, world: World) -> BatchSource:
     """Open the source of a trial's batches, as `settings.data` wants it; the caller closes it."""
     data_settings = settings.data
     workers = (
@@ -41,8 +59,7 @@ def make_batch_source(settings: Settings, data: TrialData, weights: np.ndarray, 
     )
     return BatchSource(
         data.index,
-        data.targets,
-        weights,
+        targets,
         copies=data.roots,
         max_samples=_max_samples(settings),
         augment=data_settings.augment,
@@ -56,17 +73,6 @@ def lengths(settings: Settings, data: TrialData) -> np.ndarray:
     """Return how many samples every clip of the index has, once it is cut, (clips of the index,)."""
     samples: np.ndarray = np.minimum(data.index.num_samples, _max_samples(settings) or data.index.num_samples)
     return samples
-
-
-def clip_weights(kind: str, data: TrialData) -> np.ndarray:
-    """Weigh every clip of the index, float32, by its class. `balanced`: all clips / (classes x clips of the class)."""
-    classes = len(data.classes)
-    if kind == "none":
-        return np.ones(len(data.targets), dtype=np.float32)
-    train = data.targets[data.fold.train.positions]
-    counts = np.bincount(train, minlength=classes)
-    weights: np.ndarray = (len(train) / (classes * np.maximum(counts, 1))).astype(np.float32)[data.targets]
-    return weights
 
 
 def balance_groups(balance: str, data: TrialData) -> np.ndarray | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ser_hpc.config.settings import AcrnnModel, EncoderModel
+from ser_hpc.config.settings import AcrnnModel, EncoderModel, ModelSettings
 from ser_hpc.run.experiment import Experiment
 
 # Sustained operations per second assumed in training; measured throughput differs with size, precision and machine.
@@ -50,10 +50,12 @@ def estimate_cost(experiment: Experiment, *, on_gpu: bool) -> CostEstimate:
     return CostEstimate(parameters, weights * _CHECKPOINT_COPIES, weights, float(audio) * flops / rate / 3600)
 
 
-def _size(model: EncoderModel | AcrnnModel, clip_seconds: float) -> tuple[float, float]:
-    """Return the number of parameters, and operations of a forward pass per second of audio."""
+def _size(model: ModelSettings, clip_seconds: float) -> tuple[float, float]:
+    """Return the number of parameters, and operations of a forward pass per second of audio; of a model from outside the
+    package those of wav2vec2-base, for want of better."""
     if isinstance(model, AcrnnModel):
         return _acrnn(model)
+    model = model if isinstance(model, EncoderModel) else EncoderModel()
     shape = _shape(model)
     width, layers = shape.get("hidden_size", shape.get("d_model", 768)), shape.get("num_hidden_layers", 12)
     stem_widths = shape.get("conv_dim", [512] * 7)

@@ -1,53 +1,53 @@
-"""Build the classifier, clips in, logits out: an encoder with the front that feeds it, and a head.
+"""Build the classifier, clips in, each task's outputs out: an encoder with the front that feeds it, and a head for each task.
 
     front     int16 clips -> what the encoder takes, on the encoder's device, in its dtype; has no parameters
     encoder   -> frames and how many each clip has: transformers' encoders pack all clips' frames one after another, (T, D);
               the recurrent one pads them, (B, T, D)
-    head      -> logits (B, num_classes), float32
+    heads     -> of each task (B, width), float32: logits, or numbers
 
-A clip's logits do not change with what it is batched with, up to rounding.
+A clip's outputs do not change with what it is batched with, up to rounding.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, Self
+from collections.abc import Mapping, Sequence
+from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ser_hpc.config.settings import AcrnnModel, Model
+from ser_hpc.config.extensions import explain_errors, is_outside
+from ser_hpc.config.heads import HeadSettings, MeanPoolSettings
+from ser_hpc.config.settings import AcrnnModel, EncoderModel, ModelSettings
+from ser_hpc.config.tasks import MAIN
 from ser_hpc.core.errors import shared_by_all_trials
+from ser_hpc.models import adapters
 from ser_hpc.models.encoders import acrnn
-from ser_hpc.models.heads import mean_pool
+from ser_hpc.models.frontend import Frontend, PooledFeatureFrontend
 from ser_hpc.models.heads.attention_pool import AttentionPool
-
-
-class Frontend(Protocol):
-    """The front that feeds an encoder: it has no parameters, so nothing of it is trained, cast or saved.
-
-    `group`: clips that normalise each other in training, and so make up a micro-batch; None: any cut of a step will do.
-    """
-
-    max_seconds: float | None
-    padded: bool
-    group: int | None
-
-    def costs(self, samples: np.ndarray) -> np.ndarray:
-        """Count samples that clips of so many take in a micro-batch, int64; if `padded`, with those of its longest."""
-
-    def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return frames, as the head takes them, and the number of each clip's, (B,) int64 on the CPU."""
+from ser_hpc.models.heads.build import build_head
+from ser_hpc.tasks.task import Task
 
 
 class Classifier(nn.Module):
-    """`max_seconds` is the longest clip that the encoder can take (Whisper: 30; longer ones are cut), or None."""
+    """`max_seconds` is the longest clip that the encoder can take (Whisper: 30; longer ones are cut), or None.
 
-    def __init__(self, frontend: Frontend, encoder: nn.Module, head: nn.Module, freeze_encoder: bool = False) -> None:
+    `head` is the main task's; `task_heads` those of others, by name.
+    """
+
+    def __init__(
+        self,
+        frontend: Frontend,
+        encoder: nn.Module,
+        head: nn.Module,
+        task_heads: Mapping[str, nn.Module] | None = None,
+        freeze_encoder: bool = False,
+    ) -> None:
         super().__init__()
         self.frontend = frontend
         self.encoder = encoder
         self.head = head
+        self.task_heads = nn.ModuleDict(dict(task_heads or {}))
         self.freeze_encoder = freeze_encoder
         self.max_seconds = frontend.max_seconds
         if freeze_encoder:
@@ -57,11 +57,14 @@ class Classifier(nn.Module):
         """Classify `samples` (total,): all clips one after another, int16 or float32 in [-1, 1]; `offsets` (B + 1,): int64, on
         the CPU.
 
-        Returns {"emotion": (B, num_classes) float32 logits} (float64 where the parameters are).
+        Returns by task (B, width) float32 (float64 where the parameters are).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             frames, lengths = self.frontend(self.encoder, samples, offsets)
-        return {"emotion": self.head(frames, lengths)}
+        outputs = {MAIN: self.head(frames, lengths)}
+        for name, head in self.task_heads.items():
+            outputs[name] = head(frames, lengths)
+        return outputs
 
     def train(self, mode: bool = True) -> Self:
         """Leave a frozen encoder in evaluation mode: without dropout its frames are the same in every epoch."""
@@ -71,44 +74,57 @@ class Classifier(nn.Module):
         return self
 
 
-class PooledFeatureFrontend:
-    """The front of a head alone. What goes in is each clip's mean frame, float (B, width), in the place of its samples: to the
-    head, a clip of one frame."""
-
-    max_seconds: float | None = None
-    padded = False
-    group: int | None = None
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-
-    def costs(self, samples: np.ndarray) -> np.ndarray:
-        """Count as many samples as a state has numbers."""
-        return np.full_like(samples, self.width)
-
-    def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        return samples, offsets.diff()
-
-
 @shared_by_all_trials()
-def build_classifier(settings: Model, num_classes: int, seed: int, pooled_width: int | None = None) -> Classifier:
+def build_classifier(
+    settings: ModelSettings,
+    num_classes: int,
+    seed: int,
+    *,
+    head: HeadSettings | None = None,
+    others: Sequence[Task] = (),
+    pooled_width: int | None = None,
+) -> Classifier:
     """Build the classifier on the CPU, in float32: the same weights for the same seed; the global random state is left alone.
 
-    `pooled_width`: the width of the encoder's frames, for the same head without the encoder, over `PooledFeatureFrontend`.
-    Raises UserError where pretrained weights cannot be loaded or a configuration is not an encoder's.
+    `num_classes`: of the main task, `head`: its own settings of a head; `others`: tasks beside it. `pooled_width`: the width of
+    the encoder's frames, for the same heads without the encoder, over `PooledFeatureFrontend`. Raises UserError where
+    pretrained weights cannot be loaded or a configuration is not an encoder's.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if isinstance(settings, AcrnnModel):
             network = acrnn.Acrnn(settings)
-            return Classifier(acrnn.MelFrontend(settings), network, AttentionPool(settings, network.width, num_classes))
-        front: Frontend
-        if pooled_width is None:
-            from ser_hpc.models.encoders import pretrained  # transformers takes seconds to import
-
-            front, model, width = pretrained.load_encoder(settings)
-        else:
-            front, model, width = PooledFeatureFrontend(pooled_width), nn.Identity(), pooled_width
+            widths = [num_classes, *(task.target.width for task in others)]
+            main, *rest = (AttentionPool(settings, network.width, width) for width in widths)
+            named = {task.name: each for task, each in zip(others, rest, strict=True)}
+            return Classifier(acrnn.MelFrontend(settings), network, main, named)
+        front, model, width, frozen = _encoder(settings, pooled_width)
         torch.default_generator.manual_seed(seed)  # the head's weights, whatever loading the encoder drew
-        head = mean_pool.MeanPool(settings.head, width, num_classes)
-        return Classifier(front, model, head, freeze_encoder=settings.freeze == "encoder")
+        chosen: HeadSettings = getattr(settings, "head", MeanPoolSettings())
+        main_head = build_head(head or chosen, width, num_classes)
+        heads = {task.name: build_head(task.head or chosen, width, task.target.width) for task in others}
+        return Classifier(front, model, main_head, heads, freeze_encoder=frozen)
+
+
+def build_for_tasks(settings: ModelSettings, tasks: Sequence[Task], seed: int, pooled_width: int | None = None) -> Classifier:
+    """Build the classifier of a run's tasks, the main one first, as `build_classifier` does."""
+    main, *others = tasks
+    width = main.target.width
+    return build_classifier(settings, width, seed, head=main.head, others=others, pooled_width=pooled_width)
+
+
+def _encoder(settings: ModelSettings, pooled_width: int | None) -> tuple[Frontend, nn.Module, int, bool]:
+    """Return front, encoder, the width of its frames, and whether the settings freeze it whole."""
+    frozen = isinstance(settings, EncoderModel) and settings.freeze == "encoder"
+    if pooled_width is not None:
+        return PooledFeatureFrontend(pooled_width), nn.Identity(), pooled_width, frozen
+    if isinstance(settings, EncoderModel):
+        from ser_hpc.models.encoders import pretrained  # transformers takes seconds to import
+
+        front, model, width = pretrained.load_encoder(settings)
+        adapters.apply_adapter(settings.adapter, model)
+        return front, model, width, frozen
+    assert is_outside(settings.kind)
+    with explain_errors(settings.kind):
+        made: tuple[Frontend, nn.Module, int] = settings.build()
+    return *made, frozen

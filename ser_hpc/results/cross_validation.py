@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from ser_hpc.core.errors import UserError
-from ser_hpc.results import metrics, plan_checks
+from ser_hpc.results import intervals, plan_checks
 from ser_hpc.results.about import describe_run
-from ser_hpc.results.metrics import Interval
+from ser_hpc.results.intervals import Interval
 from ser_hpc.results.sanity import sanity_warnings
 from ser_hpc.run.attempt_end import read_end
 from ser_hpc.run.plan_file import read_plan
 from ser_hpc.run.predictions import Prediction
 from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
+from ser_hpc.tasks import metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +230,7 @@ def _interval(trials: Sequence[TrialScores], plan: dict[str, Any]) -> Interval:
         for p in t.test:
             by_speaker[t.trial.seed].setdefault(plan_checks.speaker_id(p, same), []).append(p)
     speakers = sorted(by_speaker[plan["seeds"][0]])
-    return metrics.speaker_interval(
+    return intervals.speaker_interval(
         np.array([[_confusion(clips[speaker], plan["classes"]) for speaker in speakers] for clips in by_speaker.values()])
     )
 

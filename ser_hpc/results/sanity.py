@@ -10,7 +10,7 @@ from contextlib import suppress
 import numpy as np
 
 from ser_hpc.core.errors import listed
-from ser_hpc.results.metrics import Interval
+from ser_hpc.results.intervals import Interval
 from ser_hpc.run.run_dir import Trial, TrialDir
 
 _DIVERGED = 2.0  # times the loss of a model that tells nothing apart

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from ser_hpc.config import weights_digest
-from ser_hpc.config.load import dump_settings
+from ser_hpc.config import extensions, weights_digest
+from ser_hpc.config.load import EXTENSIONS, dump_settings
 from ser_hpc.core.atomic_io import write_text
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import labels
@@ -35,12 +35,14 @@ def write_run(experiment: Experiment) -> RunDir:
     if (folder := weights_digest.local_folder(experiment.settings)) is not None:
         model = model.model_copy(update={"weights": str(folder.resolve())})
     settings = experiment.settings.model_copy(update={"seeds": tuple(seeds), "data": data, "model": model})
+    for path, content in extensions.sources_of(settings.outsiders()).items():
+        write_text(run.path / EXTENSIONS / path, content.decode())
     write_text(run.settings, dump_settings(settings, experiment.identity.schema))  # its own code may go on with it
     write_text(run.labels, labels.dump_label_set(experiment.label_set))
     e = experiment
     demo = DEMO in e.settings.data.shards or _was_demo(run)
     described = {"run": e.identity.digest} | make_plan(
-        e.settings, e.index, e.label_set, e.targets, e.folds, seeds, e.notes, demo=demo
+        e.settings, e.index, e.label_set, e.targets, e.folds, seeds, e.notes, e.tasks, demo=demo
     )
     identity.write_identity(run, e.identity, [fold_digest(fold) for fold in described["folds"]], seeds)
     write_sealed(run.plan, described)

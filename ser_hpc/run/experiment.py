@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ser_hpc.config import extensions, weights_digest
 from ser_hpc.config import schema as schemas
-from ser_hpc.config import weights_digest
 from ser_hpc.config.load import find_config, load_run_settings
 from ser_hpc.config.schema import SCHEMA
 from ser_hpc.config.settings import Settings
@@ -31,13 +31,15 @@ from ser_hpc.run.run_dir import RunDir, Trial
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.pack_report import packing_notes
 from ser_hpc.shards.storage import Location, parse_location
+from ser_hpc.tasks.task import Task, build_tasks
 
 DEMO = "demo"
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """Settings with all that they name. `targets`: class index of every clip of the index, -1 where it has none.
+    """Settings with all that they name. `targets`: class index of every clip of the index, -1 where it has none; `tasks`: what
+    is learnt, the classes first.
 
     `run` is runs/<name>-<8 hex of `identity`>: a hash of what changes the result, so nothing stale is ever taken for it; or
     such a directory that an earlier version of this package made of the same, under its own hash.
@@ -50,6 +52,7 @@ class Experiment:
     folds: FoldPlan
     identity: Identity
     run: RunDir
+    tasks: tuple[Task, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -96,9 +99,25 @@ def prepare_experiment(settings: Settings, label_set: LabelSet | None = None) ->
     targets = label_set.targets(index.metadata)
     check_norm_groups(settings, index.metadata.seconds[targets != DROPPED])
     augmentation.check_augmentation(settings.data.augment)
+    tasks = build_tasks(settings.tasks, _Columns(index, label_set, targets), settings.train.class_weights)
     run_identity, run = _run(settings, label_set, index.fingerprint)
     notes = tuple(note for root in index.roots for note in packing_notes(root))
-    return Experiment(settings, index, label_set, targets, folds, run_identity, run, notes)
+    return Experiment(settings, index, label_set, targets, folds, run_identity, run, tasks, notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """The annotations of the clips, for tasks (`ser_hpc.tasks.task.Columns`)."""
+
+    index: ShardIndex
+    label_set: LabelSet
+    targets: np.ndarray
+
+    def texts(self, name: str) -> np.ndarray:
+        return self.index.metadata.column(name)
+
+    def numbers(self, name: str) -> np.ndarray:
+        return self.index.numbers(name)
 
 
 def _label_set(settings: Settings, index: ShardIndex) -> LabelSet:
@@ -120,7 +139,12 @@ def _run(settings: Settings, label_set: LabelSet, fingerprint: str) -> tuple[Ide
 
 def _files(settings: Settings, fingerprint: str) -> dict[str, str]:
     """Hash what is read besides the settings, for the identity."""
-    digests = (fingerprint, augmentation.sounds_digest(settings.data.augment), weights_digest.weights_digest(settings))
+    digests = (
+        fingerprint,
+        augmentation.sounds_digest(settings.data.augment),
+        weights_digest.weights_digest(settings),
+        extensions.sources_digest(extensions.sources_of(settings.outsiders_in_results())),
+    )
     return {name: digest for name, digest in zip(identity.FILES, digests, strict=True) if digest}
 
 
@@ -176,7 +200,7 @@ def _seeds_before(experiment: Experiment) -> Iterable[int]:
 
 
 def _refuse_other_files(run: RunDir, made: Identity, experiment: Experiment) -> None:
-    """Raise UserError where weights or sounds have changed since the run was made."""
+    """Raise UserError where weights, sounds or code from outside the package have changed since the run was made."""
     files = _files(experiment.settings, experiment.index.fingerprint)
     if changed := [name for name in identity.FILES if files.get(name) != made.what.get(name)]:
         raise UserError(

@@ -22,7 +22,7 @@ from ser_hpc.corpora.labels import LabelSet
 from ser_hpc.run.run_dir import RunDir
 from ser_hpc.run.sealed import json_digest, read_sealed, write_sealed
 
-FILES = ("shards", "sounds", "weights")
+FILES = ("shards", "sounds", "weights", "extensions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ def identity_of(
 ) -> Identity | None:
     """Return the identity; None: nothing of that schema can have been this.
 
-    `files`: digests of what is read, wherever it lies: `shards`; `sounds` that augmentation mixes in, and `weights` of a
-    local folder, where there are such.
+    `files`: digests of what is read, wherever it lies: `shards`; where there are such, `sounds` that augmentation mixes in,
+    `weights` of a local folder, and `extensions`, the sources of what stands outside the package.
     """
     if (changed := schemas.identity(settings, schema)) is None:
         return None

@@ -17,6 +17,7 @@ from ser_hpc.run.plan_file import PLAN_FORMAT
 from ser_hpc.run.predictions import clip_hashes, clips_digest
 from ser_hpc.run.run_dir import Trial
 from ser_hpc.shards.index import ShardIndex
+from ser_hpc.tasks.task import Task
 
 PARTS = ("train", "dev", "test")
 _AT_ONCE = 1 << 20
@@ -30,10 +31,14 @@ def make_plan(
     folds: FoldPlan,
     seeds: Sequence[int],
     notes: Sequence[str],
+    tasks: Sequence[Task],
     *,
     demo: bool,
 ) -> dict[str, Any]:
-    """Return the plan as JSON. `targets`: class index of every clip of the index, -1 where it has none, (num_clips,)."""
+    """Return the plan as JSON.
+
+    `targets`: class index of every clip of the index, -1 where it has none, (num_clips,); `tasks`: all, the main one first.
+    """
     metadata = index.metadata
     dropped = Counter(label_set.annotations(metadata)[targets == DROPPED].tolist())
     hashes = _hashes(index, label_set, targets)
@@ -50,6 +55,7 @@ def make_plan(
             "digest": clips_digest(hashes[part.positions]),
         }
 
+    others = {task.name: task.target.describe() | {"clips": _given(task, folds)} for task in tasks[1:]}
     return {
         "format": PLAN_FORMAT,
         "name": settings.run.name,
@@ -60,6 +66,7 @@ def make_plan(
         "corpora": sorted(set(metadata.corpus.tolist())),
         "num_clips": int((targets != DROPPED).sum()),
         "dropped": dict(sorted(dropped.items())),
+        **({"tasks": others} if others else {}),
         "protocol": folds.protocol,
         "same_speakers": dict(settings.folds.speaker_aliases),
         "notes": [*folds.notes, *notes],
@@ -69,6 +76,12 @@ def make_plan(
         "folds_digest": folds.digest,
         "fingerprint": index.fingerprint,
     }
+
+
+def _given(task: Task, folds: FoldPlan) -> dict[str, list[int]]:
+    """Count, part by part, the clips of each fold that have a target of the task."""
+    given = task.target.is_given(task.values)
+    return {name: [int(given[getattr(fold, name).positions].sum()) for fold in folds.folds] for name in PARTS}
 
 
 def _hashes(index: ShardIndex, label_set: LabelSet, targets: np.ndarray) -> np.ndarray:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,11 @@ from ser_hpc.core.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One clip's prediction in one trial. `part` is "dev" or "test"; `probabilities` has every class of the label set."""
+    """One clip's prediction in one trial. `part` is "dev" or "test"; `probabilities` has every class of the label set.
+
+    `tasks`: of each task beside the main one, by name, its {"truth": ..., "prediction": ...}, as its target writes them; the
+    truth is null where the clip has none. Left out of the file where there is no other task.
+    """
 
     corpus: str
     utterance_id: str
@@ -29,6 +34,14 @@ class Prediction:
     truth: str
     predicted: str
     probabilities: dict[str, float]
+    tasks: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> str:
+        """Return its line of the file."""
+        fields = asdict(self)
+        if not self.tasks:
+            del fields["tasks"]
+        return json.dumps(fields, ensure_ascii=False, allow_nan=False)
 
 
 _WORDS = ("corpus", "utterance_id", "speaker", "part", "truth", "predicted")
@@ -36,7 +49,7 @@ _WORDS = ("corpus", "utterance_id", "speaker", "part", "truth", "predicted")
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> str:
     """Write the file; returns its SHA-256 in hex, for the trial's marker."""
-    text = "".join(json.dumps(asdict(p), ensure_ascii=False, allow_nan=False) + "\n" for p in predictions)
+    text = "".join(prediction.as_json() + "\n" for prediction in predictions)
     write_text(path, text)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -61,6 +74,8 @@ def read_predictions(path: Path, sha256: str | None = None) -> list[Prediction]:
                 raise ValueError(f"its {wrong[0]} is no text")
             if not isinstance(prediction.probabilities, dict):
                 raise ValueError("its probabilities are not by class")
+            if not isinstance(prediction.tasks, dict):
+                raise ValueError("its tasks are not by name")
             predictions.append(prediction)
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}:{number} is not a prediction: {error}") from error

@@ -41,7 +41,7 @@ PACKAGE = Path(ser_hpc.__file__).resolve().parent
 _CANNOT_CHANGE_RESULTS = (
     *("monitor/", "launchers/", "pack.py", "launch.py", "status.py", "report.py", "core/cli.py", "run/snapshot.py"),
     *("shards/pack_screen.py", "shards/inspect_screen.py", "shards/stats.py", "run/demo_shards.py", "results/report_"),
-    *("results/markdown.py", "results/cross_validation.py"),
+    *("results/markdown.py", "results/cross_validation.py", "results/intervals.py"),
     # in snapshots of before the rooms:
     *("cluster/", "console.py", "shards/show.py", "shards/inspect.py", "results/render.py", "results/text.py"),
 )

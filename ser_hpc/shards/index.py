@@ -133,6 +133,23 @@ class ShardIndex:
             return self.fingerprints[0]
         return hashlib.sha256("\n".join(self.fingerprints).encode()).hexdigest()
 
+    def numbers(self, name: str) -> np.ndarray:
+        """Read a number column, or a field of `extra` that holds numbers: float64 (num_clips,), nan where a clip lacks it.
+
+        Numbers are not kept in memory, as few runs ask for them. Raises UserError for an unknown column or a text in it.
+        """
+        if name in _NUMBERS:
+            places = [self.roots[dataset] for dataset in self.dataset]
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                columns = pool.map(lambda place, shard: _column(read_table(place, shard), name), places, self.shards)
+                return np.concatenate([np.asarray(column, dtype=np.float64) for column in columns])
+        texts = self.metadata.column(name)
+        try:
+            read = {text: float(text) if text else np.nan for text in set(texts.tolist())}
+        except ValueError as error:
+            raise UserError(f"column {name!r} is to hold numbers, but has a text in it: {error}") from None
+        return np.array([read[text] for text in texts.tolist()])
+
     def key(self, position: int) -> str:
         """Return the name of a clip's members in its tar, without suffix."""
         return f"{self.metadata.corpus[position]}-{self.metadata.utterance_id[position]}"

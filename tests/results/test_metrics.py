@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics as reference
 
-from ser_hpc.results import metrics
+from ser_hpc.results import intervals
+from ser_hpc.tasks import metrics
 
 labels = st.integers(2, 8).flatmap(
     lambda c: st.integers(1, 60).flatmap(
@@ -76,7 +77,7 @@ def simulated(rng: np.random.Generator, num_speakers: int, num_seeds: int = 1) -
 
 
 def bounds(confusions: np.ndarray) -> tuple[float, float]:
-    interval = metrics.speaker_interval(confusions)
+    interval = intervals.speaker_interval(confusions)
     assert interval.bounds is not None and interval.reason is None
     return interval.bounds
 
@@ -94,7 +95,7 @@ def test_the_interval_is_deterministic_and_wider_with_fewer_speakers() -> None:
     widths = {n: np.mean([np.diff(bounds(simulated(rng, n))) for _ in range(20)]) for n in (5, 20, 80)}
     assert widths[5] > 1.5 * widths[20] > 2.25 * widths[80]
     confusions = simulated(rng, 10)
-    assert metrics.speaker_interval(confusions) == metrics.speaker_interval(confusions)
+    assert intervals.speaker_interval(confusions) == intervals.speaker_interval(confusions)
 
 
 def test_the_interval_holds_the_true_uar_about_as_often_as_it_says() -> None:
@@ -120,6 +121,6 @@ def test_the_same_speakers_are_drawn_for_every_seed() -> None:
 
 @pytest.mark.parametrize("num_speakers", [1, 4])
 def test_no_interval_under_five_speakers_and_the_reason_is_given(num_speakers: int) -> None:
-    interval = metrics.speaker_interval(simulated(np.random.default_rng(0), num_speakers))
+    interval = intervals.speaker_interval(simulated(np.random.default_rng(0), num_speakers))
     assert interval.bounds is None
     assert interval.reason is not None and f"{num_speakers} test speaker" in interval.reason

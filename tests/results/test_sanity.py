@@ -16,7 +16,7 @@ from ser_hpc.core.atomic_io import write_json, write_text
 from ser_hpc.results import markdown
 from ser_hpc.results.about import describe_run
 from ser_hpc.results.cross_validation import CrossValidation, cross_validate
-from ser_hpc.results.metrics import Interval
+from ser_hpc.results.intervals import Interval
 from ser_hpc.results.report_json import to_json
 from ser_hpc.results.report_markdown import to_markdown
 from ser_hpc.results.report_terminal import to_terminal

@@ -209,7 +209,7 @@ def test_words_of_the_terminal_may_be_edited_while_jobs_wait(name: str, checkout
 
 
 @pytest.mark.parametrize(
-    "name", ["run/experiment.py", "results/metrics.py", "protocols/folds.py", "train.py", "new_room/file.py"]
+    "name", ["run/experiment.py", "tasks/metrics.py", "protocols/folds.py", "train.py", "new_room/file.py"]
 )
 def test_whatever_can_change_a_result_may_not(name: str, checkout: Path, run: RunDir) -> None:
     attempted(run, FIRST, snapshot.choose_code(run, "refuse").digest, 1.0, step=3)
@@ -268,7 +268,7 @@ def test_snapshots_of_before_the_rooms_are_compared_by_their_own_places() -> Non
         "cluster/plan.py",
         "cluster/describe.py",
         "corpora/folds.py",
-        "results/metrics.py",
+        "tasks/metrics.py",
         "engine/loop.py",
         "data/order.py",
     )

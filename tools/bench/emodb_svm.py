@@ -33,7 +33,8 @@ from ser_hpc.core.atomic_io import write_json
 from ser_hpc.corpora.labels import label_set_as_annotated
 from ser_hpc.corpora.utterance import Metadata
 from ser_hpc.protocols.folds import Fold, plan_folds
-from ser_hpc.results.metrics import confusion_matrix, speaker_interval, uar, wa
+from ser_hpc.results.intervals import speaker_interval
+from ser_hpc.tasks.metrics import confusion_matrix, uar, wa
 from ser_hpc.run import predictions
 from ser_hpc.run.run_dir import RunDir
 from ser_hpc.shards.audio import RATE

@@ -11,6 +11,7 @@ data order and learning rate need no saving: they are pure functions of (seed, s
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,7 @@ from ser_hpc.engine.memory.budget import Budget
 from ser_hpc.run.run_dir import AttemptDir, TrialDir
 
 KEEP = 2
+_WORST = -1e30  # finite: the state is strict JSON
 # Of TrainTensors: what goes into the file of tensors, and what into the marker.
 _PARTS = ("model", "exp_avg", "exp_avg_sq", "average")
 _NUMBERS = ("updates", "loss_scale", "good_steps", "base")
@@ -41,12 +43,14 @@ _NUMBERS = ("updates", "loss_scale", "good_steps", "base")
 class TrainState:
     """The state that a resume needs besides tensors. `epoch` counts the epochs that are trained and evaluated.
 
+    `best_score` chose the best epoch (train.select_by), whose dev UAR is `best_uar`;
     `epoch_loss` / `epoch_weight` is the mean training loss of the epoch under way; `budget`: how steps are cut from now on.
     """
 
     step: int = 0
     epoch: int = 0
     best_uar: float = -1.0
+    best_score: float = -1.0
     best_epoch: int = -1
     best_sha256: str = ""
     stale_epochs: int = 0
@@ -57,14 +61,19 @@ class TrainState:
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Self:
+        saved = {"best_score": saved.get("best_uar", -1.0)} | saved  # before there were other scores than UAR
         budget = saved.get("budget")
         return cls(**{**saved, "budget": Budget.from_json(budget) if budget else None})
 
-    def after_epoch(self, dev_uar: float) -> TrainState:
-        """Return the state once the current epoch is evaluated; the first of equally good epochs stays the best."""
+    def after_epoch(self, score: float, dev_uar: float) -> TrainState:
+        """Return the state once the current epoch is evaluated; the first of equally good epochs stays the best.
+
+        `score`: what chooses it, higher is better; nan is worst.
+        """
         after = replace(self, epoch=self.epoch + 1, epoch_loss=0.0, epoch_weight=0.0)
-        if dev_uar > self.best_uar:
-            return replace(after, best_uar=dev_uar, best_epoch=self.epoch, stale_epochs=0)
+        score = _WORST if math.isnan(score) else score
+        if score > self.best_score or self.best_epoch < 0:
+            return replace(after, best_score=score, best_uar=dev_uar, best_epoch=self.epoch, stale_epochs=0)
         return replace(after, stale_epochs=self.stale_epochs + 1)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ser_hpc.data.sampler import BatchSpec
-from ser_hpc.models.classifier import Frontend
+from ser_hpc.models.frontend import Frontend
 
 _AS_MUCH = 0.98  # free memory is never twice the same
 

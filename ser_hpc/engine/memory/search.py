@@ -26,7 +26,8 @@ from ser_hpc.engine.memory.budget import Budget, Hardware
 from ser_hpc.engine.memory.model import Activations, BudgetRange, static_bytes
 from ser_hpc.engine.memory.peak import peak_bytes
 from ser_hpc.models import checkpointing
-from ser_hpc.models.classifier import Classifier, PooledFeatureFrontend
+from ser_hpc.models.classifier import Classifier
+from ser_hpc.models.frontend import PooledFeatureFrontend
 from ser_hpc.shards.audio import RATE
 
 CPU_SECONDS = 80.0  # main memory is rarely what limits a CPU; larger micro-batches gain nothing there
@@ -233,4 +234,5 @@ class Probe:
             samples = torch.zeros(sum(lengths), dtype=torch.int16).to(self._device)
             with autocast(self._train, self._device) if self._cast else nullcontext():
                 outputs = self._model(samples, torch.tensor([0, *accumulate(lengths)]))
-            outputs["emotion"].sum().backward()
+            total = torch.stack([of_task.sum() for of_task in outputs.values()]).sum()
+            total.backward()  # type: ignore[no-untyped-call]

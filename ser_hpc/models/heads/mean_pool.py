@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ser_hpc.config.settings import HeadSettings
+from ser_hpc.config.heads import MeanPoolSettings
 from ser_hpc.models.packed import Packing, at_least_float32
 
 
@@ -29,7 +29,7 @@ class MeanPool(nn.Module):
     initialised alike and with the same names, `projector` and `classifier`.
     """
 
-    def __init__(self, settings: HeadSettings, width: int, num_classes: int) -> None:
+    def __init__(self, settings: MeanPoolSettings, width: int, num_classes: int) -> None:
         super().__init__()
         self.dropout = nn.Dropout(settings.dropout)
         self.projector = nn.Linear(width, settings.projection)

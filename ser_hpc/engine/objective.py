@@ -1,0 +1,162 @@
+"""The loss of a step: over its tasks, the sum over clips of weight times loss, divided by the sum of their weights.
+
+These sums of weights are known before the step starts, on every rank, so no rank has to wait for another's to scale its
+gradients. A loss over a whole step (concordance) is no sum over clips: its gradient by each clip's outputs is computed first,
+by a forward pass over all micro-batches whose outputs the ranks share, and then sent back through the model micro-batch by
+micro-batch (gradient caching, Gao et al. 2021), exactly as if the step were one batch on one device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ser_hpc.data.batches import Batch
+from ser_hpc.data.sampler import mix_seed
+from ser_hpc.engine import gpu
+from ser_hpc.engine.distributed.world import World
+from ser_hpc.models.losses import Loss, build_loss
+from ser_hpc.models.packed import to_device
+from ser_hpc.tasks.task import ClipTargets, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One task's part of the loss."""
+
+    name: str
+    width: int
+    loss: Loss
+    weight: float
+    over_step: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepGradient:
+    """Of a loss over a step: its `value`, (), and its gradient by the outputs of each of the step's clips, (clips, width)."""
+
+    value: Tensor
+    by_outputs: Tensor
+
+
+class Objective:
+    """The loss of a trial's tasks, the main one first. `targets`: of every clip of the index."""
+
+    def __init__(self, tasks: Sequence[Task], targets: ClipTargets) -> None:
+        self.terms = [
+            Term(task.name, task.target.width, build_loss(task.loss), task.weight, task.loss.over_step) for task in tasks
+        ]
+        self._weights = targets.weights
+
+    def totals(self, clips: np.ndarray) -> dict[str, float]:
+        """Sum each task's weights over a step's clips, given by position."""
+        return {term.name: float(self._weights[term.name][clips].sum()) for term in self.terms}
+
+    def loss(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        totals: Mapping[str, float],
+        step_gradients: Mapping[str, StepGradient],
+    ) -> tuple[Tensor, Tensor]:
+        """Compute a micro-batch's share of the step's loss, (), and the loss of each of its clips, (tasks, B)."""
+        shares, each = [], []
+        for term in self.terms:
+            output = outputs[term.name].float()
+            weights = to_device(batch.weights[term.name], output.device)
+            if term.over_step:
+                gradient = step_gradients[term.name]
+                rows = to_device(torch.from_numpy(batch.rows), output.device)
+                share = (output[: len(batch.rows)] * gradient.by_outputs[rows]).sum() + 0 * output.sum()
+                losses = gradient.value.expand(len(output))
+            else:
+                losses = term.loss(output, to_device(batch.targets[term.name], output.device))
+                share = (losses * weights).sum() / (totals[term.name] or 1.0)
+            shares.append(share if term.weight == 1 else term.weight * share)
+            each.append(losses.detach())
+        return sum(shares[1:], start=shares[0]), torch.stack(each)
+
+    def step_gradients(
+        self,
+        forward: Callable[[Tensor, Tensor], dict[str, Tensor]],
+        batches: Sequence[Batch],
+        clips: int,
+        seed: tuple[int, int],
+        world: World,
+    ) -> dict[str, StepGradient]:
+        """Compute the gradients of those losses that are over the whole step; all ranks together. None are: nothing is run.
+
+        `clips`, `seed`: as `step.accumulate_gradients` takes them. Raises RuntimeError if memory ran out, after the exchange
+        that other ranks wait in.
+        """
+        terms = [term for term in self.terms if term.over_step]
+        if not terms:
+            return {}
+        gathered = {term.name: _Gathered.empty(term, batches[0], clips, world) for term in terms}
+        failure: RuntimeError | None = None
+        try:
+            with torch.no_grad():
+                for batch in batches:
+                    torch.manual_seed(mix_seed(*seed, batch.number))
+                    outputs = forward(to_device(batch.samples, world.device), batch.offsets)
+                    for term in terms if len(batch.rows) else ():
+                        gathered[term.name].put(outputs[term.name], batch, term.name)
+        except RuntimeError as error:
+            if not gpu.is_out_of_memory(error):
+                raise
+            failure = error
+        found = {term.name: gathered[term.name].gradient(term, world) for term in terms}
+        if failure is not None:
+            raise failure
+        return found
+
+    def combined(self, losses: Tensor, clips: np.ndarray, totals: Mapping[str, float]) -> float:
+        """Sum up a step's loss from that of each clip, (tasks, clips) on the CPU, times the main task's sum of weights."""
+        main = totals[self.terms[0].name]
+        loss = 0.0
+        for number, (term, row) in enumerate(zip(self.terms, losses, strict=True)):
+            of_task = float(row.double() @ torch.from_numpy(self._weights[term.name][clips]).double())
+            of_task *= term.weight
+            loss = of_task if number == 0 else loss + of_task * (main / totals[term.name] if totals[term.name] else 0.0)
+        return loss
+
+
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    """Outputs, targets and weights of a step's clips; zeros for those of other ranks, until they are summed over ranks."""
+
+    outputs: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    @classmethod
+    def empty(cls, term: Term, batch: Batch, clips: int, world: World) -> _Gathered:
+        targets = batch.targets[term.name]
+        return cls(
+            torch.zeros(clips, term.width, device=world.device),
+            torch.zeros(clips, *targets.shape[1:], dtype=targets.dtype, device=world.device),
+            torch.zeros(clips, device=world.device),
+        )
+
+    def put(self, outputs: Tensor, batch: Batch, name: str) -> None:
+        device = self.outputs.device
+        rows = to_device(torch.from_numpy(batch.rows), device)
+        self.outputs[rows] = outputs.float()
+        self.targets[rows] = to_device(batch.targets[name], device)
+        self.weights[rows] = to_device(batch.weights[name], device)
+
+    def gradient(self, term: Term, world: World) -> StepGradient:
+        for gathered in (self.outputs, self.targets, self.weights):
+            world.sum_over_ranks(gathered)
+        given = self.weights > 0
+        if not bool(given.any()):
+            return StepGradient(torch.zeros((), device=world.device), torch.zeros_like(self.outputs))
+        outputs = self.outputs.clone().requires_grad_()
+        with torch.enable_grad():
+            value = term.loss(outputs[given], self.targets[given], self.weights[given])
+        (gradient,) = torch.autograd.grad(value, outputs)
+        return StepGradient(value.detach().float(), gradient)

@@ -1,0 +1,174 @@
+"""Make a run's tasks of its settings and the columns of its clips: each with the target and the weight of every clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ser_hpc.config.extensions import explain_errors, is_outside
+from ser_hpc.config.heads import HeadSettings
+from ser_hpc.config.losses import LossSettings
+from ser_hpc.config.tasks import (
+    MAIN,
+    ClassificationSettings,
+    DistributionSettings,
+    NumbersSettings,
+    TaskSettings,
+)
+from ser_hpc.core.errors import UserError, listed
+from ser_hpc.corpora.labels import DROPPED, LabelSet
+from ser_hpc.tasks.targets import ClassTarget, DistributionTarget, NumbersTarget, Target
+
+
+class Columns(Protocol):
+    """The clips' annotations: each column has one row a clip of the index."""
+
+    def texts(self, name: str) -> np.ndarray:
+        """Return a text column, or a field of the extra annotations ("" where a clip lacks it), object (num_clips,)."""
+
+    def numbers(self, name: str) -> np.ndarray:
+        """Return a number column, or such a field, float64 (num_clips,), nan where a clip lacks it. Raises UserError."""
+
+    @property
+    def label_set(self) -> LabelSet:
+        """Return the run's label set: what `data.labels` names."""
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Return the class of every clip by the label set, int64 (num_clips,), -1 where it has none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A task of a run: its name, `target`, and the target of every clip of the index, `values`, (num_clips, ...).
+
+    `weight`: its share of the loss; `balanced`: of its classes each weighs as much; `head`: settings of one of its own kind.
+    """
+
+    name: str
+    target: Target
+    values: np.ndarray
+    loss: LossSettings
+    weight: float = 1.0
+    balanced: bool = False
+    head: HeadSettings | None = None
+
+    def clip_weights(self, train: np.ndarray) -> np.ndarray:
+        """Weigh every clip of the index, float32: 0 where it has no target; `balanced`: all clips / (classes x clips of the
+        class), counted over those at `train` (positions)."""
+        given = self.target.is_given(self.values)
+        if not self.balanced:
+            return given.astype(np.float32)
+        counted = self.values[train][given[train]]
+        counts = np.bincount(counted, minlength=self.target.width)
+        weights = (len(counted) / (self.target.width * np.maximum(counts, 1))).astype(np.float32)[self.values]
+        return np.where(given, weights, np.float32(0))
+
+
+@dataclass(frozen=True, slots=True)
+class ClipTargets:
+    """What every clip of the index teaches, by task: `values` (num_clips, ...), 0 where it has no target; `weights`, float32
+    (num_clips,), 0 there."""
+
+    values: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
+
+    @classmethod
+    def of_tasks(cls, tasks: Sequence[Task], train: np.ndarray) -> ClipTargets:
+        """Make them of tasks; `train`: positions of the training part, over which classes are balanced."""
+        values = {task.name: _filled(task.target.is_given(task.values), task.values) for task in tasks}
+        return cls(values, {task.name: task.clip_weights(train) for task in tasks})
+
+    @classmethod
+    def of_main(cls, targets: np.ndarray, weights: np.ndarray) -> ClipTargets:
+        """Make those of the main task alone, of class indices and weights (num_clips,)."""
+        return cls({MAIN: targets}, {MAIN: weights})
+
+
+def _filled(given: np.ndarray, values: np.ndarray) -> np.ndarray:
+    filled: np.ndarray = np.where(given.reshape(-1, *[1] * (values.ndim - 1)), values, values.dtype.type(0))
+    return filled
+
+
+def build_tasks(settings: Mapping[str, TaskSettings], columns: Columns, class_weights: str) -> tuple[Task, ...]:
+    """Make the tasks of `settings`, the main one first. `class_weights`: of the main one.
+
+    Raises UserError naming the task and what the clips lack.
+    """
+    return tuple(_build(name, task, columns, class_weights) for name, task in settings.items())
+
+
+def _build(name: str, settings: TaskSettings, columns: Columns, class_weights: str) -> Task:
+    if is_outside(settings.kind):
+        with explain_errors(settings.kind):
+            made: Task = settings.build(name, columns)
+            return made
+    balanced = False
+    match settings:
+        case ClassificationSettings():
+            balanced = settings.class_weights == "balanced"
+            target, values = _classes(name, settings, columns)
+        case DistributionSettings():
+            target, values = _votes(name, settings, columns)
+        case NumbersSettings():
+            target, values = _numbers(name, settings, columns)
+        case _:
+            balanced = class_weights == "balanced"
+            target, values = ClassTarget(columns.label_set.classes), columns.targets
+    if not target.is_given(values).any():
+        raise UserError(f"tasks.{name}: no clip has a target")
+    return Task(name, target, values, settings.chosen_loss, settings.weight, balanced, settings.head)
+
+
+def _classes(name: str, settings: ClassificationSettings, columns: Columns) -> tuple[Target, np.ndarray]:
+    texts = columns.texts(settings.column)
+    occurring = sorted({text for text in texts.tolist() if text})
+    classes = settings.classes or tuple(occurring)
+    if len(classes) < 2:
+        found = listed(classes) or "nothing"
+        raise UserError(f"tasks.{name}: column {settings.column!r} names {found}; two classes are needed")
+    if absent := [each for each in classes if each not in occurring]:
+        raise UserError(
+            f"tasks.{name}.classes: no clip's {settings.column} is {listed(absent)}; there are {listed(occurring, 20)}"
+        )
+    index = {each: i for i, each in enumerate(classes)}
+    return ClassTarget(classes), np.array([index.get(text, DROPPED) for text in texts.tolist()], dtype=np.int64)
+
+
+def _votes(name: str, settings: DistributionSettings, columns: Columns) -> tuple[Target, np.ndarray]:
+    """Read `angry=3 neutral=1`: shares of the label set's classes."""
+    label_set = columns.label_set
+    class_of = {each: each for each in label_set.classes} | label_set.mapping
+    index = {each: i for i, each in enumerate(label_set.classes)}
+    texts = columns.texts(settings.column)
+    shares: dict[str, np.ndarray] = {}
+    for text in set(texts.tolist()):
+        votes = np.zeros(len(label_set.classes))
+        for vote in text.split():
+            word, equals, count = vote.partition("=")
+            if not equals or word not in class_of or not count.replace(".", "", 1).isdigit():
+                raise UserError(
+                    f"tasks.{name}: {settings.column} {text!r} is no list of votes as angry=3 neutral=1, with words of the "
+                    f"label set {label_set.name!r}: {listed(sorted(class_of), 20)}"
+                )
+            if (meant := class_of[word]) is not None:
+                votes[index[meant]] += float(count)
+        shares[text] = votes / votes.sum() if votes.sum() else np.full(len(votes), np.nan)
+    values = np.stack([shares[text] for text in texts.tolist()]).astype(np.float32)
+    return DistributionTarget(label_set.classes), values
+
+
+def _numbers(name: str, settings: NumbersSettings, columns: Columns) -> tuple[Target, np.ndarray]:
+    low, high = settings.range
+    numbers = np.stack([columns.numbers(column) for column in settings.columns], axis=1)
+    given = numbers[np.isfinite(numbers).all(axis=1)]
+    if len(given) and not (low <= given.min() and given.max() <= high):
+        raise UserError(
+            f"tasks.{name}.range is {low:g} to {high:g}, but the clips have {given.min():g} to {given.max():g}: give the scale "
+            "on which they were annotated"
+        )
+    values = ((numbers - low) / (high - low)).astype(np.float32)
+    return NumbersTarget(tuple(settings.columns), float(low), float(high)), values
