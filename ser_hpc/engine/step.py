@@ -35,9 +35,9 @@ def accumulate_gradients(
     """Add up the gradients of the step's loss.
 
     `clips`: the step's, by position; `seed`: the trial's, and the step's number, from which each micro-batch's dropout is
-    drawn, on whatever rank; `statistics` take in each. Returns (tasks + 1, clips) float32 on the device: the loss of each of this
-    rank's clips by each task, and last what is wrong with it (CorruptionCause, or 0); zeros for the clips of other ranks. None
-    if memory ran out: what there is of gradients is worthless.
+    drawn, on whatever rank; `statistics` take in each. Returns (tasks + 1, clips) float32 on the device: the loss of each of
+    this rank's clips by each task, and last what is wrong with it (CorruptionCause, or 0); zeros for the clips of other ranks.
+    None if memory ran out: what there is of gradients is worthless.
     """
     device = world.device
     totals = objective.totals(clips)
