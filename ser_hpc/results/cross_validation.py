@@ -223,7 +223,7 @@ def _interval(trials: Sequence[TrialScores], plan: dict[str, Any]) -> Interval:
     """Compute that of the pooled UAR. A speaker is a corpus and a name; clips of unknown speakers give no interval."""
     if not all(plan_checks.is_known(p) for t in trials for p in t.test):
         return Interval(None, "some test clips are of unknown speakers")
-    same = plan.get("same_speakers", {})
+    same = plan.get("speaker_aliases", {})
     by_speaker: dict[int, dict[str, list[Prediction]]] = {seed: {} for seed in plan["seeds"]}
     for t in trials:
         for p in t.test:

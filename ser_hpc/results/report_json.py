@@ -29,7 +29,7 @@ def to_json(cv: CrossValidation) -> dict[str, Any]:
         "corpora": cv.plan["corpora"],
         "label_set": cv.plan["label_set"],
         "num_trials": len(cv.trials) + len(cv.missing),
-        "num_test": sum(fold["test"]["num"] for fold in cv.plan["folds"]),
+        "num_test": sum(fold["test"]["num_clips"] for fold in cv.plan["folds"]),
         **{key: total[key] for key in (*SCORE_NAMES, "over_trials")},
         "classes": cv.classes,
         "recall": total["recall"],

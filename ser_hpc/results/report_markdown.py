@@ -112,6 +112,12 @@ def _fold_table(cv: CrossValidation) -> str:
         for part in ("test", "dev", "train"):
             p = fold[part]
             rows.append(
-                [str(fold["fold"]) if part == "test" else "", part, p["words"], str(p["num"]), f"{p['seconds'] / 60:.1f}"]
+                [
+                    str(fold["fold"]) if part == "test" else "",
+                    part,
+                    p["description"],
+                    str(p["num_clips"]),
+                    f"{p['seconds'] / 60:.1f}",
+                ]
             )
     return markdown.table(["fold", "part", "who", "clips", "minutes"], rows, left=(1, 2))

@@ -36,7 +36,7 @@ def to_terminal(cv: CrossValidation) -> RenderableType:
         ]
         if any(m.trial.fold == fold["fold"] for m in cv.missing):
             scores = ["missing", "", "", "", ""]
-        cells = (str(fold["fold"]), fold["test"]["words"], str(fold["test"]["num"]), *scores)
+        cells = (str(fold["fold"]), fold["test"]["description"], str(fold["test"]["num_clips"]), *scores)
         table.add_row(
             *(Text(cell, style="red" if cell == "missing" else "", no_wrap=True, overflow="ellipsis") for cell in cells)
         )
