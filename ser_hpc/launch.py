@@ -196,7 +196,7 @@ def _wait(experiment: Experiment, left: Sequence[Trial], environment: Mapping[st
 
     run, waiting = experiment.run, list(left)
 
-    def feed() -> int:
+    def submit_more() -> int:
         if waiting:
             with _alone(run, out) as lock:
                 held = jobs.active_jobs(run)
@@ -204,7 +204,7 @@ def _wait(experiment: Experiment, left: Sequence[Trial], environment: Mapping[st
                 waiting[:] = enqueue.enqueue_trials(experiment, todo, held, environment, lock, out) if todo else []
         return len(waiting)
 
-    poll_until_done(run, out, feed)
+    poll_until_done(run, out, submit_more)
 
 
 @contextmanager

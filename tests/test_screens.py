@@ -144,7 +144,7 @@ def test_status(screen: Screen, tmp_path: Path) -> None:
     write_json(run.plan, {"trials": [{"seed": 0, "fold": 0}]})
     attempt = run.trial(Trial(0, 0)).claim()
     write_json(attempt.attempt, {"started": 1.0, "host": "[n1]", "job": None})
-    write_json(attempt.end, {"how": "failed", "error": "UserError: no [bold]file[/bold]", "host": "n1", "when": 1.0})
+    write_json(attempt.end, {"outcome": "failed", "error": "UserError: no [bold]file[/bold]", "host": "n1", "ended": 1.0})
     shown = screen(status.main, run.path)
     assert "[run]: 1 trial" in shown and "[n1]" in shown and "no [bold]file[/bold]" in shown
 
@@ -153,7 +153,7 @@ def test_following_trials_here(tmp_path: Path, capsys: pytest.CaptureFixture[str
     run, trial = RunDir(tmp_path), Trial(0, 0)
     attempt = run.trial(trial).claim()
     write_json(attempt.progress, {"state": "failed", "updated": 2.0})
-    write_json(attempt.end, {"how": "failed", "error": "no [/red] file", "host": "n1", "when": 1.0})
+    write_json(attempt.end, {"outcome": "failed", "error": "no [/red] file", "host": "n1", "ended": 1.0})
     job = local.LocalJob(trial, 0, [], SimpleNamespace(close=lambda: None), 1.0, 2)  # type: ignore[arg-type]
     for out in (cli.make_console(), forced_terminal()):
         with show_progress(run, [trial], out) as watch:

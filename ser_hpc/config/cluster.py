@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from ser_hpc.config.sbatch import SbatchOptions, SrunArguments
-from ser_hpc.config.section import Positive, Section, Words
+from ser_hpc.config.section import Positive, Section, Strings
 from ser_hpc.core.errors import UserError
 
 
@@ -77,7 +77,7 @@ class ClusterSettings(Section):
     """How the site wants GPUs asked for: `--gpus-per-node=h100:2`, or the older `--gres=gpu:h100:2`."""
     constraint: str | None = None
     """Features that the trials' nodes must have, in Slurm's notation."""
-    exclude: Words = ()
+    exclude: Strings = ()
     """Nodes that no job may use, in Slurm's notation (`n7`, or `[n7, "n[12-14]"]`)."""
     cpus_per_gpu: Positive = 6
     """CPU cores per GPU (per rank where there is none)."""
@@ -94,7 +94,7 @@ class ClusterSettings(Section):
     """Trials at the same time at most."""
     trials_per_gpu: Positive = 1
     """Trials that share a job and its GPUs, where a model is small; on one node."""
-    setup: Words = ()
+    setup: Strings = ()
     """Lines of shell before the jobs' Python starts, as `module load anaconda3` or `conda activate ser`. Each is a command of
     its own: where one fails, the job is started on another node (write `... || true` where that does no harm)."""
     python: str | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
-from ser_hpc.config.section import Words
+from ser_hpc.config.section import Strings
 
 Value = str | int | float | bool | None
 
@@ -117,4 +117,4 @@ def _checked_srun(arguments: Sequence[str]) -> Sequence[str]:
 
 
 SbatchOptions = Annotated[dict[str, Value], BeforeValidator(_names), AfterValidator(_checked)]
-SrunArguments = Annotated[Words, AfterValidator(_checked_srun)]
+SrunArguments = Annotated[Strings, AfterValidator(_checked_srun)]

@@ -17,7 +17,7 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else () if value is None else value
 
 
-Words = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 
 
 class Section(BaseModel):

@@ -17,7 +17,7 @@ from ser_hpc.config.choice import Choice
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.extensions import is_outside
 from ser_hpc.config.heads import Head, MeanPoolSettings
-from ser_hpc.config.section import Fraction, Positive, PositiveFloat, Probability, Section, Words
+from ser_hpc.config.section import Fraction, Positive, PositiveFloat, Probability, Section, Strings
 from ser_hpc.config.tasks import MAIN, EmotionSettings, TaskChoice, with_emotion
 from ser_hpc.config.transforms import Chain
 
@@ -47,7 +47,7 @@ class RunSettings(Section):
 
 
 class DataSettings(Section):
-    shards: Words = ()
+    shards: Strings = ()
     """Folder of packed shards (tools/build_shards.py makes it), or a list of them, one a corpus; each may be a URL that fsspec
     knows (`s3://...`, `https://...`), read clip by clip; or `demo`: built-in synthetic speech, made when first used."""
     labels: str = "as_annotated"
@@ -89,9 +89,9 @@ class FoldSettings(Section):
     """How speakers are divided over train, dev and test; see docs/protocols.md."""
     count: Positive | None = None
     """Number of folds; none: what the protocol says (sessions, speakers, corpora, 5 groups, 1 fixed split)."""
-    test_corpora: Words = ()
+    test_corpora: Strings = ()
     """For `cross_corpus`: the names of the corpora that are tested."""
-    train_corpora: Words = ()
+    train_corpora: Strings = ()
     """For `cross_corpus`: the names of those that train and choose; none: all others."""
     max_per_class: Positive | None = None
     """At most so many clips of each class train in a fold, always the same ones; dev and test parts stay whole."""

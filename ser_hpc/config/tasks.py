@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from ser_hpc.config.choice import Choice
 from ser_hpc.config.heads import TaskHead
 from ser_hpc.config.losses import DEFAULTS, LossSettings, TaskLoss
-from ser_hpc.config.section import Section, Words
+from ser_hpc.config.section import Section, Strings
 
 MAIN = "emotion"
 
@@ -67,7 +67,7 @@ class ClassificationSettings(TaskSettings):
     kind: Literal["classification"] = "classification"
     column: str
     """A column of the shards (gender, speaker, language, intensity ...) or a field of their extra annotations."""
-    classes: Words = ()
+    classes: Strings = ()
     """Its classes; none: all words that occur."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: a clip weighs as much as its class is rare in the training part."""
@@ -90,7 +90,7 @@ class NumbersSettings(TaskSettings):
     """One number or several, such as arousal, valence and dominance. Clips that lack one of them teach nothing here."""
 
     kind: Literal["numbers"] = "numbers"
-    columns: Annotated[Words, Field(min_length=1)]
+    columns: Annotated[Strings, Field(min_length=1)]
     """Number columns of the shards (arousal, valence, dominance), or fields of their extra annotations."""
     range: tuple[float, float]
     """The lowest and the highest number of the scale on which they were annotated, such as [1, 5]."""

@@ -24,9 +24,9 @@ class _Clock:
     def _tick(self) -> None:
         while True:
             time.sleep(_TICK_S)
-            self.look()
+            self.read()
 
-    def look(self) -> tuple[float, float]:
+    def read(self) -> tuple[float, float]:
         """Return seconds awake, since some moment, and seconds stopped."""
         with self._lock:
             now = time.monotonic()
@@ -56,4 +56,4 @@ def _look() -> tuple[float, float]:
     with _making:
         if _clock is None:
             _clock = _Clock()
-    return _clock.look()
+    return _clock.read()

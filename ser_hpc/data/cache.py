@@ -31,7 +31,7 @@ class CachingClipReader(ClipReader):
     ) -> None:
         super().__init__(originals, copies, coalesce=coalesce)
         self._cached: dict[Extent, np.ndarray] = {}
-        self._room = keep_bytes
+        self._free_bytes = keep_bytes
 
     def read(self, extents: Sequence[Extent]) -> list[np.ndarray | CorruptClipError]:
         """Read as ClipReader.read does; the arrays may be shared, and are not to be written to."""
@@ -39,10 +39,10 @@ class CachingClipReader(ClipReader):
         read = dict(zip(missing, super().read(missing), strict=True))
         found = [read[extent] if extent in read else self._cached[extent] for extent in extents]
         for extent, clip in read.items():
-            if isinstance(clip, np.ndarray) and clip.nbytes <= self._room:
+            if isinstance(clip, np.ndarray) and clip.nbytes <= self._free_bytes:
                 clip.flags.writeable = False
                 self._cached[extent] = clip
-                self._room -= clip.nbytes
+                self._free_bytes -= clip.nbytes
         return found
 
     def close(self) -> None:

@@ -51,10 +51,10 @@ def stage(index: ShardIndex, positions: np.ndarray, disk: Path, *, wait_s: float
     folders, messages = [], []
     for number, (root, fingerprint) in enumerate(zip(index.roots, index.fingerprints, strict=True)):
         shards = [index.shards[i] for i in needed if index.dataset[i] == number]
-        folder, news = _stage(root, fingerprint, shards, disk, wait_s)
+        folder, summary = _stage(root, fingerprint, shards, disk, wait_s)
         folders.append(folder)
         copy = f"from {folder}: {len(shards)} of {index.dataset.count(number)} needed" if folder != root else f"from {root}"
-        messages.append(f"shards are read {copy}, {news}")
+        messages.append(f"shards are read {copy}, {summary}")
     return tuple(folders), "\n".join(messages)
 
 

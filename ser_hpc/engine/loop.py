@@ -94,9 +94,9 @@ def train_trial(
     # Set up: what is recorded.
     if world.is_main:
         describe(attempt, strategy=train.strategy, precision=train.precision, budget_s=round(budget.samples / RATE, 3))
-    state, many = replace(saved.state, budget=budget), settings.data.max_corrupt
+    state, limit = replace(saved.state, budget=budget), settings.data.max_corrupt
     progress = Progress(attempt, saved.attempt, state, total_steps, train.epochs, active=world.is_main)
-    corrupt = CorruptClips(attempt, saved.attempt, state, data.index, len(fold.train.positions), many, active=world.is_main)
+    corrupt = CorruptClips(attempt, saved.attempt, state, data.index, len(fold.train.positions), limit, active=world.is_main)
     metrics = StepMetrics(state, data, objective, train.precision == "fp16", progress, corrupt)
     with source, progress, checkpoint.Writer(trial, attempt) as writer:
         supervisor = Supervisor(
@@ -122,7 +122,7 @@ def train_trial(
                 if losses is None or decision.out_of_memory:
                     strategy.discard_step()
                     cut = reduce_budget(cut, clips, samples[clips])
-                    supervisor.lower_budget(cut.budget_samples, number)
+                    supervisor.reduce_budget(cut.budget_samples, number)
                     break
                 losses, lr = world.sum_over_ranks(losses), learning_rate(number, total_steps, train)
                 grad_norm = strategy.step(lr)

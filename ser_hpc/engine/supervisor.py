@@ -100,12 +100,12 @@ class Supervisor:
         self.watchdog.beat()
         self.save()
 
-    def lower_budget(self, samples: int, step: int) -> None:
+    def reduce_budget(self, samples: int, step: int) -> None:
         """Note that memory ran out at a step, which is made again with micro-batches of at most so many samples."""
         budget = self.metrics.state.budget
         assert budget is not None, "it was found before the first step"
         self.metrics.read(all=True)
-        self.metrics.state = replace(self.metrics.state, budget=replace(budget, samples=samples, lowered=True))
+        self.metrics.state = replace(self.metrics.state, budget=replace(budget, samples=samples, reduced=True))
         if self.world.is_main:
             attempt.describe_attempt(self.attempt, budget_s=round(samples / RATE, 3))
             print(f"memory ran out at step {step}: made again, {samples / RATE:.0f} s of audio at a time", flush=True)

@@ -26,12 +26,12 @@ def poll_once(run: RunDir) -> tuple[tuple[TrialStatus, ...], tuple[str, ...]]:
 
 
 def poll_until_done(
-    run: RunDir, out: Console, feed: Callable[[], int] = lambda: 0, trial_filter: TrialFilter = EVERYTHING
+    run: RunDir, out: Console, submit_more: Callable[[], int] = lambda: 0, trial_filter: TrialFilter = EVERYTHING
 ) -> Sequence[TrialStatus]:
     """Show the run until nothing runs or waits, and return the last statuses. A terminal is redrawn; a log gets a line for each
     change of the headline, and the screen last.
 
-    `feed`: called whenever Slurm is asked; returns the number of trials that it has yet to submit.
+    `submit_more`: called whenever Slurm is asked; returns the number of trials that it has yet to submit.
     """
     printed, queried_s, left = "", 0.0, 0
     statuses: tuple[TrialStatus, ...] = ()
@@ -40,7 +40,7 @@ def poll_until_done(
         while True:
             began = time.monotonic()
             if began - queried_s > _ASK_SLURM_S or not queried_s:
-                left = feed()
+                left = submit_more()
                 jobs, notes = job_states(run)
                 queried_s = time.monotonic()
             statuses = read_status(run, jobs, time.time(), statuses)

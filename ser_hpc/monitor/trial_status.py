@@ -129,7 +129,7 @@ def _look(
     last = done.get("attempt") if done else None
     attempts = tuple(read_attempt(attempt) for attempt in place.attempts if not isinstance(last, int) or attempt.number <= last)
     newest = attempts[-1] if attempts else None
-    known = TrialEvidence(job, newest, submission.when if submission else None, now, lost_after_s)
+    known = TrialEvidence(job, newest, submission.submitted_at if submission else None, now, lost_after_s)
     folders = {submission.job: submission.mark} if submission and submission.job and submission.mark else {}
     state, reason = ("done", "") if done is not None else state_of(known)
     given_up = starts.given_up_reason(place.run, job.job) if job is not None and state in ("failed", "stopped") else None

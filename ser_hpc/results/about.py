@@ -17,6 +17,7 @@ from ser_hpc.core.atomic_io import read_json
 from ser_hpc.core.errors import UserError, counted
 from ser_hpc.run.attempt_end import trained_attempts
 from ser_hpc.run.run_dir import RunDir, TrialDir
+from ser_hpc.run.snapshot import is_modified
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
@@ -69,7 +70,7 @@ def _origin(run: RunDir, digest: str | None) -> str:
     with suppress(*_UNREADABLE):
         origin = read_json(run.code / str(digest) / "origin.json")
         commit = f"commit {origin['commit'][:12]}" if origin.get("commit") else "of no commit"
-        changed = ", with changes (difference.patch)" if origin.get("differs") else ""
+        changed = ", with changes (difference.patch)" if is_modified(origin) else ""
         return f"version {origin['version']}, {commit}{changed}; kept in code/{digest}"
     return f"code/{digest}"
 

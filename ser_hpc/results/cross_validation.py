@@ -20,6 +20,7 @@ from ser_hpc.results import intervals, plan_checks
 from ser_hpc.results.about import describe_run
 from ser_hpc.results.intervals import Interval
 from ser_hpc.results.sanity import sanity_warnings
+from ser_hpc.results.task_scores import TaskScores, score_tasks
 from ser_hpc.run.attempt_end import read_end
 from ser_hpc.run.plan_file import read_plan
 from ser_hpc.run.predictions import Prediction
@@ -91,7 +92,8 @@ class SeedScores:
 class CrossValidation:
     """The content of a report. `scores` is None while a trial is missing; `finished` is None if no trial is finished.
 
-    `warnings`: why this may be no result; `about`: what was trained, by topic.
+    `warnings`: why this may be no result; `about`: what was trained, by topic; `tasks`: those beside the main one, over the
+    finished trials.
     """
 
     plan: dict[str, Any]
@@ -104,6 +106,7 @@ class CrossValidation:
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     about: dict[str, str] = field(default_factory=dict)
+    tasks: tuple[TaskScores, ...] = ()
 
     @property
     def classes(self) -> list[str]:
@@ -152,6 +155,7 @@ def _cross_validate(run: RunDir, notes: Sequence[str]) -> CrossValidation:
         ),
         warnings=tuple(sanity_warnings(done, {t.trial: t.confusion for t in trials}, plan["classes"], interval)),
         about=describe_run(run, plan, done),
+        tasks=score_tasks(plan, {t.trial: t.test for t in trials}),
     )
 
 
@@ -224,7 +228,7 @@ def _interval(trials: Sequence[TrialScores], plan: dict[str, Any]) -> Interval:
     """Compute that of the pooled UAR. A speaker is a corpus and a name; clips of unknown speakers give no interval."""
     if not all(plan_checks.is_known(p) for t in trials for p in t.test):
         return Interval(None, "some test clips are of unknown speakers")
-    same = plan.get("same_speakers", {})
+    same = plan.get("speaker_aliases", {})
     by_speaker: dict[int, dict[str, list[Prediction]]] = {seed: {} for seed in plan["seeds"]}
     for t in trials:
         for p in t.test:

@@ -61,7 +61,7 @@ def read_trial_predictions(folder: TrialDir, plan: dict[str, Any], sha256: str |
     fold = next(fold for fold in plan["folds"] if fold["fold"] == folder.trial.fold)
     parts = {part: tuple(p for p in predictions if p.part == part) for part in PARTS}
     for part, found in parts.items():
-        if problems := _differences(found, fold[part], plan.get("same_speakers", {})):
+        if problems := _differences(found, fold[part], plan.get("speaker_aliases", {})):
             what = f"{folder.current.predictions}: the {part} part is not the planned one"
             raise UserError(f"{what}; it holds {listed(problems)}; {_AGAIN}")
     return parts
@@ -131,7 +131,7 @@ def _differences(found: Sequence[Prediction], part: dict[str, Any], same: Mappin
     counts, planned = Counter(p.truth for p in found), set(part["speakers"])
     speakers = {_planned_name(p, planned, same) for p in found if is_known(p)}
     problems = [
-        *([f"{counted(len(found), 'clip')} instead of {part['num']}"] if len(found) != part["num"] else []),
+        *([f"{counted(len(found), 'clip')} instead of {part['num_clips']}"] if len(found) != part["num_clips"] else []),
         *(
             f"{counts[name]} of class {name} instead of {part['classes'].get(name, 0)}"
             for name in sorted({*counts, *part["classes"]})

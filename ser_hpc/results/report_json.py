@@ -13,6 +13,7 @@ import numpy as np
 
 from ser_hpc.results.cross_validation import CrossValidation, Scores, Spread
 from ser_hpc.results.report_summary import SCORE_NAMES, report_notes
+from ser_hpc.results.task_scores import TaskScores
 
 REPORT_FORMAT = 1
 
@@ -29,7 +30,7 @@ def to_json(cv: CrossValidation) -> dict[str, Any]:
         "corpora": cv.plan["corpora"],
         "label_set": cv.plan["label_set"],
         "num_trials": len(cv.trials) + len(cv.missing),
-        "num_test": sum(fold["test"]["num"] for fold in cv.plan["folds"]),
+        "num_test": sum(fold["test"]["num_clips"] for fold in cv.plan["folds"]),
         **{key: total[key] for key in (*SCORE_NAMES, "over_trials")},
         "classes": cv.classes,
         "recall": total["recall"],
@@ -51,6 +52,7 @@ def to_json(cv: CrossValidation) -> dict[str, Any]:
         "dropped": cv.plan["dropped"],
         "notes": report_notes(cv),
         "warnings": list(cv.warnings),
+        **({"tasks": {task.name: _task_json(task) for task in cv.tasks}} if cv.tasks else {}),
         "about": cv.about,
     }
 
@@ -69,6 +71,19 @@ def _aggregate_json(cv: CrossValidation, scores: Scores | None) -> dict[str, Any
         "over_trials": {score: {"mean": of["mean"], "std": of["std"]} for score, of in spreads.items()},
         "recall": {name: _number(value) for name, value in zip(cv.classes, recall, strict=True)},
         "confusion": scores.confusion.tolist() if scores else None,
+    }
+
+
+def _task_json(task: TaskScores) -> dict[str, Any]:
+    """Convert the scores of a task beside the main one; over the finished trials, of which `partial` tells the number."""
+    return {
+        "kind": task.target.kind,
+        "num_test": task.num_clips,
+        "best": task.best,
+        "scores": {
+            name: {"mean": _number(task.mean[name]), "std": _number(task.std[name]), "pooled": _number(task.pooled[name])}
+            for name in task.mean
+        },
     }
 
 

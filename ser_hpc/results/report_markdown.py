@@ -35,6 +35,8 @@ def to_markdown(cv: CrossValidation) -> str:
         if len(cv.seeds) > 1:
             rows = [[str(s.seed), markdown.format_score(s.mean), markdown.format_score(s.pooled)] for s in cv.seeds]
             paragraphs += ["UAR of each seed, over all its folds:", markdown.table(["seed", "mean", "pooled"], rows)]
+        if cv.tasks:
+            paragraphs += [f"## Other tasks{over}", _task_table(cv)]
         paragraphs += [f"## Classes{over}", _class_table(cv, cv.finished)]
         paragraphs += [f"## Confusion{over}", *_confusion_tables(cv, cv.finished)]
     paragraphs += ["## Folds", f"Protocol: {markdown.one_line(cv.plan['protocol'])}", _fold_table(cv)]
@@ -63,6 +65,21 @@ def _trial_table(cv: CrossValidation) -> str:
                 ]
             )
     return markdown.table(["seed", "fold", *SCORE_NAMES.values(), "dev UAR", "epoch", "clips"], ordered)
+
+
+def _task_table(cv: CrossValidation) -> str:
+    rows = [
+        [
+            task.name if number == 0 else "",
+            str(task.num_clips) if number == 0 else "",
+            score.replace("_", " "),
+            *(markdown.format_score(of[score]) for of in (task.mean, task.std, task.pooled)),
+            f"{task.chance:.3f}" if score == task.best else "",
+        ]
+        for task in cv.tasks
+        for number, score in enumerate(task.mean)
+    ]
+    return markdown.table(["task", "clips", "score", "mean", "± std", "pooled", "chance"], rows, left=(0, 2))
 
 
 def _absent_classes(cv: CrossValidation) -> list[str]:
@@ -112,6 +129,12 @@ def _fold_table(cv: CrossValidation) -> str:
         for part in ("test", "dev", "train"):
             p = fold[part]
             rows.append(
-                [str(fold["fold"]) if part == "test" else "", part, p["words"], str(p["num"]), f"{p['seconds'] / 60:.1f}"]
+                [
+                    str(fold["fold"]) if part == "test" else "",
+                    part,
+                    p["description"],
+                    str(p["num_clips"]),
+                    f"{p['seconds'] / 60:.1f}",
+                ]
             )
     return markdown.table(["fold", "part", "who", "clips", "minutes"], rows, left=(1, 2))

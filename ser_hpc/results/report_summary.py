@@ -7,6 +7,7 @@ import math
 from ser_hpc.core.errors import counted
 from ser_hpc.results import markdown
 from ser_hpc.results.cross_validation import CrossValidation
+from ser_hpc.results.task_scores import TaskScores
 
 DEMO_NOTE = "Numbers of a demo: synthetic speech. They show that the chain works and say nothing about emotion in real speech."
 SCORE_NAMES = {"uar": "UAR", "wa": "WA", "macro_f1": "macro-F1", "kappa": "kappa"}
@@ -36,6 +37,14 @@ def report_headline(cv: CrossValidation) -> str:
         f"{interval}; "
         f"chance is {1 / len(cv.classes):.3f}."
     )
+
+
+def task_sentence(task: TaskScores) -> str:
+    """Say what a task beside the main one scored."""
+    names = {"uar": "UAR", "ccc": "mean concordance"}
+    scored = f"{names.get(task.best, task.best)} {markdown.format_score(task.mean[task.best])}"
+    pooled = f"pooled {markdown.format_score(task.pooled[task.best])}"
+    return f"{task.name}: {scored}, {pooled}, over {counted(task.num_clips, 'test clip')}; chance is {task.chance:.3f}."
 
 
 def report_notes(cv: CrossValidation) -> list[str]:

@@ -9,7 +9,14 @@ import numpy as np
 
 from ser_hpc.results import markdown
 from ser_hpc.results.cross_validation import CrossValidation
-from ser_hpc.results.report_summary import DEMO_NOTE, SCORE_NAMES, count_trials, incomplete_sentence, report_headline
+from ser_hpc.results.report_summary import (
+    DEMO_NOTE,
+    SCORE_NAMES,
+    count_trials,
+    incomplete_sentence,
+    report_headline,
+    task_sentence,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,7 +43,7 @@ def to_terminal(cv: CrossValidation) -> RenderableType:
         ]
         if any(m.trial.fold == fold["fold"] for m in cv.missing):
             scores = ["missing", "", "", "", ""]
-        cells = (str(fold["fold"]), fold["test"]["words"], str(fold["test"]["num"]), *scores)
+        cells = (str(fold["fold"]), fold["test"]["description"], str(fold["test"]["num_clips"]), *scores)
         table.add_row(
             *(Text(cell, style="red" if cell == "missing" else "", no_wrap=True, overflow="ellipsis") for cell in cells)
         )
@@ -53,4 +60,5 @@ def to_terminal(cv: CrossValidation) -> RenderableType:
         lines += [Text(incomplete_sentence(cv), style="bold red")]
         lines += [Text(f"  {m.trial}: {shorten(m.reason, 240)}", style="red") for m in cv.missing]
     lines += [Text(report_headline(cv).replace("**", ""))]
+    lines += [Text(task_sentence(task)) for task in cv.tasks]
     return Group(*lines, *([Text(DEMO_NOTE, style="dim")] if cv.plan["demo"] else []))

@@ -49,7 +49,7 @@ def end_attempt(attempt: AttemptDir, outcome: str, error: str | None = None, *, 
         if attempt.end.exists():
             return
     with suppress(OSError):  # the disk may be full, which is then the error itself
-        record = {"how": outcome, "error": error, "shared": shared, "host": socket.gethostname(), "when": time.time()}
+        record = {"outcome": outcome, "error": error, "shared": shared, "host": socket.gethostname(), "ended": time.time()}
         write_json(attempt.end, record)
 
 

@@ -36,7 +36,8 @@ def read_end(attempt: AttemptDir) -> AttemptEnd:
         step = int(read_json(attempt.progress)["step"])
     with suppress(*_UNREADABLE):
         record = read_json(attempt.end)
-        return AttemptEnd(str(record["how"]), step, record["error"], record["host"], record.get("shared") is True)
+        outcome = record["outcome"] if "outcome" in record else record["how"]  # as it was called before
+        return AttemptEnd(str(outcome), step, record["error"], record["host"], record.get("shared") is True)
     return AttemptEnd("killed", step, None, None)
 
 

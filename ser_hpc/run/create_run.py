@@ -11,10 +11,9 @@ from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import labels
 from ser_hpc.run import identity
 from ser_hpc.run.experiment import DEMO, Experiment, planned_seeds
-from ser_hpc.run.plan_file import fold_digest
+from ser_hpc.run.plan_file import fold_digest, write_plan
 from ser_hpc.run.plan_summary import make_plan
 from ser_hpc.run.run_dir import RunDir
-from ser_hpc.run.sealed import write_sealed
 
 
 def write_run(experiment: Experiment) -> RunDir:
@@ -45,7 +44,7 @@ def write_run(experiment: Experiment) -> RunDir:
         e.settings, e.index, e.label_set, e.targets, e.folds, seeds, e.notes, e.tasks, demo=demo
     )
     identity.write_identity(run, e.identity, [fold_digest(fold) for fold in described["folds"]], seeds)
-    write_sealed(run.plan, described)
+    write_plan(run, described, e.identity.schema)
     return run
 
 

@@ -202,7 +202,7 @@ def _seeds_before(experiment: Experiment) -> Iterable[int]:
 def _refuse_other_files(run: RunDir, made: Identity, experiment: Experiment) -> None:
     """Raise UserError where weights, sounds or code from outside the package have changed since the run was made."""
     files = _files(experiment.settings, experiment.index.fingerprint)
-    if changed := [name for name in identity.FILES if files.get(name) != made.what.get(name)]:
+    if changed := [name for name in identity.FILES if files.get(name) != made.content.get(name)]:
         raise UserError(
             f"{run.path} was made with other {listed(changed)} than are there now, so this trial would not be one of it. Put "
             "the old ones back, or launch again: a new run directory will be made"

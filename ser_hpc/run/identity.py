@@ -27,15 +27,15 @@ FILES = ("shards", "sounds", "weights", "extensions")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What identifies a run. `what`: strict JSON, as `schema` writes it."""
+    """What identifies a run. `content`: strict JSON, as `schema` writes it."""
 
     schema: int
-    what: dict[str, Any]
+    content: dict[str, Any]
 
     @property
     def digest(self) -> str:
         """Return the SHA-256 in hex; the run's name ends in its first eight digits."""
-        return json_digest(self.what)
+        return json_digest(self.content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,14 @@ def identity_of(
             files = {name: digest for name, digest in files.items() if name != "weights"}  # it went by the folder's name
         else:
             changed.setdefault("model", {})["weights"] = ""
-    what = {**numbered, "settings": changed, **label_set.as_identity(), **files}
-    return Identity(schema, json.loads(json.dumps(what)))
+    content = {**numbered, "settings": changed, **label_set.as_identity(), **files}
+    return Identity(schema, json.loads(json.dumps(content)))
 
 
 def write_identity(run: RunDir, identity: Identity, folds: Sequence[str], seeds: Iterable[int]) -> None:
     """Write identity.json. `folds`: their digests; `seeds`: all that were ever planned."""
-    content = {"schema": identity.schema, "what": identity.what, "digest": identity.digest}
-    write_sealed(run.identity, content | {"folds": list(folds), "seeds": sorted(seeds)})
+    record = {"schema": identity.schema, _content_key(identity.schema): identity.content, "digest": identity.digest}
+    write_sealed(run.identity, record | {"folds": list(folds), "seeds": sorted(seeds)})
 
 
 def read_identity(run: RunDir) -> RecordedIdentity | None:
@@ -78,27 +78,31 @@ def read_identity(run: RunDir) -> RecordedIdentity | None:
     if not run.identity.exists():
         return None
     try:
-        content = read_sealed(run.identity)
-        identity = Identity(content["schema"], content["what"])
-        if identity.digest != content["digest"]:
+        record = read_sealed(run.identity)
+        identity = Identity(record["schema"], record[_content_key(record["schema"])])
+        if identity.digest != record["digest"]:
             raise ValueError("its digest is another one")
-        return RecordedIdentity(identity, tuple(content["folds"]), tuple(content["seeds"]))
+        return RecordedIdentity(identity, tuple(record["folds"]), tuple(record["seeds"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.identity} is damaged ({error}); nothing says any more which experiment this run is") from error
 
 
+def _content_key(schema: int) -> str:
+    """Return the name that the code of that schema, which may go on with its run, knows the content by."""
+    return "content" if schema > 2 else "what"
+
+
 def check_identity(run: RunDir, recorded: RecordedIdentity) -> None:
     """Compare the run's settings.yaml and labels.yaml with its identity. Raises UserError naming what was changed."""
-    what, schema = recorded.identity.what, recorded.identity.schema
+    content, schema = recorded.identity.content, recorded.identity.schema
     try:
         settings, label_set = load_run_settings(run.settings), labels.load_label_set(run.labels)
     except ConfigError as error:
         raise UserError(f"{run.settings} was changed after the run was made: {error}") from error
-    now = identity_of(settings, label_set, {name: what[name] for name in FILES if name in what}, schema)
-    if now is None or now.what != what:
-        changed = (
-            ["settings"] if now is None else sorted(name for name in now.what | what if now.what.get(name) != what.get(name))
-        )
+    now = identity_of(settings, label_set, {name: content[name] for name in FILES if name in content}, schema)
+    if now is None or now.content != content:
+        names = [] if now is None else sorted(now.content | content)
+        changed = [name for name in names if now and now.content.get(name) != content.get(name)] or ["settings"]
         file = run.settings if "settings" in changed else run.labels
         raise UserError(
             f"{file} was changed after the run was made: its {listed(changed)} are others than those that the run's name "

@@ -46,10 +46,10 @@ def make_plan(
     def part_json(part: Part) -> dict[str, Any]:
         counts = np.bincount(targets[part.positions], minlength=len(label_set.classes))
         return {
-            "words": part.description,
+            "description": part.description,
             "speakers": list(part.speakers),
             "sessions": list(part.sessions),
-            "num": len(part.positions),
+            "num_clips": len(part.positions),
             "seconds": round(float(metadata.seconds[part.positions].sum()), 1),
             "classes": dict(zip(label_set.classes, counts.tolist(), strict=True)),
             "digest": clips_digest(hashes[part.positions]),
@@ -68,7 +68,7 @@ def make_plan(
         "dropped": dict(sorted(dropped.items())),
         **({"tasks": others} if others else {}),
         "protocol": folds.protocol,
-        "same_speakers": dict(settings.folds.speaker_aliases),
+        "speaker_aliases": dict(settings.folds.speaker_aliases),
         "notes": [*folds.notes, *notes],
         "seeds": list(seeds),
         "folds": [{"fold": fold.index} | {name: part_json(getattr(fold, name)) for name in PARTS} for fold in folds.folds],

@@ -223,9 +223,9 @@ def _write(folder: Path, sources: dict[str, bytes]) -> None:
         {
             "version": ser_hpc.__version__,
             "commit": commit,
-            "differs": bool(difference) if commit else None,
+            "modified": bool(difference) if commit else None,
             "versions": {"python": platform.python_version()} | versions(),
-            "when": time.time(),
+            "copied_at": time.time(),
         },
     )
 
@@ -273,9 +273,14 @@ def _changed_since(run: RunDir, digest: str) -> str:
     return f"; since then other: {listed(names)}"
 
 
+def is_modified(origin: Mapping[str, Any]) -> bool:
+    """Tell whether a snapshot's origin.json says that its code differs from its commit."""
+    return bool(origin.get("modified", origin.get("differs")))  # as it was called before
+
+
 def _describe_origin(run: RunDir, digest: str) -> str:
     with suppress(OSError, ValueError, KeyError, TypeError):
         origin: dict[str, Any] = read_json(_code(run, digest).path / "origin.json")
         if origin["commit"]:
-            return f" (commit {origin['commit'][:10]}{', changed' if origin['differs'] else ''})"
+            return f" (commit {origin['commit'][:10]}{', changed' if is_modified(origin) else ''})"
     return ""

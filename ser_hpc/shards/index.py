@@ -297,7 +297,7 @@ class _Pieces:
         return np.concatenate(self._arrays.pop(name))
 
     def metadata(self, num_samples: np.ndarray) -> Metadata:
-        columns: dict[str, Any] = {name: self._words(name) for name in _SHARED}
+        columns: dict[str, Any] = {name: self._strings(name) for name in _SHARED}
         columns |= {name: TextColumn(pa.concat_arrays(self._arrays.pop(name))) for name in _TEXTS}
         return Metadata(**columns, seconds=num_samples / RATE, overlap=self._overlap())
 
@@ -311,7 +311,7 @@ class _Pieces:
         overlap[of_piece] = groups
         return overlap
 
-    def _words(self, name: str) -> np.ndarray:
+    def _strings(self, name: str) -> np.ndarray:
         encoded = pa.concat_arrays(pa.chunked_array(self._arrays.pop(name)).unify_dictionaries().chunks)
         names = np.array(encoded.dictionary.to_pylist(), dtype=object)
         return np.broadcast_to(names, len(encoded)) if len(names) == 1 else np.asarray(names[encoded.indices.to_numpy()])

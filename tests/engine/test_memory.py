@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from itertools import accumulate
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from ser_hpc.config.settings import AcrnnModel, EncoderModel, Settings, TrainSettings
 from ser_hpc.core.errors import UserError
 from ser_hpc.engine.distributed.world import World
-from ser_hpc.engine.memory.budget import Hardware
+from ser_hpc.engine.memory.budget import Budget, Hardware
 from ser_hpc.engine.memory.model import Activations, BudgetRange, static_bytes
 from ser_hpc.engine.memory.peak import peak_bytes
 from ser_hpc.engine.memory.search import CPU_SECONDS, Probe, find_budget, first, search_budget
@@ -236,7 +237,7 @@ def test_a_given_budget_is_taken() -> None:
     assert find_budget(model, Settings(), CLIPS, ALONE).samples == CPU_SECONDS * RATE
     given = Settings.model_validate({"train": {"budget_seconds": 12.5, "activation_checkpointing": "always"}})
     found = find_budget(model, given, CLIPS, ALONE)
-    assert (found.samples, found.again) == (12.5 * RATE, True)
+    assert (found.samples, found.activation_checkpointing) == (12.5 * RATE, True)
     with pytest.raises(UserError, match="no layers"):
         find_budget(build_classifier(ACRNN, 4, 0), given, CLIPS, ALONE)
 
@@ -244,9 +245,15 @@ def test_a_given_budget_is_taken() -> None:
 def test_a_trial_keeps_its_budget_where_there_is_as_much_memory() -> None:
     """And finds another with other GPUs, less memory, or a budget given anew."""
     model, given = encoder("whisper"), Settings.model_validate({"train": {"budget_seconds": 12.5}})
-    lowered = replace(find_budget(model, given, CLIPS, ALONE), samples=3 * RATE, lowered=True)
-    assert find_budget(model, given, CLIPS, ALONE, lowered) == lowered
-    assert find_budget(model, Settings(), CLIPS, ALONE, lowered).samples == CPU_SECONDS * RATE
+    reduced = replace(find_budget(model, given, CLIPS, ALONE), samples=3 * RATE, reduced=True)
+    assert find_budget(model, given, CLIPS, ALONE, reduced) == reduced
+    assert find_budget(model, Settings(), CLIPS, ALONE, reduced).samples == CPU_SECONDS * RATE
+    assert Budget.from_json(json.loads(json.dumps(asdict(reduced)))) == reduced
     here = Hardware("2 x H200, ddp", 100e9)
-    assert here.is_like(replace(here, room=101e9)) and here.is_like(replace(here, room=50e9))
-    assert not here.is_like(replace(here, room=110e9)) and not here.is_like(replace(here, words="1 x H200, ddp"))
+    assert here.is_like(replace(here, free_bytes=101e9)) and here.is_like(replace(here, free_bytes=50e9))
+    assert not here.is_like(replace(here, free_bytes=110e9)) and not here.is_like(replace(here, description="1 x H200, ddp"))
+
+
+def test_a_budget_that_an_earlier_version_saved_is_read() -> None:
+    saved = {"samples": 8, "again": True, "place": {"words": "1 x H100, ddp", "room": 7e10}, "lowered": True}
+    assert Budget.from_json(saved) == Budget(8, True, Hardware("1 x H100, ddp", 7e10), reduced=True)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.core.atomic_io import write_json
 from ser_hpc.core.errors import UserError
-from ser_hpc.launchers.slurm import jobs, queue, slurm_info, submissions
+from ser_hpc.launchers.slurm import enqueue, jobs, queue, slurm_info, submissions
 from ser_hpc.launchers.slurm.queue import FORGOTTEN, UNKNOWN, SlurmError
 from ser_hpc.launchers.slurm.submissions import Submission, record_submission
 from ser_hpc.run.run_dir import RunDir, Trial
@@ -149,6 +150,18 @@ def test_an_earlier_versions_line_is_read_and_its_submission_of_one_trial_was_no
     assert {trial: job.job for trial, job in jobs.active_jobs(run).items()} == {C: "30"}
     states, _ = jobs.job_states(run)
     assert states[C].state == "RUNNING"
+
+
+def test_what_an_earlier_version_called_otherwise_is_read_in_the_names_of_today(run: RunDir) -> None:
+    """A line's time; and a setting of the jobs, which are not said to lack what they have under its old name."""
+    line = {"kind": "trials", "name": "ser-x", "when": 5.0, "elements": {"0": [[1, 0]]}, "mark": "x", "job": "50"}
+    with run.submitted.open("a") as file:
+        file.write(json.dumps(line | {"settings": {"parallel": 4, "time_min": 60}}) + "\n")
+    found = submissions.read_submissions(run)[-1]
+    assert (found.submitted_at, found.trials) == (5.0, (Trial(1, 0),))
+    assert not [*enqueue.not_applied(run, found.trials, ClusterSettings(max_parallel_trials=4, time_min=60))]
+    (told,) = enqueue.not_applied(run, found.trials, ClusterSettings(max_parallel_trials=5, time_min=60))
+    assert "cluster.max_parallel_trials=5 (theirs: 4)" in told
 
 
 def test_an_element_may_run_several_trials(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

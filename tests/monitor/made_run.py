@@ -76,7 +76,7 @@ class MadeRun:
         progress |= {"best_dev_uar": uar, "seconds_left": left, "updated": time.time() - until * MIN}
         write_json(attempt.progress, progress)
         if end is not None:
-            write_json(attempt.end, {"how": end, "error": error, "host": node, "when": time.time() - until * MIN})
+            write_json(attempt.end, {"outcome": end, "error": error, "host": node, "ended": time.time() - until * MIN})
         if end == "done":
             write_json(self.run.trial(trial).done, {"attempt": attempt.number, "seconds": (began - until) * MIN})
         for rank, text in enumerate(log):

@@ -16,6 +16,7 @@ from ser_hpc.core.atomic_io import write_text
 from ser_hpc.corpora import labels
 from ser_hpc.corpora.labels import LabelSet
 from ser_hpc.run import identity
+from ser_hpc.run.plan_file import PLAN_FORMAT
 from ser_hpc.run.predictions import Prediction, clip_hashes, clips_digest
 from ser_hpc.run.run_dir import RunDir, Trial
 from ser_hpc.run.sealed import write_sealed
@@ -56,10 +57,10 @@ def make_run(tmp_path: Path) -> Callable[..., RunDir]:
             seconds = 2.8 * len(clips)
             words = "speakers " + ", ".join(speakers)
             return {
-                "words": words,
+                "description": words,
                 "speakers": speakers,
                 "sessions": [],
-                "num": len(clips),
+                "num_clips": len(clips),
                 "seconds": seconds,
                 "classes": counts,
                 "digest": clips_digest(clip_hashes(["emodb"] * len(clips), *zip(*clips, strict=True))),
@@ -77,7 +78,7 @@ def make_run(tmp_path: Path) -> Callable[..., RunDir]:
         write_text(run.settings, dump_settings(load_settings(None, lines)))
         write_text(run.labels, labels.dump_label_set(label_set))
         plan = {
-            "format": 2,
+            "format": PLAN_FORMAT,
             "name": name,
             "demo": False,
             "classes": list(classes),

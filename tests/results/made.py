@@ -8,7 +8,7 @@ from typing import Any
 
 from ser_hpc.core.atomic_io import write_json
 from ser_hpc.run import identity, predictions
-from ser_hpc.run.plan_file import fold_digest
+from ser_hpc.run.plan_file import fold_digest, write_plan
 from ser_hpc.run.predictions import Prediction, clip_hashes, clips_digest
 from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
 from ser_hpc.run.sealed import read_sealed, write_sealed
@@ -48,6 +48,7 @@ def redigest(part: dict[str, Any], clips: list[tuple[str, str, str, str]]) -> No
 
 def as_of_before(run: RunDir) -> RunDir:
     """The run as the version before planned and trained it: without checksums and digests."""
+    write_plan(run, read_sealed(run.plan), 1)
     plan = read_sealed(run.plan) | {"format": 1}
     del plan["run"]
     for fold in plan["folds"]:

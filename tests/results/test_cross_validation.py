@@ -48,7 +48,7 @@ def test_scores_are_those_of_the_saved_predictions(make_run: MakeRun) -> None:
     assert result.scores.uar.pooled == pytest.approx(np.mean(pooled))
     assert result.scores.kappa.pooled == pytest.approx(np.mean(kappas), abs=1e-12)  # unlike UAR, not that of the seeds' sum
     assert [s.pooled for s in result.seeds] == pytest.approx(pooled)
-    assert result.scores.confusion.sum() == 3 * sum(fold["test"]["num"] for fold in result.plan["folds"])
+    assert result.scores.confusion.sum() == 3 * sum(fold["test"]["num_clips"] for fold in result.plan["folds"])
     assert result.interval.bounds is not None and result.interval.num_speakers == 10
 
 
@@ -156,7 +156,7 @@ def test_a_plan_that_leaves_out_a_trial_is_refused(make_run: MakeRun) -> None:
 
 def test_missing_trials_are_named_with_their_reason_and_leave_the_run_without_a_score(make_run: MakeRun) -> None:
     run = make_run(seeds=(0, 1))
-    said = {0: None, 1: '{"how": "failed", "error": "loss is nan", "host": "n1"}', 2: "", 3: '{"ho'}
+    said = {0: None, 1: '{"outcome": "failed", "error": "loss is nan", "host": "n1"}', 2: "", 3: '{"ho'}
     for fold, end in said.items():
         folder = run.trial(Trial(1, fold))
         folder.done.unlink()

@@ -88,7 +88,7 @@ def test_undefined_numbers_are_null(make_run: MakeRun) -> None:
     plan = run.read_plan()
     fold = plan["folds"][0]
     rewrite(run, Trial(0, 0), lambda found: [p for p in found if p.part == "dev" or p.truth == "angry"])
-    fold["test"] |= {"num": 6, "classes": {"angry": 6}}
+    fold["test"] |= {"num_clips": 6, "classes": {"angry": 6}}
     redigest(fold["test"], [("emodb", f"00_angry_{i}", "00", "angry") for i in range(6)])
     replan(run, plan | {"folds": [fold], "trials": plan["trials"][:1]})
     for number in (1, 2):
@@ -163,7 +163,7 @@ def test_the_markdown_says_what_its_numbers_are(make_run: MakeRun) -> None:
 def test_tables_are_tables(make_run: MakeRun) -> None:
     """As Markdown and as plain text: in each table all rows have the same number of cells and the same length."""
     run = without(make_run(seeds=(0, 1)), (1, 2))
-    write_json(run.trial(Trial(1, 2)).claim().end, {"how": "failed", "error": "a | b\n\nc", "host": "n1"})
+    write_json(run.trial(Trial(1, 2)).claim().end, {"outcome": "failed", "error": "a | b\n\nc", "host": "n1"})
     tables = re.findall(r"(?m)(?:^\|.*\n)+", to_markdown(cross_validate(run)))
     assert len(tables) == 5
     for table in tables:
@@ -178,7 +178,9 @@ def test_the_terminal_table_fits_80_columns_and_shows_any_text_as_it_is(make_run
     assert max(map(len, terminal(cross_validate(run)).splitlines())) <= 80
     assert re.search(r"clips +UAR +WA +macro-F1 +kappa +dev UAR", terminal(cross_validate(run)))
     without(run, (1, 3))
-    write_json(run.trial(Trial(1, 3)).claim().end, {"how": "failed", "error": "[/red] [bold] oops " + "x" * 5000, "host": "n1"})
+    write_json(
+        run.trial(Trial(1, 3)).claim().end, {"outcome": "failed", "error": "[/red] [bold] oops " + "x" * 5000, "host": "n1"}
+    )
     shown = terminal(cross_validate(run))
     assert "failed: [/red] [bold] oops" in shown and len(shown.splitlines()) < 35
 

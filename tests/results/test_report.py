@@ -17,6 +17,7 @@ from ser_hpc.core import cli
 from ser_hpc.core.atomic_io import read_json
 from ser_hpc.core.errors import UserError
 from ser_hpc.report import main, write_report
+from ser_hpc.run.plan_file import PLAN_FORMAT
 from ser_hpc.run.run_dir import RunDir, Trial
 
 MakeRun = Callable[..., RunDir]
@@ -61,10 +62,10 @@ def test_what_cannot_be_reported_is_2_and_writes_nothing(
     run = make_run()
     path = run.trial(Trial(0, 0)).current.predictions
     path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
-    other = make_run(name="other", format=3)
+    other = make_run(name="other", format=PLAN_FORMAT + 1)
     for folder, message in (
         (tmp_path, "is not a run directory"),
-        (other.path, "has format 3"),
+        (other.path, f"has format {PLAN_FORMAT + 1}"),
         (run.path, "was changed after its trial had written it"),
     ):
         with pytest.raises(SystemExit) as exited:

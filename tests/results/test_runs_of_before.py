@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from made import as_of_before
 from small import packed_tones, planned, wav2vec2
 
@@ -24,6 +26,7 @@ from ser_hpc.results.plan_checks import LEGACY_NOTE
 from ser_hpc.run import identity, snapshot
 from ser_hpc.run.create_run import write_run
 from ser_hpc.run.experiment import Experiment, old_defaults_note, prepare_experiment, reopen_experiment
+from ser_hpc.run.plan_file import read_plan
 from ser_hpc.run.run_dir import RunDir, Trial
 
 KEPT = Path(__file__).parent / "runs_of_before"
@@ -118,6 +121,28 @@ def test_its_own_code_goes_on_with_it(base: Path, tmp_path: Path) -> None:
     assert not run.identity.exists() and read_json(run.plan)["format"] == 1
 
 
+def test_a_run_of_schema_2_is_found_and_goes_on_in_the_names_that_its_own_code_knows(base: Path, tmp_path: Path) -> None:
+    """Names of settings, and of keys in plan and identity, have changed since; reports and jobs of today read both."""
+    words = lines(base, tmp_path / "runs", "train.ema_decay=0.5")
+    now = prepare_experiment(load_settings(None, words))
+    who = identity.identity_of(now.settings, now.label_set, {"shards": now.index.fingerprint}, 2)
+    assert who is not None and who.digest != now.identity.digest
+    assert who.content["settings"]["train"]["average"] == 0.5
+    run = write_run(replace(now, identity=who, run=RunDir(tmp_path / "runs" / f"ser-{who.digest[:8]}")))
+    files = {file: file.read_bytes() for file in (run.plan, run.identity, run.settings, run.labels)}
+    plan, settings = read_json(run.plan), yaml.safe_load(run.settings.read_text())
+    assert plan["format"] == 2 and "same_speakers" in plan and {"words", "num"} <= plan["folds"][0]["test"].keys()
+    assert "what" in read_json(run.identity) and settings["schema"] == 2 and settings["train"]["average"] == 0.5
+    found = prepare_experiment(load_settings(None, words))
+    assert found.run == run and found.identity == who
+    assert reopen_experiment(run).settings.train.ema_decay == 0.5
+    part = read_plan(run)["folds"][0]["test"]
+    assert part["description"] == plan["folds"][0]["test"]["words"] and part["num_clips"] == plan["folds"][0]["test"]["num"]
+    assert read_plan(run)["speaker_aliases"] == {}
+    write_run(found)
+    assert {file: file.read_bytes() for file in files} == files
+
+
 def test_launching_again_mends_what_was_lost_of_a_finished_run(base: Path, tmp_path: Path) -> None:
     """The advice that a refused report gives is true: every seed that was trained is there again, and nothing is trained."""
     arguments = ["--cluster", "local", "--gpus-per-node", "1", *lines(base, tmp_path / "runs")]
@@ -128,7 +153,7 @@ def test_launching_again_mends_what_was_lost_of_a_finished_run(base: Path, tmp_p
     report, trained = read_json(run.report_json), {file: file.stat().st_mtime_ns for file in path.glob("seed_*/*/done.json")}
     one_seed = prepare_experiment(load_settings(None, lines(base, tmp_path / "one")))
     damages = [
-        lambda: run.plan.write_text(run.plan.read_text().replace('"num": ', '"num": 1', 1)),
+        lambda: run.plan.write_text(run.plan.read_text().replace('"num_clips": ', '"num_clips": 1', 1)),
         run.plan.unlink,
         run.identity.unlink,
         run.labels.unlink,
@@ -169,7 +194,7 @@ def test_a_run_of_now_keeps_its_directory_when_its_plan_is_damaged(base: Path, t
     """The advice to launch again is true: the plan is made anew, with every seed that was ever planned."""
     run = planned(tmp_path, packed_tones(base, 3, 2), "seeds=[0, 3]", "folds.protocol=speaker_groups", encoder=TINY)
     content = run.plan.read_text()
-    for damage in (content.replace('"num": ', '"num": 1', 1), content[:50]):
+    for damage in (content.replace('"num_clips": ', '"num_clips": 1', 1), content[:50]):
         run.plan.write_text(damage)
         with pytest.raises(UserError, match="plan"):
             reopen_experiment(run)

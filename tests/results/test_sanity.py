@@ -85,7 +85,7 @@ def test_what_was_trained_on_what_and_how_long(make_run: MakeRun) -> None:
     write_text(run.settings, dump_settings(settings))
     write_json(
         run.code / "c0de" / "origin.json",
-        {"version": "1.2", "commit": "a" * 40, "differs": True, "versions": {"python": "3.12.1"}},
+        {"version": "1.2", "commit": "a" * 40, "modified": True, "versions": {"python": "3.12.1"}},
     )
     for fold in range(3):
         device = {"device": "NVIDIA H100", "ranks": 2, "code": "c0de", "versions": {"torch": "2.11.0"}}

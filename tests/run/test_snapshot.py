@@ -51,7 +51,7 @@ def attempted(run: RunDir, trial: Trial, digest: str | None, started: float, *, 
     attempt.attempt.write_text(json.dumps({"code": digest, "started": started}))
     attempt.progress.write_text(json.dumps({"step": step}))
     if how:
-        attempt.end.write_text(json.dumps({"how": how, "error": None, "host": "n1"}))
+        attempt.end.write_text(json.dumps({"outcome": how, "error": None, "host": "n1"}))
 
 
 def python(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -133,7 +133,8 @@ def test_commit_and_patch_give_the_snapshot_back(checkout: Path, run: RunDir, tm
     git(checkout, "commit", "-q", "-m", "first")
     git(checkout, "config", "diff.noprefix", "true")
     clean = read_json(snapshot.take_snapshot(run).path / "origin.json")
-    assert clean["differs"] is False
+    assert clean["modified"] is False and not snapshot.is_modified(clean)
+    assert snapshot.is_modified({"differs": True}) and not snapshot.is_modified({"differs": None}), "an earlier version's"
     assert clean["versions"]["numpy"]
     edit(checkout)
     (checkout / "ser_hpc" / "report.py").unlink()
@@ -145,7 +146,7 @@ def test_commit_and_patch_give_the_snapshot_back(checkout: Path, run: RunDir, tm
     copy = snapshot.take_snapshot(run)
     origin = read_json(copy.path / "origin.json")
     assert origin["commit"] == clean["commit"]
-    assert origin["differs"] is True
+    assert origin["modified"] is True
     git(tmp_path, "clone", "-q", str(checkout), "again")
     git(tmp_path / "again", "apply", str(copy.path / "difference.patch"))
     assert sources(tmp_path / "again" / "ser_hpc") == sources(copy.package)
@@ -158,7 +159,7 @@ def test_a_package_that_only_lies_inside_a_checkout_has_no_commit(checkout: Path
     git(checkout, "commit", "-q", "--allow-empty", "-m", "something else")
     origin = read_json(snapshot.take_snapshot(run).path / "origin.json")
     assert origin["commit"] is None
-    assert origin["differs"] is None
+    assert origin["modified"] is None
 
 
 def test_a_full_disk_leaves_nothing_half_copied(checkout: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,12 +34,12 @@ from ser_hpc.corpora.labels import label_set_as_annotated
 from ser_hpc.corpora.utterance import Metadata
 from ser_hpc.protocols.folds import Fold, plan_folds
 from ser_hpc.results.intervals import speaker_interval
-from ser_hpc.tasks.metrics import confusion_matrix, uar, wa
 from ser_hpc.run import predictions
 from ser_hpc.run.run_dir import RunDir
 from ser_hpc.shards.audio import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ShardReader
+from ser_hpc.tasks.metrics import confusion_matrix, uar, wa
 
 COSTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 GAMMAS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)  # 1 / 88, the usual one, is about 0.01

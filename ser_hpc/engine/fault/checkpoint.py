@@ -97,7 +97,7 @@ def restore(trial: TrialDir, attempt: AttemptDir, world: World) -> Saved:
     if saved is not None:
         for sentence in saved.damaged:
             print(sentence, flush=True)
-        _adopt_best(attempt, saved)
+        _link_best(attempt, saved)
         return saved
     if not number:
         return Saved(TrainState(), None, None, ())
@@ -119,7 +119,7 @@ def _newest(trial: TrialDir) -> Saved:
     return Saved(TrainState(), None, None, tuple(damaged))
 
 
-def _adopt_best(attempt: AttemptDir, saved: Saved) -> None:
+def _link_best(attempt: AttemptDir, saved: Saved) -> None:
     if saved.attempt is None or saved.state.best_epoch < 0 or saved.attempt == attempt:
         return
     source, target = (place.best(saved.state.best_epoch) for place in (saved.attempt, attempt))

@@ -61,7 +61,7 @@ class Watchdog:
     def _watch(self) -> None:
         seen, silent_s, tick = self._beats, 0.0, min(_TICK_S, self._limit_s / 4)
         while not self._over.wait(tick):
-            self._tell_second_line()
+            self._send_heartbeat()
             silent_s = silent_s + tick if seen == self._beats else 0.0
             seen = self._beats
             if silent_s > self._limit_s:
@@ -71,7 +71,7 @@ class Watchdog:
                 time.sleep(_LAST_WORDS_S)
                 os._exit(self._exit_code)
 
-    def _tell_second_line(self) -> None:
+    def _send_heartbeat(self) -> None:
         """Write to the second line that the interpreter runs."""
         assert self._other.stdin is not None
         with suppress(OSError, ValueError):  # somebody has killed it: the first line stays

@@ -55,17 +55,17 @@ def find_budget(
     searched = (
         train.budget_seconds is None and world.device.type == "cuda" and not isinstance(model.frontend, PooledFeatureFrontend)
     )
-    place = Hardware(_description(train, world), _free_bytes(settings, world) if searched else 0.0)
-    (elsewhere,) = world.any_rank(saved is None or not place.is_like(saved.place))
+    hardware = Hardware(_description(train, world), _free_bytes(settings, world) if searched else 0.0)
+    (elsewhere,) = world.any_rank(saved is None or not hardware.is_like(saved.hardware))
     if saved is not None and not elsewhere:
-        if saved.again:
+        if saved.activation_checkpointing:
             checkpointing.enable(model)
         return saved
     if searched:
-        found = search_budget(model, train, samples, world, place.room)
+        found = search_budget(model, train, samples, world, hardware.free_bytes)
     else:
         found = round((train.budget_seconds or CPU_SECONDS) * RATE)
-    return Budget(found, checkpointing.is_on(model), place)
+    return Budget(found, checkpointing.is_on(model), hardware)
 
 
 def _idle(train: TrainSettings, group: int | None, ranks: int) -> str:
@@ -90,8 +90,8 @@ def _free_bytes(settings: Settings, world: World) -> float:
     return world.min_over_ranks(round(SHARE * min(free, total / settings.cluster.trials_per_gpu)))
 
 
-def search_budget(model: Classifier, train: TrainSettings, samples: np.ndarray, world: World, room: float) -> int:
-    """Return samples of the largest micro-batch that fits into `room` bytes, with activation checkpointing if it takes that.
+def search_budget(model: Classifier, train: TrainSettings, samples: np.ndarray, world: World, free_bytes: float) -> int:
+    """Return samples of the largest micro-batch that fits into `free_bytes`, with activation checkpointing if it takes that.
 
     Raises UserError on all ranks if not even the longest clip fits.
     """
@@ -100,14 +100,14 @@ def search_budget(model: Classifier, train: TrainSettings, samples: np.ndarray, 
     problem: UserError | None = None
     budget = _Largest(0.0, "", activation_checkpointing=False)
     try:
-        budget = _largest(model, train, worst, world, room)
+        budget = _largest(model, train, worst, world, free_bytes)
     except UserError as error:
         problem = error
     gpu.release_cached_memory(world.device)  # what the copy had is for all libraries again
-    failed, again = world.any_rank(problem is not None, budget.activation_checkpointing)
+    failed, recompute = world.any_rank(problem is not None, budget.activation_checkpointing)
     if failed:
         raise problem or UserError("another rank's GPU has too little memory for the longest clip: see that rank's log")
-    if again:
+    if recompute:
         checkpointing.enable(model)
     seconds = world.min_over_ranks(round(budget.seconds * RATE))
     if world.is_main:
@@ -122,38 +122,36 @@ class _Largest:
     activation_checkpointing: bool  # with activation checkpointing
 
 
-def _largest(model: Classifier, train: TrainSettings, worst: np.ndarray, world: World, room: float) -> _Largest:
+def _largest(model: Classifier, train: TrainSettings, worst: np.ndarray, world: World, free_bytes: float) -> _Largest:
     padded, longest = model.frontend.padded, int(worst[0])
     useful = _budget_range(worst, BatchSpec(world.size, 1, train.accumulation, padded, model.frontend.group))
     static = static_bytes(model, train, world.size)
     needs = "more than there is"
-    for again in _ways(model, train):
-        probe = Probe(model, train, world.device, again)
+    for recompute in _ways(model, train):
+        probe = Probe(model, train, world.device, recompute)
         activations = probe.activations(longest)
         if activations is None:
             continue
-        budget = useful.budget(activations.seconds(room - static))
-        while budget is not None and not probe.fits(first(worst, budget, padded), room - static):
+        budget = useful.budget(activations.seconds(free_bytes - static))
+        while budget is not None and not probe.fits(first(worst, budget, padded), free_bytes - static):
             budget = useful.budget(_LESS * budget)
         need = static + activations.bytes(budget or useful.min_seconds)
         if budget is not None:
             whole = ", all that a step has for a rank" if budget == useful.max_seconds else ""
             message = (
-                f"micro-batches of up to {budget:g} s of audio{whole}: {_gb(need)} of the {_gb(room)} for it (weights and "
-                f"optimizer {_gb(static)}, {activations.bytes_per_second / 1e9:.3f} GB a second), "
-                f"{'with' if again else 'no'} "
-                "activation checkpointing"
+                f"micro-batches of up to {budget:g} s of audio{whole}: {_gb(need)} of the {_gb(free_bytes)} for it "
+                f"(weights and optimizer {_gb(static)}, {activations.bytes_per_second / 1e9:.3f} GB a second), "
+                f"{'with' if recompute else 'no'} activation checkpointing"
             )
-            return _Largest(budget, message, again)
+            return _Largest(budget, message, recompute)
         needs = f"{_gb(need)}, of which {_gb(static)} are weights and optimizer"
     what = "the longest clip" if train.accumulation is None else "a micro-batch as train.accumulation cuts it"
     if model.frontend.group is not None:
         what = "a group of the longest clips, normalised by each other (model.norm_group)"
     raise UserError(
-        f"{what}, {useful.min_seconds:.1f} s of audio, needs {needs}, and {_gb(room)} are free for it on this GPU. Cut long "
-        f"clips "
-        "(data.max_seconds), train in half precision (train.precision=bf16), freeze more (model.freeze), split the optimizer "
-        "over more GPUs (train.strategy=zero2), let train.activation_checkpointing be auto, or take a larger GPU"
+        f"{what}, {useful.min_seconds:.1f} s of audio, needs {needs}, and {_gb(free_bytes)} are free for it on this GPU. "
+        "Cut long clips (data.max_seconds), train in half precision (train.precision=bf16), freeze more (model.freeze), split "
+        "the optimizer over more GPUs (train.strategy=zero2), let train.activation_checkpointing be auto, or take a larger GPU"
     )
 
 
@@ -218,10 +216,10 @@ class Probe:
         """Measure bytes that clips of so many samples take beside weights and gradients."""
         return peak_bytes(partial(self._pass, lengths), self._device, shapes_only=shapes_only)
 
-    def fits(self, lengths: Sequence[int], room: float) -> bool:
-        """Tell whether clips of so many samples take at most `room` bytes beside weights and gradients."""
+    def fits(self, lengths: Sequence[int], free_bytes: float) -> bool:
+        """Tell whether clips of so many samples take at most `free_bytes` beside weights and gradients."""
         try:
-            return self.peak(lengths) <= room
+            return self.peak(lengths) <= free_bytes
         except RuntimeError as error:
             if not gpu.is_out_of_memory(error):
                 raise

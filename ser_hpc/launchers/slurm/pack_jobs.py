@@ -103,7 +103,7 @@ def submit_packing(
         with executor.batch():
             jobs = [executor.submit(part) for part in parts]
     array = str(jobs[0].job_id).split("_")[0]
-    write_json(folder / "submitted.json", {"array": array, "jobs": num_jobs, "when": time.time()})
+    write_json(folder / "submitted.json", {"array": array, "jobs": num_jobs, "submitted_at": time.time()})
     screen.print(
         f"Submitted {counted(num_jobs, 'job')} as array {array}; the last one to end writes the dataset.json of what is "
         "complete.\n"

@@ -16,9 +16,9 @@ _LINE = re.compile(r"(\d+) (\S+) (\d+) (further|stuck|absent|given-up) ?(.*)")
 
 @dataclass(frozen=True, slots=True)
 class JobStart:
-    """One start of a job. `when` it ended, in epoch seconds; `node`: of its batch script."""
+    """One start of a job. `ended`: when, in epoch seconds; `node`: of its batch script."""
 
-    when: int
+    ended: int
     node: str
     exit_code: int
     outcome: str

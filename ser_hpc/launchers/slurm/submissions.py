@@ -1,4 +1,4 @@
-"""Keep the ledger of what Slurm was asked to queue for a run: RUN/jobs/submitted.jsonl, a line for each change.
+"""Record what Slurm was asked to queue for a run: RUN/jobs/submitted.jsonl, a line for each change.
 
 A submission is noted before it is made, under a name that no other job has, so that whatever becomes of the launcher its jobs
 can be looked for; and again when Slurm's answer is known. Written by submit_once.py and by the tasks of slurm/train.sbatch.
@@ -19,6 +19,7 @@ from ser_hpc.run.run_dir import RunDir, Trial
 # In a submission's folder: there, if nothing of it is to run; in an element's, what it runs, as SEED:FOLD ...
 VOID, TRIALS = "void", "trials"
 Outcome = Literal["asked", "queued", "void"]
+_NEW_NAMES = {"when": "submitted_at"}  # of a line's keys, by what an earlier version called them
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,12 @@ class Submission:
 
     `name`: of its jobs, unique where `mark` is given, which is also the name of its folder in RUN/jobs. `job`: Slurm's number.
     `outcome`: `asked` until Slurm's answer is known; `void` where it queued nothing, or nothing of it is to run.
-    `when`: epoch seconds; `user`: uid; `code`: digest of the code that its jobs run; `settings`: of `cluster`, as submitted.
+    `submitted_at`: epoch seconds; `user`: uid; `code`: digest of what its jobs run; `settings`: of `cluster`, as submitted.
     """
 
     kind: Literal["trials", "report"]
     name: str
-    when: float
+    submitted_at: float
     elements: Mapping[int, tuple[Trial, ...]] = field(default_factory=dict)
     mark: str | None = None
     job: str | None = None
@@ -78,7 +79,7 @@ def read_submissions(run: RunDir) -> tuple[Submission, ...]:
     found: dict[str, Submission] = {}
     for line in lines:
         with suppress(ValueError, KeyError, TypeError, AttributeError):
-            entry = json.loads(line)
+            entry = {_NEW_NAMES.get(name, name): value for name, value in json.loads(line).items()}
             for submission in _of_before(run, entry) if "array" in entry else [_parse(entry)]:
                 found[submission.key] = submission
     return tuple(found.values())
@@ -91,11 +92,11 @@ def _parse(entry: dict[str, Any]) -> Submission:
 
 def _of_before(run: RunDir, entry: dict[str, Any]) -> Iterator[Submission]:
     """Read an earlier version's line: an array and its report, under names that each submission of the run shared."""
-    name, when = run.path.resolve().name, entry["when"]
+    name, submitted_at = run.path.resolve().name, entry["submitted_at"]
     elements = _elements(enumerate(entry["elements"]))
-    yield Submission("trials", f"ser-{name}", when, elements, job=entry["array"], code=entry.get("code"))
+    yield Submission("trials", f"ser-{name}", submitted_at, elements, job=entry["array"], code=entry.get("code"))
     if entry["report"] is not None:
-        yield Submission("report", f"report-{name}", when, job=entry["report"])
+        yield Submission("report", f"report-{name}", submitted_at, job=entry["report"])
 
 
 def _elements(items: Any) -> dict[int, tuple[Trial, ...]]:
