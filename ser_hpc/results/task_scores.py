@@ -16,8 +16,8 @@ from ser_hpc.tasks.targets import ClassTarget, Target, make_target
 
 @dataclass(frozen=True, slots=True)
 class TaskScores:
-    """Scores of one task over the test parts of trials. `mean`, `std` (over trials; nan with one) and `pooled` (the clips of all
-    folds of a seed as one set, averaged over seeds) by name of the score; `best` is the task's own."""
+    """Scores of one task over the test parts of trials, by name of the score: `mean`, `std` (over trials; nan with one) and
+    `pooled` (the clips of all folds of a seed as one set, averaged over seeds). `best` names the task's own."""
 
     name: str
     target: Target
