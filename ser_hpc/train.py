@@ -19,6 +19,7 @@ import os
 import sys
 import traceback
 from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -124,6 +125,7 @@ def train(run: RunDir, trial: Trial) -> int:
         try:
             _train(run, place, rank_from_env(os.environ), mine, stop)
         except BaseException as error:
+            error = _as_final(error, run)
             outcome, code = _classify_end(error, mine)
             for attempt in mine:
                 kind = "UserError" if isinstance(error, UserError) else type(error).__name__
@@ -237,6 +239,18 @@ def _classify_end(error: BaseException, mine: Sequence[AttemptDir]) -> tuple[str
         return "failed", CANNOT_GO_ON
     lost = any(word in str(error) for word in ("gloo", "NCCL", "Connection reset", "Connection closed"))
     return "lost" if lost else "failed", FAILED
+
+
+def _as_final(error: BaseException, run: RunDir) -> BaseException:
+    """Return a UserError in the place of a mistake in code from outside the package, which each further start would repeat."""
+    from ser_hpc.config import extensions
+    from ser_hpc.config.load import load_run_settings
+
+    if isinstance(error, Exception) and not isinstance(error, UserError):
+        with suppress(UserError):
+            if (mistake := extensions.outsiders_mistake(error, load_run_settings(run.settings).outsiders())) is not None:
+                return SharedError(mistake).with_traceback(error.__traceback__)
+    return error
 
 
 def _is_full_disk(error: BaseException) -> bool:

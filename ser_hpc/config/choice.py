@@ -39,20 +39,21 @@ class Choice:
         hint = f"did you mean {near[0]}?" if near else f"there are {listed(list(self.kinds), 30)}"
         raise ValueError(f"there is no kind {kind!r}; {hint} (or module:Class, from outside the package)")
 
-    def _validate(self, value: Any) -> Section | None:
+    def validate(self, value: Any) -> Section | None:
+        """Return the settings that a value means: a section, a kind alone, or a kind with settings of its own."""
         if isinstance(value, self.base) or (value is None and self.optional):
             return value
         if isinstance(value, str):  # head: mlp
             value = {"kind": value}
         if not isinstance(value, dict):
-            raise ValueError(f"write a kind, as {next(iter(self.kinds))}, or {{kind: ..., settings of its own}}")
+            raise ValueError("write a kind, or {kind: ..., settings of its own}")
         return self.of(value).model_validate(value)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         written = core_schema.plain_serializer_function_ser_schema(
-            lambda section: None if section is None else section.model_dump(mode="json")
+            lambda value: value.model_dump(mode="json") if isinstance(value, Section) else value
         )
-        return core_schema.no_info_plain_validator_function(self._validate, serialization=written)
+        return core_schema.no_info_plain_validator_function(self.validate, serialization=written)
 
 
 def sections_of(field: FieldInfo) -> list[type[Section]]:

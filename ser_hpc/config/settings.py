@@ -17,8 +17,10 @@ from ser_hpc.config.choice import Choice
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.extensions import is_outside
 from ser_hpc.config.heads import Head, MeanPoolSettings
+from ser_hpc.config.protocols import Protocol
 from ser_hpc.config.section import Fraction, Positive, PositiveFloat, Probability, Section, Strings
 from ser_hpc.config.tasks import MAIN, EmotionSettings, TaskChoice, with_emotion
+from ser_hpc.config.trackers import Tracker
 from ser_hpc.config.transforms import Chain
 
 
@@ -76,16 +78,7 @@ class DataSettings(Section):
 
 
 class FoldSettings(Section):
-    protocol: Literal[
-        "leave_one_session_out",
-        "leave_one_speaker_out",
-        "speaker_groups",
-        "leave_one_corpus_out",
-        "cross_corpus",
-        "given_split",
-        "iemocap_ses01",
-        "superb",
-    ] = "leave_one_session_out"
+    protocol: Protocol = "leave_one_session_out"
     """How speakers are divided over train, dev and test; see docs/protocols.md."""
     count: Positive | None = None
     """Number of folds; none: what the protocol says (sessions, speakers, corpora, 5 groups, 1 fixed split)."""
@@ -292,6 +285,8 @@ class Settings(Section):
     train: TrainSettings = TrainSettings()
     seeds: Seeds = (0,)
     """A count, or a list of seeds; each is a full cross-validation."""
+    trackers: tuple[Tracker, ...] = ()
+    """Where trials' numbers go while they train, besides their own files: `[tensorboard]`."""
     cluster: ClusterSettings = ClusterSettings()
 
     @model_validator(mode="after")

@@ -13,10 +13,14 @@ Pitch, tempo and loudness carry emotion: every range is a setting, and the plan 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+from ser_hpc.config.extensions import import_outside, is_outside
+from ser_hpc.config.section import Fraction, Section
 
 # What the field publishes again and again. The first is the example of audiomentations' own documentation (its ranges are the
 # package's defaults) less `Shift`, which moves speech out of the clip; a stretched clip keeps all its sound, and so another
@@ -37,8 +41,20 @@ PRESETS: dict[str, tuple[dict[str, Any], ...]] = {
 }
 
 
+class TransformSettings(Section):
+    """A transform from outside the package: derive from this, add settings, and write `build`."""
+
+    p: Fraction = 1.0
+    """A clip is changed with this probability."""
+
+    def build(self) -> Callable[..., Any]:
+        """Make a function of samples, float32 (num_samples,), 1 being full scale, and the sample rate in Hz, that returns such
+        samples, of any length. What it draws it draws from numpy.random or random, which are seeded for each clip."""
+        raise NotImplementedError
+
+
 class Transform(BaseModel):
-    """`name` of an audiomentations transform; every other field is an argument of it. Folders (`..._path`) become absolute."""
+    """`name` of an audiomentations transform, or `module:Class` from outside the package; every other field is an argument of it. Folders (`..._path`) become absolute."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -48,6 +64,12 @@ class Transform(BaseModel):
     @classmethod
     def _absolute(cls, value: Any) -> Any:
         return _with_paths(value, lambda path: str(Path(path).expanduser().absolute()))
+
+    @model_validator(mode="after")
+    def _from_outside(self) -> Self:
+        if is_outside(self.name):
+            import_outside(self.name, TransformSettings).model_validate(self.arguments)
+        return self
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ser_hpc.config.transforms import Transform, named_paths
+from ser_hpc.config.extensions import explain_errors, import_outside, is_outside
+from ser_hpc.config.transforms import Transform, TransformSettings, named_paths
 from ser_hpc.core.errors import UserError
 from ser_hpc.shards.audio import RATE
 
@@ -97,6 +98,8 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _built(name: str, arguments: dict[str, Any]) -> Callable[..., np.ndarray]:
+    if is_outside(name):
+        return _FromOutside(name, arguments)
     import audiomentations  # a second, for SciPy
     from audiomentations.core.composition import BaseCompose
     from audiomentations.core.transforms_interface import BaseWaveformTransform
@@ -126,6 +129,26 @@ def _built(name: str, arguments: dict[str, Any]) -> Callable[..., np.ndarray]:
         if files := getattr(made, each, None):
             files.sort()
     return made
+
+
+class _FromOutside:
+    """A transform from outside the package, applied with its own probability."""
+
+    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+        with explain_errors(f"data.augment: {name}"):
+            settings = import_outside(name, TransformSettings).model_validate(arguments)
+            assert isinstance(settings, TransformSettings)
+            self._settings, self._change = settings, settings.build()
+        self._name = name
+
+    def __call__(self, sound: np.ndarray, rate: int) -> np.ndarray:
+        if np.random.random() >= self._settings.p:
+            return sound
+        with explain_errors(self._name):
+            return np.asarray(self._change(sound, rate), dtype=np.float32)
+
+    def __repr__(self) -> str:
+        return f"{self._name}({self._settings!r})"
 
 
 def _nested(argument: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, Self
 from ser_hpc.core.atomic_io import read_json, replace_file
 from ser_hpc.core.awake_clock import awake_s
 from ser_hpc.engine.fault.checkpoint import TrainState
+from ser_hpc.engine.trackers import Trackers
 from ser_hpc.run.attempt_end import furthest
 from ser_hpc.run.run_dir import AttemptDir
 from ser_hpc.run.start_marks import mark_progress
@@ -25,14 +26,22 @@ _WARM_UP = 3  # steps that tell nothing of how long the others take: compiled, a
 class Progress:
     """Writer of progress.json, at most once a second; of steps.jsonl and epochs.jsonl, less what a resume will do again.
 
-    `before`: the attempt that this one goes on from, whose lines it takes over. `startup_s` is from the attempt's beginning to
+    `before`: the attempt that this one goes on from, whose lines it takes over; `trackers` get the same numbers. `startup_s` is from the attempt's beginning to
     its first step; `save_s` how long the last save kept training waiting.
     """
 
     def __init__(
-        self, attempt: AttemptDir, before: AttemptDir | None, state: TrainState, total_steps: int, epochs: int, *, active: bool
+        self,
+        attempt: AttemptDir,
+        before: AttemptDir | None,
+        state: TrainState,
+        total_steps: int,
+        epochs: int,
+        trackers: Trackers,
+        *,
+        active: bool,
     ) -> None:
-        self._attempt, self._active = attempt, active
+        self._attempt, self._trackers, self._active = attempt, trackers, active
         self._total_steps, self._epochs = total_steps, epochs
         self._start_step = state.step
         self._furthest = max(furthest(attempt.path.parent), (state.epoch, state.step))
@@ -56,6 +65,7 @@ class Progress:
                 self.write("failed", self._state)
             self._steps.close()
             self._epoch_lines.close()
+            self._trackers.close()
 
     def at_step(self, step: int) -> None:
         """Note the step that training is at; the one before it may not have been written yet."""
@@ -72,6 +82,7 @@ class Progress:
             line = {"step": state.step - 1, "epoch": state.epoch, "loss": loss, "lr": lr, "grad_norm": norm}
             self._steps.write(json.dumps(line) + "\n")
             self._last["loss"] = loss
+            self._trackers.log(state.step, {"train/loss": loss, "train/lr": lr, "train/grad_norm": grad_norm})
             if awake_s() - self._written > _EVERY_S:
                 self.write("training", state)
 
@@ -90,6 +101,8 @@ class Progress:
             }
             self._epoch_lines.write(json.dumps(line) + "\n")
             self._last["dev_uar"] = dev_uar
+            scores = {f"dev/{task}/{name}": score for task, of_task in others.items() for name, score in of_task.items()}
+            self._trackers.log(state.step, {"train/epoch_loss": train_loss, "dev/uar": dev_uar, "dev/loss": dev_loss, **scores})
             self.write("training", state)
 
     def note(self, **numbers: float | None) -> None:

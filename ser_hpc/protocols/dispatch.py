@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ser_hpc.config.extensions import explain_errors
+from ser_hpc.config.protocols import ProtocolSettings
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.protocols.clip_table import ClipTable, ProtocolOptions
 from ser_hpc.protocols.cross_corpus import cross_corpus, leave_one_corpus_out
@@ -22,8 +24,12 @@ _PROTOCOLS: dict[str, Callable[[ClipTable, ProtocolOptions], Drafts]] = {
 }
 
 
-def divide(clips: ClipTable, protocol: str, options: ProtocolOptions) -> Drafts:
+def divide(clips: ClipTable, protocol: str | ProtocolSettings, options: ProtocolOptions) -> Drafts:
     """Make a protocol's folds and notes, unchecked. Raises UserError where the corpus does not allow protocol or count."""
+    if isinstance(protocol, ProtocolSettings):
+        with explain_errors(protocol.kind):
+            drafts, notes = protocol.divide(clips, options.count)
+            return list(drafts), [str(note) for note in notes]
     if protocol not in _PROTOCOLS:
         raise UserError(f"there is no protocol {protocol!r}; choose one of {listed(PROTOCOLS)}")
     if protocol != "cross_corpus" and (options.train_corpora or options.test_corpora):

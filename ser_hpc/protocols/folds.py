@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from ser_hpc.config.protocols import ProtocolSettings
 from ser_hpc.core.errors import counted, listed
 from ser_hpc.corpora.labels import LabelSet
 from ser_hpc.corpora.speaker_aliases import Distinct, shared_name_notes
@@ -64,7 +65,7 @@ class FoldPlan:
 def plan_folds(
     metadata: Metadata,
     label_set: LabelSet,
-    protocol: str,
+    protocol: str | ProtocolSettings,
     count: int | None,
     *,
     train_corpora: Sequence[str] = (),
@@ -73,7 +74,7 @@ def plan_folds(
     speaker_aliases: Mapping[str, str | None] = MappingProxyType({}),
     distinct: Distinct = frozenset(),
 ) -> FoldPlan:
-    """Plan the folds of a protocol over the clips that the label set gives a class; independent of the metadata's order.
+    """Plan the folds of a protocol, by name or from outside the package, over the clips that the label set gives a class; independent of the metadata's order.
 
     `count`: how many folds are requested; None: as many as the protocol makes of this corpus (5 groups of speakers).
     `train_corpora`, `test_corpora`: for cross_corpus. `max_per_class`: at most so many clips of a class train in a fold.
@@ -90,8 +91,9 @@ def plan_folds(
         *_left_out(clips, metadata, label_set, sides),
         *shared_name_notes(clips.speaker, clips.corpus.names, speaker_aliases),
     ]
-    notes += check_leakage(clips, sides, protocol)
-    return FoldPlan(protocol, folds, tuple(notes), _digest(metadata, folds))
+    name = protocol.kind if isinstance(protocol, ProtocolSettings) else protocol
+    notes += check_leakage(clips, sides, name)
+    return FoldPlan(name, folds, tuple(notes), _digest(metadata, folds))
 
 
 def _cap(clips: ClipTable, sides: Sequence[np.ndarray], most: int) -> str:

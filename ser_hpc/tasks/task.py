@@ -10,7 +10,7 @@ import numpy as np
 
 from ser_hpc.config.extensions import explain_errors, is_outside
 from ser_hpc.config.heads import HeadSettings
-from ser_hpc.config.losses import LossSettings
+from ser_hpc.config.losses import CrossEntropySettings, LossSettings
 from ser_hpc.config.tasks import (
     MAIN,
     ClassificationSettings,
@@ -55,6 +55,11 @@ class Task:
     weight: float = 1.0
     balanced: bool = False
     head: HeadSettings | None = None
+
+    @classmethod
+    def of_classes(cls, classes: Sequence[str], values: np.ndarray) -> Task:
+        """Make the main task as it is by default, of class indices (num_clips,)."""
+        return cls(MAIN, ClassTarget(tuple(classes)), values, CrossEntropySettings())
 
     def clip_weights(self, train: np.ndarray) -> np.ndarray:
         """Weigh every clip of the index, float32: 0 where it has no target; `balanced`: all clips / (classes x clips of the

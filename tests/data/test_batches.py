@@ -36,6 +36,7 @@ from ser_hpc.data.sampler import (
 from ser_hpc.engine.fault.preemption import STOP_SIGNALS
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import CorruptClipError, CorruptionCause
+from ser_hpc.tasks.task import ClipTargets
 
 SEED, GLOBAL_BATCH = 3, 20
 NOISE = load_settings(
@@ -50,10 +51,11 @@ import numpy as np
 from ser_hpc.data.batches import BatchSource
 from ser_hpc.data.sampler import BatchSpec, evaluation_micro_batches
 from ser_hpc.shards.index import ShardIndex
+from ser_hpc.tasks.task import ClipTargets
 if __name__ == "__main__":
     index = ShardIndex.load(Path(sys.argv[1]))
     everything = np.arange(len(index.metadata))
-    source = BatchSource(index, np.zeros(len(everything)), np.ones(len(everything)), workers=2)
+    source = BatchSource(index, ClipTargets.of_main(np.zeros(len(everything)), np.ones(len(everything))), workers=2)
     micros = evaluation_micro_batches(everything, index.num_samples, BatchSpec(1, 50_000), 0)
     batches = [len(batch.rows) for batch in source.prefetch(micros)]
     print(*source._prefetch.pids, flush=True)
@@ -78,7 +80,7 @@ def everything(index: ShardIndex) -> np.ndarray:
 
 def source(index: ShardIndex, **options: object) -> BatchSource:
     targets = np.arange(len(index.metadata)) % 3
-    return BatchSource(index, targets, 1 + targets.astype(np.float32), **options)  # type: ignore[arg-type]
+    return BatchSource(index, ClipTargets.of_main(targets, 1 + targets.astype(np.float32)), **options)  # type: ignore[arg-type]
 
 
 def epoch(index: ShardIndex, ranks: int, rank: int, first_step: int = 0, epoch: int = 0) -> list[list[MicroBatch]]:
@@ -92,7 +94,7 @@ def flat(steps: list[list[MicroBatch]]) -> list[MicroBatch]:
 
 
 def content(batch: Batch) -> tuple[object, ...]:
-    tensors = (batch.samples, batch.offsets, batch.targets["emotion"], batch.weights, batch.damaged)
+    tensors = (batch.samples, batch.offsets, batch.targets["emotion"], batch.weights["emotion"], batch.damaged)
     return (
         batch.number,
         batch.rows.tolist(),
@@ -218,7 +220,7 @@ def test_a_damaged_clip_weighs_nothing_in_training_and_is_refused_in_evaluation(
         for batch in made.prefetch(flat(epoch(index, 1, 0)), training=True):
             ends = batch.offsets.tolist()
             for i, clip in enumerate(batch.positions.tolist()):
-                found[clip] = (int(batch.damaged[i]), float(batch.weights[i]), ends[i + 1] - ends[i])
+                found[clip] = (int(batch.damaged[i]), float(batch.weights["emotion"][i]), ends[i + 1] - ends[i])
                 if clip == position:
                     assert not batch.samples[ends[i] : ends[i + 1]].any()
         assert found.pop(position) == (CorruptionCause.CHANGED, 0.0, SILENCE)
@@ -304,5 +306,5 @@ def test_a_filler_is_never_counted(index: ShardIndex) -> None:
     draws = ClipSelection(everything(index)[:2], np.array([1, 2], dtype=np.uint64))
     micros = [micro for rank in range(3) for micro in assign_to_ranks(draws, [np.array([0]), np.array([1])], rank, 3)]
     with source(index, augment=NOISE) as made:
-        weights = [batch.weights.tolist() for batch in made.prefetch(micros, training=True)]
+        weights = [batch.weights["emotion"].tolist() for batch in made.prefetch(micros, training=True)]
     assert weights == [[1.0], [2.0], [0.0]]

@@ -16,6 +16,7 @@ from ser_hpc.data.batches import BatchSource
 from ser_hpc.data.cache import available_memory_bytes
 from ser_hpc.data.sampler import BatchSpec, epoch_steps, step_micro_batches
 from ser_hpc.shards.index import ShardIndex
+from ser_hpc.tasks.task import ClipTargets
 
 EVERYTHING = 1 << 30
 GB = 1 << 30
@@ -28,7 +29,9 @@ def index(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardInde
 
 def source(index: ShardIndex, keep_bytes: int, **options: int) -> BatchSource:
     count = len(index.metadata)
-    return BatchSource(index, np.zeros(count, dtype=np.int64), np.ones(count), keep_bytes=keep_bytes, **options)
+    return BatchSource(
+        index, ClipTargets.of_main(np.zeros(count, dtype=np.int64), np.ones(count)), keep_bytes=keep_bytes, **options
+    )
 
 
 def clips(made: BatchSource, index: ShardIndex, epoch: int) -> Iterator[tuple[int, int, bytes]]:

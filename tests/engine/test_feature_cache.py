@@ -79,7 +79,7 @@ def train(run: RunDir, trial: Trial = TRIAL, stop: StopFlag | None = None, world
     place, experiment = run.trial(trial), reopen_experiment(run)
     attempt = claim_attempt(place, Rank(0, 1, 0, 1))
     fold = experiment.folds.folds[trial.fold]
-    data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold)
+    data = TrialData(experiment.index, experiment.tasks, fold)
     world = world or World(0, 1, 0, 1, torch.device("cpu"))
     with Watchdog(300, lambda: None, exit_code=1) as watchdog:
         train_trial(place, attempt, experiment.settings, data, world, stop or StopFlag(), watchdog)
@@ -121,7 +121,7 @@ def test_a_head_learns_the_same_from_states(name: str) -> None:
     samples, offsets = batch(clips(4000, 9000, 1500, 6400))
     whole = build_classifier(settings, 4, 7).double().train()
     width = whole.head.projector.in_features  # type: ignore[union-attr]
-    alone = build_classifier(settings, 4, 7, width).double().train()  # type: ignore[arg-type]
+    alone = build_classifier(settings, 4, 7, pooled_width=width).double().train()  # type: ignore[arg-type]
     with torch.no_grad():
         pooled = feature_cache.mean_pool_frames(*whole.frontend(whole.encoder, samples, offsets))
     ours, theirs = alone(pooled, torch.arange(5))["emotion"], whole(samples, offsets)["emotion"]

@@ -25,11 +25,13 @@ from ser_hpc.data.batches import collate
 from ser_hpc.data.sampler import BatchSpec, ClipSelection, assign_to_ranks, split_micro_batches
 from ser_hpc.engine.distributed.ddp import DdpStrategy
 from ser_hpc.engine.distributed.world import World
+from ser_hpc.engine.objective import Objective
 from ser_hpc.engine.step import accumulate_gradients
 from ser_hpc.models.classifier import Classifier, build_classifier
 from ser_hpc.models.norms import RunningStatistics
 from ser_hpc.run import experiment
 from ser_hpc.run.run_dir import RunDir, Trial
+from ser_hpc.tasks.task import ClipTargets, Task
 
 TRIAL = Trial(0, 0)
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -83,7 +85,9 @@ def test_the_same_curve_weights_and_running_statistics(base: Path, alone: RunDir
 
 def shared(model: Classifier, ranks: int) -> tuple[list[Tensor], Tensor, dict[str, Tensor]]:
     """A step of `LENGTHS`, dealt to so many ranks: gradients and losses added up, and the buffers afterwards."""
-    step, waves, weights = ClipSelection(np.arange(len(LENGTHS))), clips(*LENGTHS), np.ones(len(LENGTHS))
+    step, waves = ClipSelection(np.arange(len(LENGTHS))), clips(*LENGTHS)
+    task = Task.of_classes("abc", step.positions % 3)
+    targets = ClipTargets.of_tasks([task], step.positions)
     parts = split_micro_batches(
         step.positions, np.array(LENGTHS), BatchSpec(ranks, 16_000, padded=True, group=model.frontend.group)
     )
@@ -92,12 +96,12 @@ def shared(model: Classifier, ranks: int) -> tuple[list[Tensor], Tensor, dict[st
         copied = copy.deepcopy(model).train()
         statistics = RunningStatistics(copied, len(LENGTHS))
         batches = [
-            collate(micro, samples.numpy(), offsets.numpy(), 0 * micro.clips.positions, step.positions % 3, weights)
+            collate(micro, samples.numpy(), offsets.numpy(), 0 * micro.clips.positions, targets)
             for micro in assign_to_ranks(step, parts, rank, ranks)
             for samples, offsets in [batch([waves[position] for position in micro.clips.positions])]
         ]
         here = DdpStrategy(copied, TrainSettings(precision="fp32"), ALONE, None)
-        seen += accumulate_gradients(here, batches, len(LENGTHS), weights.sum(), (1, 2), ALONE.device, statistics)
+        seen += accumulate_gradients(here, Objective([task], targets), batches, step.positions, (1, 2), ALONE, statistics)
         statistics.update(len(LENGTHS), lambda mine: told.append(mine.clone()) or mine)  # type: ignore[func-returns-value]
         for sums, parameter in zip(total, copied.parameters(), strict=True):
             sums += parameter.grad

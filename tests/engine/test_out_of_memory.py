@@ -23,7 +23,7 @@ import torch
 from ser_hpc.core import cli as console
 from ser_hpc import train
 from ser_hpc.engine.distributed import ddp
-from ser_hpc.engine import loop, step
+from ser_hpc.engine import loop, objective
 where = {3: "forward", 6: "backward"} if os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1) else {}
 ddp.DistributedDataParallel = functools.partial(ddp.DistributedDataParallel, bucket_cap_mb=0.01)
 now = None
@@ -38,15 +38,15 @@ def gradients(*given, real=loop.accumulate_gradients):
     global now
     now = where.pop(given[4][1], None)
     return real(*given)
-def clip_losses(*given, real=step.clip_losses):
+def loss(*given, real=objective.Objective.loss):
     run_out("forward")
     return real(*given)
-def build(*given, real=loop.build_classifier):
-    model = real(*given)
+def build(*given, real=loop.build_for_tasks, **more):
+    model = real(*given, **more)
     stem = model.encoder.feature_extractor.conv_layers[-1]
     stem.conv.weight.register_hook(lambda grad: run_out("backward"))
     return model
-loop.accumulate_gradients, step.clip_losses, loop.build_classifier = gradients, clip_losses, build
+loop.accumulate_gradients, objective.Objective.loss, loop.build_for_tasks = gradients, loss, build
 console.run_main(train.main)
 """
 SMALL = ("train.epochs=3", "model.dropout=0.0", "train.budget_seconds=8")

@@ -34,7 +34,7 @@ def test_one_clip_a_batch_trains_as_transformers_does(tmp_path: Path) -> None:
     run = planned(tmp_path / "runs", shards, "train.epochs=1", "train.global_batch=1", "model.dropout=0.1", "train.lr=5e-4")
     experiment, trial = reopen_experiment(run), Trial(0, 0)
     fold, settings = experiment.folds.folds[0], experiment.settings
-    data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, fold)
+    data = TrialData(experiment.index, experiment.tasks, fold)
     alone = Rank(0, 1, 0, 1)
     attempt = claim_attempt(run.trial(trial), alone)
     with StopFlag() as stop, Watchdog(300, lambda: None, exit_code=1) as watchdog:

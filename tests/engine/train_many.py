@@ -29,7 +29,7 @@ if __name__ == "__main__":
         experiment = reopen_experiment(run)
         trial = run.trial(Trial(0, 0))
         (number,) = ranks.broadcast_numbers(claim_attempt(trial, rank).number if rank.is_main else 0)
-        data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, experiment.folds.folds[0])
+        data = TrialData(experiment.index, experiment.tasks, experiment.folds.folds[0])
         with StopFlag() as stop, Watchdog(300, lambda: None, exit_code=1) as watchdog:
             train_trial(trial, trial.attempt(number), experiment.settings, data, ranks, stop, watchdog)
     ranks.shut_down()

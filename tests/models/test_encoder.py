@@ -13,7 +13,8 @@ import torch
 import transformers
 from models.tiny import CONFIGS, ENCODERS, batch, clips
 
-from ser_hpc.config.settings import EncoderModel, HeadSettings
+from ser_hpc.config.heads import MeanPoolSettings
+from ser_hpc.config.settings import EncoderModel
 from ser_hpc.core.errors import UserError
 from ser_hpc.models.classifier import build_classifier
 
@@ -39,7 +40,7 @@ def reference(config: dict[str, Any]) -> tuple[Any, Any]:
 def test_logits_equal_transformers_on_each_clip_alone(name: str) -> None:
     """Normalisation, stem, encoder, pooling and head, against transformers' feature extractor and classification model."""
     theirs, encoder = reference(CONFIGS[name])
-    ours = build_classifier(ENCODERS[name].model_copy(update={"head": HeadSettings(projection=24)}), 4, seed=9).eval()
+    ours = build_classifier(ENCODERS[name].model_copy(update={"head": MeanPoolSettings(projection=24)}), 4, seed=9).eval()
     ours.encoder.load_state_dict({k: v for k, v in encoder.state_dict().items() if k != "masked_spec_embed"})
     ours.head.projector.load_state_dict(theirs.projector.state_dict())
     ours.head.classifier.load_state_dict(theirs.classifier.state_dict())
@@ -54,7 +55,7 @@ def test_logits_equal_transformers_on_each_clip_alone(name: str) -> None:
 def test_whisper_pools_the_encoders_real_frames_only() -> None:
     """transformers pools 30 s of mostly silence; its encoder's states of the clip's own frames are what counts here."""
     theirs, encoder = reference(CONFIGS["whisper"])
-    padded = {"head": HeadSettings(projection=24), "whisper_pad_to_30s": True}
+    padded = {"head": MeanPoolSettings(projection=24), "whisper_pad_to_30s": True}
     ours = build_classifier(ENCODERS["whisper"].model_copy(update=padded), 4, seed=9).eval()
     ours.encoder.load_state_dict(encoder.state_dict())
     ours.head.projector.load_state_dict(theirs.projector.state_dict())

@@ -425,9 +425,8 @@ def out_of_memory(task: Task, clips: Clips) -> dict[str, Any]:
         draws = [ClipSelection(np.tile(np.arange(len(clips)), 8))]
         micros = list(chain.from_iterable(step_micro_batches(draws, ours.costs, cut, 0)))
         batches = list(ours.source.prefetch(iter(micros), training=True))
-        return (
-            accumulate_gradients(ours.ranks, batches, 8 * len(clips), 1.0, (0, 0), device_of(task), ours.statistics) is not None
-        )
+        at = draws[0].positions
+        return accumulate_gradients(ours.ranks, ours.objective, batches, at, (0, 0), ours.world, ours.statistics) is not None
 
     small = float(ours.costs.max()) / 16_000
     torch.cuda.reset_peak_memory_stats()

@@ -42,6 +42,7 @@ from ser_hpc.data.sampler import BatchSpec, epoch_steps, step_micro_batches
 from ser_hpc.shards.audio import RATE, decode_flac
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import Extent, clip_extents
+from ser_hpc.tasks.task import ClipTargets
 
 GLOBAL_BATCH, BUDGET_S = 32, 80.0
 Way = Callable[[int], int]  # round -> samples read
@@ -141,7 +142,9 @@ def limit(clips: Sequence[Extent], descriptors: dict[str, int], number: int) -> 
 
 def source_of(index: ShardIndex, keep_bytes: int) -> BatchSource:
     count = len(index.metadata)
-    return BatchSource(index, np.zeros(count, dtype=np.int64), np.ones(count, dtype=np.float32), keep_bytes=keep_bytes)
+    return BatchSource(
+        index, ClipTargets.of_main(np.zeros(count, dtype=np.int64), np.ones(count, dtype=np.float32)), keep_bytes=keep_bytes
+    )
 
 
 def ours(source: BatchSource, index: ShardIndex, number: int) -> int:

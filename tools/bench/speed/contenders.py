@@ -29,13 +29,16 @@ from ser_hpc.engine import gpu, precision
 from ser_hpc.engine.distributed import build
 from ser_hpc.engine.distributed.world import World
 from ser_hpc.engine.memory import search
-from ser_hpc.engine.step import accumulate_gradients, clip_losses
+from ser_hpc.engine.objective import Objective
+from ser_hpc.engine.step import accumulate_gradients
 from ser_hpc.engine.step_metrics import DeferredMetrics
 from ser_hpc.engine.torch_compile import compile_layers
 from ser_hpc.models.classifier import build_classifier
 from ser_hpc.models.norms import RunningStatistics
 from ser_hpc.run.run_dir import RunDir
 from ser_hpc.shards.audio import RATE
+from ser_hpc.tasks.task import ClipTargets
+from ser_hpc.tasks.task import Task as LearntTask
 
 LR = 1e-6  # nothing is to be learnt from noise; a step costs the same
 
@@ -91,7 +94,10 @@ class Ours:
             compile_layers(model.encoder)
         self.ranks = build.build_strategy(model, settings.train, world, None)
         self.statistics = RunningStatistics(self.ranks.module, task.update)
-        self.source = BatchSource(clips.index, clips.targets, np.ones(len(clips), dtype=np.float32))
+        emotion = LearntTask.of_classes(clips.classes, clips.targets)
+        targets = ClipTargets.of_tasks([emotion], np.arange(len(clips)))
+        self.source, self.objective = BatchSource(clips.index, targets), Objective([emotion], targets)
+        self.world = world
         self.ledger = DeferredMetrics()
         self.most_s = task.most_s
         self.how = f"packed, at most {self.cut.budget_samples / RATE:g} s, {settings.train.precision}"
@@ -101,7 +107,7 @@ class Ours:
         wave = torch.from_numpy(self.clips.waves[position])
         with torch.no_grad():
             outputs = self.ranks.forward(wave.to(self.device), torch.tensor([0, len(wave)]))
-        return float(clip_losses(outputs, {"emotion": torch.from_numpy(self.clips.targets[[position]])}))
+        return float(F.cross_entropy(outputs["emotion"].float().cpu(), torch.from_numpy(self.clips.targets[[position]])))
 
     def train(self, warm_up: np.ndarray, positions: np.ndarray) -> float:
         self.ranks.train_mode(True)
@@ -113,11 +119,11 @@ class Ours:
         steps = list(step_micro_batches(draws, self.costs, self.cut, 0))
         batches = self.source.prefetch(chain.from_iterable(steps), training=True)
         for number, (clips, micros) in enumerate(zip(draws, steps, strict=True)):
-            made, weight = list(islice(batches, len(micros))), float(len(clips))
-            losses = accumulate_gradients(self.ranks, made, len(clips), weight, (0, number), self.device, self.statistics)
+            made, at = list(islice(batches, len(micros))), clips.positions
+            losses = accumulate_gradients(self.ranks, self.objective, made, at, (0, number), self.world, self.statistics)
             if losses is None:
                 raise MemoryError("memory ran out: give --train budget_seconds=...")
-            self.ledger.add(clips.positions, weight, LR, losses, self.ranks.step(LR))
+            self.ledger.add(at, LR, losses, self.ranks.step(LR))
             for entry in self.ledger.read():
                 assert bool(entry.per_clip_loss.isfinite().all()), "the loop looks at every loss, a step late"
             if not number:

@@ -1,0 +1,75 @@
+"""Hand a trial's numbers on to the trackers that the settings name, while it trains; rank 0 alone has any.
+
+A tracker never ends or changes a training: one that fails is said once, in the log, and left out from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ser_hpc.config.extensions import describe_error
+from ser_hpc.config.trackers import TensorBoardSettings, TrackerSettings
+from ser_hpc.core.errors import UserError
+
+
+class Trackers:
+    """All trackers of a trial. `folder`: the attempt's; `first_step`: the step at which it begins or goes on."""
+
+    def __init__(self, settings: Sequence[TrackerSettings], folder: Path, trial: str, first_step: int) -> None:
+        self._trackers: dict[str, Any] = {}
+        for one in settings:
+            with _Guard(self._trackers, one.kind):
+                self._trackers[one.kind] = _build(one, folder, trial, first_step)
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Hand on numbers by name, of so many steps."""
+        for kind, tracker in list(self._trackers.items()):
+            with _Guard(self._trackers, kind):
+                tracker.log(step, dict(numbers))
+
+    def close(self) -> None:
+        for kind, tracker in list(self._trackers.items()):
+            with _Guard(self._trackers, kind):
+                tracker.close()
+
+
+class _Guard:
+    """Leaves out the tracker of `kind` when the block fails, and says why."""
+
+    def __init__(self, trackers: dict[str, Any], kind: str) -> None:
+        self._trackers, self._kind = trackers, kind
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._trackers.pop(self._kind, None)
+        print(f"tracker {self._kind} is left out from now on: {describe_error(error)}", flush=True)
+        return True
+
+
+def _build(settings: TrackerSettings, folder: Path, trial: str, first_step: int) -> Any:
+    if isinstance(settings, TensorBoardSettings):
+        return TensorBoard(folder / "tensorboard", first_step)
+    return settings.build(folder, trial, first_step)
+
+
+class TensorBoard:
+    """Event files of TensorBoard."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("the package tensorboard is missing: pip install 'ser-hpc[tensorboard]'") from None
+        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step or None)  # type: ignore[no-untyped-call]
+
+    def log(self, step: int, numbers: dict[str, float]) -> None:
+        for name, number in numbers.items():
+            self._writer.add_scalar(name, number, step)
+
+    def close(self) -> None:
+        self._writer.close()
