@@ -92,7 +92,7 @@ class Ours:
         self.ranks = build.build_strategy(model, settings.train, world, None)
         self.statistics = RunningStatistics(self.ranks.module, task.update)
         self.source = BatchSource(clips.index, clips.targets, np.ones(len(clips), dtype=np.float32))
-        self.ledger = DeferredMetrics()
+        self.metrics = DeferredMetrics()
         self.most_s = task.most_s
         self.how = f"packed, at most {self.cut.budget_samples / RATE:g} s, {settings.train.precision}"
 
@@ -117,8 +117,8 @@ class Ours:
             losses = accumulate_gradients(self.ranks, made, len(clips), weight, (0, number), self.device, self.statistics)
             if losses is None:
                 raise MemoryError("memory ran out: give --train budget_seconds=...")
-            self.ledger.add(clips.positions, weight, LR, losses, self.ranks.step(LR))
-            for entry in self.ledger.read():
+            self.metrics.add(clips.positions, weight, LR, losses, self.ranks.step(LR))
+            for entry in self.metrics.read():
                 assert bool(entry.per_clip_loss.isfinite().all()), "the loop looks at every loss, a step late"
             if not number:
                 watch.start()
