@@ -20,10 +20,12 @@ from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from ser_hpc.core.errors import UserError, listed
 
 OUTSIDE = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
+_T = TypeVar("_T")
 _copies: list[Path] = []  # the folders of runs whose settings are being read, the innermost last
 
 
@@ -42,7 +44,7 @@ def import_from(folder: Path) -> Iterator[None]:
         _copies.pop()
 
 
-def import_outside(reference: str, base: type) -> type:
+def import_outside(reference: str, base: type[_T]) -> type[_T]:
     """Import the class that `module:Class` names. Raises ValueError, in words: no such module or class, or none of `base`."""
     match = OUTSIDE.fullmatch(reference)
     assert match is not None

@@ -31,7 +31,7 @@ class ProtocolChoice(Choice):
 
     def of(self, value: Any) -> type[Section]:
         """Return the class that a value asks for. Raises ValueError for what names none."""
-        kind = value.get("kind") if isinstance(value, dict) else value
+        kind = str(value.get("kind") if isinstance(value, dict) else value)
         if is_outside(kind):
             return import_outside(kind, self.base)
         near = difflib.get_close_matches(str(kind), NAMES, n=1)

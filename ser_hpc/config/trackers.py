@@ -19,8 +19,8 @@ class TrackerSettings(Section):
     kind: str = ""
 
     def build(self, folder: Path, trial: str, first_step: int) -> Any:
-        """Make an object with `log(step, numbers)`, of a dict of floats by name (train/loss, dev/uar ...), and `close()`; rank 0
-        alone calls it. `folder`: the attempt's own; `first_step`: where it goes on: what came later is made again."""
+        """Make an object with `log(step, numbers)`, of floats by name (train/loss, dev/uar ...), and `close()`; rank 0 alone
+        calls it. `folder`: the attempt's own; `first_step`: where it goes on: what came later is made again."""
         raise NotImplementedError
 
 

@@ -54,7 +54,8 @@ class TransformSettings(Section):
 
 
 class Transform(BaseModel):
-    """`name` of an audiomentations transform, or `module:Class` from outside the package; every other field is an argument of it. Folders (`..._path`) become absolute."""
+    """`name` of an audiomentations transform, or `module:Class` from outside the package; every other field is an argument of
+    it. Folders (`..._path`) become absolute."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

@@ -90,7 +90,7 @@ def train_trial(
         compile_layers(model.encoder)
     strategy = build_strategy(model, train, world, saved.tensors)
     batch_norms = RunningStatistics(strategy.module, train.global_batch)
-    ema = WeightEma(strategy.module, train.ema_decay, saved.tensors.average if saved.tensors else {})
+    ema = WeightEma(strategy.module, train.ema_decay, saved.tensors.ema if saved.tensors else {})
 
     # Set up: what is recorded.
     if world.is_main:

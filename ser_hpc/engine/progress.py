@@ -26,8 +26,8 @@ _WARM_UP = 3  # steps that tell nothing of how long the others take: compiled, a
 class Progress:
     """Writer of progress.json, at most once a second; of steps.jsonl and epochs.jsonl, less what a resume will do again.
 
-    `before`: the attempt that this one goes on from, whose lines it takes over; `trackers` get the same numbers. `startup_s` is from the attempt's beginning to
-    its first step; `save_s` how long the last save kept training waiting.
+    `before`: the attempt that this one goes on from, whose lines it takes over; `trackers` get the same numbers. `startup_s` is
+    from the attempt's beginning to its first step; `save_s` how long the last save kept training waiting.
     """
 
     def __init__(

@@ -117,7 +117,7 @@ class Supervisor:
         tensors = self.strategy.tensors()
         if tensors is not None:
             model = self.base.without(tensors.model)
-            tensors = replace(tensors, model=model, average=self.ema.tensors(), base=self.base.sha256)
+            tensors = replace(tensors, model=model, ema=self.ema.tensors(), base=self.base.sha256)
             self.writer.save(replace(state, seconds=start - self._zero), tensors)
         self._saved, self._last_save = state, awake_s()
         self._save_s = self._last_save - start

@@ -65,7 +65,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError("the package tensorboard is missing: pip install 'ser-hpc[tensorboard]'") from None
-        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step or None)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step or None)
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         for name, number in numbers.items():

@@ -74,7 +74,8 @@ def plan_folds(
     speaker_aliases: Mapping[str, str | None] = MappingProxyType({}),
     distinct: Distinct = frozenset(),
 ) -> FoldPlan:
-    """Plan the folds of a protocol, by name or from outside the package, over the clips that the label set gives a class; independent of the metadata's order.
+    """Plan the folds of a protocol, by name or from outside the package, over the clips that the label set gives a class;
+    independent of the metadata's order.
 
     `count`: how many folds are requested; None: as many as the protocol makes of this corpus (5 groups of speakers).
     `train_corpora`, `test_corpora`: for cross_corpus. `max_per_class`: at most so many clips of a class train in a fold.

@@ -17,7 +17,7 @@ LOSS_SCALE_WINDOW = 2000  # good steps, after which it doubles; an overflow halv
 class TrainTensors:
     """Every tensor of a trial's state, in full, fp32, on the CPU, by parameter name. `updates`: AdamW's own step count.
 
-    `loss_scale` (of fp16) has done well for `good_steps`. `average`: the moving average of the weights, where one is kept.
+    `loss_scale` (of fp16) has done well for `good_steps`. `ema`: the moving average of the weights, where one is kept.
     Where most is frozen, `model` is what is trained, over a base of the fingerprint `base`.
     """
 
@@ -27,7 +27,7 @@ class TrainTensors:
     updates: int
     loss_scale: float = 1.0
     good_steps: int = 0
-    average: dict[str, Tensor] = field(default_factory=dict)
+    ema: dict[str, Tensor] = field(default_factory=dict)
     base: str = ""
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -35,7 +36,7 @@ from ser_hpc.run.run_dir import AttemptDir, TrialDir
 KEEP = 2
 _WORST = -1e30  # finite: the state is strict JSON
 # Of TrainTensors: what goes into the file of tensors, and what into the marker.
-_PARTS = ("model", "exp_avg", "exp_avg_sq", "average")
+_PARTS = ("model", "exp_avg", "exp_avg_sq", "ema")
 _NUMBERS = ("updates", "loss_scale", "good_steps", "base")
 
 
@@ -208,7 +209,8 @@ def clear(trial: TrialDir, attempt: AttemptDir, best_epoch: int) -> None:
 def _load(marker: Path) -> tuple[TrainState, TrainTensors]:
     path, saved = marker.with_suffix(".safetensors"), read_json(marker)
     _sound(path, saved["sha256"])
-    flat = load_file(path)
+    # An earlier version called the part of the moving average so.
+    flat = {re.sub("^average/", "ema/", name): tensor for name, tensor in load_file(path).items()}
     fields: dict[str, Any] = {name: saved[name] for name in _NUMBERS}
     for part in _PARTS:
         fields[part] = {k.removeprefix(f"{part}/"): v for k, v in flat.items() if k.startswith(f"{part}/")}

@@ -27,14 +27,14 @@ def static_bytes(module: nn.Module, train: TrainSettings, ranks: int) -> float:
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     every = sum(parameter.numel() for parameter in module.parameters())
     weight = DTYPES[train.precision].itemsize
-    average = 4 * trained if train.ema_decay else 0
+    ema = 4 * trained if train.ema_decay else 0
     if train.strategy == "ddp":
-        return average + 4 * every + (4 + 8) * trained
+        return ema + 4 * every + (4 + 8) * trained
     own, bucket = (4 + 8) / ranks * trained, min(REDUCE_BUCKET, trained)
     if train.strategy == "zero1":
-        return average + weight * every + (weight + 4) * trained + own + 4 * bucket
+        return ema + weight * every + (weight + 4) * trained + own + 4 * bucket
     gathered = weight * every * (1 + (1 / ranks if train.strategy == "zero3" else 0))
-    return average + gathered + 4 / ranks * trained + own + weight * bucket
+    return ema + gathered + 4 / ranks * trained + own + weight * bucket
 
 
 @dataclass(frozen=True, slots=True)

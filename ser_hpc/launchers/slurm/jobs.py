@@ -5,7 +5,7 @@ active_jobs          for submitting: what is queued or running now, from squeue 
 settle_submissions   for submitting: those without a recorded answer are looked for by name, adopted or declared void
 cancel_jobs          this run's jobs, and no others
 
-A job is one of ours by cluster, user, name and number, never by its number alone. Jobs come from the ledger of submissions,
+A job is one of ours by cluster, user, name and number, never by its number alone. Jobs come from the record of submissions,
 from arrays of slurm/train.sbatch that wait for this run, and, for what nobody noted, from what attempts say of themselves.
 """
 

@@ -98,7 +98,7 @@ class Ours:
         targets = ClipTargets.of_tasks([emotion], np.arange(len(clips)))
         self.source, self.objective = BatchSource(clips.index, targets), Objective([emotion], targets)
         self.world = world
-        self.ledger = DeferredMetrics()
+        self.metrics = DeferredMetrics()
         self.most_s = task.most_s
         self.how = f"packed, at most {self.cut.budget_samples / RATE:g} s, {settings.train.precision}"
 
@@ -123,8 +123,8 @@ class Ours:
             losses = accumulate_gradients(self.ranks, self.objective, made, at, (0, number), self.world, self.statistics)
             if losses is None:
                 raise MemoryError("memory ran out: give --train budget_seconds=...")
-            self.ledger.add(at, LR, losses, self.ranks.step(LR))
-            for entry in self.ledger.read():
+            self.metrics.add(at, LR, losses, self.ranks.step(LR))
+            for entry in self.metrics.read():
                 assert bool(entry.per_clip_loss.isfinite().all()), "the loop looks at every loss, a step late"
             if not number:
                 watch.start()
