@@ -6,7 +6,7 @@ import difflib
 
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import demo_speech
-from ser_hpc.corpora.formats import audformat, hf, table
+from ser_hpc.corpora.formats import audformat, hf, table, wds
 from ser_hpc.corpora.parse_result import Parser
 from ser_hpc.corpora.parsers import (
     crema_d,
@@ -44,11 +44,19 @@ PARSERS: dict[str, Parser] = {
     "kai_indian": kai_indian.parse,
     "hf": hf.parse,
     "audformat": audformat.parse,
+    "webdataset": wds.parse,
     "csv": table.parse,
     "jsonl": table.parse,
     "demo": demo_speech.parse,
 }
-FORMATS = ("hf", "audformat", "csv", "jsonl", "demo")  # not one published corpus: of any names, emotions and counts
+FORMATS = (
+    "hf",
+    "audformat",
+    "webdataset",
+    "csv",
+    "jsonl",
+    "demo",
+)  # not one published corpus: of any names, emotions and counts
 
 
 def get_parser(name: str) -> Parser:
