@@ -39,6 +39,7 @@ Part = Literal["train", "dev", "test"]
 Sample = dict[str, Any]
 Handler = Callable[[Exception], bool]
 
+PROTOCOL, AS_ANNOTATED = "leave_one_session_out", "as_annotated"  # as the settings' own defaults
 BUFFER = 1000  # clips among which `shuffle=True` chooses
 _NUMBERS = ("arousal", "valence", "dominance")
 _LEFT_OUT = ("source", "start_s", "end_s", "rate_hz", "sound")  # of a clip's JSON: about its making, and what all share
@@ -60,9 +61,9 @@ def as_webdataset(
     *,
     fold: int | None = None,
     part: Part | None = None,
-    protocol: str = "leave_one_session_out",
+    protocol: str = PROTOCOL,
     folds: int | None = None,
-    labels: str | Path = "as_annotated",
+    labels: str | Path = AS_ANNOTATED,
     shuffle: int | bool = False,
     seed: int = 0,
     handler: Handler | None = None,
@@ -74,9 +75,9 @@ def as_webdataset(
     `label_name`; `emotion` as annotated; `speaker`, `corpus` and the clip's other annotations ("" or NaN = not annotated);
     `extra`, a dict. The result's `classes` are the names of the classes, `num_clips` counts the clips of an epoch.
 
-    `shards`: folders of packed shards; or an experiment, whose own folds and label set are taken: those of an existing run are
-    `reopen_experiment(RunDir(path))`. `protocol`, `folds` (how many), `labels`: as the settings folds.protocol, folds.count
-    and data.labels; `plan_options`: further arguments of `plan_folds`.
+    `shards`: folders of packed shards (or https:// URLs, which webdataset reads by curl); or an experiment, whose own folds and
+    label set are taken: those of an existing run are `reopen_experiment(RunDir(path))`. `protocol`, `folds` (how many),
+    `labels`: as the settings folds.protocol, folds.count and data.labels; `plan_options`: further arguments of `plan_folds`.
     `shuffle`: tars come in random order, and clips at random out of a buffer of so many (True: 1000); other ones in every
     epoch, from `seed`. A DataLoader needs persistent_workers=True for that: new workers begin with the first epoch again.
     `handler`: called with the error of a damaged clip; None: it is raised. webdataset.warn_and_continue passes over the clip.
@@ -151,10 +152,12 @@ def _planned(
 ) -> tuple[ShardIndex, LabelSet, FoldPlan | None]:
     """Return the index, the label set and, where `wanted`, the folds."""
     if not isinstance(shards, str | Path | Sequence):
+        if plan_options or (protocol, count, str(labels)) != (PROTOCOL, None, AS_ANNOTATED):
+            raise UserError("an experiment has its own folds and labels: leave protocol, folds, labels and further options out")
         return shards.index, shards.label_set, shards.folds if wanted else None
     places = [shards] if isinstance(shards, str | Path) else shards
     index = ShardIndex.load(*(parse_location(str(place)) for place in places))
-    annotated = str(labels) == "as_annotated"
+    annotated = str(labels) == AS_ANNOTATED
     label_set = label_set_as_annotated(index.metadata) if annotated else load_label_set(find_config(str(labels), "labels"))
     if not wanted:
         return index, label_set, None
@@ -176,8 +179,11 @@ def _by_tar(index: ShardIndex, positions: np.ndarray, targets: np.ndarray) -> Cl
     for extent, target in zip(clip_extents(index, positions), targets[positions].tolist(), strict=True):
         root = index.roots[extent.dataset]
         clips[str(root.resolve() / extent.tar)][extent.key] = extent, root, target
-    if odd := [tar for tar in clips if "://" not in tar and urlparse(tar).path != tar]:
-        raise UserError(f"{odd[0]}: webdataset takes a path for a URL, so it opens none with ? # or ; in it; move the shards")
+    for tar in clips:
+        if "://" in tar and not tar.startswith(("http://", "https://")):
+            raise UserError(f"{tar}: webdataset streams from folders and web servers alone; copy the shards to a folder")
+        if "://" not in tar and urlparse(tar).path != tar:
+            raise UserError(f"{tar}: webdataset takes a path for a URL, so it opens none with ? # or ; in it; move the shards")
     return dict(clips)
 
 

@@ -18,12 +18,13 @@ from documents import ROOT, blocks
 from small import packed_tones, planned
 from torch.utils.data import DataLoader
 
+from ser_hpc.config.settings import Settings
 from ser_hpc.core.errors import UserError
 from ser_hpc.corpora.labels import label_set_as_annotated
 from ser_hpc.protocols.folds import plan_folds
 from ser_hpc.run.experiment import reopen_experiment
 from ser_hpc.shards import as_webdataset, pad_batch
-from ser_hpc.shards.fold_stream import PlannedExperiment
+from ser_hpc.shards.fold_stream import AS_ANNOTATED, PROTOCOL, PlannedExperiment
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ShardReader
 from ser_hpc.shards.write import pack
@@ -74,6 +75,8 @@ def test_a_runs_folds_are_those_it_was_planned_with(shards: Path, tmp_path: Path
     fold = experiment.folds.folds[2]
     streamed = as_webdataset(experiment, fold=2, part="train")
     assert sorted(keys(streamed)) == sorted(experiment.index.key(i) for i in fold.train.positions)
+    with pytest.raises(UserError, match="an experiment has its own folds and labels"):
+        as_webdataset(experiment, fold=0, part="train", protocol="speaker_groups")
     with pytest.raises(UserError, match="no fold 3: speaker_groups makes 3"):
         as_webdataset(experiment, fold=3, part="train")
 
@@ -92,6 +95,10 @@ def test_over_nodes_and_workers_each_clip_comes_once(
         dataset = as_webdataset(shards, fold=0, part="train", shuffle=5)
         found += [sample["__key__"] for sample in DataLoader(dataset, batch_size=None, num_workers=workers)]
     assert sorted(found) == whole
+
+
+def test_without_a_word_it_is_what_a_launch_takes() -> None:
+    assert (Settings().folds.protocol, Settings().data.labels) == (PROTOCOL, AS_ANNOTATED)
 
 
 def test_shuffling_is_another_order_each_epoch_and_the_seeds_alone(shards: Path) -> None:
