@@ -8,7 +8,8 @@
 A csv is any other corpus as a table: columns audio (path, relative to the
 table), emotion and speaker; optional session, gender, split, text_id, start_s,
 end_s; others are kept as fields. ROOT is then the file; jsonl takes the same
-names, one object a line.
+names, one object a line. Or CORPUS is a parser of your own, MODULE:FUNCTION, as
+my_corpus:parse for my_corpus.py in this folder.
 
 Any rate, channel count and format becomes 16 kHz mono FLAC. What is wrong with
 clips is found, shown, and named in OUT/pack_report.json; --on says what becomes
@@ -237,7 +238,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=cli.Help,
     )
     known = listed(list(PARSERS), 40)
-    options.add_argument("what", nargs="+", metavar="CORPUS ROOT ... OUT", help=f"corpora: {known}; ROOT as published")
+    options.add_argument(
+        "what", nargs="+", metavar="CORPUS ROOT ... OUT", help=f"corpora: {known}, MODULE:FUNCTION; ROOT as published"
+    )
     options.add_argument("--on", action="append", default=[], metavar="KIND=POLICY", help="what becomes of a kind of finding")
     for what, meaning in (("same", "two names are one: the first is read as the other"), ("distinct", "they are not one")):
         for column in NAMED:

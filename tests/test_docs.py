@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import slurm_here
 import soundfile
+import webdataset
 import yaml
 from documents import PAGES, README, ROOT, anchors, blocks, commands, links, text
 
@@ -99,7 +100,19 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             soundfile.write(path, rng.uniform(-0.3, 0.3, 4000), 16_000)
     rows = "".join(f"wav/{number}.wav,{('happy', 'sad')[number % 2]},anna{number // 2}\n" for number in range(6))
     (place / "data" / "mine" / "all.csv").write_text("audio,emotion,speaker\n" + rows)
+    for number in range(2):
+        write_talk(place / "data" / "talk" / f"train-{number:06}.tar", place / "data" / "mine" / "wav" / f"{number}.wav")
     return place
+
+
+def write_talk(tar: Path, recording: Path) -> None:
+    """A tar of one clip as docs/data.md shows it, by webdataset's own writer."""
+    tar.parent.mkdir(exist_ok=True)
+    (shown,) = [block for block in blocks(ROOT / "docs" / "data.md", "text") if "clip7.json" in block]
+    said = re.search(r"\{.*\}", shown)
+    assert said
+    with webdataset.TarWriter(str(tar)) as writer:
+        writer.write({"__key__": tar.stem, "wav": recording.read_bytes(), "json": json.loads(said[0])})
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ SHOWN = 12  # lines of warnings, and reasons
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(prog="python tools/check_corpus.py", description=__doc__, formatter_class=cli.Help)
-    arguments.add_argument("name", metavar="NAME", help=f"how to read ROOT: {listed(list(PARSERS), 40)}")
+    arguments.add_argument("name", metavar="NAME", help=f"how to read ROOT: {listed(list(PARSERS), 40)}, MODULE:FUNCTION")
     arguments.add_argument("root", metavar="ROOT", type=Path, help="the corpus as published (csv, jsonl: the table)")
     given = arguments.parse_args(argv)
     parse, screen = get_parser(given.name), cli.make_console(soft_wrap=True)

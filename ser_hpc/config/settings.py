@@ -217,11 +217,11 @@ class TrainSettings(Section):
     """Passes over the training part."""
     patience: Positive | None = None
     """Stop after this many epochs without a better dev score; none: never early."""
+    global_batch: Positive = 32
+    """Clips per optimizer step, over all ranks and accumulation steps."""
     select_by: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)?$")] = MAIN
     """The task whose dev score chooses the epoch (of classes UAR, of numbers the concordance), or one of its scores by name, as
     `gender.uar`."""
-    global_batch: Positive = 32
-    """Clips per optimizer step, over all ranks and accumulation steps."""
     accumulation: Positive | None = None
     """Micro-batches per rank and step; none: as many as `budget_seconds` asks for. Not with `model.norm=batch`: its groups are
     its micro-batches."""

@@ -1,4 +1,5 @@
-"""The corpora that the project can read, by name. A new one is a file with a `parse` in parsers/, and a line here."""
+"""The corpora that the project can read, by name. A new one is a file with a `parse` in parsers/, and a line here; or a parser
+of one's own, `module:function`, anywhere (`outside_parser`)."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import difflib
 
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import demo_speech
-from ser_hpc.corpora.formats import audformat, hf, table
+from ser_hpc.corpora.formats import audformat, hf, table, wds
+from ser_hpc.corpora.outside_parser import load_parser
 from ser_hpc.corpora.parse_result import Parser
 from ser_hpc.corpora.parsers import (
     crema_d,
@@ -44,17 +46,31 @@ PARSERS: dict[str, Parser] = {
     "kai_indian": kai_indian.parse,
     "hf": hf.parse,
     "audformat": audformat.parse,
+    "webdataset": wds.parse,
     "csv": table.parse,
     "jsonl": table.parse,
     "demo": demo_speech.parse,
 }
-FORMATS = ("hf", "audformat", "csv", "jsonl", "demo")  # not one published corpus: of any names, emotions and counts
+FORMATS = (
+    "hf",
+    "audformat",
+    "webdataset",
+    "csv",
+    "jsonl",
+    "demo",
+)  # not one published corpus: of any names, emotions and counts
 
 
 def get_parser(name: str) -> Parser:
-    """Return the parser of a corpus. Raises UserError naming the known ones, and the nearest."""
+    """Return the parser of a corpus, one of PARSERS or `module:function`. Raises UserError naming what there is."""
+    if ":" in name:
+        return load_parser(name)
     if name not in PARSERS:
         near = difflib.get_close_matches(name, PARSERS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; for any other corpus write a table and use csv"
+        hint = (
+            f"; did you mean {near[0]}?"
+            if near
+            else "; for any other write a table and use csv, or a parser and name it MODULE:FUNCTION"
+        )
         raise UserError(f"unknown corpus {name!r}; known: {listed(list(PARSERS), 30)}{hint}")
     return PARSERS[name]

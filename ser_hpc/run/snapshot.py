@@ -40,8 +40,8 @@ PACKAGE = Path(ser_hpc.__file__).resolve().parent
 # What of the package can change no result: how trials are started and shown, packing, what a report says. But for planning.
 _CANNOT_CHANGE_RESULTS = (
     *("monitor/", "launchers/", "pack.py", "launch.py", "status.py", "report.py", "core/cli.py", "run/snapshot.py"),
-    *("shards/pack_screen.py", "shards/inspect_screen.py", "shards/stats.py", "run/demo_shards.py", "results/report_"),
-    *("results/markdown.py", "results/cross_validation.py", "results/intervals.py"),
+    *("shards/pack_screen.py", "shards/inspect_screen.py", "shards/stats.py", "shards/fold_stream.py", "results/report_"),
+    *("run/demo_shards.py", "results/markdown.py", "results/cross_validation.py", "results/intervals.py"),
     # in snapshots of before the rooms:
     *("cluster/", "console.py", "shards/show.py", "shards/inspect.py", "results/render.py", "results/text.py"),
 )

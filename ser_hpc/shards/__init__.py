@@ -5,5 +5,25 @@ audio, recording, containers/   decoding of any sound file; headers are checked 
 quality                         kinds of findings about a clip, and the policy for each
 index, read, storage            where every clip lies; random access to clips, on a disk or in an object store
 
-It knows nothing of labels' meaning, of ranks and of torch.
+fold_stream                     a fold's clips for anyone's own training code: `from ser_hpc.shards import as_webdataset`
+
+But for fold_stream it knows nothing of folds, labels' meaning and ranks; and nothing of torch.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ser_hpc.shards.fold_stream import as_webdataset, pad_batch
+
+__all__ = ["as_webdataset", "pad_batch"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what users call when they ask for it: whoever needs another module of this room does not wait for it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ser_hpc.shards import fold_stream
+
+    return getattr(fold_stream, name)

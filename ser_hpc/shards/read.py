@@ -117,9 +117,9 @@ class ClipReader:
 
     def _clip(self, extent: Extent, payload: bytes | OSError) -> np.ndarray | CorruptClipError:
         location, original = self._places[extent.dataset], self._originals[extent.dataset]
-        found = _samples(extent, payload, location)
+        found = decode_clip(extent, payload, location)
         if isinstance(found, UserError) and location != original:  # only the copy is damaged, or was cleaned away
-            found = _samples(extent, self._payload(original, extent), original)
+            found = decode_clip(extent, self._payload(original, extent), original)
         if isinstance(found, UserError) and not isinstance(found, CorruptClipError):
             raise found
         return found
@@ -198,8 +198,11 @@ def _reader(originals: Sequence[Location], copies: Sequence[Location], coalesce:
     return ClipReader(originals, copies, coalesce=coalesce)
 
 
-def _samples(extent: Extent, payload: bytes | OSError, location: Location) -> np.ndarray | UserError:
-    """Decode a clip, or return the error if it is not what was packed."""
+def decode_clip(extent: Extent, payload: bytes | OSError, location: Location) -> np.ndarray | UserError:
+    """Decode a clip to int16 (num_samples,) at 16 kHz; or return the error, in words, where it is not what was packed.
+
+    `payload`: its bytes (fewer, if its shard ends early), or the error that reading them gave.
+    """
     if isinstance(payload, OSError):
         reason = payload.strerror or payload
         return UserError(f"shard {location / extent.tar} cannot be read ({reason}); is its file system still there?")

@@ -23,6 +23,7 @@ from corpora.test_parse_savee import in_folders
 from corpora.test_parse_tess import tree as tess
 from corpora.test_parse_urdu import tree as urdu
 from corpora.test_parse_urduser import tree as urduser
+from corpora.test_parse_wds import tars as webdataset
 from fixtures_iemocap import make_iemocap
 from trees import clip, macos_note
 

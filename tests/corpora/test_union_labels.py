@@ -45,7 +45,7 @@ WORDS = {
     "urdu": urdu.EMOTIONS.values(),
     "urduser": urduser.EMOTIONS,
 }
-FORMATS = {"csv", "jsonl", "hf", "audformat"}  # their words are their users'
+FORMATS = {"csv", "jsonl", "hf", "audformat", "webdataset"}  # their words are their users'
 
 
 def meaning(name: str) -> dict[str, str | None]:

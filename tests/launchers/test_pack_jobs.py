@@ -31,12 +31,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return words
 
 
-def command(slurm: Cluster, *arguments: str | Path, path: Path = ROOT, **caller: str) -> subprocess.CompletedProcess[str]:
+def command(
+    slurm: Cluster, *arguments: str | Path, path: Path = ROOT, here: Path | None = None, **caller: str
+) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "ser_hpc.pack", *map(str, arguments), "--workers", "1"]
     environment = (
         slurm.env | caller | {"PYTHONPATH": os.pathsep.join([str(path), str(ROOT)]), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     )
-    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(line, cwd=here, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -65,6 +67,20 @@ def test_an_array_packs_what_packing_here_packs(slurm: Cluster, tmp_path: Path, 
     pack.main([*sources, str(here), "--workers", "1"])
     assert contents(out) == contents(here)
     assert len(list((tmp_path / "out.jobs" / "code").glob("*/ser_hpc/pack.py"))) == 1
+
+
+def test_jobs_find_a_parser_of_ones_own(slurm: Cluster, tmp_path: Path, sources: list[str]) -> None:
+    """Its file lies in the folder where they are submitted, which is in no PYTHONPATH."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "my_slurm_corpus.py").write_text("from ser_hpc.corpora.formats.table import parse as read\n")
+    what = ["my_slurm_corpus:read", sources[3]]
+    submitted = command(slurm, *what, tmp_path / "out", "--partition", "cpu", "--jobs", "2", "--time", "5", here=home)
+    assert submitted.returncode == 0, submitted.stderr
+    array = json.loads((tmp_path / "out.jobs" / "submitted.json").read_text())["array"]
+    assert set(slurm.wait([array], 200).values()) == {"COMPLETED"}
+    pack.main([*sources[2:], str(tmp_path / "here"), "--workers", "1"])
+    assert contents(tmp_path / "out") == contents(tmp_path / "here")
 
 
 def test_a_job_near_its_time_limit_is_queued_again_and_goes_on(slurm: Cluster, tmp_path: Path, sources: list[str]) -> None:

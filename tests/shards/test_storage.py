@@ -15,7 +15,7 @@ import pytest
 
 from ser_hpc.core.errors import UserError
 from ser_hpc.data.staging import stage
-from ser_hpc.shards import storage
+from ser_hpc.shards import as_webdataset, storage
 from ser_hpc.shards.index import DATASET, ShardIndex
 from ser_hpc.shards.read import ClipReader, CorruptClipError, CorruptionCause, ShardReader, clip_extents
 from ser_hpc.shards.storage import Location, Url, parse_location
@@ -184,3 +184,13 @@ def test_a_url_is_a_place_like_a_path() -> None:
     assert isinstance(url, Url)
     assert str((url / "s1/a.tar").with_suffix(".parquet")) == "s3://bucket/shards/s1/a.parquet"
     assert parse_location("file:///data/x") == parse_location("/data/x") == Path("/data/x")
+
+
+def test_a_web_server_is_streamed_from_and_other_stores_are_refused(packed: Path, serve: Callable) -> None:
+    """What webdataset itself can open (by curl), with our checks."""
+    url, _ = serve()
+    whole, streamed = list(as_webdataset(packed)), list(as_webdataset(url))
+    assert [sample["__key__"] for sample in streamed] == [sample["__key__"] for sample in whole]
+    assert all(np.array_equal(a["audio"], b["audio"]) for a, b in zip(streamed, whole, strict=True))
+    with pytest.raises(UserError, match="webdataset streams from folders and web servers alone"):
+        as_webdataset(in_memory(packed, "streamed"))

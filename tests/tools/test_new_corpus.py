@@ -96,6 +96,21 @@ def test_the_commands_of_the_page_run_and_say_what_the_page_promises(
     assert "These folds are not sound" in capsys.readouterr().out
 
 
+def test_the_same_parser_anywhere_is_checked_and_packed_by_the_pages_commands(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_corpus.py").write_text(blocks("python")[0], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "modules", {**sys.modules})
+    given = re.findall(r"^    python tools/(\w+)\.py my_corpus:parse (.*)$", PAGE, re.MULTILINE)
+    assert given == [("check_corpus", "/data/lunch"), ("build_shards", "/data/lunch /scratch/shards/lunch")]
+    assert check_corpus.main(["my_corpus:parse", str(tree)]) == 0
+    assert "13 clips of 2 speakers; hap 4, neu 4, sad 5" in capsys.readouterr().out
+    arguments = ["my_corpus:parse", str(tree), str(tmp_path / "shards"), "--workers", "1", "--on", "undecodable=drop"]
+    assert build_shards.pack.main(arguments) == 0
+
+
 def pack(tree: Path, shards: Path, *more: str) -> None:
     assert build_shards.pack.main(["lunch", str(tree), str(shards), "--workers", "1", *more]) == 0
 

@@ -1,1 +1,1 @@
-"""Parsers of general formats: a CSV or JSONL table, a dataset of Hugging Face, a database in audformat."""
+"""Parsers of general formats: a CSV or JSONL table, a dataset of Hugging Face, a database in audformat, WebDataset tars."""
