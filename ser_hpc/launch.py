@@ -49,7 +49,7 @@ SHORTCUTS = {
     "time": ("cluster.time_min", "T", "time limit of a trial, as 240 (minutes) or 4:00:00"),
     "nodes": ("cluster.nodes", "N", "nodes per trial"),
     "gpus-per-node": ("cluster.gpus_per_node", "G", "GPUs (ranks) per node and trial"),
-    "parallel": ("cluster.parallel", "N", "trials at the same time at most"),
+    "parallel": ("cluster.max_parallel_trials", "N", "trials at the same time at most"),
     "trials-per-gpu": ("cluster.trials_per_gpu", "N", "trials that share a job and its GPUs, where a model is small"),
     "strategy": ("train.strategy", "S", "ddp, zero1, zero2 or zero3"),
 }

@@ -90,7 +90,7 @@ class ClusterSettings(Section):
     max_starts_without_progress: Positive = 3
     """Starts of a trial in a row without a new optimizer step (or epoch scored) after which it is given up. Preemptions and
     lost nodes do not count."""
-    parallel: Positive | None = None
+    max_parallel_trials: Positive | None = None
     """Trials at the same time at most."""
     trials_per_gpu: Positive = 1
     """Trials that share a job and its GPUs, where a model is small; on one node."""

@@ -66,14 +66,16 @@ def load_run_settings(file: Path) -> Settings:
     return load_settings(file, [], schema=1)
 
 
-def dump_settings(settings: Settings) -> str:
-    """Return the resolved settings as YAML that `load_settings` takes back.
+def dump_settings(settings: Settings, schema: int = schemas.SCHEMA) -> str:
+    """Return the resolved settings as YAML that `load_settings` takes back, in the names of `schema`.
 
     What a profile sets is written out and its name left out: jobs need no profile, which may change, or be a file elsewhere.
     Of the cluster only what differs from the defaults is: a run that goes on with its own, older code must know each name.
     """
     cluster = settings.cluster.model_dump(mode="json", exclude={"profile"}, exclude_defaults=True)
-    tree = {"schema": schemas.SCHEMA} | settings.model_dump(mode="json") | {"cluster": cluster}
+    tree = settings.model_dump(mode="json") | {"cluster": cluster}
+    schemas.restore_names(tree, schema)
+    tree = ({"schema": schema} if schema > 1 else {}) | tree  # the first one had no number
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
@@ -170,11 +172,15 @@ def _describe_problem(detail: ErrorDetails, tree: dict[str, Any]) -> str:
         return f"{path}.kind: must be one of {context['expected_tags']}; given {context['tag']!r}"
     message = detail["msg"].removeprefix("Value error, ")
     given = detail["input"]
+    if (renamed := schemas.new_value(path, given)) is not None:
+        return f"{path}: {given!r} was renamed to {renamed!r}"
     return f"{path}: {message}" if isinstance(given, dict | BaseModel) else f"{path}: {message}; given {given!r}"
 
 
 def _hint(section: Sequence[str], key: str, tree: dict[str, Any]) -> str:
-    """Suggest a key: of the same name elsewhere, or a similar one, here before elsewhere; else list this section's."""
+    """Suggest a key: its new name, that of the same name elsewhere, or a similar one, here before elsewhere; else list all."""
+    if (renamed := schemas.new_name(".".join((*section, key)))) is not None:
+        return renamed
     paths = list(_paths(Settings, tree))
     here = {path[-1]: path for path in paths if path[:-1] == tuple(section)}
     same = [path for path in paths if path[-1] == key]

@@ -22,7 +22,7 @@ _ELSEWHERE = "jobs are asked for where they were submitted: set SLURM_CLUSTERS"
 _VARIABLES = "jobs run in the launcher's environment: see cluster.setup"
 _SERVED = {  # options that the launcher gives itself, and what serves instead
     "account": "see cluster.account",
-    "array": "one element for each trial: see cluster.parallel",
+    "array": "one element for each trial: see cluster.max_parallel_trials",
     "chdir": "jobs run by full paths",
     "clusters": _ELSEWHERE,
     "constraint": "see cluster.constraint",

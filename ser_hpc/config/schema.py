@@ -1,8 +1,9 @@
 """Derive an experiment's identity from its settings, those that change its result, across versions of the settings.
 
 A run is named by a hash of this identity. Settings at their defaults are left out, so a new one gives no run another name.
-A default that changes raises SCHEMA and goes into DEFAULTS_BEFORE; a setting that gets another name goes into RENAMED. A run
-keeps the schema that it was made under: its settings are read with that schema's defaults, and its identity stays the same.
+A default that changes raises SCHEMA and goes into DEFAULTS_BEFORE; so does a setting that gets another name, which goes into
+RENAMED, and a value that does, which goes into RENAMED_VALUES. A run keeps the schema that it was made under: its settings are
+read and written with that schema's defaults and names, and its identity stays the same.
 """
 
 from __future__ import annotations
@@ -14,19 +15,31 @@ from typing import Any
 from ser_hpc.config.section import Section
 from ser_hpc.config.transforms import strip_paths
 
-SCHEMA = 2
+SCHEMA = 3
 # By the last schema in which it was so; a section of several kinds is written with its kind: model[acrnn].norm.
 DEFAULTS_BEFORE: dict[int, dict[str, Any]] = {1: {"train.precision": "fp32"}}
 # By the last schema in which it was so: the old path to the new one; None: the setting is gone.
-RENAMED: dict[int, dict[str, str | None]] = {1: {"train.compile_minutes": None}}
+RENAMED: dict[int, dict[str, str | None]] = {
+    1: {"train.compile_minutes": None},
+    2: {
+        "data.keep_gb": "data.cache_gb",
+        "data.max_damaged": "data.max_corrupt",
+        "data.read_ahead_mb": "data.prefetch_mb",
+        "folds.same_speakers": "folds.speaker_aliases",
+        "train.average": "train.ema_decay",
+        "cluster.parallel": "cluster.max_parallel_trials",
+    },
+}
+# By the last schema in which it was so: of a setting, by its name in the next schema, the old value to the new one.
+RENAMED_VALUES: dict[int, dict[str, dict[str, str]]] = {2: {"model[encoder].freeze": {"stem": "feature_encoder"}}}
 
 # Where and how an experiment runs: settings, or whole sections. Whatever does not stand here is part of the identity.
 _NO_PART = {
-    *("run", "cluster", "seeds", "data.shards", "data.labels", "data.max_damaged", "data.workers", "data.read_ahead_mb"),
-    *("data.keep_gb", "train.strategy", "train.compile", "train.budget_seconds", "train.accumulation"),
+    *("run", "cluster", "seeds", "data.shards", "data.labels", "data.max_corrupt", "data.workers", "data.prefetch_mb"),
+    *("data.cache_gb", "train.strategy", "train.compile", "train.budget_seconds", "train.accumulation"),
     *("train.activation_checkpointing", "train.deterministic", "train.checkpoint_minutes", "train.hang_minutes"),
 }
-# Schema 1 wrote every setting into the identity, its defaults too: these.
+# Schema 1 wrote every setting into the identity, its defaults too: these, by their names of today.
 _IN_SCHEMA_1 = {
     "": "data folds model train",
     "data": "max_seconds balance augment",
@@ -36,15 +49,16 @@ _IN_SCHEMA_1 = {
     "model[encoder].head[mean_pool]": "kind projection dropout",
     "model[acrnn]": "kind first_channels channels layers linear cells hidden mels norm dropout time_warp mel_warp filter_db "
     "time_mask_s mel_mask",
-    "train": "epochs patience global_batch lr warmup decay weight_decay betas eps clip_norm average class_weights precision",
+    "train": "epochs patience global_batch lr warmup decay weight_decay betas eps clip_norm ema_decay class_weights precision",
 }
 
 
 def identity(settings: Section, schema: int = SCHEMA) -> dict[str, Any] | None:
     """Return what changes the result, as `schema` writes it: strict JSON. None: it cannot be expressed in that schema."""
-    if schema == 1:
-        return _full_schema_1(settings, "")
-    return _changed(settings, "", _defaults_of(schema))
+    found = _full_schema_1(settings, "") if schema == 1 else _changed(settings, "", _defaults_of(schema))
+    if found is not None:
+        restore_names(found, schema)
+    return found
 
 
 def under_schema(settings: Section, schema: int) -> tuple[Section, list[str]]:
@@ -56,31 +70,62 @@ def under_schema(settings: Section, schema: int) -> tuple[Section, list[str]]:
         section, _ = _find(tree, path)
         if section is not None and name in section and name not in (explicit or {}):
             section[name] = value
-            differing.append(re.sub(r"\[.*?\]", "", path) + f"={value}")
+            differing.append(f"{_without_kinds(path)}={value}")
     return type(settings).model_validate(tree), differing
 
 
 def migrate(tree: dict[str, Any], schema: int) -> None:
     """Bring settings that were written under `schema` to today's names, in place, and fill in its own defaults."""
-    for renamed in reversed([*_since(RENAMED, 1)]):
-        for old, new in renamed.items():
-            section, name = _find(tree, old)
-            if section is not None and name in section:
-                value = section.pop(name)
-                if new is not None:
-                    _put(tree, new, value)
+    rename(tree, schema)
     for path, value in _defaults_of(schema).items():
         _put(tree, path, value)
 
 
-def _since(changes: Mapping[int, Any], schema: int) -> Iterator[Any]:
-    """Yield the changes from `schema` on, the latest first."""
-    return (changes[number] for number in range(SCHEMA - 1, schema - 1, -1) if number in changes)
+def rename(tree: dict[str, Any], schema: int) -> None:
+    """Bring settings from the names of `schema` to today's, in place."""
+    for number in range(schema, SCHEMA):
+        for old, new in RENAMED.get(number, {}).items():
+            _move(tree, old, new)
+        for path, values in RENAMED_VALUES.get(number, {}).items():
+            _replace_value(tree, path, values)
+
+
+def restore_names(tree: dict[str, Any], schema: int) -> None:
+    """Bring settings from today's names to those of `schema`, in place."""
+    for number in reversed(range(schema, SCHEMA)):
+        for path, values in RENAMED_VALUES.get(number, {}).items():
+            _replace_value(tree, path, {new: old for old, new in values.items()})
+        for old, new in RENAMED.get(number, {}).items():
+            if new is not None:
+                _move(tree, new, old)
+
+
+def new_name(path: str) -> str | None:
+    """Tell what became of a setting that an earlier schema had, as `renamed to train.ema_decay`; None: there was none."""
+    renamed = {_without_kinds(old): new for names in RENAMED.values() for old, new in names.items()}
+    if path not in renamed:
+        return None
+    new: str | None = path
+    while new is not None and _without_kinds(new) in renamed:
+        new = renamed[_without_kinds(new)]
+    return f"renamed to {_without_kinds(new)}" if new else "it was removed: leave it out"
+
+
+def new_value(path: str, value: Any) -> str | None:
+    """Return today's name of a value that an earlier schema had for the setting `path`; None: there was none."""
+    found = [
+        values[value]
+        for each in RENAMED_VALUES.values()
+        for at, values in each.items()
+        if _without_kinds(at) == path and isinstance(value, str) and value in values
+    ]
+    return found[-1] if found else None
 
 
 def _defaults_of(schema: int) -> dict[str, Any]:
     """Return the defaults of `schema` that have changed since: of two changes of one the older applies."""
-    return {path: value for each in _since(DEFAULTS_BEFORE, schema) for path, value in each.items()}
+    latest_first = (DEFAULTS_BEFORE.get(number, {}) for number in reversed(range(schema, SCHEMA)))
+    return {path: value for defaults in latest_first for path, value in defaults.items()}
 
 
 def _inside(section: Section, path: str) -> Iterator[tuple[str, str, Any]]:
@@ -137,7 +182,7 @@ def _plain(section: Section, name: str) -> Any:
 _MEANING: dict[str, Callable[[Any], Any]] = {
     "folds.test_corpora": sorted,
     "folds.train_corpora": sorted,
-    "folds.same_speakers": lambda people: {name: other for name, other in people.items() if other is not None},
+    "folds.speaker_aliases": lambda people: {name: other for name, other in people.items() if other is not None},
 }
 
 
@@ -162,3 +207,22 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     section, name = _find(tree, path, make=True)
     if section is not None:
         section.setdefault(name, value)
+
+
+def _move(tree: dict[str, Any], old: str, new: str | None) -> None:
+    """Give the value at `old`, if there is one, the path `new`, unless that has one; None: leave it out."""
+    section, name = _find(tree, old)
+    if section is not None and name in section:
+        value = section.pop(name)
+        if new is not None:
+            _put(tree, new, value)
+
+
+def _replace_value(tree: dict[str, Any], path: str, values: Mapping[str, str]) -> None:
+    section, name = _find(tree, path)
+    if section is not None and isinstance(value := section.get(name), str):
+        section[name] = values.get(value, value)
+
+
+def _without_kinds(path: str) -> str:
+    return re.sub(r"\[.*?\]", "", path)

@@ -56,15 +56,15 @@ class DataSettings(Section):
     """Training only, drawn anew for each clip and epoch: a preset (`noise_pitch_stretch`, `noise_background_mask`), one with
     changes (`{preset: noise_background_mask, sounds_path: FOLDER}`), or a list of audiomentations' transforms, each with its
     arguments (`[{name: Gain, p: 0.5, min_gain_db: -6}]`). Memory budgets count clips as long as they were before."""
-    max_damaged: Fraction = 0.001
+    max_corrupt: Fraction = 0.001
     """Training ends when more than this part of its clips is damaged; up to then they weigh nothing, and are counted. A damaged
     clip of a dev or test part always ends it."""
     workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes per rank that read, decode and augment; 0: one thread. None: 0, or with augmentation what the cores allow."""
-    read_ahead_mb: Annotated[float, Field(ge=0, le=1024)] = 0.0
+    prefetch_mb: Annotated[float, Field(ge=0, le=1024)] = 0.0
     """For parallel file systems: clips are asked for in windows of so many MB, and those that lie near each other in a shard
     come with one read; 0: micro-batch by micro-batch, clip by clip."""
-    keep_gb: Annotated[float, Field(ge=0)] | None = None
+    cache_gb: Annotated[float, Field(ge=0)] | None = None
     """Decoded clips that each rank keeps in memory at most, in GB (an hour of speech takes 0.115), so that they are read and
     decoded once. None: a quarter of the memory that it may use; 0: none. Only with `workers` 0."""
 
@@ -89,17 +89,18 @@ class FoldSettings(Section):
     """For `cross_corpus`: the names of those that train and choose; none: all others."""
     max_per_class: Positive | None = None
     """At most so many clips of each class train in a fold, always the same ones; dev and test parts stay whole."""
-    same_speakers: dict[str, str | None] = Field(default={})
+    speaker_aliases: dict[str, str | None] = Field(default={})
     """Speakers who are one person under two names, within a corpus or in two: `{savee/DC: esd/0011}`; `{savee/DC: null}`: this
     one is nobody else, however much another name is like it."""
 
     @model_validator(mode="after")
     def _people(self) -> Self:
-        names = [*self.same_speakers, *(name for name in self.same_speakers.values() if name is not None)]
+        names = [*self.speaker_aliases, *(name for name in self.speaker_aliases.values() if name is not None)]
         if wrong := [name for name in names if not all(name.partition("/")[::2])]:
-            raise ValueError(f"folds.same_speakers: {wrong[0]!r} is no speaker; write CORPUS/NAME")
-        if chained := [name for name, other in self.same_speakers.items() if other in self.same_speakers]:
-            raise ValueError(f"folds.same_speakers: {self.same_speakers[chained[0]]!r} is somebody else too: name one person")
+            raise ValueError(f"folds.speaker_aliases: {wrong[0]!r} is no speaker; write CORPUS/NAME")
+        if chained := [name for name, other in self.speaker_aliases.items() if other in self.speaker_aliases]:
+            somebody = self.speaker_aliases[chained[0]]
+            raise ValueError(f"folds.speaker_aliases: {somebody!r} is somebody else too: name one person")
         return self
 
 
@@ -137,8 +138,8 @@ class EncoderModel(Section):
     """transformers' configuration for random weights (`model_type` and whatever differs from its defaults)."""
     dropout: Probability | None = None
     """Sets every dropout of the encoder; none: as its own configuration says."""
-    freeze: Literal["none", "stem", "encoder"] = "none"
-    """What is not trained: nothing, the convolutional stem, or the whole encoder."""
+    freeze: Literal["none", "feature_encoder", "encoder"] = "none"
+    """What is not trained: nothing, the convolutional feature encoder, or the whole encoder."""
     freeze_layers: Annotated[int, Field(ge=0)] = 0
     """The lowest so many transformer layers are not trained, nor is anything below them."""
     whisper_pad_to_30s: bool = False
@@ -234,7 +235,7 @@ class TrainSettings(Section):
     """AdamW's term that keeps its division from zero."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient over all parameters; none: no clipping."""
-    average: Probability = 0.0
+    ema_decay: Probability = 0.0
     """Decay, per step, of a moving average of the weights, which is then what is evaluated and kept; 0: none. 0.99 averages
     over about the last 100 steps. Not under zero3."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -256,9 +257,11 @@ class TrainSettings(Section):
     """A rank that comes to no step (or no end of an evaluation) for so long prints its stacks, ends, and is started again."""
 
     @model_validator(mode="after")
-    def _average_of_whole_weights(self) -> Self:
-        if self.average and self.strategy == "zero3":
-            raise ValueError("train.average needs whole weights on every rank: use strategy ddp, zero1 or zero2, or average 0")
+    def _ema_of_whole_weights(self) -> Self:
+        if self.ema_decay and self.strategy == "zero3":
+            raise ValueError(
+                "train.ema_decay needs whole weights on every rank: use strategy ddp, zero1 or zero2, or set it to 0"
+            )
         return self
 
 

@@ -1,6 +1,6 @@
 """Merge names of one speaker within and across corpora, and refuse names that may be one until the user decides.
 
-A name means a person within its corpus. `folds.same_speakers` overrides that: {savee/DC: esd/0011} makes one person of two
+A name means a person within its corpus. `folds.speaker_aliases` overrides that: {savee/DC: esd/0011} makes one person of two
 names, and {savee/01: null} says that this one is nobody else, however alike the names are. Packing may have recorded that.
 """
 
@@ -25,7 +25,7 @@ def merge_speakers(speaker: Categorical, corpora: Sequence[str], same: Same) -> 
     given = {*same, *(name for name in same.values() if name is not None)}
     if unknown := sorted(given - set(qualified)):  # a slip on either side would part one person in silence
         raise UserError(
-            f"folds.same_speakers: there is no speaker {listed(unknown)}; write CORPUS/NAME, as {listed(qualified, 3)}"
+            f"folds.speaker_aliases: there is no speaker {listed(unknown)}; write CORPUS/NAME, as {listed(qualified, 3)}"
         )
     people = [_unqualified(same.get(name) or name, corpora) for name in qualified]
     names = tuple(sorted(set(people)))
@@ -61,8 +61,8 @@ def refuse_doubtful_speakers(speaker: Categorical, corpora: Sequence[str], disti
     corpus, (one, other, *_) = doubts[0]
     raise UserError(
         f"speakers who may be one person, each with several spellings: {describe_doubts(doubts)}. Say which is which: "
-        f"folds.same_speakers='{{{corpus}/{other}: {corpus}/{one}}}' if they are one, '{{{corpus}/{other}: null}}' if they are "
-        "not; or pack the corpus again with --same-speaker or --distinct-speaker"
+        f"folds.speaker_aliases='{{{corpus}/{other}: {corpus}/{one}}}' if they are one, '{{{corpus}/{other}: null}}' if they "
+        "are not; or pack the corpus again with --same-speaker or --distinct-speaker"
     )
 
 
@@ -88,7 +88,7 @@ def shared_name_notes(speaker: Categorical, corpora: Sequence[str], same: Same) 
     one, other = of[name][:2]
     return [
         f"{counted(len(shared), 'name')} of speakers in several corpora, taken for different people: {found}. Where they are "
-        f"one, say so: folds.same_speakers={{{other}/{name}: {one}/{name}}}, or null where they are not."
+        f"one, say so: folds.speaker_aliases={{{other}/{name}: {one}/{name}}}, or null where they are not."
     ]
 
 

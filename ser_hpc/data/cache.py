@@ -50,10 +50,10 @@ class CachingClipReader(ClipReader):
         self._cached.clear()
 
 
-def cache_bytes(keep_gb: float | None, ranks_here: int) -> int:
-    """Turn the setting `data.keep_gb` into bytes; by default what a rank of `ranks_here` on this node may keep."""
-    if keep_gb is not None:
-        return round(keep_gb * 1e9)
+def cache_bytes(cache_gb: float | None, ranks_here: int) -> int:
+    """Turn the setting `data.cache_gb` into bytes; by default what a rank of `ranks_here` on this node may keep."""
+    if cache_gb is not None:
+        return round(cache_gb * 1e9)
     trials = int(os.environ.get("SER_HPC_TRIALS_HERE", 1))  # that share this machine, or this job
     return available_memory_bytes(os.environ) // (ranks_here * trials * _PART)
 

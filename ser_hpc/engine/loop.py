@@ -86,12 +86,12 @@ def train_trial(
         compile_layers(model.encoder)
     strategy = build_strategy(model, train, world, saved.tensors)
     batch_norms = RunningStatistics(strategy.module, train.global_batch)
-    ema = WeightEma(strategy.module, train.average, saved.tensors.average if saved.tensors else {})
+    ema = WeightEma(strategy.module, train.ema_decay, saved.tensors.average if saved.tensors else {})
 
     # Set up: what is recorded.
     if world.is_main:
         describe(attempt, strategy=train.strategy, precision=train.precision, budget_s=round(budget.samples / RATE, 3))
-    state, many = replace(saved.state, budget=budget), settings.data.max_damaged
+    state, many = replace(saved.state, budget=budget), settings.data.max_corrupt
     progress = Progress(attempt, saved.attempt, state, total_steps, train.epochs, active=world.is_main)
     corrupt = CorruptClips(attempt, saved.attempt, state, data.index, len(fold.train.positions), many, active=world.is_main)
     metrics = StepMetrics(state, data, weights, train.precision == "fp16", progress, corrupt)

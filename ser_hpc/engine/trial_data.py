@@ -47,8 +47,8 @@ def make_batch_source(settings: Settings, data: TrialData, weights: np.ndarray, 
         max_samples=_max_samples(settings),
         augment=data_settings.augment,
         workers=workers,
-        window_bytes=round(data_settings.read_ahead_mb * 1e6),
-        keep_bytes=cache_bytes(data_settings.keep_gb, world.local_size),
+        window_bytes=round(data_settings.prefetch_mb * 1e6),
+        keep_bytes=cache_bytes(data_settings.cache_gb, world.local_size),
     )
 
 

@@ -89,7 +89,7 @@ def describe_machine(cluster: ClusterSettings, num_trials: int | None = None) ->
     if ranks > have and gpus:
         raise UserError(f"cluster.gpus_per_node is {ranks}, but this machine has {have} {what}")
     slots = max(1, have // ranks) * (cluster.trials_per_gpu if gpus else 1)
-    slots = num_trials or min(slots, cluster.parallel or slots)
+    slots = num_trials or min(slots, cluster.max_parallel_trials or slots)
     threads, reason = cores.choose_num_threads(os.environ, share, slots * ranks)
     return Machine(share.cores, gpus, slots, ranks, threads, reason)
 

@@ -114,7 +114,7 @@ def _costs(experiment: Experiment, launcher: str, out: Console) -> None:
     )
     if free < cost.disk_peak:
         small = "the disk may be too small for all trials at once"
-        out.print(Text.assemble((small, "red"), ": lower cluster.parallel, or choose another run.root"))
+        out.print(Text.assemble((small, "red"), ": lower cluster.max_parallel_trials, or choose another run.root"))
 
 
 def _existing(path: Path) -> Path:

@@ -9,7 +9,7 @@ _WAITS_FOR = (
     (r"Resources", "free nodes"),
     (r"BeginTime", "its begin time, which Slurm sets a little ahead when it requeues"),
     (r"Cleaning", "its earlier start to be cleaned up"),
-    (r"JobArrayTaskLimit", "others of its array, as cluster.parallel asks"),
+    (r"JobArrayTaskLimit", "others of its array, as cluster.max_parallel_trials asks"),
     (r"QOSGrp.*|QOSUsageThreshold", "other jobs of its QOS, which is used up"),
     (r"QOS.*", "other jobs of yours: its QOS limits what you may use at a time"),
     (r"Assoc.*", "other jobs of your account, whose use is limited"),

@@ -59,7 +59,7 @@ class ClipTable:
         cls,
         metadata: Metadata,
         label_set: LabelSet,
-        same_speakers: Mapping[str, str | None] = MappingProxyType({}),
+        speaker_aliases: Mapping[str, str | None] = MappingProxyType({}),
         distinct: Distinct = frozenset(),
     ) -> ClipTable:
         """Make the table. Raises UserError where two rows are one clip, none has a class, or two names may be one speaker."""
@@ -86,8 +86,8 @@ class ClipTable:
             apart = pc.if_else(pc.equal(names, ""), names, _with_corpus(corpus, names)) if len(corpora.names) > 1 else names
             return Categorical.from_arrow(apart)
 
-        speaker = merge_speakers(of_corpus(_known(column("speaker"))), corpora.names, same_speakers)
-        refuse_doubtful_speakers(speaker, corpora.names, distinct, same_speakers)
+        speaker = merge_speakers(of_corpus(_known(column("speaker"))), corpora.names, speaker_aliases)
+        refuse_doubtful_speakers(speaker, corpora.names, distinct, speaker_aliases)
         session = of_corpus(column("session"))
         return cls(
             classes=label_set.classes,

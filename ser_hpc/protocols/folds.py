@@ -70,17 +70,17 @@ def plan_folds(
     train_corpora: Sequence[str] = (),
     test_corpora: Sequence[str] = (),
     max_per_class: int | None = None,
-    same_speakers: Mapping[str, str | None] = MappingProxyType({}),
+    speaker_aliases: Mapping[str, str | None] = MappingProxyType({}),
     distinct: Distinct = frozenset(),
 ) -> FoldPlan:
     """Plan the folds of a protocol over the clips that the label set gives a class; independent of the metadata's order.
 
     `count`: how many folds are requested; None: as many as the protocol makes of this corpus (5 groups of speakers).
     `train_corpora`, `test_corpora`: for cross_corpus. `max_per_class`: at most so many clips of a class train in a fold.
-    `same_speakers`, `distinct`: which names are one person, and which are not (`speaker_aliases`).
+    `speaker_aliases`, `distinct`: which names are one person, and which are not (`speaker_aliases`).
     Raises UserError where the corpus does not allow the protocol or the count, and for every leak (`check_leakage`).
     """
-    clips = ClipTable.from_metadata(metadata, label_set, same_speakers, distinct)
+    clips = ClipTable.from_metadata(metadata, label_set, speaker_aliases, distinct)
     drafts, notes = divide(clips, protocol, ProtocolOptions(count, train_corpora, test_corpora))
     sides = [draft.side for draft in drafts]
     if max_per_class is not None:
@@ -88,7 +88,7 @@ def plan_folds(
     folds = tuple(Fold(k, *(_part(clips, draft, side) for side in (TRAIN, DEV, TEST))) for k, draft in enumerate(drafts))
     notes += [
         *_left_out(clips, metadata, label_set, sides),
-        *shared_name_notes(clips.speaker, clips.corpus.names, same_speakers),
+        *shared_name_notes(clips.speaker, clips.corpus.names, speaker_aliases),
     ]
     notes += check_leakage(clips, sides, protocol)
     return FoldPlan(protocol, folds, tuple(notes), _digest(metadata, folds))

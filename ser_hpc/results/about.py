@@ -43,7 +43,7 @@ def _model(settings: Settings) -> str:
     if not isinstance(model, EncoderModel):
         return f"{model.kind}, from random weights"
     what = f"{model.weights}, fine-tuned" if model.weights else f"{(model.config or {}).get('model_type')}, from random weights"
-    frozen = {"encoder": "; the encoder frozen", "stem": "; its convolutional stem frozen"}.get(model.freeze, "")
+    frozen = {"encoder": "; the encoder frozen", "feature_encoder": "; its feature encoder frozen"}.get(model.freeze, "")
     return what + frozen + (f"; its lowest {counted(model.freeze_layers, 'layer')} frozen" if model.freeze_layers else "")
 
 

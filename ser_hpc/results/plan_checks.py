@@ -157,6 +157,6 @@ def _planned_name(prediction: Prediction, planned: set[str], same: Mapping[str, 
 
 
 def speaker_id(prediction: Prediction, same: Mapping[str, str | None]) -> str:
-    """Name the speaker, as `corpus/speaker`; under one name where two are one person (folds.same_speakers)."""
+    """Name the speaker, as `corpus/speaker`; under one name where two are one person (folds.speaker_aliases)."""
     qualified = f"{prediction.corpus}/{prediction.speaker}"
     return same.get(qualified) or qualified

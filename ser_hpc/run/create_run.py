@@ -35,7 +35,7 @@ def write_run(experiment: Experiment) -> RunDir:
     if (folder := weights_digest.local_folder(experiment.settings)) is not None:
         model = model.model_copy(update={"weights": str(folder.resolve())})
     settings = experiment.settings.model_copy(update={"seeds": tuple(seeds), "data": data, "model": model})
-    write_text(run.settings, dump_settings(settings))
+    write_text(run.settings, dump_settings(settings, experiment.identity.schema))  # its own code may go on with it
     write_text(run.labels, labels.dump_label_set(experiment.label_set))
     e = experiment
     demo = DEMO in e.settings.data.shards or _was_demo(run)

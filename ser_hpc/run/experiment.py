@@ -89,7 +89,7 @@ def prepare_experiment(settings: Settings, label_set: LabelSet | None = None) ->
         train_corpora=requested.train_corpora,
         test_corpora=requested.test_corpora,
         max_per_class=requested.max_per_class,
-        same_speakers=requested.same_speakers,
+        speaker_aliases=requested.speaker_aliases,
         distinct=index.distinct,
     )
     check_clip_lengths(settings, index)

@@ -61,7 +61,7 @@ def make_plan(
         "num_clips": int((targets != DROPPED).sum()),
         "dropped": dict(sorted(dropped.items())),
         "protocol": folds.protocol,
-        "same_speakers": dict(settings.folds.same_speakers),
+        "same_speakers": dict(settings.folds.speaker_aliases),
         "notes": [*folds.notes, *notes],
         "seeds": list(seeds),
         "folds": [{"fold": fold.index} | {name: part_json(getattr(fold, name)) for name in PARTS} for fold in folds.folds],

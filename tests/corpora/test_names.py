@@ -96,11 +96,11 @@ def planned(metadata: Metadata, protocol: str = "leave_one_speaker_out", **more:
 
 def test_a_speaker_under_two_spellings_is_refused_when_planning_until_it_is_said_who_is_who() -> None:
     metadata = table(corpus("Anna", "anna", "Bert", "Carla", "01", "1"))
-    with pytest.raises(UserError, match=r"'Anna' = 'anna' of tiny\. .*same_speakers='\{tiny/1: tiny/01\}'") as refused:
+    with pytest.raises(UserError, match=r"'Anna' = 'anna' of tiny\. .*speaker_aliases='\{tiny/1: tiny/01\}'") as refused:
         planned(metadata)
     assert "'01' = '1' of tiny" in str(refused.value)
     said = {"tiny/anna": "tiny/Anna", "tiny/1": None}
-    folds = planned(metadata, same_speakers=said)
+    folds = planned(metadata, speaker_aliases=said)
     assert [fold.test.speakers for fold in folds.folds] == [("01",), ("1",), ("Anna",), ("Bert",), ("Carla",)]
     both = next(fold for fold in folds.folds if fold.test.speakers == ("Anna",)).test
     assert set(metadata.speaker[both.positions]) == {"Anna", "anna"}, "one person, never on two sides"
@@ -108,7 +108,7 @@ def test_a_speaker_under_two_spellings_is_refused_when_planning_until_it_is_said
     assert len(planned(metadata, distinct=distinct).folds) == 6
     for slip in ({"tiny/Hanna": None}, {"tiny/anna": "tiny/Hanna"}, {"tyni/anna": "tiny/Anna"}, {"tiny/anna": "tyni/Anna"}):
         with pytest.raises(UserError, match=r"there is no speaker (tiny/Hanna|tyni/.nna); write CORPUS/NAME"):
-            planned(metadata, same_speakers=slip)
+            planned(metadata, speaker_aliases=slip)
 
 
 def test_words_for_not_known_in_shards_that_exist_are_no_speakers() -> None:
@@ -135,13 +135,13 @@ def test_one_name_in_two_corpora_is_noted_and_may_be_one_person() -> None:
     rows = corpus("03", "04", "05", of="emodb") + corpus("03", "13", "14", "15", of="savee")
     metadata = table(rows)
     (note,) = (note for note in planned(metadata).notes if "several corpora" in note)
-    assert "03 (emodb, savee)" in note and "folds.same_speakers={savee/03: emodb/03}" in note
+    assert "03 (emodb, savee)" in note and "folds.speaker_aliases={savee/03: emodb/03}" in note
     assert len(planned(metadata).folds) == 7
-    folds = planned(metadata, same_speakers={"savee/03": "emodb/03"})
+    folds = planned(metadata, speaker_aliases={"savee/03": "emodb/03"})
     assert len(folds.folds) == 6 and not any("several corpora" in note for note in folds.notes)
     with pytest.raises(UserError, match="1 speakers stand in both"):
-        planned(metadata, "leave_one_corpus_out", same_speakers={"savee/03": "emodb/03"})
-    assert not any("several corpora" in note for note in planned(metadata, same_speakers={"savee/03": None}).notes)
+        planned(metadata, "leave_one_corpus_out", speaker_aliases={"savee/03": "emodb/03"})
+    assert not any("several corpora" in note for note in planned(metadata, speaker_aliases={"savee/03": None}).notes)
 
 
 def test_emotions_that_may_be_one_are_no_two_classes() -> None:

@@ -91,7 +91,7 @@ def test_a_damaged_clip_is_read_again(index: ShardIndex) -> None:
 
 
 def test_keeping_is_no_part_of_what_an_experiment_is() -> None:
-    assert identity(load_settings(None, ["data.keep_gb=1"])) == identity(load_settings(None, []))
+    assert identity(load_settings(None, ["data.cache_gb=1"])) == identity(load_settings(None, []))
 
 
 @pytest.mark.parametrize(

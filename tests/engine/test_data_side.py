@@ -32,7 +32,7 @@ def test_augmented_training_goes_on_as_if_it_had_never_stopped(base: Path) -> No
     """By a thread, uninterrupted; by a worker process, killed, stopped, and ended: every loss, weight and prediction alike."""
     whole = planned(base / "whole", packed_tones(base), *AUGMENTED, "data.workers=0")
     assert run_here(whole, TRIAL) == {TRIAL: 0}
-    run = planned(base / "killed", packed_tones(base), *AUGMENTED, "data.workers=1", "data.read_ahead_mb=0.2")
+    run = planned(base / "killed", packed_tones(base), *AUGMENTED, "data.workers=1", "data.prefetch_mb=0.2")
     trial, expected = run.trial(TRIAL), whole.trial(TRIAL)
     for step, how, code in ((3, signal.SIGKILL, -9), (9, signal.SIGTERM, 75)):
         process = start(run)
@@ -65,7 +65,7 @@ def damage_two(run: RunDir) -> list[tuple[str, str]]:
 
 def test_damaged_clips_are_counted_once_by_all_ranks_and_too_many_end_training(base: Path) -> None:
     shards = Path(shutil.copytree(packed_tones(base), base / "damaged"))
-    few = planned(base / "few", shards, "train.epochs=2", "data.max_damaged=0.03")
+    few = planned(base / "few", shards, "train.epochs=2", "data.max_corrupt=0.03")
     damaged = damage_two(few)
     assert run_here(few, TRIAL, ranks=2) == {TRIAL: 0}
     found = lines(few.trial(TRIAL).current.damaged)
@@ -75,5 +75,5 @@ def test_damaged_clips_are_counted_once_by_all_ranks_and_too_many_end_training(b
     many = planned(base / "many", shards, "train.epochs=2")
     assert run_here(many, TRIAL, ranks=2) == {TRIAL: 2}
     why = read_end(many.trial(TRIAL).current).error
-    assert why is not None and "data.max_damaged=0.001" in why
+    assert why is not None and "data.max_corrupt=0.001" in why
     assert f"1 in {damaged[0][0]} (its bytes are not those that were packed (crc32))" in why or damaged[1][0] in why

@@ -136,8 +136,8 @@ def test_a_head_learns_the_same_from_states(name: str) -> None:
 
 def test_the_same_training_as_through_the_encoder(base: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses, weights and predictions of a whole trial, to float32's rounding."""
-    ours = frozen(base / "ours", pretrained, "train.epochs=3", "train.average=0.5")
-    theirs = frozen(base / "theirs", pretrained, "train.epochs=3", "train.average=0.5")
+    ours = frozen(base / "ours", pretrained, "train.epochs=3", "train.ema_decay=0.5")
+    theirs = frozen(base / "theirs", pretrained, "train.epochs=3", "train.ema_decay=0.5")
     here = train(ours)
     monkeypatch.setattr(Settings, "uses_feature_cache", False)
     there = train(theirs)
@@ -215,12 +215,12 @@ def test_damaged_clips_count_as_they_do_in_training_on_sounds(base: Path, pretra
     """Named once, at weight zero; too many end training. Their block is not kept, so that a repair is seen."""
     shards = Path(shutil.copytree(packed_tones(base), base / "damaged"))
     sound = {path: path.read_bytes() for path in shards.rglob("*.tar")}
-    few = frozen(base / "few", pretrained, "data.max_damaged=0.03", shards=shards)
+    few = frozen(base / "few", pretrained, "data.max_corrupt=0.03", shards=shards)
     damaged = damage_two(few)
     found = [json.loads(line) for line in train(few).current.damaged.read_text().splitlines()]
     assert sorted((line["shard"], line["clip"]) for line in found) == sorted(damaged)
     assert len(blocks(few)) < -(-CLIPS // BLOCK)
-    with pytest.raises(UserError, match=r"data\.max_damaged=0\.001"):
+    with pytest.raises(UserError, match=r"data\.max_corrupt=0\.001"):
         train(frozen(base / "many", pretrained, shards=shards))
 
     for path, content in sound.items():
@@ -232,7 +232,7 @@ def test_damaged_clips_count_as_they_do_in_training_on_sounds(base: Path, pretra
 
 def test_a_damaged_dev_clip_ends_the_trial_in_the_same_words(base: Path, pretrained: Path) -> None:
     shards = Path(shutil.copytree(packed_tones(base), base / "damaged-dev"))
-    run = frozen(base / "dev", pretrained, "data.max_damaged=1", shards=shards)
+    run = frozen(base / "dev", pretrained, "data.max_corrupt=1", shards=shards)
     damage_two(run)
     experiment = reopen_experiment(run)
     clip = int(experiment.folds.folds[0].train.positions[3])
@@ -270,7 +270,13 @@ def test_states_are_of_what_makes_them(base: Path, pretrained: Path, encoded: li
 
 @pytest.mark.parametrize(
     "change",
-    ["model.head.dropout=0.1", "data.augment=[{name: Gain}]", "model.freeze=stem", "model.freeze=none", "model={kind: acrnn}"],
+    [
+        "model.head.dropout=0.1",
+        "data.augment=[{name: Gain}]",
+        "model.freeze=feature_encoder",
+        "model.freeze=none",
+        "model={kind: acrnn}",
+    ],
 )
 def test_whatever_is_drawn_anew_needs_the_encoder(change: str) -> None:
     assert load_settings(None, ["model.freeze=encoder"]).uses_feature_cache

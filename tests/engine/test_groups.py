@@ -60,7 +60,7 @@ def alone(base: Path) -> RunDir:
 
 def trained(base: Path, name: str) -> RunDir:
     ranks, more = CUTS[name]
-    told = (ACRNN, "train.epochs=3", "train.average=0.5", *more)
+    told = (ACRNN, "train.epochs=3", "train.ema_decay=0.5", *more)
     run = planned(base / name, packed_tones(base), *told, plain=True)
     train_on_ranks([run], ranks)
     return run

@@ -221,7 +221,7 @@ def test_what_stands_is_divided_over_ranks() -> None:
     model = encoder("wav2vec2, layer norm")
     count = sum(parameter.numel() for parameter in model.parameters())
     assert static_bytes(model, FP32, 8) == 16 * count
-    assert static_bytes(model, TrainSettings(precision="fp32", average=0.9), 8) == 20 * count
+    assert static_bytes(model, TrainSettings(precision="fp32", ema_decay=0.9), 8) == 20 * count
     for name in ("zero1", "zero2", "zero3"):
         train = TrainSettings.model_validate({"strategy": name, "precision": "bf16"})
         assert static_bytes(model, train, 8) < static_bytes(model, train, 2)

@@ -26,7 +26,7 @@ from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
 
 TRIAL = Trial(0, 0)
 EVERY_STEP = "train.checkpoint_minutes=0.0001"
-TRAINING = ("train.epochs=6", "model.dropout=0.1", "train.average=0.9", "train.accumulation=2", EVERY_STEP)
+TRAINING = ("train.epochs=6", "model.dropout=0.1", "train.ema_decay=0.9", "train.accumulation=2", EVERY_STEP)
 
 
 @pytest.fixture(scope="module")

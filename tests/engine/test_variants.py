@@ -59,7 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> dict[str, R
     pretrained = (f"model.weights={weights}", "model.config=null", one)
     variants = {
         "acrnn": ("model={kind: acrnn, first_channels: 4, channels: 4, layers: 2, linear: 8, cells: 4, mels: 16}", one),
-        "stem": (*pretrained, "model.freeze=stem", "train.strategy=zero1"),
+        "stem": (*pretrained, "model.freeze=feature_encoder", "train.strategy=zero1"),
         "encoder": (*pretrained, *FROZEN),
         "encoder-zero3": (*pretrained, *FROZEN, "train.strategy=zero3"),
         "fp32": (one, "train.lr=1e-4"),

@@ -124,7 +124,7 @@ def test_a_reason_that_all_trials_share_ends_one_of_them(base: Path, tmp_path: P
     """Weights that are there, and cannot be read: the others are not started, which is said."""
     (tmp_path / "config.json").write_text(json.dumps(wav2vec2()))
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
-    more = ("--folds", "3", "--seeds", "2", "cluster.parallel=1", "model.config=null", f"model.weights={tmp_path}")
+    more = ("--folds", "3", "--seeds", "2", "cluster.max_parallel_trials=1", "model.config=null", f"model.weights={tmp_path}")
     result = launch(tmp_path / "runs", packed_tones(base), *more)
     assert result.returncode == 1 and "5 trials not started" in result.stdout
     run = the_run(tmp_path / "runs")

@@ -154,7 +154,7 @@ def flags(text: str) -> set[str]:
 def test_what_jobs_ask_for_is_stated(tmp_path: Path, sbatch: Path) -> None:
     """Partition through the profile; memory, cores, signal, requeue always; the report needs no GPU and none of its nodes."""
     site = cluster(
-        "profile=pace_ice", "gpus_per_node=2", "nodes=2", "parallel=3", "time_min=4:00:00", "exclude=n7", "setup=one"
+        "profile=pace_ice", "gpus_per_node=2", "nodes=2", "max_parallel_trials=3", "time_min=4:00:00", "exclude=n7", "setup=one"
     )
     (_, trials), (_, report) = batch_scripts(RunDir(tmp_path / "run"), 5, site, {"TWO": "2 2"})
     assert flags(trials) >= {
@@ -228,7 +228,7 @@ def test_resources_other_than_gpus_stand_beside_them(tmp_path: Path, sbatch: Pat
     ("override", "words"),
     [
         ("sbatch={requeue: false}", "requeue cannot be given: jobs are always queued again"),
-        ("sbatch={array: 0-3}", "array cannot be given: one element for each trial: see cluster.parallel"),
+        ("sbatch={array: 0-3}", "array cannot be given: one element for each trial: see cluster.max_parallel_trials"),
         ("sbatch={output: x}", "output cannot be given: logs lie in the run"),
         ("sbatch={job_name: x}", "job-name cannot be given: see run.name"),
         ("sbatch={--time: 5}", "time cannot be given: see cluster.time_min"),

@@ -72,7 +72,7 @@ def test_whisper_pools_the_encoders_real_frames_only() -> None:
 def test_frozen_parts_take_no_gradient_work(name: str) -> None:
     """Frozen means free: no graph is recorded in the frozen part, and a wholly frozen encoder runs without dropout."""
     given = batch(clips(12_001, 9_000))
-    stem = build_classifier(ENCODERS[name].model_copy(update={"freeze": "stem"}), 4, 0).train()
+    stem = build_classifier(ENCODERS[name].model_copy(update={"freeze": "feature_encoder"}), 4, 0).train()
     seen: list[bool] = []
     last = stem.encoder.conv2 if name == "whisper" else stem.encoder.feature_extractor
     last.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))

@@ -87,7 +87,7 @@ def alone(name: str, model: Classifier, wave: Tensor) -> tuple[Tensor, dict[str,
 def test_a_pack_is_the_sum_of_its_clips_as_transformers_computes_them(name: str, seed: int) -> None:
     """Nothing crosses from clip to clip, and nothing is approximated; with a frozen stem the rest is the same."""
     waves = clips(*lengths(seed))
-    for freeze in ("none", "stem"):
+    for freeze in ("none", "feature_encoder"):
         model = model_of(name, freeze=freeze)
         found = [alone(name, model, wave) for wave in waves]
         model.zero_grad()

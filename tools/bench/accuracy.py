@@ -99,7 +99,7 @@ TRAIN: dict[str, Any] = {
     "lr": 1e-3,
     "warmup": 0.1,
     "decay": "cosine",
-    "average": 0.98,
+    "ema_decay": 0.98,
     "class_weights": "balanced",
 }
 EPOCHS = {"demo": 6, "emodb": 10, "emodb_cut": 10}

@@ -4,7 +4,7 @@ python tools/bench/read_speed.py SHARDS [--rounds 7] [--out tools/bench/results/
 
 limit        each clip's payload by `pread`, decoded: nothing checked, nothing collated
 ours         BatchSource: micro-batches of an epoch in its own order, checked, collated to int16 tensors, one thread ahead
-kept         the same in any epoch but the first, where the decoded clips fit into memory (data.keep_gb)
+kept         the same in any epoch but the first, where the decoded clips fit into memory (data.cache_gb)
 webdataset   its own pipeline over the same tars: shuffled shards and a shuffle buffer, decoded by the same function
 datasets     the Hugging Face library: clips saved to disk as its Audio, shuffled, its bytes decoded to float32 by soundfile
              (its own decoder needs FFmpeg)

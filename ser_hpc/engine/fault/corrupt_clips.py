@@ -58,7 +58,7 @@ class CorruptClips:
                 file.writelines(lines)
         if len(self._seen) > self._most * self._clips:
             raise UserError(
-                f"{len(self._seen)} of the {self._clips} training clips are damaged so far, more than data.max_damaged="
+                f"{len(self._seen)} of the {self._clips} training clips are damaged so far, more than data.max_corrupt="
                 f"{self._most:g} allows: {self._counts()}: {listed([self._index.key(i) for i in self._seen], 4)}. All damage: "
                 f"python -m ser_hpc.shards.verify FOLDER; {PACK_AGAIN}"
             )

@@ -27,7 +27,7 @@ def static_bytes(module: nn.Module, train: TrainSettings, ranks: int) -> float:
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     every = sum(parameter.numel() for parameter in module.parameters())
     weight = DTYPES[train.precision].itemsize
-    average = 4 * trained if train.average else 0
+    average = 4 * trained if train.ema_decay else 0
     if train.strategy == "ddp":
         return average + 4 * every + (4 + 8) * trained
     own, bucket = (4 + 8) / ranks * trained, min(REDUCE_BUCKET, trained)

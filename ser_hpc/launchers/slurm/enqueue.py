@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rich.console import Console
 
+from ser_hpc.config import schema
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.core.errors import UserError, counted
 from ser_hpc.launchers.estimate import estimate_cost
@@ -84,8 +85,10 @@ def not_applied(run: RunDir, held: Collection[Trial], cluster: ClusterSettings) 
     for submission in read_submissions(run):
         if submission.mark is None or submission.outcome == "void" or not set(submission.trials) & set(held):
             continue
-        for name in sorted({*submission.settings, *now} - _OF_A_SITE):
-            before = submission.settings.get(name)
+        submitted = dict(submission.settings)
+        schema.rename({"cluster": submitted}, 1)  # an earlier version may have written them
+        for name in sorted({*submitted, *now} - _OF_A_SITE):
+            before = submitted.get(name)
             if before != now.get(name) and (name, str(before)) not in reported:
                 reported.add((name, str(before)))
                 given, theirs = (("its default" if value is None else value) for value in (now.get(name), before))

@@ -60,8 +60,9 @@ def packing_settings(choices: Mapping[str, str | None], workers: int) -> Cluster
     """Return the settings of packing jobs, without GPUs: `choices`, by name of a `cluster` setting, over the site's profile."""
     cluster = load_settings(None, [f"cluster.{name}={value}" for name, value in choices.items() if value is not None]).cluster
     cpu_only = {"gpus_per_node": 0, "gpu_type": None, "constraint": None, "trials_per_gpu": 1, "nodes": 1}
-    per_job = {"cpus_per_gpu": workers, "mem_gb_per_gpu": _GB_PER_WORKER * workers, "report_partition": None, "parallel": None}
-    return cluster.model_copy(update=cpu_only | per_job | {"sbatch": shared_options(cluster.sbatch)})
+    per_job = {"cpus_per_gpu": workers, "mem_gb_per_gpu": _GB_PER_WORKER * workers}
+    unused = {"report_partition": None, "max_parallel_trials": None}
+    return cluster.model_copy(update=cpu_only | per_job | unused | {"sbatch": shared_options(cluster.sbatch)})
 
 
 def submit_packing(

@@ -300,7 +300,7 @@ def _disk(site: Site, cluster: ClusterSettings, run_root: Path, needed: float) -
     if needed > left:
         yield (
             f"run.root={run_root}: about {needed / 1e9:.1f} GB are needed while all trials train, and {left / 1e9:.1f} GB "
-            f"are {kind}; lower cluster.parallel, or choose another run.root"
+            f"are {kind}; lower cluster.max_parallel_trials, or choose another run.root"
         )
 
 

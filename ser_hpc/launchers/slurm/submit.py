@@ -47,7 +47,7 @@ def trial_parameters(cluster: ClusterSettings, setup: Sequence[str] = (), first:
         "signal_delay_s": cluster.stop_before_end_s,
         # srun does not inherit these from sbatch, and a task that dies must end its fellows, who would wait for it for ever.
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}", *cluster.srun_args],
-        "array_parallelism": cluster.parallel,
+        "array_parallelism": cluster.max_parallel_trials,
         **gpus,
     }
 

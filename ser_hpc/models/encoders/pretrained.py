@@ -59,7 +59,7 @@ def _frozen(model: Any, settings: EncoderModel) -> list[nn.Module]:
     layers = model.layers if whisper else model.encoder.layers
     stem = [model.conv1, model.conv2] if whisper else [model.feature_extractor]
     if not count:
-        return stem if settings.freeze == "stem" else []
+        return stem if settings.freeze == "feature_encoder" else []
     lowest = [] if whisper else [model.feature_projection, model.encoder.pos_conv_embed]
     if not whisper and not model.config.do_stable_layer_norm:
         lowest.append(model.encoder.layer_norm)

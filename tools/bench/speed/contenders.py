@@ -76,7 +76,7 @@ class Ours:
     """ser_hpc: shards -> BatchSource -> packed micro-batches -> the strategy, as engine/loop.py drives them on one rank."""
 
     def __init__(self, task: Task, clips: Clips) -> None:
-        encoder = {"kind": "encoder", "weights": str(task.weights), "freeze": "stem" if task.frozen_stem else "none"}
+        encoder = {"kind": "encoder", "weights": str(task.weights), "freeze": "feature_encoder" if task.frozen_stem else "none"}
         settings = Settings.model_validate({"model": encoder, "train": {"precision": task.precision, **task.train}})
         self.device, self.clock = torch.device("cuda:0" if task.device == "cuda" else task.device), task.clock
         world = World(0, 1, 0, 1, self.device)
