@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ser_hpc.core.atomic_io import write_json_once
+from ser_hpc.core.atomic_io import seal, write_json_once
 from ser_hpc.engine.fault import checkpoint
 from ser_hpc.engine.fault.checkpoint import TrainState
 from ser_hpc.engine.fault.preemption import Superseded
@@ -17,7 +17,6 @@ from ser_hpc.results.metrics import confusion_matrix, uar
 from ser_hpc.run import identity, predictions
 from ser_hpc.run.predictions import Prediction
 from ser_hpc.run.run_dir import AttemptDir, TrialDir
-from ser_hpc.run.sealed import seal
 
 
 def score_part(logits: np.ndarray, targets: np.ndarray, num_classes: int) -> tuple[float, float]:

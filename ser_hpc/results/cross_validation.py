@@ -21,7 +21,7 @@ from ser_hpc.results.about import describe_run
 from ser_hpc.results.metrics import Interval
 from ser_hpc.results.sanity import sanity_warnings
 from ser_hpc.run.attempt_end import read_end
-from ser_hpc.run.plan_file import read_plan
+from ser_hpc.run.plan import read_plan
 from ser_hpc.run.predictions import Prediction
 from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
 
