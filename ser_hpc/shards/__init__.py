@@ -7,3 +7,5 @@ index, read, storage            where every clip lies; random access to clips, o
 
 It knows nothing of labels' meaning, of ranks and of torch.
 """
+
+RATE = 16_000  # Hz, of every clip that is packed

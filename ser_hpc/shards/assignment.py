@@ -24,11 +24,11 @@ from typing import Any, Literal, get_args
 from ser_hpc.core.atomic_io import read_json, write_json
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
+from ser_hpc.shards.index import LAYOUT_VERSION
 
 Grouping = Literal["session", "speaker", "speaker_bucket"]
 
-LAYOUT_VERSION = 2  # of tars, indexes, plan.json and dataset.json; a change of it re-packs everything
 PLAN = "plan.json"
 MAX_SPEAKER_GROUPS = 64
 _LONGEST_KEY = 100 - len(".flac")  # a USTAR name without a folder has 100 bytes

@@ -19,11 +19,11 @@ import numpy as np
 import soundfile
 import soxr
 
+from ser_hpc.shards import RATE
 from ser_hpc.shards.containers.contents import BadClipError as BadClipError
 from ser_hpc.shards.downmix import AS_IT_IS, Downmix, LevelMeter
 from ser_hpc.shards.recording import Recording, open_recording
 
-RATE = 16_000
 _FRAME = RATE // 100  # 10 ms
 _BLOCK = 1 << 20
 _SAMPLES_PER_BYTE = 8192  # more than the densest FLAC, digital silence, has

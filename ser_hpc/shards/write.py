@@ -23,7 +23,7 @@ from ser_hpc.core.atomic_io import write_json
 from ser_hpc.core.errors import UserError
 from ser_hpc.corpora.name_overrides import NameOverrides
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.shards import assignment, audio, pack_report
+from ser_hpc.shards import RATE, assignment, audio, pack_report
 from ser_hpc.shards.assignment import ShardAssignment, ShardPlan, assign_shards, check_keys
 from ser_hpc.shards.index import DATASET, REPORT, dataset_description, index_path
 from ser_hpc.shards.output_dir import lock_output, make_room, refuse_other_corpora, stale_files
@@ -112,7 +112,7 @@ class _Packing:
         if all(self.rules.drops(clip) for clip in clips):
             example = f": all {len(clips)} are left out, as {findings[0]}" if findings else ""
             raise UserError(f"there is no clip to pack into {self.out}{example}")
-        return [clip.num_samples / audio.RATE for clip in clips]
+        return [clip.num_samples / RATE for clip in clips]
 
     def pack_shards(self, planned: ShardAssignment, mine: Sequence[ShardPlan]) -> tuple[list[Written], list[Written]]:
         """Pack the shards that are `mine`; return those that an earlier run had finished, and those written now."""

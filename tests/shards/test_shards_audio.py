@@ -12,9 +12,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ser_hpc.shards import audio
-
-RATE = audio.RATE
+from ser_hpc.shards import RATE, audio
 
 
 def tone(rate: int, seconds: float = 0.5) -> np.ndarray:
