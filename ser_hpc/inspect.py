@@ -20,9 +20,8 @@ from ser_hpc.core import cli
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import labels
 from ser_hpc.corpora.labels import LabelSet
-from ser_hpc.protocols.dispatch import PROTOCOLS
 from ser_hpc.protocols.fold_tables import print_folds
-from ser_hpc.protocols.folds import FoldPlan, Part, plan_folds
+from ser_hpc.protocols.folds import PROTOCOLS, FoldPlan, Part, plan_folds
 from ser_hpc.shards import inspect_screen, stats
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.storage import parse_location

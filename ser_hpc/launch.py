@@ -64,15 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     settings = _settings(options)
     out = cli.make_console(stderr=options.prepare)
-    from ser_hpc.launchers import detect, readiness
+    from ser_hpc.launchers import trial_checks
     from ser_hpc.run.experiment import DEMO, demo_folder, planned_trials, prepare_experiment
 
-    launcher, reason = detect.choose_launcher(settings.cluster.kind) if not options.prepare else ("local", "")
+    launcher, reason = "local", ""
+    if not options.prepare:
+        from ser_hpc.launchers import detect
+
+        launcher, reason = detect.choose_launcher(settings.cluster.kind)
     if launcher == "slurm":
         from ser_hpc.launchers.slurm import inherited_variables
 
         settings = settings.model_copy(update={"cluster": inherited_variables.drop_inherited(settings.cluster, out)})
-    readiness.check_run_root(settings)
+    trial_checks.check_run_root(settings)
     if DEMO in settings.data.shards and not (options.prepare and options.dry_run):
         from ser_hpc.run.demo_shards import make_demo_shards
 
@@ -85,10 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.dry_run:
         from ser_hpc.launchers import plan_screen
 
-        fits = plan_screen.print_plan(experiment, launcher, _command(argv), readiness.check_readiness(experiment), out)
+        fits = plan_screen.print_plan(experiment, launcher, _command(argv), trial_checks.check_trials(experiment), out)
         return 0 if fits else 2
     if options.prepare:
-        readiness.check_readiness(experiment)
+        trial_checks.check_trials(experiment)
         print(_prepare(experiment).path)
         return 0
     out.print(reason)
@@ -116,8 +120,6 @@ def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), 
 def _prepare(experiment: Experiment) -> RunDir:
     """Write the run and its code for a task of slurm/train.sbatch; record its array, whose element K runs the K-th trial."""
     from ser_hpc.core.atomic_io import file_lock
-    from ser_hpc.launchers.slurm import jobs
-    from ser_hpc.launchers.slurm.submissions import read_submissions, record_submission
     from ser_hpc.run import snapshot
     from ser_hpc.run.create_run import write_run
 
@@ -125,12 +127,17 @@ def _prepare(experiment: Experiment) -> RunDir:
     run.path.mkdir(parents=True, exist_ok=True)
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     with file_lock(run.lock):  # its tasks may all arrive at once
-        if array is None or array not in {submission.job for submission in read_submissions(run)}:
-            _refuse_run_of_before(experiment, "refuse")
-            digest = snapshot.choose_code(run, "refuse").digest
-            write_run(experiment)
-            if array is not None:
-                record_submission(run, jobs.of_this_array(run, os.environ, digest))
+        if array is not None:
+            from ser_hpc.launchers.slurm import jobs
+            from ser_hpc.launchers.slurm.submissions import read_submissions, record_submission
+
+            if array in {submission.job for submission in read_submissions(run)}:
+                return run
+        _refuse_run_of_before(experiment, "refuse")
+        digest = snapshot.choose_code(run, "refuse").digest
+        write_run(experiment)
+        if array is not None:
+            record_submission(run, jobs.of_this_array(run, os.environ, digest))
     return run
 
 
@@ -150,13 +157,13 @@ def _start(
     `wait`: for submitted jobs, feeding in those for which there was no room; `ended`: clusters whose jobs are known to be over;
     `own_test`: whether Slurm's own test of the jobs must be passed.
     """
-    from ser_hpc.launchers import plan_screen, readiness
+    from ser_hpc.launchers import plan_screen, trial_checks
     from ser_hpc.launchers.slurm import enqueue, jobs
     from ser_hpc.run import snapshot
     from ser_hpc.run.create_run import write_run
 
     run = experiment.run
-    notes = [] if all(run.trial(trial).is_done for trial in wanted) else readiness.check_readiness(experiment)
+    notes = [] if all(run.trial(trial).is_done for trial in wanted) else trial_checks.check_trials(experiment)
     run.path.mkdir(parents=True, exist_ok=True)
     with _alone(run, out) as lock:
         for cluster in ended:

@@ -2,13 +2,14 @@
 
 Some file systems have no hard links, no locks, no renaming over a file or no syncing of folders, and say so with one error or
 another (EPERM, ENOSYS, EOPNOTSUPP, EIO ...). What is lacking is done in another way, or without; nothing finished is lost for
-want of it. Making a folder, and renaming to a free name, are taken for granted.
+want of it. Making a folder, and renaming to a free name, are taken for granted. A sealed JSON file holds a hash of its content.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -22,6 +23,7 @@ from ser_hpc.core.awake_clock import awake_s
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CANNOT_SYNC = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM)
+_SEAL = "sha256"
 _CLAIM_S = 10.0  # renaming a file takes no longer: whoever has claimed the name, and has not done it by then, was killed
 
 
@@ -162,3 +164,36 @@ def _json(value: Any) -> str:
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises OSError, or ValueError where it is not JSON."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def json_digest(value: Any) -> str:
+    """Return the SHA-256 of a value as JSON, in hex; whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def seal(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the value with its hash added."""
+    return value | {_SEAL: json_digest(value)}
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Write the value as JSON with its hash, so that it shows when somebody has changed it.
+
+    Against a slip, a merge of two folders, a script that "only corrects" a number; not against who computes the hash anew.
+    """
+    write_json(path, seal(value))
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what was written, without its hash. Raises OSError, or ValueError where it is not what was written."""
+    return unseal(read_json(path))
+
+
+def unseal(value: Any) -> dict[str, Any]:
+    """Check the hash of a value that was read already, and return it without. Raises ValueError where it does not match."""
+    if not isinstance(value, dict) or _SEAL not in value:
+        raise ValueError("it has no checksum")
+    content = {name: inner for name, inner in value.items() if name != _SEAL}
+    if json_digest(content) != value[_SEAL]:
+        raise ValueError("it was changed after it was written: its checksum does not fit")
+    return content

@@ -1,10 +1,12 @@
-"""Normalise names of speakers, sessions and emotions, and find those that may be one name in several spellings.
+"""Normalise names of speakers, sessions and emotions, find those that may be one name in several spellings, and merge them.
 
     normalize_name(name)    NFC, as every name is read: composed and decomposed letters are the same letters
     is_unknown(" N/A ")     the words for "not known", the same for every reader
     find_ambiguous(names)   names that may be one: `Anna`, `anna `, `ANNA`; `01`, `1`, `001`, `1.0`
 
 Only someone who knows the corpus can tell which of them are one, so packing and planning refuse them until it is declared.
+A name means a person within its corpus. `folds.speaker_aliases` overrides that: {savee/DC: esd/0011} makes one person of two
+names, and {savee/01: null} says that this one is nobody else, however alike the names are. Packing may have recorded that.
 """
 
 from __future__ import annotations
@@ -12,7 +14,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from ser_hpc.core.errors import UserError, counted, listed
+from ser_hpc.corpora.categorical import Categorical
+
+Same = Mapping[str, str | None]
+Distinct = frozenset[tuple[str, str, str]]  # corpus, column and name that packing was told is a name of its own
 
 UNKNOWN = frozenset(["", "?", "unknown", "unk", "n/a", "none", "nan", "null"])
 _LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
@@ -55,3 +65,85 @@ def _is_invisible(letter: str) -> bool:
 def _digit(letter: str) -> str:
     """Return 0 to 9 for the digits of every script, other letters as they are."""
     return str(unicodedata.decimal(letter, letter))
+
+
+def merge_speakers(speaker: Categorical, corpora: Sequence[str], same: Same) -> Categorical:
+    """Return the speakers with equal ones under one name. Raises UserError for a name in `same` that no clip has."""
+    qualified = [_qualified(name, corpora) for name in speaker.names]
+    given = {*same, *(name for name in same.values() if name is not None)}
+    if unknown := sorted(given - set(qualified)):  # a slip on either side would part one person in silence
+        raise UserError(
+            f"folds.speaker_aliases: there is no speaker {listed(unknown)}; write CORPUS/NAME, as {listed(qualified, 3)}"
+        )
+    people = [_unqualified(same.get(name) or name, corpora) for name in qualified]
+    names = tuple(sorted(set(people)))
+    number = {name: code for code, name in enumerate(names)}
+    codes = np.array([*(number[name] for name in people), -1], dtype=np.int32)
+    return Categorical(names, codes[speaker.codes])
+
+
+def find_doubtful_names(
+    column: str, values: Categorical, corpora: Sequence[str], distinct: Distinct, same: Same | None = None
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Return corpus and names of those that may be one and are not declared distinct."""
+    by_corpus: dict[str, list[str]] = defaultdict(list)
+    for name in values.names:
+        corpus, _, own = _qualified(name, corpora).partition("/")
+        by_corpus[corpus].append(own)
+    apart = {(corpus, name) for corpus, of, name in distinct if of == column}
+    nobody_else = {(name.partition("/")[0], name.partition("/")[2]) for name, person in (same or {}).items() if person is None}
+    doubts = []
+    for corpus in sorted(by_corpus):
+        for names in find_ambiguous(by_corpus[corpus]):
+            left = [name for name in names if (corpus, name) not in nobody_else]
+            if len(left) > 1 and not all((corpus, name) in apart for name in left):
+                doubts.append((corpus, names))
+    return doubts
+
+
+def refuse_doubtful_speakers(speaker: Categorical, corpora: Sequence[str], distinct: Distinct, same: Same) -> None:
+    """Raise UserError if names may be one speaker: a person under two spellings would be trained on and tested."""
+    doubts = find_doubtful_names("speaker", speaker, corpora, distinct, same)
+    if not doubts:
+        return
+    corpus, (one, other, *_) = doubts[0]
+    raise UserError(
+        f"speakers who may be one person, each with several spellings: {describe_doubts(doubts)}. Say which is which: "
+        f"folds.speaker_aliases='{{{corpus}/{other}: {corpus}/{one}}}' if they are one, '{{{corpus}/{other}: null}}' if they "
+        "are not; or pack the corpus again with --same-speaker or --distinct-speaker"
+    )
+
+
+def describe_doubts(doubts: Iterable[tuple[str, tuple[str, ...]]]) -> str:
+    """Join the results of `find_doubtful_names` for an error message."""
+    return listed([f"{' = '.join(map(repr, names))} of {corpus}" for corpus, names in doubts])
+
+
+def shared_name_notes(speaker: Categorical, corpora: Sequence[str], same: Same) -> list[str]:
+    """Return a note on names that occur in several corpora; none if there are none, or all of them were decided upon."""
+    if len(corpora) < 2:
+        return []
+    of: dict[str, list[str]] = defaultdict(list)
+    for name in speaker.names:
+        if name not in same and name not in same.values():
+            corpus, _, own = name.partition("/")
+            of[own].append(corpus)
+    shared = [name for name, found_in in of.items() if len(found_in) > 1]
+    if not shared:
+        return []
+    found = listed([f"{name} ({listed(of[name])})" for name in sorted(shared)], 4)
+    name = min(shared)
+    one, other = of[name][:2]
+    return [
+        f"{counted(len(shared), 'name')} of speakers in several corpora, taken for different people: {found}. Where they are "
+        f"one, say so: folds.speaker_aliases={{{other}/{name}: {one}/{name}}}, or null where they are not."
+    ]
+
+
+def _qualified(name: str, corpora: Sequence[str]) -> str:
+    """Return CORPUS/NAME: names of a single corpus come without it."""
+    return name if len(corpora) > 1 else f"{corpora[0]}/{name}"
+
+
+def _unqualified(name: str, corpora: Sequence[str]) -> str:
+    return name if len(corpora) > 1 else name.removeprefix(f"{corpora[0]}/")

@@ -21,7 +21,7 @@ import numpy as np
 from ser_hpc.config.extensions import explain_errors, import_outside, is_outside
 from ser_hpc.config.transforms import Transform, TransformSettings, named_paths
 from ser_hpc.core.errors import UserError
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 
 _SOUNDS = ("sound_file_paths", "ir_files")  # audiomentations lists folders as the file system does: another order on each node
 _NOT_FROM_SETTINGS = ("Lambda", "SpecCompose")  # takes a function; is not for sound

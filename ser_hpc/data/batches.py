@@ -23,7 +23,7 @@ from ser_hpc.data.augmentation import Augmentation
 from ser_hpc.data.cache import CachingClipReader
 from ser_hpc.data.prefetch import ClipLoader, Prefetcher
 from ser_hpc.data.sampler import MicroBatch
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ClipReader
 from ser_hpc.shards.storage import Location

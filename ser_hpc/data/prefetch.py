@@ -24,7 +24,7 @@ from ser_hpc.core.cores import rank_share
 from ser_hpc.core.process_pool import ProcessPool, WorkerKilledError
 from ser_hpc.data.augmentation import Augmentation
 from ser_hpc.data.sampler import MicroBatch
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ClipReader, CorruptClipError, Extent, clip_extents
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ser_hpc.core.errors import UserError
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1

@@ -42,7 +42,7 @@ from ser_hpc.models.heads.mean_pool import MeanPool
 from ser_hpc.models.packed import Packing, to_device
 from ser_hpc.run.run_dir import TrialDir
 from ser_hpc.run.start_marks import mark_progress
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import CorruptionCause, corruption_error
 from ser_hpc.tasks.task import ClipTargets

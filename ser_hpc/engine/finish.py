@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ser_hpc.config.tasks import MAIN
-from ser_hpc.core.atomic_io import write_json_once
+from ser_hpc.core.atomic_io import seal, write_json_once
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.engine.fault import checkpoint
 from ser_hpc.engine.fault.checkpoint import TrainState
@@ -19,7 +19,6 @@ from ser_hpc.engine.trial_data import TrialData
 from ser_hpc.run import identity, predictions
 from ser_hpc.run.predictions import Prediction
 from ser_hpc.run.run_dir import AttemptDir, TrialDir
-from ser_hpc.run.sealed import seal
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ from ser_hpc.models.norms import RunningStatistics
 from ser_hpc.run.attempt import describe_attempt as describe
 from ser_hpc.run.predictions import Prediction
 from ser_hpc.run.run_dir import AttemptDir, RunDir, TrialDir
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 from ser_hpc.tasks.task import ClipTargets
 
 _PROBED = 64  # steps whose clips the data side is measured on

@@ -24,7 +24,7 @@ from ser_hpc.engine.fault.corrupt_clips import CorruptClips
 from ser_hpc.engine.objective import Objective
 from ser_hpc.engine.progress import Progress
 from ser_hpc.engine.trial_data import TrialData
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 
 _PROBE_S = 0.5
 _WARM_UP, _STEPS = 3, 10  # steps that are not counted, and that are

@@ -20,7 +20,7 @@ from ser_hpc.engine.frozen_params import FrozenParameters
 from ser_hpc.engine.step_metrics import StepMetrics
 from ser_hpc.run import attempt
 from ser_hpc.run.run_dir import AttemptDir, TrialDir
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 
 _LOOK_S = 1.0  # how often the disk is asked whether a newer attempt has begun
 

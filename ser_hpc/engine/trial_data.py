@@ -12,7 +12,7 @@ from ser_hpc.data.cache import cache_bytes
 from ser_hpc.data.prefetch import default_workers
 from ser_hpc.engine.distributed.world import World
 from ser_hpc.protocols.folds import Fold
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.storage import Location
 from ser_hpc.tasks.targets import ClassTarget

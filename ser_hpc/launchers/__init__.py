@@ -1,7 +1,7 @@
 """Where trials run: on this machine, or as jobs of Slurm.
 
 detect         is there a Slurm that answers, and what has this machine got?
-readiness      what all trials need is looked for before any is started
+trial_checks   what all trials need is looked for before any is started
 local, slurm/  the two launchers
 plan_screen    what would run, and what it would cost
 

@@ -23,13 +23,12 @@ from ser_hpc.core.atomic_io import file_lock
 from ser_hpc.core.awake_clock import awake_s
 from ser_hpc.core.cores import THREADS
 from ser_hpc.core.errors import UserError, listed
-from ser_hpc.launchers import readiness
 from ser_hpc.launchers.detect import Machine
 from ser_hpc.run import start_marks
 from ser_hpc.run.attempt import CANNOT_GO_ON, SUPERSEDED
 from ser_hpc.run.attempt_end import read_end
 from ser_hpc.run.rank import LAUNCHER_VARIABLES
-from ser_hpc.run.run_dir import RunDir, Trial
+from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
 
 FINAL = (0, CANNOT_GO_ON, SUPERSEDED)  # exit codes after which a trial is not started again
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # HUP: its terminal is closed
@@ -129,12 +128,17 @@ def run_trials(
                         if job.exit_code not in FINAL:
                             waiting.insert(0, job.trial)
                             jobs.remove(job)
-                        elif job.exit_code == CANNOT_GO_ON and readiness.fails_for_all(run.trial(job.trial)):
+                        elif job.exit_code == CANNOT_GO_ON and _fails_for_all(run.trial(job.trial)):
                             waiting.clear()
                 on_poll(jobs)
         finally:
             _stop([job for job in jobs if job.exit_code is None], signals, report)
     return {job.trial: job.exit_code or 0 for job in jobs}
+
+
+def _fails_for_all(place: TrialDir) -> bool:
+    """Return whether the run's other trials would end in the same error as this one, which has failed for good."""
+    return place.newest is not None and read_end(place.newest).shared
 
 
 def _stop(running: list[LocalJob], signals: Sequence[int], report: Callable[[str], None]) -> None:

@@ -15,7 +15,7 @@ from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER
 from ser_hpc.data import augmentation
 from ser_hpc.launchers.detect import describe_machine
 from ser_hpc.launchers.estimate import estimate_cost
-from ser_hpc.launchers.slurm import preflight, submit
+from ser_hpc.launchers.slurm import site_checks, submit
 from ser_hpc.launchers.slurm.queue import JobState
 from ser_hpc.protocols import fold_tables
 from ser_hpc.run import chosen_precision, snapshot
@@ -24,7 +24,7 @@ from ser_hpc.run.run_dir import Trial
 
 
 def print_plan(experiment: Experiment, launcher: str, command: str, notes: Sequence[str], out: Console) -> bool:
-    """Print all that `--dry-run` shows; return whether the site would take the jobs. `notes`: of `check_readiness`."""
+    """Print all that `--dry-run` shows; return whether the site would take the jobs. `notes`: of `check_trials`."""
     settings, run = experiment.settings, experiment.run
     exists = "  (exists: only what is unfinished would run)" if run.plan.exists() else ""
     out.print(Text.assemble((str(run.path), "bold"), exists), soft_wrap=True)
@@ -64,7 +64,7 @@ def _jobs(experiment: Experiment, num_jobs: int, out: Console) -> bool:
     run, cluster = experiment.run, experiment.settings.cluster
     if not num_jobs:
         return True
-    cluster, chosen = preflight.choose_gpus(cluster)
+    cluster, chosen = site_checks.choose_gpus(cluster)
     environment = snapshot.snapshot_environment(snapshot.CodeSnapshot(run.code.resolve() / snapshot.present_digest()))
     scripts = submit.batch_scripts(run, num_jobs, cluster, environment)
     for name, text in scripts:
@@ -72,7 +72,7 @@ def _jobs(experiment: Experiment, num_jobs: int, out: Console) -> bool:
         out.print(text, soft_wrap=True)
     out.print("-----")
     try:
-        notes = preflight.check_trial_jobs(cluster, run.path, estimate_cost(experiment, on_gpu=True).disk_peak, scripts)
+        notes = site_checks.check_trial_jobs(cluster, run.path, estimate_cost(experiment, on_gpu=True).disk_peak, scripts)
         out.print("The site would take these jobs." + "".join(f"\nnote: {note}" for note in (*chosen, *notes)))
     except UserError as error:
         out.print(Text.assemble(("Launched like this, it would be refused: ", "red"), str(error)))
@@ -83,7 +83,7 @@ def _jobs(experiment: Experiment, num_jobs: int, out: Console) -> bool:
 def print_start(
     experiment: Experiment, todo: Sequence[Trial], held: Mapping[Trial, JobState], notes: Sequence[str], out: Console
 ) -> None:
-    """Print the lines before trials start. `held`: trials that are queued or running already; `notes`: of `check_readiness`."""
+    """Print the lines before trials start. `held`: trials that are queued or running already; `notes`: of `check_trials`."""
     run, trials = experiment.run, experiment.trials
     out.print(f"Run directory: {run.path}", soft_wrap=True)
     for note in (*experiment.folds.notes, *experiment.notes, *notes):

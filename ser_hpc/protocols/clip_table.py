@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora.categorical import Categorical
 from ser_hpc.corpora.labels import DROPPED, LabelSet
-from ser_hpc.corpora.names import is_unknown
-from ser_hpc.corpora.speaker_aliases import (
+from ser_hpc.corpora.names import (
     Distinct,
     describe_doubts,
     find_doubtful_names,
+    is_unknown,
     merge_speakers,
     refuse_doubtful_speakers,
 )

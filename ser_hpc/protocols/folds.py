@@ -1,30 +1,43 @@
 """Plan folds: which clips train, which choose the epoch (dev) and which are tested, so that no speaker is on two sides.
 
-`dispatch` divides the clips, a cap may thin training out, `leakage` refuses the result or adds notes, and
-`plan_folds` turns it into positions and descriptions.
+A protocol divides the clips (a new one is a line here), a cap may thin training out, `leakage` refuses the result or adds
+notes, and `plan_folds` turns it into positions and descriptions.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 
+from ser_hpc.config.extensions import explain_errors
 from ser_hpc.config.protocols import ProtocolSettings
-from ser_hpc.core.errors import counted, listed
+from ser_hpc.core.errors import UserError, counted, listed
 from ser_hpc.corpora.labels import LabelSet
-from ser_hpc.corpora.speaker_aliases import Distinct, shared_name_notes
+from ser_hpc.corpora.names import Distinct, shared_name_notes
 from ser_hpc.corpora.utterance import Metadata
 from ser_hpc.protocols.clip_table import DEV, NOWHERE, TEST, TRAIN, ClipTable, FoldDraft, ProtocolOptions
-from ser_hpc.protocols.dispatch import PROTOCOLS, divide
+from ser_hpc.protocols.cross_corpus import cross_corpus, leave_one_corpus_out
 from ser_hpc.protocols.leakage import check_leakage
+from ser_hpc.protocols.leave_one_out import leave_one_session_out, leave_one_speaker_out, speaker_groups
+from ser_hpc.protocols.official_splits import Drafts, given_split, iemocap_ses01, superb
 
+_PROTOCOLS: dict[str, Callable[[ClipTable, ProtocolOptions], Drafts]] = {
+    "leave_one_session_out": leave_one_session_out,
+    "leave_one_speaker_out": leave_one_speaker_out,
+    "speaker_groups": speaker_groups,
+    "leave_one_corpus_out": leave_one_corpus_out,
+    "cross_corpus": cross_corpus,
+    "given_split": given_split,
+    "iemocap_ses01": iemocap_ses01,
+    "superb": superb,
+}
+PROTOCOLS: tuple[str, ...] = tuple(_PROTOCOLS)
 _AT_ONCE = 1 << 20
-__all__ = ["PROTOCOLS", "Fold", "FoldPlan", "Part", "plan_folds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +92,7 @@ def plan_folds(
 
     `count`: how many folds are requested; None: as many as the protocol makes of this corpus (5 groups of speakers).
     `train_corpora`, `test_corpora`: for cross_corpus. `max_per_class`: at most so many clips of a class train in a fold.
-    `speaker_aliases`, `distinct`: which names are one person, and which are not (`speaker_aliases`).
+    `speaker_aliases`, `distinct`: which names are one person, and which are not (`corpora.names`).
     Raises UserError where the corpus does not allow the protocol or the count, and for every leak (`check_leakage`).
     """
     clips = ClipTable.from_metadata(metadata, label_set, speaker_aliases, distinct)
@@ -95,6 +108,19 @@ def plan_folds(
     name = protocol.kind if isinstance(protocol, ProtocolSettings) else protocol
     notes += check_leakage(clips, sides, name)
     return FoldPlan(name, folds, tuple(notes), _digest(metadata, folds))
+
+
+def divide(clips: ClipTable, protocol: str | ProtocolSettings, options: ProtocolOptions) -> Drafts:
+    """Make a protocol's folds and notes, unchecked. Raises UserError where the corpus does not allow protocol or count."""
+    if isinstance(protocol, ProtocolSettings):
+        with explain_errors(protocol.kind):
+            drafts, notes = protocol.divide(clips, options.count)
+            return list(drafts), [str(note) for note in notes]
+    if protocol not in _PROTOCOLS:
+        raise UserError(f"there is no protocol {protocol!r}; choose one of {listed(PROTOCOLS)}")
+    if protocol != "cross_corpus" and (options.train_corpora or options.test_corpora):
+        raise UserError(f"folds.train_corpora and folds.test_corpora are for the protocol cross_corpus, not for {protocol}")
+    return _PROTOCOLS[protocol](clips, options)
 
 
 def _cap(clips: ClipTable, sides: Sequence[np.ndarray], most: int) -> str:

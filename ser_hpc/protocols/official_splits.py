@@ -1,6 +1,6 @@
 """Divide clips as a corpus or a benchmark prescribes: given_split, iemocap_ses01, superb.
 
-All protocols (`dispatch` calls them by name):
+All protocols (`folds` calls them by name):
 
     leave_one_session_out   test = session k, dev = the next session, training = the others; so within each of several corpora
     leave_one_speaker_out   the same with speakers

@@ -22,7 +22,7 @@ from ser_hpc.results.intervals import Interval
 from ser_hpc.results.sanity import sanity_warnings
 from ser_hpc.results.task_scores import TaskScores, score_tasks
 from ser_hpc.run.attempt_end import read_end
-from ser_hpc.run.plan_file import read_plan
+from ser_hpc.run.plan import read_plan
 from ser_hpc.run.predictions import Prediction
 from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
 from ser_hpc.tasks import metrics

@@ -15,12 +15,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ser_hpc.core.atomic_io import read_json
+from ser_hpc.core.atomic_io import read_json, unseal
 from ser_hpc.core.errors import UserError, counted, listed
 from ser_hpc.corpora.names import is_unknown
 from ser_hpc.run.predictions import Prediction, clip_hashes, clips_digest, read_predictions
 from ser_hpc.run.run_dir import Trial, TrialDir
-from ser_hpc.run.sealed import unseal
 
 LEGACY_NOTE = (
     "This run was planned by an earlier version of this package: nothing binds its predictions to its plan, so that clips, "

@@ -3,7 +3,7 @@
 run_dir                  the one owner of a run's file names
 experiment, create_run   settings with all that they stand for; the run directory, written
 identity                 what the run's name is a hash of
-plan_summary, plan_file  plan.json as it is made, with what binds predictions to it, and as it is read
+plan                     plan.json as it is made, with what binds predictions to it, and as it is read
 snapshot                 the code that its jobs run
 attempt, attempt_end     one start of a trial, and how it ended; rank: which of its ranks this process is
 

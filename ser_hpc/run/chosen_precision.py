@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ser_hpc.core.atomic_io import write_json_once
+from ser_hpc.core.atomic_io import read_sealed, seal, write_json_once
 from ser_hpc.core.errors import UserError
 from ser_hpc.run.run_dir import RunDir
-from ser_hpc.run.sealed import read_sealed, seal
 
 AUTO = "auto"
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from ser_hpc.config import extensions, weights_digest
+from ser_hpc.config import extensions
 from ser_hpc.config.load import EXTENSIONS, dump_settings
 from ser_hpc.core.atomic_io import write_text
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import labels
 from ser_hpc.run import identity
 from ser_hpc.run.experiment import DEMO, Experiment, planned_seeds
-from ser_hpc.run.plan_file import fold_digest, write_plan
-from ser_hpc.run.plan_summary import make_plan
+from ser_hpc.run.plan import fold_digest, make_plan, write_plan
 from ser_hpc.run.run_dir import RunDir
 
 
@@ -31,7 +30,7 @@ def write_run(experiment: Experiment) -> RunDir:
     # Jobs run elsewhere: no place of shards or weights may depend on the folder that the command was started in.
     data = experiment.settings.data.model_copy(update={"shards": tuple(str(root.resolve()) for root in experiment.index.roots)})
     model = experiment.settings.model
-    if (folder := weights_digest.local_folder(experiment.settings)) is not None:
+    if (folder := identity.local_folder(experiment.settings)) is not None:
         model = model.model_copy(update={"weights": str(folder.resolve())})
     settings = experiment.settings.model_copy(update={"seeds": tuple(seeds), "data": data, "model": model})
     for path, content in extensions.sources_of(settings.outsiders()).items():

@@ -6,6 +6,8 @@ to the same experiment and the same folds.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,20 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ser_hpc.config import extensions, weights_digest
+from ser_hpc.config import extensions
 from ser_hpc.config import schema as schemas
 from ser_hpc.config.load import find_config, load_run_settings
 from ser_hpc.config.schema import SCHEMA
-from ser_hpc.config.settings import Settings
+from ser_hpc.config.settings import AcrnnModel, EncoderModel, Settings
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import labels
 from ser_hpc.corpora.labels import DROPPED, LabelSet
 from ser_hpc.data import augmentation
 from ser_hpc.protocols.folds import FoldPlan, plan_folds
 from ser_hpc.run import identity
-from ser_hpc.run.experiment_limits import check_clip_lengths, check_norm_groups
 from ser_hpc.run.identity import Identity
-from ser_hpc.run.plan_file import read_plan
+from ser_hpc.run.plan import read_plan
 from ser_hpc.run.run_dir import RunDir, Trial
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.pack_report import packing_notes
@@ -34,6 +35,7 @@ from ser_hpc.shards.storage import Location, parse_location
 from ser_hpc.tasks.task import Task, build_tasks
 
 DEMO = "demo"
+WHISPER_SECONDS = 30.0  # its window
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,36 @@ class _Columns:
         return self.index.numbers(name)
 
 
+def check_clip_lengths(settings: Settings, index: ShardIndex) -> None:
+    """Raise UserError where a clip is longer than Whisper's window and `data.max_seconds` does not cut it."""
+    model, limit = settings.model, settings.data.max_seconds
+    longest = float(index.metadata.seconds.max())
+    if limit is not None or not isinstance(model, EncoderModel) or longest <= WHISPER_SECONDS:
+        return
+    if "whisper" in json.dumps([model.weights, model.config]).lower():
+        raise UserError(
+            f"the longest clip lasts {longest:.1f} s and Whisper's window is {WHISPER_SECONDS:.0f} s: set "
+            f"data.max_seconds={WHISPER_SECONDS:.0f} to cut longer clips to their first {WHISPER_SECONDS:.0f} s"
+        )
+
+
+def check_norm_groups(settings: Settings, seconds: np.ndarray) -> None:
+    """Raise UserError where clips that normalise each other, and so share a micro-batch, exceed `train.budget_seconds`.
+
+    `seconds`: lengths of the clips that have a class, (num_clips,).
+    """
+    model, train = settings.model, settings.train
+    if not isinstance(model, AcrnnModel) or model.norm != "batch" or train.budget_seconds is None:
+        return
+    clips, longest = min(model.norm_group, train.global_batch), min(float(seconds.max()), settings.data.max_seconds or math.inf)
+    if clips * longest > train.budget_seconds:
+        raise UserError(
+            f"model.norm=batch normalises {clips} clips by each other (model.norm_group), padded to the longest of them: up to "
+            f"{clips} x {longest:.1f} s, which train.budget_seconds={train.budget_seconds:g} would divide. Leave "
+            "train.budget_seconds out or raise it, cut clips with data.max_seconds, or take smaller groups"
+        )
+
+
 def _label_set(settings: Settings, index: ShardIndex) -> LabelSet:
     name = settings.data.labels
     return (
@@ -142,7 +174,7 @@ def _files(settings: Settings, fingerprint: str) -> dict[str, str]:
     digests = (
         fingerprint,
         augmentation.sounds_digest(settings.data.augment),
-        weights_digest.weights_digest(settings),
+        identity.weights_digest(settings),
         extensions.sources_digest(extensions.sources_of(settings.outsiders_in_results())),
     )
     return {name: digest for name, digest in zip(identity.FILES, digests, strict=True) if digest}

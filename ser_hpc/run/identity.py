@@ -8,21 +8,25 @@ Folds and seeds stand here and in plan.json, so that neither can lose one unnoti
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ser_hpc.config import schema as schemas
 from ser_hpc.config.load import load_run_settings
 from ser_hpc.config.section import Section
+from ser_hpc.core.atomic_io import json_digest, read_sealed, write_sealed
 from ser_hpc.core.errors import ConfigError, UserError, listed
 from ser_hpc.corpora import labels
 from ser_hpc.corpora.labels import LabelSet
 from ser_hpc.run.run_dir import RunDir
-from ser_hpc.run.sealed import json_digest, read_sealed, write_sealed
 
 FILES = ("shards", "sounds", "weights", "extensions")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.json")  # and what says how they are to be used
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +112,32 @@ def check_identity(run: RunDir, recorded: RecordedIdentity) -> None:
             f"{file} was changed after the run was made: its {listed(changed)} are others than those that the run's name "
             "stands for. Put it back, or launch with the new ones: that makes a run of its own"
         )
+
+
+def local_folder(settings: Section) -> Path | None:
+    """Return the folder that `model.weights` names; None if it is a name on the hub."""
+    weights = getattr(getattr(settings, "model", None), "weights", None)
+    path = Path(weights).expanduser() if weights else None
+    return path if path is not None and path.is_dir() else None
+
+
+def weights_digest(settings: Section) -> str | None:
+    """Hash names and contents of a local folder's files, SHA-256 in hex; takes as long as to read them once.
+
+    The content of pre-trained weights is a part of a run's identity, and their path is not.
+    """
+    path = local_folder(settings)
+    if path is None:
+        return None
+    files = sorted({file for pattern in _WEIGHTS for file in path.glob(pattern) if file.is_file()})
+    return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@cache
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Hash the files; cached by their size and time, for planning asks more than once."""
+    whole = hashlib.sha256()
+    for file, _, _ in files:
+        with file.open("rb") as content:
+            whole.update(f"{file.name}\0".encode() + hashlib.file_digest(content, "sha256").digest())
+    return whole.hexdigest()

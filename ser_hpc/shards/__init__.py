@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ser_hpc.shards.fold_stream import as_webdataset, pad_batch
 
-__all__ = ["as_webdataset", "pad_batch"]
+__all__ = ["RATE", "as_webdataset", "pad_batch"]
+
+RATE = 16_000  # Hz, of every clip that is packed
 
 
 def __getattr__(name: str) -> Any:

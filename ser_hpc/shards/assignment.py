@@ -4,8 +4,9 @@ A shard holds one group (a session; a speaker where a corpus has no sessions; a 
 that leaving a group out is leaving files out. Boundaries follow from the sources' durations, never from encoded sizes: any
 number of workers, and a killed run started again, make the same shards.
 
-A plan is remembered (assignment_file.py): a clip stays in the shard that it was planned into, as long as its group is the same,
-and what is new goes into new shards with the next numbers. So adding clips adds shards and changes none.
+A plan is remembered (OUT/plan.json, written before the first shard): a clip stays in the shard that it was planned into, as
+long as its group is the same, and what is new goes into new shards with the next numbers. So adding clips adds shards and
+changes none; and every part of an array reads it, plans the same, and writes the same.
 """
 
 from __future__ import annotations
@@ -15,22 +16,25 @@ import json
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from ser_hpc.core.atomic_io import read_json, write_json
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
+from ser_hpc.shards.index import LAYOUT_VERSION
 
 Grouping = Literal["session", "speaker", "speaker_bucket"]
 
-LAYOUT_VERSION = 2  # of tars, indexes, plan.json and dataset.json; a change of it re-packs everything
+PLAN = "plan.json"
 MAX_SPEAKER_GROUPS = 64
 _LONGEST_KEY = 100 - len(".flac")  # a USTAR name without a folder has 100 bytes
 _FLAC_RATIO = 0.64  # 16-bit FLAC of speech against PCM
 _PLAIN_FIELDS = tuple(field.name for field in fields(Utterance) if field.name not in ("audio_path", "extra"))
+_WORD = re.compile(r"[A-Za-z0-9_-]{1,64}")  # corpus and group become a path
 _CLIP_OVERHEAD = 2560  # two tar headers, the metadata and padding, in bytes
 
 
@@ -71,7 +75,7 @@ class ShardAssignment:
     shards: tuple[ShardPlan, ...]
 
     def to_saved(self) -> SavedAssignment:
-        """Return the part of this plan that is saved, for `assignment_file`."""
+        """Return the part of this plan that is saved."""
         keys = [tuple(utterance.key for utterance in shard.utterances) for shard in self.shards]
         shards = [(s.corpus, s.group, s.number, of) for s, of in zip(self.shards, keys, strict=True)]
         return SavedAssignment(self.grouped_by, tuple(shards))
@@ -215,3 +219,46 @@ def _cut(clips: Sequence[tuple[Utterance, float]], limit: int) -> list[list[tupl
         parts[-1].append((utterance, duration))
         filled += size
     return parts
+
+
+def read_assignment(out: Path) -> SavedAssignment:
+    """Return the plan of the last packing into `out`; an empty one where there was none, or one of another layout.
+
+    Raises UserError if the file is damaged.
+    """
+    path = out / PLAN
+    if not path.exists():
+        return NOTHING
+    try:
+        saved = read_json(path)
+        if saved["version"] != LAYOUT_VERSION:
+            return NOTHING
+        grouped_by = dict(saved["grouped_by"])
+        shards = tuple(_checked_row(**shard) for shard in saved["shards"])
+        if not set(grouped_by.values()) <= set(get_args(Grouping)):
+            raise ValueError(f"grouped_by is {grouped_by}")
+        return SavedAssignment(grouped_by, shards)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Bring back a copy of it, or delete it: then clips are dealt to shards anew, and "
+            "shards that this changes are made again"
+        ) from error
+
+
+def write_assignment(out: Path, plan: SavedAssignment) -> None:
+    """Write the plan into `out`, unless the same one is there. Raises UserError if the file there is damaged."""
+    if (out / PLAN).exists() and read_assignment(out) == plan:
+        return
+    shards = list(_rows(plan))
+    write_json(out / PLAN, {"version": LAYOUT_VERSION, "grouped_by": dict(plan.grouped_by), "shards": shards})
+
+
+def _rows(plan: SavedAssignment) -> Iterator[dict[str, object]]:
+    for corpus, group, number, keys in plan.shards:
+        yield {"corpus": corpus, "group": group, "number": number, "keys": list(keys)}
+
+
+def _checked_row(corpus: str, group: str, number: int, keys: list[str]) -> tuple[str, str, int, tuple[str, ...]]:
+    if not (_WORD.fullmatch(corpus) and _WORD.fullmatch(group) and type(number) is int and 0 <= number < 10**6):
+        raise ValueError(f"shard {corpus!r}, {group!r}, {number!r}")
+    return corpus, group, number, tuple(keys)

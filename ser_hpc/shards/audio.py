@@ -1,6 +1,6 @@
 """Decode any recording to 16 kHz mono int16 (or raise `BadClipError` with the reason), and encode and decode FLAC.
 
-libsndfile decodes, soxr resamples, block by block, so that memory holds little more than the result. `count_samples` looks at
+libsndfile decodes, soxr resamples, block by block, so that memory holds little more than the result. `read_header` looks at
 headers only (cheap, for refusing a corpus before anything is written); `decode` reads the samples.
 """
 
@@ -19,11 +19,11 @@ import numpy as np
 import soundfile
 import soxr
 
+from ser_hpc.shards import RATE
 from ser_hpc.shards.containers.contents import BadClipError as BadClipError
 from ser_hpc.shards.downmix import AS_IT_IS, Downmix, LevelMeter
 from ser_hpc.shards.recording import Recording, open_recording
 
-RATE = 16_000
 _FRAME = RATE // 100  # 10 ms
 _BLOCK = 1 << 20
 _SAMPLES_PER_BYTE = 8192  # more than the densest FLAC, digital silence, has
@@ -52,11 +52,6 @@ class DecodedClip:
     doubtful: str = ""
     out_of_range: str = ""
     cancelled: str = ""
-
-
-def count_samples(path: Path, start_s: float | None = None, end_s: float | None = None) -> int:
-    """Return how many samples `decode` will give. Raises BadClipError for all that can be known without decoding."""
-    return read_header(path, start_s, end_s).num_samples
 
 
 def read_header(path: Path, start_s: float | None = None, end_s: float | None = None) -> AudioHeader:

@@ -28,11 +28,11 @@ import pyarrow.parquet as pq
 
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora.utterance import COLUMNS, Metadata, TextColumn
-from ser_hpc.shards.assignment import LAYOUT_VERSION
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 from ser_hpc.shards.overlaps import overlap_groups, pieces
 from ser_hpc.shards.storage import Location, size
 
+LAYOUT_VERSION = 2  # of tars, indexes, plan.json and dataset.json; a change of it re-packs everything
 DATASET = "dataset.json"
 REPORT = "pack_report.json"
 _AHEAD = 256  # indices in memory

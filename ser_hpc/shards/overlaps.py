@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 
 _TOLERANCE_S = 0.001  # times are rounded to milliseconds
 _TIMES = re.compile(r"(-\d+)?-(\d+|end)(-[0-9a-f]{8})?$")  # at the end of a piece's id (corpora.table, corpora.audformat)

@@ -7,15 +7,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ser_hpc.core.errors import counted, listed
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 from ser_hpc.shards.index import REPORT, Shard
 from ser_hpc.shards.quality import KINDS, Finding, FindingKind, QualityRules
-from ser_hpc.shards.shard_file import Written
 from ser_hpc.shards.storage import Location
+
+if TYPE_CHECKING:
+    from ser_hpc.shards.shard_file import Written
 
 COUNTED = ("emotion", "speaker", "session", "gender", "split")
 

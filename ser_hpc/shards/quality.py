@@ -29,7 +29,7 @@ import numpy as np
 
 from ser_hpc.core.errors import UserError, counted, listed
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 from ser_hpc.shards.overlaps import overlap_groups, recording_number
 
 FindingKind = Literal[

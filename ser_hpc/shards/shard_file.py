@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from ser_hpc.core.atomic_io import write_aside
 from ser_hpc.core.errors import UserError
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.shards import audio
+from ser_hpc.shards import RATE
 from ser_hpc.shards.assignment import ShardPlan, describe_utterance, source_digests, source_hash
 from ser_hpc.shards.encode import blocks, encode_clip
 from ser_hpc.shards.index import SCHEMA, Shard, index_path, parse_index
@@ -180,7 +180,7 @@ def _members(
 ) -> tuple[dict[str, Any], Iterator[bytes]]:
     """Return a clip's row, and its two members, in parts, as they lie in a tar from byte `at` on."""
     described = describe_utterance(utterance)
-    sound = {"rate_hz": audio.RATE, "num_samples": clip.num_samples, "sound": clip.sound}
+    sound = {"rate_hz": RATE, "num_samples": clip.num_samples, "sound": clip.sound}
     text = json.dumps(described | sound, allow_nan=False, ensure_ascii=False).encode()
     size, crc = payload.seek(0, os.SEEK_END), 0
     for block in blocks(payload):
@@ -239,7 +239,7 @@ def _written(plan: ShardPlan, index: _Index, content: bytes) -> Written:
     packed = frozenset(index.table.column("key").to_pylist())
     shard = None
     if packed:
-        seconds = sum(index.table.column("num_samples").to_pylist()) / audio.RATE
+        seconds = sum(index.table.column("num_samples").to_pylist()) / RATE
         digest = hashlib.sha256(content).hexdigest()
         shard = Shard(plan.path, plan.corpus, plan.group, len(packed), seconds, record["bytes"], record["sha256"], digest)
     return Written(plan, shard, tuple(clips[utterance.key] for utterance in plan.utterances), packed)

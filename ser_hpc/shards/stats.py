@@ -19,7 +19,7 @@ import soundfile
 
 from ser_hpc.core.atomic_io import write_aside
 from ser_hpc.core.errors import UserError, listed
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 from ser_hpc.shards.index import REPORT, ShardIndex, read_table
 from ser_hpc.shards.pack_report import ClipCount
 from ser_hpc.shards.read import ShardReader

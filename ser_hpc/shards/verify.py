@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from ser_hpc.core import cli
 from ser_hpc.core.errors import UserError, counted
-from ser_hpc.shards import audio
+from ser_hpc.shards import RATE, audio
 from ser_hpc.shards.index import (
     DATASET,
     DESCRIPTION,
@@ -65,7 +65,7 @@ def _check_shard(root: Path, shard: Shard) -> Iterator[str]:
         except UserError as error:
             yield str(error)
             return
-        if round(sum(row["num_samples"] for row in rows) / audio.RATE, 3) != round(shard.seconds, 3):
+        if round(sum(row["num_samples"] for row in rows) / RATE, 3) != round(shard.seconds, 3):
             yield f"shard {path}: {DATASET} says {shard.seconds} s, its index differs"
         if [member.name for member in found] != [f"{row['key']}.{suffix}" for row in rows for suffix in ("flac", "json")]:
             yield f"shard {path}: its members are not those of its index"

@@ -1,7 +1,7 @@
 """Pack utterances into a dataset of tar shards, in parallel; a packing that was stopped anywhere can be started again.
 
     every header is read        clips that are refused by their header are known before anything is written (quality.py)
-    the plan is made            which clip goes into which shard; clips planned before stay there (assignment_file.py)
+    the plan is made            which clip goes into which shard; clips planned before stay there (assignment.py)
     finished shards are kept    if made from the same metadata and sources, and undamaged (shard_file.py)
     the rest is written         one shard a task: tar, then its index, which also holds what was measured of every clip
     all clips are judged        over all shards: what is to `fail` is named now, all at once
@@ -23,7 +23,7 @@ from ser_hpc.core.atomic_io import write_json
 from ser_hpc.core.errors import UserError
 from ser_hpc.corpora.name_overrides import NameOverrides
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.shards import assignment_file, audio, pack_report
+from ser_hpc.shards import RATE, assignment, audio, pack_report
 from ser_hpc.shards.assignment import ShardAssignment, ShardPlan, assign_shards, check_keys
 from ser_hpc.shards.index import DATASET, REPORT, dataset_description, index_path
 from ser_hpc.shards.output_dir import lock_output, make_room, refuse_other_corpora, stale_files
@@ -72,7 +72,7 @@ def pack(
         packing = _Packing(out, rules or QualityRules(), pool, tuple(left_out), distinct, progress)
         lengths = packing.read_headers(utterances)
         with lock_output(out, shared=count > 1):
-            planned = assign_shards(utterances, lengths, shard_mb, assignment_file.read_assignment(out))
+            planned = assign_shards(utterances, lengths, shard_mb, assignment.read_assignment(out))
             refuse_other_corpora(out, planned.shards)
             mine, others = planned.shards[number::count], [s for i, s in enumerate(planned.shards) if i % count != number]
             finished, new = packing.pack_shards(planned, mine)
@@ -112,7 +112,7 @@ class _Packing:
         if all(self.rules.drops(clip) for clip in clips):
             example = f": all {len(clips)} are left out, as {findings[0]}" if findings else ""
             raise UserError(f"there is no clip to pack into {self.out}{example}")
-        return [clip.num_samples / audio.RATE for clip in clips]
+        return [clip.num_samples / RATE for clip in clips]
 
     def pack_shards(self, planned: ShardAssignment, mine: Sequence[ShardPlan]) -> tuple[list[Written], list[Written]]:
         """Pack the shards that are `mine`; return those that an earlier run had finished, and those written now."""
@@ -124,7 +124,7 @@ class _Packing:
         wanted = {(self.out / shard.path).parent for shard in planned.shards}
         make_room(todo, stale_files(self.out, planned.shards), wanted, self.out)
         with explain_disk_errors(self.out):
-            assignment_file.write_assignment(self.out, planned.to_saved())
+            assignment.write_assignment(self.out, planned.to_saved())
         return finished, [*self._watched(write_shard, [(shard, self.out, self.rules) for shard in todo], PACKING)]
 
     def find_shards(self, plans: Sequence[ShardPlan]) -> list[Written] | None:

@@ -13,8 +13,8 @@ import yaml
 from ser_hpc.config import schema
 from ser_hpc.config.load import dump_settings, load_run_settings, load_settings
 from ser_hpc.config.section import Section
+from ser_hpc.core.atomic_io import json_digest
 from ser_hpc.core.errors import ConfigError, UserError
-from ser_hpc.run.sealed import json_digest
 
 
 def tree_of(*overrides: str) -> dict[str, Any]:

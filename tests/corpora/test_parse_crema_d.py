@@ -11,7 +11,7 @@ from ser_hpc.core.errors import UserError
 from ser_hpc.corpora import labels
 from ser_hpc.corpora.parse_result import ParseResult
 from ser_hpc.corpora.parsers import crema_d
-from ser_hpc.shards.audio import BadClipError, count_samples
+from ser_hpc.shards.audio import BadClipError, read_header
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "labels"
 PEOPLE = '"ActorID","Age","Sex","Race","Ethnicity"\n1001,51,"Male","Caucasian","Not Hispanic"\n'
@@ -101,7 +101,7 @@ def test_a_git_lfs_pointer_stays_a_clip_until_packing_says_what_it_is(parsed: Pa
     """A parser reads no sound: nothing of a downloaded zip is lost in silence, and packing names the remedy."""
     pointer = next(u for u in parsed.utterances if u.utterance_id == "1003_DFA_FEA_XX")
     with pytest.raises(BadClipError, match="git-lfs pointer"):
-        count_samples(pointer.audio_path)
+        read_header(pointer.audio_path)
 
 
 def test_without_its_tables_the_corpus_is_read_and_what_is_missing_is_told(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
-"""Hugging Face datasets on disk: every layout gives the same clips, embedded sound becomes files, and nothing leads outside."""
+"""Hugging Face datasets on disk: every layout gives the same clips, embedded sound becomes files, nothing leads outside, and
+the library is kept to what lies in the folder."""
 
 from __future__ import annotations
 
 import json
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from datasets import Dataset
 from trees import clip
 
 from ser_hpc.core.errors import UserError
@@ -20,7 +24,7 @@ FEATURES = {
     "audio": {"sampling_rate": 16000, "_type": "Audio"},
     "label": {"names": ["anger", "Happy"], "_type": "ClassLabel"},
     "speaker_id": {"dtype": "int64", "_type": "Value"},
-    "sex": {"names": {"0": "male", "1": "female"}, "_type": "ClassLabel"},
+    "sex": {"names": ["male", "female"], "_type": "ClassLabel"},
     "activation": {"dtype": "float32", "_type": "Value"},
     "Transcript (raw)": {"dtype": "string", "_type": "Value"},
 }
@@ -45,13 +49,10 @@ def table(found: list[dict[str, Any]], features: dict[str, Any] = FEATURES) -> p
 
 
 def save_to_disk(folder: Path, made: pa.Table) -> None:
-    """As `Dataset.save_to_disk` lays a dataset out, with leftovers that its state does not list."""
-    folder.mkdir(parents=True)
-    for name in ("data-00000-of-00001.arrow", "cache-0123456789abcdef.arrow", "data-00000-of-00002.arrow"):
-        with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, made.schema) as writer:
-            writer.write_table(made, max_chunksize=2)
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
-    (folder / "dataset_info.json").write_text(json.dumps({"features": FEATURES}))
+    """With leftovers that the dataset's state does not list."""
+    Dataset(made).save_to_disk(folder)
+    for name in ("cache-0123456789abcdef.arrow", "data-00000-of-00002.arrow"):
+        (folder / name).write_bytes((folder / "data-00000-of-00001.arrow").read_bytes())
 
 
 @pytest.fixture
@@ -160,19 +161,56 @@ def test_a_root_that_cannot_be_written_is_refused_with_the_way_out(dataset: Path
         hf.parse(dataset)
 
 
-@pytest.mark.parametrize("name", ["../train", "/etc", "..", ""])
-def test_a_file_list_cannot_lead_outside(dataset: Path, name: str) -> None:
-    (dataset / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
-    with pytest.raises(UserError, match="is not the name of a file or folder inside the dataset"):
+def test_a_file_list_cannot_lead_outside(dataset: Path) -> None:
+    save_to_disk(dataset.parent / "other", table(rows(dataset.parent / "c", "x1")))
+    (dataset / "dataset_dict.json").write_text(json.dumps({"splits": ["../other"]}))
+    with pytest.raises(UserError, match="is not a file inside the dataset"):
         hf.parse(dataset)
+    state = dataset / "train/state.json"
+    files = {"_data_files": [{"filename": "../validation/data-00000-of-00001.arrow"}]}
+    state.write_text(json.dumps(json.loads(state.read_text()) | files))
+    with pytest.raises(UserError, match="is not a file inside the dataset"):
+        hf.parse(dataset / "train")
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5])
 def test_damaged_files_are_refused_by_name(dataset: Path, keep: float) -> None:
-    path = dataset / "train" / "data-00000-of-00001.arrow"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else int(keep)])
-    with pytest.raises(UserError, match=r"data-00000-of-00001\.arrow"):
+    arrow, parquet = dataset / "train" / "data-00000-of-00001.arrow", dataset.parent / "hub/train.parquet"
+    parquet.parent.mkdir()
+    with pa.ipc.open_stream(arrow) as stream:
+        pq.write_table(stream.read_all(), parquet)
+    for path in (arrow, parquet):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(keep * len(whole)) if keep < 1 else int(keep)])
+    with pytest.raises(UserError, match="My Set cannot be read as a dataset"):
+        hf.parse(dataset)
+    with pytest.raises(UserError, match=r"train\.parquet cannot be read as a dataset"):
+        hf.parse(parquet.parent)
+
+
+def test_no_network_is_asked_and_recordings_beside_the_rows_are_all_that_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that nobody may write to can be read where it names recordings."""
+    clip(tmp_path / "set/data/a.wav")
+    made = pa.table({"file": ["a.wav"], "emotion": ["sad"], "speaker": ["s"]})
+    pq.write_table(made, tmp_path / "set/data/train.parquet")
+    Dataset(made).save_to_disk(tmp_path / "saved")
+    clip(tmp_path / "saved/a.wav")
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    before = sorted(tmp_path.rglob("*"))
+    for root in ("set", "saved"):
+        assert [clip.audio_path.name for clip in hf.parse(tmp_path / root).utterances] == ["a.wav"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_without_the_library_its_extra_is_named(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'ser_hpc\[hf\]'"):
         hf.parse(dataset)
 
 

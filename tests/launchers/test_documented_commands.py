@@ -133,7 +133,7 @@ def test_jobs_on_another_cluster_hold_their_trials_until_they_ended(slurm: Clust
 
 @pytest.mark.skipif(slurm_here.missing() is not None, reason=str(slurm_here.missing()))
 def test_a_slurm_on_one_machine_is_started_cut_mended_and_stopped(tmp_path: Path) -> None:
-    said = [command for command in commands() if command.startswith("python tools/slurm_here.py")]
+    said = [command for command in commands() if command.startswith("python tools/slurm_here")]
     assert [command.split()[2] for command in said] == ["start", "cut", "mend", "stop"]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
     try:
@@ -151,5 +151,5 @@ def test_a_slurm_on_one_machine_is_started_cut_mended_and_stopped(tmp_path: Path
                 assert {line.split()[1].strip("*") for line in nodes.stdout.splitlines()} == {"gpu", "urgent", "short", "cpu"}
     finally:
         subprocess.run(
-            [sys.executable, "tools/slurm_here.py", "stop", tmp_path / "slurm"], cwd=ROOT, env=inherited, capture_output=True
+            [sys.executable, "tools/slurm_here", "stop", tmp_path / "slurm"], cwd=ROOT, env=inherited, capture_output=True
         )

@@ -25,8 +25,8 @@ from ser_hpc import launch
 from ser_hpc.config.load import load_settings
 from ser_hpc.core import cli
 from ser_hpc.core.errors import UserError
-from ser_hpc.launchers import readiness
-from ser_hpc.launchers.slurm import jobs, preflight, submit_once, user_limits
+from ser_hpc.launchers import trial_checks
+from ser_hpc.launchers.slurm import jobs, site_checks, submit_once, user_limits
 from ser_hpc.launchers.slurm.submissions import read_submissions
 from ser_hpc.run.experiment import Experiment, prepare_experiment
 from ser_hpc.run.run_dir import RunDir, Trial
@@ -51,8 +51,8 @@ def waiting(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 @pytest.fixture
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """Eight trials: two seeds, four folds."""
-    monkeypatch.setattr(readiness, "check_readiness", lambda experiment: [])  # seconds of transformers, which this is not about
-    monkeypatch.setattr(preflight, "check_trial_jobs", lambda *_, **__: [])
+    monkeypatch.setattr(trial_checks, "check_trials", lambda experiment: [])  # seconds of transformers, which this is not about
+    monkeypatch.setattr(site_checks, "check_trial_jobs", lambda *_, **__: [])
     small = ["cluster.cpus_per_gpu=1", "cluster.mem_gb_per_gpu=2", "cluster.partition=gpu", "seeds=2", "train.epochs=1"]
     model = ["model.weights=null", f"model.config={wav2vec2()}", "model.head.projection=16"]
     shards = packed_tones(tmp_path, 4, 4)

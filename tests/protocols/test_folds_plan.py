@@ -17,8 +17,7 @@ from rows import table
 from ser_hpc.core.errors import UserError
 from ser_hpc.corpora.labels import LabelSet, label_set_as_annotated
 from ser_hpc.corpora.utterance import Metadata
-from ser_hpc.protocols.dispatch import PROTOCOLS
-from ser_hpc.protocols.folds import FoldPlan, plan_folds
+from ser_hpc.protocols.folds import PROTOCOLS, FoldPlan, plan_folds
 
 ROTATED = ("leave_one_session_out", "leave_one_speaker_out", "speaker_groups")
 EMODB = Path(__file__).parents[2].parent / "shared" / "corpora" / "emodb" / "wav"

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ser_hpc.core.atomic_io import write_json
+from ser_hpc.core.atomic_io import read_sealed, write_json, write_sealed
 from ser_hpc.run import identity, predictions
-from ser_hpc.run.plan_file import fold_digest, write_plan
+from ser_hpc.run.plan import fold_digest, write_plan
 from ser_hpc.run.predictions import Prediction, clip_hashes, clips_digest
 from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
-from ser_hpc.run.sealed import read_sealed, write_sealed
 
 
 def rewrite(run: RunDir, trial: Trial, change: Callable[[list[Prediction]], list[Prediction]]) -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from made import as_of_before, remark, replan, rewrite
 
-from ser_hpc.core.atomic_io import read_json, write_json
+from ser_hpc.core.atomic_io import read_json, read_sealed, write_json, write_sealed
 from ser_hpc.core.errors import UserError
 from ser_hpc.report import write_report
 from ser_hpc.results.plan_checks import LEGACY_NOTE
@@ -23,7 +23,6 @@ from ser_hpc.results.report_json import to_json
 from ser_hpc.run import predictions
 from ser_hpc.run.predictions import Prediction
 from ser_hpc.run.run_dir import RunDir, Trial
-from ser_hpc.run.sealed import read_sealed, write_sealed
 
 MakeRun = Callable[..., RunDir]
 FIRST = Trial(0, 0)

@@ -93,7 +93,7 @@ def test_mp3_that_lacks_frames_or_a_part_of_one_is_truncated(tmp_path: Path) -> 
     for content in (mp3(FALLING, xing=True), mp3(FALLING), ID3 + mp3(FALLING, mode="CONSTANT"), riff_mp3(mp3(FALLING))):
         (tmp_path / "clip.mp3").write_bytes(content[: len(content) * 2 // 3 + 1])
         with pytest.raises(audio.BadClipError, match="is truncated"):
-            audio.count_samples(tmp_path / "clip.mp3")
+            audio.read_header(tmp_path / "clip.mp3")
 
 
 def test_what_stands_between_mp3_frames_is_told(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_ogg_that_was_joined_cut_or_damaged_is_refused_or_told(tmp_path: Path) -
         ):
             path.write_bytes(content)
             with pytest.raises(audio.BadClipError, match=words):
-                audio.count_samples(path)
+                audio.read_header(path)
         path.write_bytes(whole[: pages[-1]])
         assert "last page is not marked" in audio.decode(path).doubtful
         path.write_bytes(whole[: pages[-2]] + whole[pages[-1] :])
@@ -190,7 +190,7 @@ def test_joined_mp3_of_several_kinds_is_refused(tmp_path: Path, between: bytes) 
     for other, words in ((mp3(RISING, 24_000), "24000 Hz, layer 3, mono"), (mp3(stereo), "16000 Hz, layer 3, stereo")):
         path.write_bytes(mp3(FALLING) + between + other)
         with pytest.raises(audio.BadClipError, match=f"frames of 16000 Hz, layer 3, mono, and then of {words}"):
-            audio.count_samples(path)
+            audio.read_header(path)
 
 
 @pytest.mark.parametrize(("rate", "seconds"), [(RATE, 2.0), (RATE, 5.0), (48_000, 1.0), (RATE, 0.3)])
@@ -235,4 +235,4 @@ def test_mp3_that_says_its_length_behind_a_checksum_or_something_else_is_read_wh
         assert likeness(np.r_[clip.samples, np.zeros(DELAY)], FALLING) > 0.6
         path.write_bytes(content[: len(content) // 2])
         with pytest.raises(audio.BadClipError, match="is truncated"):
-            audio.count_samples(path)
+            audio.read_header(path)

@@ -16,8 +16,7 @@ import soundfile
 
 from ser_hpc.core.errors import UserError
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.shards import audio
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE, audio
 from ser_hpc.shards.index import DATASET, REPORT, ShardIndex
 from ser_hpc.shards.pack_report import PackReport
 from ser_hpc.shards.quality import DEFAULTS, KINDS, FindingKind, QualityRules

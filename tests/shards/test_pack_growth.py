@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from ser_hpc.core.errors import UserError
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.shards.assignment import MAX_SPEAKER_GROUPS, assign_shards
-from ser_hpc.shards.assignment_file import PLAN
+from ser_hpc.shards.assignment import MAX_SPEAKER_GROUPS, PLAN, assign_shards
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.verify import verify
 from ser_hpc.shards.write import pack

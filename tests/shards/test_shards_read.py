@@ -19,8 +19,7 @@ import webdataset
 
 from ser_hpc.core.errors import UserError
 from ser_hpc.shards import audio
-from ser_hpc.shards.assignment import LAYOUT_VERSION
-from ser_hpc.shards.index import DATASET, ShardIndex
+from ser_hpc.shards.index import DATASET, LAYOUT_VERSION, ShardIndex
 from ser_hpc.shards.read import CorruptClipError, ShardReader
 from ser_hpc.shards.verify import main as verify_main
 from ser_hpc.shards.verify import verify

@@ -36,7 +36,7 @@ from ser_hpc.protocols.folds import Fold, plan_folds
 from ser_hpc.results.intervals import speaker_interval
 from ser_hpc.run import predictions
 from ser_hpc.run.run_dir import RunDir
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ShardReader
 from ser_hpc.tasks.metrics import confusion_matrix, uar, wa

@@ -31,7 +31,7 @@ from ser_hpc.core import cli
 from ser_hpc.core.atomic_io import write_json
 from ser_hpc.corpora.parsers import emodb
 from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 from ser_hpc.shards.task_pool import TaskPool
 from ser_hpc.shards.write import pack
 

@@ -11,7 +11,7 @@ from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
 from ser_hpc.config.settings import Model
 from ser_hpc.models.classifier import Classifier, build_classifier
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 
 
 class Padded:

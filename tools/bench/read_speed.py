@@ -39,7 +39,8 @@ from ser_hpc.core import cli
 from ser_hpc.core.atomic_io import write_json
 from ser_hpc.data.batches import BatchSource
 from ser_hpc.data.sampler import BatchSpec, epoch_steps, step_micro_batches
-from ser_hpc.shards.audio import RATE, decode_flac
+from ser_hpc.shards import RATE
+from ser_hpc.shards.audio import decode_flac
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import Extent, clip_extents
 from ser_hpc.tasks.task import ClipTargets

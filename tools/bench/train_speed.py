@@ -42,7 +42,7 @@ from speed.turns import KINDS, Lost, Turn
 from ser_hpc.core import cli
 from ser_hpc.core.atomic_io import write_json
 from ser_hpc.core.errors import UserError
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 
 NEEDS = {"A": "accelerate", "B": "accelerate", "C": "accelerate", "D": "speechbrain", "E": "speechbrain"}
 WITHOUT_WHISPER = ("D", "E")

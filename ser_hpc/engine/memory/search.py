@@ -28,7 +28,7 @@ from ser_hpc.engine.memory.peak import peak_bytes
 from ser_hpc.models import checkpointing
 from ser_hpc.models.classifier import Classifier
 from ser_hpc.models.frontend import PooledFeatureFrontend
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 
 CPU_SECONDS = 80.0  # main memory is rarely what limits a CPU; larger micro-batches gain nothing there
 # Of the free memory: what is left is for the allocator, whose blocks fit ever other lengths of clips badly, for libraries'

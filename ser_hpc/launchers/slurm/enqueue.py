@@ -11,7 +11,7 @@ from ser_hpc.config import schema
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.core.errors import UserError, counted
 from ser_hpc.launchers.estimate import estimate_cost
-from ser_hpc.launchers.slurm import jobs, preflight, submit, user_limits
+from ser_hpc.launchers.slurm import jobs, site_checks, submit, user_limits
 from ser_hpc.launchers.slurm.queue import JobState, SlurmError
 from ser_hpc.launchers.slurm.submissions import Submission, read_submissions
 from ser_hpc.launchers.slurm.submit_once import RefusedError
@@ -38,14 +38,14 @@ def enqueue_trials(
     Raises UserError with everything that is in the way, or with Slurm's message.
     """
     run = experiment.run
-    cluster, notes = preflight.choose_gpus(experiment.settings.cluster)
+    cluster, notes = site_checks.choose_gpus(experiment.settings.cluster)
     groups = [todo[start : start + cluster.trials_per_gpu] for start in range(0, len(todo), cluster.trials_per_gpu)]
     fit = _fitting(cluster, len(groups))
     size = min(fit, user_limits.max_array_size() or fit)
     if size:
         scripts = submit.batch_scripts(run, size, cluster, environment)
         needed = estimate_cost(experiment, on_gpu=True).disk_peak
-        for note in (*notes, *preflight.check_trial_jobs(cluster, run.path, needed, scripts, own_test=own_test)):
+        for note in (*notes, *site_checks.check_trial_jobs(cluster, run.path, needed, scripts, own_test=own_test)):
             out.print(f"note: {note}", soft_wrap=True)
         write_run(experiment)
     made = _arrays(run, groups[:fit], size, cluster, environment, lock, must=not held)

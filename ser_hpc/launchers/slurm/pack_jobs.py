@@ -29,7 +29,7 @@ from ser_hpc.core import cli
 from ser_hpc.core.atomic_io import write_json
 from ser_hpc.core.errors import UserError, counted
 from ser_hpc.launchers import detect
-from ser_hpc.launchers.slurm import inherited_variables, preflight, requeue_script, submit
+from ser_hpc.launchers.slurm import inherited_variables, requeue_script, site_checks, submit
 from ser_hpc.launchers.slurm.queue import SlurmError, squeue
 from ser_hpc.run import snapshot
 from ser_hpc.run.run_dir import RunDir
@@ -91,7 +91,7 @@ def submit_packing(
     _refuse_second(out)
     environment = snapshot.snapshot_environment(snapshot.CodeSnapshot(home.code / snapshot.present_digest()))
     script = _script(_executor(folder, out, cluster, environment), num_jobs)
-    for note in preflight.check_packing_jobs(cluster, num_jobs, folder, script, own_test=own_test):
+    for note in site_checks.check_packing_jobs(cluster, num_jobs, folder, script, own_test=own_test):
         screen.print(f"note: {note}")
     if dry_run:
         screen.print(f"{script}\n\nNothing was submitted: {counted(num_jobs, 'job')} as above would be.")

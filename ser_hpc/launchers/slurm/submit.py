@@ -191,7 +191,7 @@ def _common(
 
 
 def _gpus(cluster: ClusterSettings) -> dict[str, Any]:
-    """Return the request for GPUs; of several types the first: preflight.choose_gpus has left one."""
+    """Return the request for GPUs; of several types the first: site_checks.choose_gpus has left one."""
     count, kind = gpus_per_node(cluster), cluster.gpu_types[0]
     what = f"{kind}:{count}" if kind else count
     if not count:

@@ -25,7 +25,7 @@ from gpu.prepare import wait_for, with_dropout
 from gpu.profiled import profiled
 from gpu.told import write_told
 from ser_hpc.core import cli
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 
 _PATIENCE_S = 60.0  # for what is drawn in the background
 COMPILE = ("ours", "C-compiled")  # or may: their first round tells nothing of the others

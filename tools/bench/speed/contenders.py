@@ -36,7 +36,7 @@ from ser_hpc.engine.torch_compile import compile_layers
 from ser_hpc.models.classifier import build_classifier
 from ser_hpc.models.norms import RunningStatistics
 from ser_hpc.run.run_dir import RunDir
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 from ser_hpc.tasks.task import ClipTargets
 from ser_hpc.tasks.task import Task as LearntTask
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from speed.task import Clips, Task, quiet
 
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 
 AS_THEY_COME = ("A", "B", "D")
 

@@ -27,7 +27,7 @@ from speed.task import Clips, Task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 
 _BATCH, _BUCKETS = 4, 30
 

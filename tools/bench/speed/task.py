@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForAudioClassification, Wav2Vec2Fe
 
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.data.sampler import epoch_order
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ClipReader, clip_extents
 from ser_hpc.shards.write import pack

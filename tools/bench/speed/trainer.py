@@ -34,7 +34,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from ser_hpc.shards.audio import RATE
+from ser_hpc.shards import RATE
 
 _TRIED = (4, 8, 16, 32, 64)
 _UPDATES_TRIED = 4

@@ -78,7 +78,7 @@ def choose_gpus(cluster: ClusterSettings, ask: QueryRunner = slurm_info.run_quer
     """Return the settings with one type of GPU, of several the first that will do, and a note which.
 
     That is the first with nodes enough that fit the job and are there; else the first with such nodes, which are away at the
-    moment; else the first, which the preflight then refuses with the reason.
+    moment; else the first, which `check_trial_jobs` then refuses with the reason.
     """
     types = cluster.gpu_types
     choices = [cluster.model_copy(update={"gpu_type": kind}) for kind in types]

@@ -1,26 +1,113 @@
-"""Write and read plan.json, and check that it is what the launcher wrote and asks for every fold with every seed.
+"""Make and read plan.json: classes, folds and counts for reports and people, digests that bind predictions, all trials.
 
-It is compared with the run's identity, and that with its settings and labels. Needs neither shards nor torch.
+What is read must be what the launcher wrote, and ask for every fold with every seed: it is compared with the run's identity,
+and that with its settings and labels.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
+import ser_hpc
+from ser_hpc.config.settings import Settings
+from ser_hpc.core.atomic_io import unseal, write_sealed
 from ser_hpc.core.errors import UserError, listed
+from ser_hpc.corpora.labels import DROPPED, LabelSet
+from ser_hpc.protocols.folds import FoldPlan, Part
 from ser_hpc.run import identity
+from ser_hpc.run.predictions import clip_hashes, clips_digest
 from ser_hpc.run.run_dir import RunDir, Trial
-from ser_hpc.run.sealed import unseal, write_sealed
+from ser_hpc.shards.index import ShardIndex
+from ser_hpc.tasks.task import Task
 
 PLAN_FORMAT = 3
 # What the formats 1 and 2 called some keys, of the plan and of a part of a fold: the old to the new one.
 _NEW_KEYS = {"same_speakers": "speaker_aliases"}
 _NEW_PART_KEYS = {"words": "description", "num": "num_clips"}
-_PARTS = ("train", "dev", "test")
+PARTS = ("train", "dev", "test")
 _NEEDED = ("name", "demo", "classes", "label_set", "corpora", "dropped", "protocol", "notes", "seeds", "folds", "trials")
 _PLAN_AGAIN = "launch the run again with the command that made it: it plans anew, and keeps what is trained"
+_AT_ONCE = 1 << 20  # clips
+
+
+def make_plan(
+    settings: Settings,
+    index: ShardIndex,
+    label_set: LabelSet,
+    targets: np.ndarray,
+    folds: FoldPlan,
+    seeds: Sequence[int],
+    notes: Sequence[str],
+    tasks: Sequence[Task],
+    *,
+    demo: bool,
+) -> dict[str, Any]:
+    """Return the plan as JSON.
+
+    `targets`: class index of every clip of the index, -1 where it has none, (num_clips,); `tasks`: all, the main one first.
+    """
+    metadata = index.metadata
+    dropped = Counter(label_set.annotations(metadata)[targets == DROPPED].tolist())
+    hashes = _hashes(index, label_set, targets)
+
+    def part_json(part: Part) -> dict[str, Any]:
+        counts = np.bincount(targets[part.positions], minlength=len(label_set.classes))
+        return {
+            "description": part.description,
+            "speakers": list(part.speakers),
+            "sessions": list(part.sessions),
+            "num_clips": len(part.positions),
+            "seconds": round(float(metadata.seconds[part.positions].sum()), 1),
+            "classes": dict(zip(label_set.classes, counts.tolist(), strict=True)),
+            "digest": clips_digest(hashes[part.positions]),
+        }
+
+    others = {task.name: task.target.describe() | {"clips": _given(task, folds)} for task in tasks[1:]}
+    return {
+        "format": PLAN_FORMAT,
+        "name": settings.run.name,
+        "version": ser_hpc.__version__,
+        "demo": demo,
+        "classes": list(label_set.classes),
+        "label_set": label_set.name,
+        "corpora": sorted(set(metadata.corpus.tolist())),
+        "num_clips": int((targets != DROPPED).sum()),
+        "dropped": dict(sorted(dropped.items())),
+        **({"tasks": others} if others else {}),
+        "protocol": folds.protocol,
+        "speaker_aliases": dict(settings.folds.speaker_aliases),
+        "notes": [*folds.notes, *notes],
+        "seeds": list(seeds),
+        "folds": [{"fold": fold.index} | {name: part_json(getattr(fold, name)) for name in PARTS} for fold in folds.folds],
+        "trials": [asdict(Trial(seed, fold.index)) for seed in seeds for fold in folds.folds],
+        "folds_digest": folds.digest,
+        "fingerprint": index.fingerprint,
+    }
+
+
+def _given(task: Task, folds: FoldPlan) -> dict[str, list[int]]:
+    """Count, part by part, the clips of each fold that have a target of the task."""
+    given = task.target.is_given(task.values)
+    return {name: [int(given[getattr(fold, name).positions].sum()) for fold in folds.folds] for name in PARTS}
+
+
+def _hashes(index: ShardIndex, label_set: LabelSet, targets: np.ndarray) -> np.ndarray:
+    """Hash corpus, id, speaker and true class of each clip that has a class, uint64 (num_clips,); 0 for the others."""
+    metadata = index.metadata
+    hashes = np.zeros(len(metadata), dtype=np.uint64)
+    used = np.flatnonzero(targets != DROPPED)
+    for start in range(0, len(used), _AT_ONCE):  # the words of all clips at once would be gigabytes
+        some = used[start : start + _AT_ONCE]
+        truths = (label_set.classes[target] for target in targets[some].tolist())
+        columns = (metadata.corpus[some], metadata.utterance_id[some].tolist(), metadata.speaker[some], truths)
+        hashes[some] = clip_hashes(*columns)
+    return hashes
 
 
 def write_plan(run: RunDir, plan: dict[str, Any], schema: int) -> None:
@@ -37,7 +124,7 @@ def _with_keys(plan: dict[str, Any], keys: Mapping[str, str], part_keys: Mapping
     def renamed(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
         return {names.get(key, key): value for key, value in record.items()}
 
-    folds = [fold | {part: renamed(fold[part], part_keys) for part in _PARTS} for fold in plan["folds"]]
+    folds = [fold | {part: renamed(fold[part], part_keys) for part in PARTS} for fold in plan["folds"]]
     return renamed(plan, keys) | {"folds": folds}
 
 
@@ -87,4 +174,4 @@ def _as_planned(run: RunDir, plan: dict[str, Any]) -> dict[str, Any]:
 
 def fold_digest(fold: dict[str, Any]) -> str:
     """Hash all clips of a fold, as plan.json has it, with their speakers and true classes, part by part: SHA-256 in hex."""
-    return hashlib.sha256("".join(fold[part]["digest"] for part in _PARTS).encode()).hexdigest()
+    return hashlib.sha256("".join(fold[part]["digest"] for part in PARTS).encode()).hexdigest()

@@ -17,7 +17,7 @@ from small import packed_tones, wav2vec2
 from ser_hpc.config.load import load_settings
 from ser_hpc.config.settings import EncoderModel
 from ser_hpc.core.errors import UserError
-from ser_hpc.launchers import readiness
+from ser_hpc.launchers import trial_checks
 from ser_hpc.models.encoders import configuration
 from ser_hpc.run.experiment import prepare_experiment
 
@@ -146,7 +146,7 @@ def test_everything_that_is_wrong_is_told_at_once(shards: Path, tmp_path: Path) 
     lines = [f"data.shards={shards}", "folds.protocol=speaker_groups", "train.global_batch=1000", "model.weights=/nowhere"]
     experiment = prepare_experiment(load_settings(None, [*lines, f"run.root={tmp_path}/file/runs"]))
     with pytest.raises(UserError) as caught:
-        readiness.check_readiness(experiment)
+        trial_checks.check_trials(experiment)
     for words in ("file is a file", "fold 0 trains on", "no folder /nowhere"):
         assert words in str(caught.value)
 
@@ -155,6 +155,6 @@ def test_a_step_takes_no_more_clips_than_train(shards: Path, tmp_path: Path) -> 
     """The smallest training part decides, and is named."""
     lines = [f"data.shards={shards}", "folds.protocol=speaker_groups", "model.kind=acrnn", f"run.root={tmp_path}"]
     smallest = min(len(fold.train.positions) for fold in prepare_experiment(load_settings(None, lines)).folds.folds)
-    assert readiness.check_readiness(prepare_experiment(load_settings(None, [*lines, f"train.global_batch={smallest}"]))) == []
+    assert trial_checks.check_trials(prepare_experiment(load_settings(None, [*lines, f"train.global_batch={smallest}"]))) == []
     with pytest.raises(UserError, match=f"trains on {smallest} clips; take {smallest} at most"):
-        readiness.check_readiness(prepare_experiment(load_settings(None, [*lines, f"train.global_batch={smallest + 1}"])))
+        trial_checks.check_trials(prepare_experiment(load_settings(None, [*lines, f"train.global_batch={smallest + 1}"])))

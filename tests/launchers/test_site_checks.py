@@ -18,7 +18,7 @@ from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.load import load_settings
 from ser_hpc.core.errors import UserError
 from ser_hpc.launchers.slurm import slurm_info
-from ser_hpc.launchers.slurm.preflight import check_packing_jobs, check_trial_jobs, choose_gpus
+from ser_hpc.launchers.slurm.site_checks import check_packing_jobs, check_trial_jobs, choose_gpus
 from ser_hpc.launchers.slurm.slurm_info import FileSystem, Reply, gpus_by_type, quota_left
 from ser_hpc.launchers.slurm.submit import trial_parameters
 from ser_hpc.launchers.slurm.user_limits import max_array_size, submit_room

@@ -1,6 +1,6 @@
 """Check before anything is started or queued that a plan's trials can start: run directory, batch size, model.
 
-Every launcher does; what Slurm is asked besides is in slurm/preflight.py.
+Every launcher does; what Slurm is asked besides is in slurm/site_checks.py.
 
 The model's configuration and the presence of its weights are checked by a process of its own, which has transformers and no
 torch: a login node needs no GPU for it, and a few seconds.
@@ -16,14 +16,12 @@ from pathlib import Path
 
 from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.core.errors import UserError, counted
-from ser_hpc.run.attempt_end import read_end
 from ser_hpc.run.experiment import Experiment, old_defaults_note
-from ser_hpc.run.run_dir import TrialDir
 
 _MODEL_S = 180.0  # on a login node with a slow file system, transformers takes its time
 
 
-def check_readiness(experiment: Experiment) -> list[str]:
+def check_trials(experiment: Experiment) -> list[str]:
     """Return notes worth reading. Raises UserError with everything that would make each trial fail."""
     settings = experiment.settings
     problems = [*_root(settings.run.root), *_steps(experiment)]
@@ -41,11 +39,6 @@ def check_run_root(settings: Settings) -> None:
     """Raise UserError where no run directory can be made."""
     if problems := _root(settings.run.root):
         raise UserError(problems[0])
-
-
-def fails_for_all(place: TrialDir) -> bool:
-    """Return whether the run's other trials would end in the same error as this one, which has failed for good."""
-    return place.newest is not None and read_end(place.newest).shared
 
 
 def _root(root: Path) -> list[str]:
