@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made import replan, rewrite
-from ser_hpc.run.plan_file import PLAN_FORMAT
+from ser_hpc.run.plan import PLAN_FORMAT
 
 from ser_hpc.config.load import dump_settings, load_settings
 from ser_hpc.core.atomic_io import write_sealed, write_text

@@ -17,7 +17,7 @@ from ser_hpc.core import cli
 from ser_hpc.core.atomic_io import read_json
 from ser_hpc.core.errors import UserError
 from ser_hpc.report import main, write_report
-from ser_hpc.run.plan_file import PLAN_FORMAT
+from ser_hpc.run.plan import PLAN_FORMAT
 from ser_hpc.run.run_dir import RunDir, Trial
 
 MakeRun = Callable[..., RunDir]

@@ -26,7 +26,7 @@ from ser_hpc.results.plan_checks import LEGACY_NOTE
 from ser_hpc.run import identity, snapshot
 from ser_hpc.run.create_run import write_run
 from ser_hpc.run.experiment import Experiment, old_defaults_note, prepare_experiment, reopen_experiment
-from ser_hpc.run.plan_file import read_plan
+from ser_hpc.run.plan import read_plan
 from ser_hpc.run.run_dir import RunDir, Trial
 
 KEPT = Path(__file__).parent / "runs_of_before"
