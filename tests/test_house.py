@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ser_hpc"
 # Each room may import from itself and from those before it.
 ROOMS = (
-    *("core", "config", "corpora", "protocols", "shards", "data", "run", "results", "models", "engine"),
+    *("core", "config", "corpora", "protocols", "shards", "tasks", "data", "run", "results", "models", "engine"),
     *("launchers", "monitor", "entry"),
 )
-WITHOUT_TORCH = ("core", "config", "corpora", "protocols", "shards", "run", "results", "launchers", "monitor")
+WITHOUT_TORCH = ("core", "config", "corpora", "protocols", "shards", "tasks", "run", "results", "launchers", "monitor")
 
 
 def room(module: str) -> str:

@@ -15,11 +15,14 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ser_hpc.core.errors import UserError, counted, listed
-from ser_hpc.corpora.categorical import Categorical
+
+if TYPE_CHECKING:
+    from ser_hpc.corpora.categorical import Categorical
 
 Same = Mapping[str, str | None]
 Distinct = frozenset[tuple[str, str, str]]  # corpus, column and name that packing was told is a name of its own
@@ -69,6 +72,8 @@ def _digit(letter: str) -> str:
 
 def merge_speakers(speaker: Categorical, corpora: Sequence[str], same: Same) -> Categorical:
     """Return the speakers with equal ones under one name. Raises UserError for a name in `same` that no clip has."""
+    from ser_hpc.corpora.categorical import Categorical  # with pyarrow: reports, which normalise names, do without
+
     qualified = [_qualified(name, corpora) for name in speaker.names]
     given = {*same, *(name for name in same.values() if name is not None)}
     if unknown := sorted(given - set(qualified)):  # a slip on either side would part one person in silence

@@ -10,21 +10,23 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import ser_hpc
-from ser_hpc.config.settings import Settings
 from ser_hpc.core.atomic_io import unseal, write_sealed
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora.labels import DROPPED, LabelSet
-from ser_hpc.protocols.folds import FoldPlan, Part
 from ser_hpc.run import identity
 from ser_hpc.run.predictions import clip_hashes, clips_digest
 from ser_hpc.run.run_dir import RunDir, Trial
-from ser_hpc.shards.index import ShardIndex
-from ser_hpc.tasks.task import Task
+
+if TYPE_CHECKING:  # the report reads plans, on login nodes: without pyarrow
+    from ser_hpc.config.settings import Settings
+    from ser_hpc.protocols.folds import FoldPlan, Part
+    from ser_hpc.shards.index import ShardIndex
+    from ser_hpc.tasks.task import Task
 
 PLAN_FORMAT = 3
 # What the formats 1 and 2 called some keys, of the plan and of a part of a fold: the old to the new one.

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from made import replan, rewrite
-from ser_hpc.run.plan import PLAN_FORMAT
 
 from ser_hpc.config.load import dump_settings, load_settings
 from ser_hpc.core.atomic_io import write_sealed, write_text
 from ser_hpc.corpora import labels
 from ser_hpc.corpora.labels import LabelSet
 from ser_hpc.run import identity
+from ser_hpc.run.plan import PLAN_FORMAT
 from ser_hpc.run.predictions import Prediction, clip_hashes, clips_digest
 from ser_hpc.run.run_dir import RunDir, Trial
 
