@@ -134,7 +134,7 @@ def train(run: RunDir, trial: Trial) -> int:
                     attempt, outcome, None if isinstance(error, Stopped) else f"{kind}: {error}", shared=shared
                 )
             if isinstance(error, UserError) and code == CANNOT_GO_ON:
-                raise
+                raise error
             if isinstance(error, Stopped | Superseded):
                 print(error, flush=True)
                 return code
