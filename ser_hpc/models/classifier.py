@@ -10,6 +10,7 @@ A clip's logits do not change with what it is batched with, up to rounding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol, Self
 
 import numpy as np
@@ -38,6 +39,18 @@ class Frontend(Protocol):
 
     def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """Return frames, as the head takes them, and the number of each clip's, (B,) int64 on the CPU."""
+
+
+class LayeredFrontend(Frontend, Protocol):
+    """A front whose encoder is a stack of layers, and which hands out the frames of each."""
+
+    def hidden_states(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Iterator[Tensor], Tensor]:
+        """Yield the frames of every layer, (T, width) each, and the number of each clip's, (B,) int64 on the CPU.
+
+        They are those of transformers' `output_hidden_states`: what enters the first layer, what leaves each. But the last is
+        always what calling the front returns, after the encoder's last norm if it has one (where it norms first, transformers
+        leaves that out). Each is computed as it is asked for: whoever keeps none needs no more memory than a call.
+        """
 
 
 class Classifier(nn.Module):
