@@ -128,7 +128,8 @@ class SpecAugmentSettings(Section):
 
 
 class EncoderModel(Section):
-    """A Wav2Vec2, HuBERT, WavLM or Whisper encoder of the transformers library under a classifier head."""
+    """An audio encoder of the transformers library under a classifier head: Wav2Vec2 (and MMS, XLS-R), HuBERT, WavLM, Whisper,
+    which run packed, without padding; or data2vec, SEW, UniSpeech, Wav2Vec2-BERT, Wav2Vec2-Conformer, by their own forward."""
 
     kind: Literal["encoder"] = "encoder"
     weights: str | None = "facebook/wav2vec2-base"
@@ -154,7 +155,7 @@ class EncoderModel(Section):
         if (self.weights is None) == (self.config is None):
             raise ValueError("give either `weights` (a folder or hub name) or `config` (random weights, with `weights: null`)")
         if self.config is not None and "model_type" not in self.config:
-            raise ValueError("config.model_type is missing; use wav2vec2, hubert, wavlm or whisper")
+            raise ValueError("config.model_type is missing; use wav2vec2, hubert, wavlm, whisper or another (docs/training.md)")
         return self
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ser_hpc.models.encoders.configuration import least_samples
 from ser_hpc.models.encoders.feature_encoder import patch_feature_encoder
 from ser_hpc.models.encoders.packed_attention import PACKED, GatedAttention
 from ser_hpc.models.encoders.spec_augment import SpecAugment
@@ -38,9 +39,7 @@ class Wav2Vec2Frontend:
     def __init__(self, model: Any, config: Any, normalize: bool, masks: SpecAugment) -> None:
         self.normalize, self.masks = normalize, masks
         self.stride = math.prod(config.conv_stride)
-        self.least = 1
-        for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
-            self.least = (self.least - 1) * stride + kernel
+        self.least = least_samples(config)
         self.norm_first = bool(config.do_stable_layer_norm)
         patch_layer_norms(model)
         patch_feature_encoder(model.feature_extractor)
