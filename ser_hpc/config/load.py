@@ -161,7 +161,7 @@ def _set(tree: dict[str, Any], override: str) -> str | None:
 
 def _describe_problem(detail: ErrorDetails, tree: dict[str, Any]) -> str:
     # Pydantic puts the tag of a tagged section into the path (model.encoder.x); users never wrote it.
-    location = [str(part) for part in detail["loc"] if part not in ("encoder", "acrnn")]
+    location = [str(part) for part in detail["loc"] if part not in ("encoder", "acrnn", "mean_pool", "probe")]
     path = ".".join(location) or "settings"
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown key; {_hint(location[:-1], location[-1], tree)}"

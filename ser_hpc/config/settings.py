@@ -112,6 +112,34 @@ class HeadSettings(Section):
     """Dropout before the projection."""
 
 
+def _tuple_of_numbers(value: Any) -> Any:
+    return (value,) if isinstance(value, int | float) else value
+
+
+class ProbeSettings(Section):
+    """A linear probe of a frozen encoder (model.freeze=encoder): logistic regression on what each clip's frames are on average,
+    standardised on the training part. It is fitted to the end, so epochs, learning rate, batches, averaging and seeds mean
+    nothing to it; train.class_weights does. Every seed gives the same: one is enough."""
+
+    kind: Literal["probe"] = "probe"
+    layers: Literal["all", "last"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = "all"
+    """Layers whose frames are averaged, side by side: `all`, `last`, or a list of numbers: 0 is what enters the first layer, 1
+    what leaves it."""
+    statistics: Literal["mean", "mean_std"] = "mean"
+    """Of each layer's frames the mean, or the mean and the standard deviation."""
+    l2: Annotated[tuple[PositiveFloat, ...], BeforeValidator(_tuple_of_numbers), Field(min_length=1)] = (
+        *(10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01),
+    )
+    """L2 penalties to try, relative to the mean loss of a clip; the dev part's UAR chooses one."""
+
+
+def _head_kind(value: Any) -> Any:
+    return value.get("kind", "mean_pool") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+Head = Annotated[Annotated[HeadSettings, Tag("mean_pool")] | Annotated[ProbeSettings, Tag("probe")], Discriminator(_head_kind)]
+
+
 class SpecAugmentSettings(Section):
     """Training only: stretches of frames, and of features, of each clip become zero (SpecAugment, Park et al. 2019), as wav2vec
     2.0 was fine-tuned: of the projected features before the transformer (20 ms a frame); of Whisper's log-Mel spectrogram
@@ -148,7 +176,7 @@ class EncoderModel(Section):
     normalize: bool | None = None
     """Zero mean and unit variance per clip; none: as the weights' own preprocessor says (random weights: yes)."""
     spec_augment: SpecAugmentSettings = SpecAugmentSettings()
-    head: HeadSettings = HeadSettings()
+    head: Head = HeadSettings()
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -288,6 +316,24 @@ class Settings(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _probe_of_what_is_frozen(self) -> Self:
+        if not self.is_probe:
+            return self
+        if self.model.freeze != "encoder":  # type: ignore[union-attr]
+            raise ValueError("model.head.kind=probe fits to what a frozen encoder makes of each clip: add model.freeze=encoder")
+        if self.data.augment or self.data.balance != "none":
+            raise ValueError(
+                "model.head.kind=probe sees each clip once, as it is: leave out data.augment and data.balance (so that rare "
+                "classes count as much: train.class_weights=balanced)"
+            )
+        return self
+
+    @property
+    def is_probe(self) -> bool:
+        """Tell whether a probe is fitted (engine/probe.py), in place of the training loop."""
+        return isinstance(self.model, EncoderModel) and isinstance(self.model.head, ProbeSettings)
+
     @property
     def uses_feature_cache(self) -> bool:
         """Tell whether a head learns the same from each clip's mean frame, computed once, as through its frozen encoder:
@@ -295,4 +341,4 @@ class Settings(Section):
         model = self.model
         if not isinstance(model, EncoderModel) or model.freeze != "encoder":
             return False
-        return model.head.kind == "mean_pool" and not model.head.dropout and not self.data.augment
+        return self.is_probe or (isinstance(model.head, HeadSettings) and not model.head.dropout and not self.data.augment)

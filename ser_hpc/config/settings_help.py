@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ser_hpc.config.settings import AcrnnModel, EncoderModel, Settings
+from ser_hpc.config.settings import AcrnnModel, EncoderModel, ProbeSettings, Settings
 
 
 def settings_help(width: int = 100) -> Iterator[str]:
@@ -16,6 +16,7 @@ def settings_help(width: int = 100) -> Iterator[str]:
     for name, field in Settings.model_fields.items():
         if name == "model":
             yield from _section("model", EncoderModel, "  (kind: encoder)", width)
+            yield from _section("model.head", ProbeSettings, "  (kind: probe)", width)
             yield from _section("model", AcrnnModel, "  (kind: acrnn)", width)
         elif isinstance(field.default, BaseModel):
             yield from _section(name, type(field.default), "", width)

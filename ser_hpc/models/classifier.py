@@ -10,18 +10,19 @@ A clip's logits do not change with what it is batched with, up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ser_hpc.config.settings import AcrnnModel, Model
+from ser_hpc.config.settings import AcrnnModel, Model, ProbeSettings
 from ser_hpc.core.errors import shared_by_all_trials
 from ser_hpc.models.encoders import acrnn
 from ser_hpc.models.heads import mean_pool
 from ser_hpc.models.heads.attention_pool import AttentionPool
+from ser_hpc.models.heads.linear_probe import LinearProbe
 
 
 class Frontend(Protocol):
@@ -73,6 +74,9 @@ class Classifier(nn.Module):
         Returns {"emotion": (B, num_classes) float32 logits} (float64 where the parameters are).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
+            if isinstance(self.head, LinearProbe):
+                states, lengths = frames_of_layers(self.frontend, self.encoder, samples, offsets, self.head.layers)
+                return {"emotion": self.head(states, lengths)}
             frames, lengths = self.frontend(self.encoder, samples, offsets)
         return {"emotion": self.head(frames, lengths)}
 
@@ -82,6 +86,19 @@ class Classifier(nn.Module):
         if self.freeze_encoder:
             self.encoder.eval()
         return self
+
+
+def frames_of_layers(
+    front: Frontend, encoder: nn.Module, samples: Tensor, offsets: Tensor, layers: Sequence[int] | None
+) -> tuple[Iterable[Tensor], Tensor]:
+    """Yield the frames of these layers of an encoder, (T, width) each, computed as they are asked for (None: only what calling
+    `front` returns), and the number of each clip's, (B,) int64 on the CPU."""
+    if layers is None:
+        frames, lengths = front(encoder, samples, offsets)
+        return [frames], lengths
+    layered: LayeredFrontend = front  # type: ignore[assignment]  # configuration.py has refused layers of any other
+    states, lengths = layered.hidden_states(encoder, samples, offsets)
+    return (state for number, state in enumerate(states) if number in layers), lengths
 
 
 class PooledFeatureFrontend:
@@ -123,5 +140,11 @@ def build_classifier(settings: Model, num_classes: int, seed: int, pooled_width:
         else:
             front, model, width = PooledFeatureFrontend(pooled_width), nn.Identity(), pooled_width
         torch.default_generator.manual_seed(seed)  # the head's weights, whatever loading the encoder drew
-        head = mean_pool.MeanPool(settings.head, width, num_classes)
+        head: nn.Module
+        if isinstance(settings.head, ProbeSettings):
+            from ser_hpc.models.encoders.configuration import num_layers
+
+            head = LinearProbe(settings.head, width, num_layers(model.config), num_classes)
+        else:
+            head = mean_pool.MeanPool(settings.head, width, num_classes)
         return Classifier(front, model, head, freeze_encoder=settings.freeze == "encoder")

@@ -24,7 +24,7 @@ from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, Rep
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
-from ser_hpc.config.settings import EncoderModel
+from ser_hpc.config.settings import EncoderModel, ProbeSettings
 from ser_hpc.core.errors import UserError, listed
 
 PACKED = ("wav2vec2", "hubert", "wavlm", "whisper")
@@ -75,6 +75,12 @@ def check_configuration(settings: EncoderModel) -> list[str]:
         f"the weights of {name} are not here yet: the trials fetch them from the hub, which compute nodes often cannot reach. "
         f"To have them first: hf download {name}",
     ]
+
+
+def num_layers(config: Any) -> int:
+    """Count the transformer's layers."""
+    layers: int = config.encoder_layers if config.model_type == "whisper" else config.num_hidden_layers
+    return layers
 
 
 def is_squeezed(config: Any) -> bool:
@@ -153,6 +159,11 @@ def _random(given: dict[str, Any]) -> Any:
 def _unsupported(config: Any, settings: EncoderModel) -> Iterator[str]:
     if settings.freeze == "stem" and not hasattr(config, "conv_dim") and config.model_type != "whisper":
         yield f"model.freeze=stem: {config.model_type} has no convolutional stem; use none, encoder, or model.freeze_layers"
+    if isinstance(settings.head, ProbeSettings) and settings.head.layers != "last":
+        if is_squeezed(config):
+            yield f"model.head.layers: the layers of {config.model_type} have fewer frames than it returns; use last"
+        elif settings.head.layers != "all" and max(settings.head.layers, default=0) > num_layers(config):
+            yield f"model.head.layers has {max(settings.head.layers)}, but this encoder's are 0 to {num_layers(config)}"
     if settings.freeze_layers and config.model_type == "sew-d":
         yield "model.freeze_layers: sew-d's layers share their position embeddings; use model.freeze"
     if getattr(config, "add_adapter", False):
@@ -169,7 +180,7 @@ def _impossible(config: Any, freeze_layers: int) -> Iterator[str]:
             return
     if config.hidden_size % config.num_attention_heads:
         yield f"hidden_size {config.hidden_size} is not divisible by its {config.num_attention_heads} attention heads"
-    layers = config.encoder_layers if config.model_type == "whisper" else config.num_hidden_layers
+    layers = num_layers(config)
     if freeze_layers > layers:
         yield f"model.freeze_layers is {freeze_layers}, but this encoder has {layers} layers"
     if not hasattr(config, "conv_dim"):
