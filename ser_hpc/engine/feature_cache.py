@@ -1,7 +1,7 @@
 """Run a frozen encoder once, for it makes the same of a clip in every epoch, fold and seed, and keep what the head needs.
 
-That is the mean of each clip's frames, its *state*: pooling commutes with the head's linear projection, exactly. For a probe it
-is those of several layers, and their deviations if it asks for them; in float32: half of it overflows in some layers. All trials
+That is the mean of each clip's frames, its *state*: pooling commutes with the head's linear projection, exactly. For a
+probe it is those of several layers, and their deviations if it asks for them, in float32, as float16 overflows. All trials
 of a run share the states, in blocks of clips, a file each. Every rank of every trial goes through the blocks in an order of
 its own, reads those that are there and computes the others; of several that compute one, the first to put its file in place
 wins, so all read the same bits. Nobody waits for a lock, and what was done before a kill stays done.
@@ -118,8 +118,8 @@ def pool_features(
     stop: StopFlag,
     watchdog: Watchdog,
 ) -> PooledFeatures:
-    """Return the states of the trial's clips, as the model's head takes them; those not there yet `model` makes of `clips`, which
-    is then closed. Raises as `make_feature_source`."""
+    """Return the states of the trial's clips, as the model's head takes them; those not there yet `model` makes of `clips`,
+    then closed. Raises as `make_feature_source`."""
     began = awake_s()
     *_, width = _statistics(model.head)
     used = np.flatnonzero(data.targets >= 0)  # by all trials alike, so that their blocks are the same

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from engine.test_data_side import damage_two
-from engine.test_feature_cache import CLIPS, StopAfter, base, blocks, encoded, frozen, pretrained  # noqa: F401  (fixtures)
+from engine.test_feature_cache import base, dated, frozen, pretrained  # noqa: F401  (fixtures)
 from safetensors.torch import load_file
 from small import packed_tones, run_here
 from torch.nn import functional as F
@@ -32,6 +32,7 @@ from ser_hpc.run.rank import Rank
 from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
 from ser_hpc.shards.read import CorruptClipError, ShardReader
 
+FIRST = Trial(0, 0)
 PROBE = ("model.head={kind: probe, statistics: mean_std, l2: [1, 0.1, 0.01]}", "folds.protocol=speaker_groups", "folds.count=3")
 
 
@@ -39,7 +40,7 @@ def probe(root: Path, weights: Path, *more: str, shards: Path | None = None) -> 
     return frozen(root, weights, *PROBE, *more, shards=shards)
 
 
-def fit(run: RunDir, trial: Trial = Trial(0, 0), stop: StopFlag | None = None) -> TrialDir:
+def fit(run: RunDir, trial: Trial = FIRST, stop: StopFlag | None = None) -> TrialDir:
     """In this process."""
     place, experiment = run.trial(trial), reopen_experiment(run)
     attempt = claim_attempt(place, Rank(0, 1, 0, 1))
@@ -103,36 +104,40 @@ def test_the_model_that_is_kept_predicts_the_same_from_sound(base: Path, pretrai
     assert best > 0.5, "tones are easily told apart"
 
 
-def test_stopped_and_started_again_it_ends_in_the_same_bits(base: Path, pretrained: Path, encoded: list[int]) -> None:  # noqa: F811
+class StopAfterTwoFits(StopFlag):
+    """Is asked to stop once the current attempt has tried two penalties."""
+
+    def __init__(self, place: TrialDir) -> None:
+        super().__init__()
+        self._place = place
+
+    def reason(self, save_s: float = 0.0) -> str | None:
+        path = self._place.current.epochs
+        return "SIGTERM" if path.exists() and path.read_text().count("\n") == 2 else None
+
+
+def test_stopped_and_started_again_it_ends_in_the_same_bits(base: Path, pretrained: Path) -> None:  # noqa: F811
     """Whatever the seed; and the encoder sees each clip once in the run, for all folds and seeds."""
     whole, run = probe(base / "whole", pretrained, "seeds=2"), probe(base / "run", pretrained, "seeds=2")
     expected = fit(whole)
-    encoded.clear()
-    looks = 0
-    for looks in range(1, 40):
-        with pytest.raises(Stopped, match="SIGTERM"):
-            fit(run, stop=StopAfter(looks))
-        if (
-            run.trial(Trial(0, 0)).current.epochs.exists()
-            and run.trial(Trial(0, 0)).current.epochs.read_text().count("\n") == 2
-        ):
-            break
-    assert looks < 39, "it was stopped between two fits"
+    with pytest.raises(Stopped, match="SIGTERM"):
+        fit(run, stop=StopAfterTwoFits(run.trial(FIRST)))
     same = fit(run)
     assert same.current.predictions.read_bytes() == expected.current.predictions.read_bytes()
     assert same.weights.read_bytes() == expected.weights.read_bytes()
+    before = dated(run)
     other = fit(run, Trial(1, 0))
     assert other.weights.read_bytes() == expected.weights.read_bytes()
     fit(run, Trial(0, 1))
-    assert len(blocks(run)) == 3
+    assert dated(run) == before and len(before) == 3
 
 
 def test_two_ranks_predict_the_same(base: Path, pretrained: Path) -> None:  # noqa: F811
     """Through the command that every job runs: one rank fits, the other waits."""
     alone, together = (probe(base / name, pretrained) for name in ("alone", "together"))
     fit(alone)
-    assert run_here(together, Trial(0, 0), ranks=2) == {Trial(0, 0): 0}
-    ours, theirs = (found_by(run.trial(Trial(0, 0))) for run in (alone, together))
+    assert run_here(together, FIRST, ranks=2) == {FIRST: 0}
+    ours, theirs = (found_by(run.trial(FIRST)) for run in (alone, together))
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.utterance_id == other.utterance_id
         assert np.allclose(list(mine.probabilities.values()), list(other.probabilities.values()), rtol=0, atol=2e-3)

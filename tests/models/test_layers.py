@@ -11,7 +11,9 @@ import transformers
 from models.tiny import CONFIGS, ENCODERS, batch, clips
 from torch import Tensor
 
+from ser_hpc.config.settings import ProbeSettings
 from ser_hpc.models.classifier import build_classifier
+from ser_hpc.models.heads.linear_probe import LinearProbe
 
 LENGTHS = (12_001, 16_000, 8_123)
 WAVEFORM = [name for name in CONFIGS if name != "whisper"]
@@ -68,3 +70,21 @@ def test_the_last_layer_is_what_the_head_gets(name: str) -> None:
     states, lengths = model.frontend.hidden_states(model.encoder, *given)  # type: ignore[attr-defined]
     frames, counts = model.frontend(model.encoder, *given)
     assert torch.equal(list(states)[-1], frames) and torch.equal(lengths, counts)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.no_grad()
+def test_a_probe_takes_mean_and_deviation_of_each_clip_in_its_layers(name: str) -> None:
+    """In the order of the layers, each mean before its deviation, whatever order the settings name them in."""
+    settings, waves = ENCODERS[name].model_copy(update={"freeze": "encoder"}), clips(*LENGTHS)
+    head = ProbeSettings(layers=(2, 0), statistics="mean_std")
+    model = build_classifier(settings.model_copy(update={"head": head}), 4, seed=9).eval()
+    probe = model.head
+    assert isinstance(probe, LinearProbe) and probe.layers == (0, 2)
+    probe.classifier.weight.data.normal_()
+    states, lengths = model.frontend.hidden_states(model.encoder, *batch(waves))  # type: ignore[attr-defined]
+    by_clip = [torch.split(state, lengths.tolist()) for number, state in enumerate(states) if number in (0, 2)]
+    expected = torch.stack(
+        [torch.cat([part for layer in by_clip for part in (layer[i].mean(0), layer[i].std(0, correction=0))]) for i in range(3)]
+    )
+    torch.testing.assert_close(model(*batch(waves))["emotion"], probe.classify(expected), rtol=1e-5, atol=1e-4)
