@@ -38,15 +38,17 @@ def estimate_cost(experiment: Experiment, *, on_gpu: bool) -> CostEstimate:
     settings, seconds = experiment.settings, experiment.index.metadata.seconds
     mean = float(seconds.mean())
     parameters, flops = _size(settings.model, mean)
+    frozen = isinstance(settings.model, EncoderModel) and settings.model.freeze == "encoder"
     if settings.uses_feature_cache:  # its encoder runs once
         audio = seconds[experiment.targets >= 0].sum()
     else:
-        passes = 1 if isinstance(settings.model, EncoderModel) and settings.model.freeze == "encoder" else 3
+        passes = 1 if frozen else 3
         audio = sum(
             settings.train.epochs * (passes * seconds[fold.train.positions].sum() + seconds[fold.dev.positions].sum())
             for fold in experiment.folds.folds
         ) * len(settings.seeds)
-    weights = parameters * _BYTES_PER_PARAMETER * len(experiment.trials)
+    saved = 0.0 if frozen else parameters  # a head's are few
+    weights = saved * _BYTES_PER_PARAMETER * len(experiment.trials)
     rate = _GPU_FLOPS if on_gpu else _CORE_FLOPS
     return CostEstimate(parameters, weights * _CHECKPOINT_COPIES, weights, float(audio) * flops / rate / 3600)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,18 @@ def test_gradients_of_a_batch_are_the_sum_of_its_clips(classifier: Classifier) -
     for module in model.modules():
         if isinstance(module, FixedBatchNorm):
             assert int(module.num_batches_tracked or 0) == 0
+
+
+def test_a_copy_runs_by_itself(classifier: Classifier) -> None:
+    """The search for a memory budget trains a copy: what it notes of its clips must not be seen by the original's hooks."""
+    model, given = classifier.eval(), batch(clips(12_001, 8_123))
+    with torch.no_grad():
+        expected = model(*given)["emotion"]
+        other = copy.deepcopy(model)
+        other.frontend._own = other.frontend._lengths = None  # type: ignore[attr-defined]
+        assert torch.equal(other(*given)["emotion"], expected)
+    owners = {id(hook.__self__) for module in other.modules() for hook in module._forward_pre_hooks.values()}  # type: ignore[attr-defined]
+    assert owners == {id(other.frontend)} != {id(model.frontend)}
 
 
 @pytest.mark.parametrize("name", OTHERS)
