@@ -18,7 +18,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -36,6 +36,7 @@ from ser_hpc.run.rank import Rank, rank_from_env, unconfirmed_ranks
 from ser_hpc.run.run_dir import AttemptDir, RunDir, Trial, TrialDir
 
 if TYPE_CHECKING:
+    from ser_hpc.config.settings import Settings
     from ser_hpc.protocols.folds import Fold
     from ser_hpc.run.experiment import Experiment
     from ser_hpc.shards.storage import Location
@@ -159,7 +160,6 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
         print(message, flush=True)
     from ser_hpc.engine.distributed import world  # torch takes seconds to import: after the mistakes that need none
     from ser_hpc.engine.fault.watchdog import Watchdog
-    from ser_hpc.engine.loop import train_trial
     from ser_hpc.engine.trial_data import TrialData
     from ser_hpc.run.experiment import reopen_experiment
 
@@ -181,10 +181,21 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, mine: list[AttemptDir], sto
     with Watchdog(
         limit.total_seconds(), lambda: attempts.end_attempt(attempt, "hung", "no step was made any more"), FAILED
     ) as watchdog:
-        train_trial(place, attempt, settings, data, ranks, stop, watchdog)
+        _trainer(settings)(place, attempt, settings, data, ranks, stop, watchdog)
         if ranks.is_main:
             attempts.end_attempt(attempt, "done")
         ranks.shut_down()
+
+
+def _trainer(settings: Settings) -> Callable[..., None]:
+    """Choose what trains a trial."""
+    if settings.is_probe:
+        from ser_hpc.engine.probe import train_trial  # scikit-learn takes a second to import
+
+        return train_trial
+    from ser_hpc.engine import loop
+
+    return loop.train_trial
 
 
 def _leave(trial: Trial, mine: Sequence[AttemptDir], reason: str) -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ser_hpc.config.choice import Choice
-from ser_hpc.config.section import Positive, Probability, Section
+from ser_hpc.config.section import Positive, PositiveFloat, Probability, Section
 
 
 class PoolingSettings(Section):
@@ -79,6 +79,27 @@ class MlpSettings(HeadSettings):
     """Dropout after each hidden layer."""
 
 
+def _tuple_of_numbers(value: Any) -> Any:
+    return (value,) if isinstance(value, int | float) else value
+
+
+class ProbeSettings(HeadSettings):
+    """A linear probe of a frozen encoder (model.freeze=encoder): logistic regression on what each clip's frames are on average,
+    standardised on the training part. It is fitted to the end, so epochs, learning rate, batches, averaging and seeds mean
+    nothing to it; train.class_weights does. Every seed gives the same: one is enough."""
+
+    kind: Literal["probe"] = "probe"
+    layers: Literal["all", "last"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = "all"
+    """Layers whose frames are averaged, side by side: `all`, `last`, or a list of numbers: 0 is what enters the first layer, 1
+    what leaves it."""
+    statistics: Literal["mean", "mean_std"] = "mean"
+    """Of each layer's frames the mean, or the mean and the standard deviation."""
+    l2: Annotated[tuple[PositiveFloat, ...], BeforeValidator(_tuple_of_numbers), Field(min_length=1)] = (
+        *(10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01),
+    )
+    """L2 penalties to try, relative to the mean loss of a clip; the dev part's UAR chooses one."""
+
+
 _HEADS = (MeanPoolSettings, MlpSettings)
-Head = Annotated[HeadSettings, Choice(HeadSettings, *_HEADS)]
+Head = Annotated[HeadSettings, Choice(HeadSettings, *_HEADS, ProbeSettings)]
 TaskHead = Annotated[HeadSettings | None, Choice(HeadSettings, *_HEADS, optional=True)]

@@ -188,6 +188,8 @@ def _changed_section(section: Section, default: Any, path: str, defaults: Mappin
 
 def _full_schema_1(section: Section, path: str) -> dict[str, Any] | None:
     """Return the identity as schema 1 wrote it."""
+    if path.endswith("]") and path not in _IN_SCHEMA_1:
+        return None  # of a kind that there was not
     known = _IN_SCHEMA_1.get(path, "").split()
     found: dict[str, Any] = {}
     for name, inner, value in _inside(section, path):

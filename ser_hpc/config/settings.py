@@ -16,7 +16,7 @@ from ser_hpc.config.adapters import Adapter
 from ser_hpc.config.choice import Choice
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.extensions import is_outside
-from ser_hpc.config.heads import Head, MeanPoolSettings
+from ser_hpc.config.heads import Head, MeanPoolSettings, ProbeSettings
 from ser_hpc.config.protocols import Protocol
 from ser_hpc.config.section import Fraction, Positive, PositiveFloat, Probability, Section, Strings
 from ser_hpc.config.tasks import MAIN, EmotionSettings, TaskChoice, with_emotion
@@ -134,7 +134,8 @@ class ModelSettings(Section):
 
 
 class EncoderModel(ModelSettings):
-    """A Wav2Vec2, HuBERT, WavLM or Whisper encoder of the transformers library under a classifier head."""
+    """An audio encoder of the transformers library under a classifier head: Wav2Vec2 (and MMS, XLS-R), HuBERT, WavLM, Whisper,
+    which run packed, without padding; or data2vec, SEW, UniSpeech, Wav2Vec2-BERT, Wav2Vec2-Conformer, by their own forward."""
 
     kind: Literal["encoder"] = "encoder"
     weights: str | None = "facebook/wav2vec2-base"
@@ -163,7 +164,7 @@ class EncoderModel(ModelSettings):
         if (self.weights is None) == (self.config is None):
             raise ValueError("give either `weights` (a folder or hub name) or `config` (random weights, with `weights: null`)")
         if self.config is not None and "model_type" not in self.config:
-            raise ValueError("config.model_type is missing; use wav2vec2, hubert, wavlm or whisper")
+            raise ValueError("config.model_type is missing; use wav2vec2, hubert, wavlm, whisper or another (docs/training.md)")
         return self
 
 
@@ -303,6 +304,8 @@ class Settings(Section):
             raise ValueError(f"tasks.{others[0]}.kind: only tasks.{MAIN} is of the kind emotion; use classification")
         if self.train.select_by.partition(".")[0] not in self.tasks:
             raise ValueError(f"train.select_by={self.train.select_by} names no task; there are {', '.join(self.tasks)}")
+        if probes := [name for name, task in self.tasks.items() if isinstance(task.head, ProbeSettings)]:
+            raise ValueError(f"tasks.{probes[0]}.head: a probe is no task's own head; set model.head.kind=probe")
         if not any(task.weight for task in self.tasks.values()):
             raise ValueError("every task has weight 0: nothing would be learnt")
         return self
@@ -316,6 +319,27 @@ class Settings(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _probe_of_what_is_frozen(self) -> Self:
+        if not self.is_probe:
+            return self
+        assert isinstance(self.model, EncoderModel)
+        if self.model.freeze != "encoder":
+            raise ValueError("model.head.kind=probe fits to what a frozen encoder makes of each clip: add model.freeze=encoder")
+        if self.data.augment or self.data.balance != "none":
+            raise ValueError(
+                "model.head.kind=probe sees each clip once, as it is: leave out data.augment and data.balance (so that rare "
+                "classes count as much: train.class_weights=balanced)"
+            )
+        if len(self.tasks) > 1 or self.tasks[MAIN] != EmotionSettings():
+            raise ValueError("model.head.kind=probe is fitted to the classes of data.labels alone: leave out `tasks`")
+        return self
+
+    @property
+    def is_probe(self) -> bool:
+        """Tell whether a probe is fitted (engine/probe.py), in place of the training loop."""
+        return isinstance(self.model, EncoderModel) and isinstance(self.model.head, ProbeSettings)
+
     @property
     def uses_feature_cache(self) -> bool:
         """Tell whether a head learns the same from each clip's mean frame, computed once, as through its frozen encoder:
@@ -323,7 +347,12 @@ class Settings(Section):
         model = self.model
         if not isinstance(model, EncoderModel) or model.freeze != "encoder":
             return False
-        return isinstance(model.head, MeanPoolSettings) and not model.head.dropout and not self.data.augment
+        return self.is_probe or (self._heads_take_means and not self.data.augment)
+
+    @property
+    def _heads_take_means(self) -> bool:
+        heads = [getattr(self.model, "head", None), *(task.head for task in self.tasks.values() if task.head is not None)]
+        return all(isinstance(head, MeanPoolSettings) and not head.dropout for head in heads)
 
     def outsiders(self) -> tuple[str, ...]:
         """Return every `module:Class` that these settings choose, each once."""

@@ -1,6 +1,7 @@
 """Run a frozen encoder once, for it makes the same of a clip in every epoch, fold and seed, and keep what the head needs.
 
-That is the mean of each clip's frames, its *state*: pooling commutes with the head's linear projection, exactly. All trials
+That is the mean of each clip's frames, its *state*: pooling commutes with the head's linear projection, exactly. For a
+probe it is those of several layers, and their deviations if it asks for them, in float32, as float16 overflows. All trials
 of a run share the states, in blocks of clips, a file each. Every rank of every trial goes through the blocks in an order of
 its own, reads those that are there and computes the others; of several that compute one, the first to put its file in place
 wins, so all read the same bits. Nobody waits for a lock, and what was done before a kill stays done.
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 from ser_hpc.config.settings import Settings, TrainSettings
 from ser_hpc.core.atomic_io import write_once
@@ -37,9 +38,10 @@ from ser_hpc.engine.fault.watchdog import Watchdog
 from ser_hpc.engine.frozen_params import FrozenParameters
 from ser_hpc.engine.memory.search import CPU_SECONDS
 from ser_hpc.engine.trial_data import TrialData, lengths
-from ser_hpc.models.classifier import Classifier
+from ser_hpc.models.classifier import Classifier, frames_of_layers
+from ser_hpc.models.heads.linear_probe import LinearProbe, pool_states
 from ser_hpc.models.heads.mean_pool import MeanPool
-from ser_hpc.models.packed import Packing, to_device
+from ser_hpc.models.packed import to_device
 from ser_hpc.run.run_dir import TrialDir
 from ser_hpc.run.start_marks import mark_progress
 from ser_hpc.shards import RATE
@@ -54,8 +56,8 @@ _FEWEST_CLIPS, _MOST_BLOCKS = 64, 512  # of a block; of a run
 class PooledFeatures:
     """States of clips: row i belongs to the clip at `positions[i]` of the index; `positions` rise.
 
-    `means` (clips, width) float32: the mean of each clip's frames; zeros where the trial has no use for them; `causes`
-    (clips,) int64: CorruptionCause, or 0.
+    `means` (clips, width) float32: the mean of each clip's frames, or what else the head wants of them; zeros where the trial
+    has no use for them; `causes` (clips,) int64: CorruptionCause, or 0.
     """
 
     positions: np.ndarray
@@ -102,9 +104,25 @@ def make_feature_source(
 
     Raises Stopped on all ranks when one is asked to stop, UserError for a shard that cannot be read.
     """
+    states = pool_features(model, base, clips, trial, settings, data, world, stop, watchdog)
+    return FeatureSource(states, data.index, targets), states.means.shape[1]
+
+
+def pool_features(
+    model: Classifier,
+    base: FrozenParameters,
+    clips: BatchSource,
+    trial: TrialDir,
+    settings: Settings,
+    data: TrialData,
+    world: World,
+    stop: StopFlag,
+    watchdog: Watchdog,
+) -> PooledFeatures:
+    """Return the states of the trial's clips, as the model's head takes them; those not there yet `model` makes of `clips`,
+    then closed. Raises as `make_feature_source`."""
     began = awake_s()
-    assert isinstance(model.head, MeanPool)
-    width = model.head.projector.in_features
+    *_, width = _statistics(model.head)
     used = np.flatnonzero(data.targets >= 0)  # by all trials alike, so that their blocks are the same
     states = PooledFeatures(used, np.zeros((len(used), width), np.float32), np.zeros(len(used), np.int64))
     size = max(_FEWEST_CLIPS, -(-len(used) // _MOST_BLOCKS))
@@ -141,7 +159,15 @@ def make_feature_source(
     if world.is_main:
         took = awake_s() - began
         print(f"the frozen encoder's states: {made} of {len(numbers)} blocks made here, {took:.1f} s", flush=True)
-    return FeatureSource(states, data.index, targets), width
+    return states
+
+
+def _statistics(head: nn.Module) -> tuple[tuple[int, ...] | None, bool, int]:
+    """Return the layers whose frames are averaged (None: the last alone), whether their deviation is kept, and the width."""
+    if isinstance(head, LinearProbe):
+        return head.layers, head.std, head.width
+    assert isinstance(head, MeanPool)
+    return None, False, head.projector.in_features
 
 
 @torch.no_grad()
@@ -156,21 +182,19 @@ def _encoded(
     causes: np.ndarray,
 ) -> bool:
     """Fill in the means and causes of a block's clips, row by row. False if asked to stop."""
+    layers, std, _ = _statistics(model.head)
     model.to(device)
     for batch in batches:
         watchdog.beat()
         if stop.reason() is not None:
             return False
         with autocast(settings, device):
-            frames, lengths = model.frontend(model.encoder, to_device(batch.samples, device), batch.offsets)
-        means[batch.rows] = mean_pool_frames(frames, lengths).cpu().numpy()
+            states, lengths = frames_of_layers(
+                model.frontend, model.encoder, to_device(batch.samples, device), batch.offsets, layers
+            )
+            means[batch.rows] = pool_states(states, lengths, std).cpu().numpy()
         causes[batch.rows] = batch.damaged.numpy()
     return True
-
-
-def mean_pool_frames(frames: Tensor, lengths: Tensor) -> Tensor:
-    """Average frames (T, width), all clips' one after another, of lengths (B,): (B, width), float32 or better."""
-    return Packing(tuple(lengths.tolist()), frames.device).mean(frames)
 
 
 def _fingerprint(
@@ -190,6 +214,9 @@ def _fingerprint(
         "clips": hashlib.sha256(positions.tobytes()).hexdigest(),
         "block": block,
     }
+    layers, std, _ = _statistics(model.head)
+    if layers is not None or std:
+        what["statistics"] = {"layers": layers, "std": std}
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

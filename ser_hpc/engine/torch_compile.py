@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ser_hpc.core.errors import UserError
+from ser_hpc.models.encoders.configuration import PACKED
 
 
 def compile_layers(encoder: Any) -> None:
@@ -26,6 +27,10 @@ def compile_layers(encoder: Any) -> None:
         raise UserError(f"train.compile needs {lacking} on the compute node; or set it to false")
     if isinstance(encoder, nn.Identity):  # its features are cached
         return
+    if encoder.config.model_type not in PACKED:
+        raise UserError(
+            f"train.compile compiles the layers of {', '.join(PACKED)}, not of {encoder.config.model_type}: set it to false"
+        )
     whisper = hasattr(encoder, "conv1")
     for layer in encoder.layers if whisper else encoder.encoder.layers:
         attention = layer.self_attn if whisper else layer.attention

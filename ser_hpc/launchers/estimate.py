@@ -1,7 +1,8 @@
 """Estimate the disk and time of a run before it starts, roughly, from the models' arithmetic.
 
 Work of a forward pass per second of audio (one multiply-add = 2 operations, 50 frames a second): convolutional stem = sum over
-its layers of 2 n C_out C_in k; linear layers 24 L T d^2; attention 4 L T^2 d. Training costs three forward passes.
+its layers of 2 n C_out C_in k; linear layers 24 L T d^2 (46 in a conformer); attention 4 L T^2 d.
+Training costs three forward passes.
 """
 
 from __future__ import annotations
@@ -37,15 +38,17 @@ def estimate_cost(experiment: Experiment, *, on_gpu: bool) -> CostEstimate:
     settings, seconds = experiment.settings, experiment.index.metadata.seconds
     mean = float(seconds.mean())
     parameters, flops = _size(settings.model, mean)
+    frozen = isinstance(settings.model, EncoderModel) and settings.model.freeze == "encoder"
     if settings.uses_feature_cache:  # its encoder runs once
         audio = seconds[experiment.targets >= 0].sum()
     else:
-        passes = 1 if isinstance(settings.model, EncoderModel) and settings.model.freeze == "encoder" else 3
+        passes = 1 if frozen else 3
         audio = sum(
             settings.train.epochs * (passes * seconds[fold.train.positions].sum() + seconds[fold.dev.positions].sum())
             for fold in experiment.folds.folds
         ) * len(settings.seeds)
-    weights = parameters * _BYTES_PER_PARAMETER * len(experiment.trials)
+    saved = 0.0 if frozen else parameters  # a head's are few
+    weights = saved * _BYTES_PER_PARAMETER * len(experiment.trials)
     rate = _GPU_FLOPS if on_gpu else _CORE_FLOPS
     return CostEstimate(parameters, weights * _CHECKPOINT_COPIES, weights, float(audio) * flops / rate / 3600)
 
@@ -58,7 +61,8 @@ def _size(model: ModelSettings, clip_seconds: float) -> tuple[float, float]:
     model = model if isinstance(model, EncoderModel) else EncoderModel()
     shape = _shape(model)
     width, layers = shape.get("hidden_size", shape.get("d_model", 768)), shape.get("num_hidden_layers", 12)
-    stem_widths = shape.get("conv_dim", [512] * 7)
+    family = shape.get("model_type", "")
+    stem_widths = [] if family == "wav2vec2-bert" else shape.get("conv_dim", [512] * 7)
     stem, stem_parameters, rate, before = 0.0, 0.0, 16_000.0, 1
     kernels, strides = shape.get("conv_kernel", _STEM_KERNELS), shape.get("conv_stride", _STEM_STRIDES)
     for after, kernel, stride in zip(stem_widths, kernels, strides, strict=False):
@@ -67,8 +71,9 @@ def _size(model: ModelSettings, clip_seconds: float) -> tuple[float, float]:
         stem_parameters += after * before * kernel
         before = after
     frames = 50 * clip_seconds
-    layer = 24 * 50 * width**2 + 4 * 50 * frames * width
-    return stem_parameters + layers * 12 * width**2 + width**2 * 8, stem + layers * layer
+    squares = 23 if family in ("wav2vec2-bert", "wav2vec2-conformer") else 12  # matrices of width**2 in a layer
+    layer = 2 * squares * 50 * width**2 + 4 * 50 * frames * width
+    return stem_parameters + layers * squares * width**2 + width**2 * 8, stem + layers * layer
 
 
 def _shape(model: EncoderModel) -> dict[str, Any]:

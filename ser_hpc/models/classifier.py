@@ -10,14 +10,14 @@ A clip's outputs do not change with what it is batched with, up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from ser_hpc.config.extensions import explain_errors, is_outside
-from ser_hpc.config.heads import HeadSettings, MeanPoolSettings
+from ser_hpc.config.heads import HeadSettings, MeanPoolSettings, ProbeSettings
 from ser_hpc.config.settings import AcrnnModel, EncoderModel, ModelSettings
 from ser_hpc.config.tasks import MAIN
 from ser_hpc.core.errors import shared_by_all_trials
@@ -26,7 +26,20 @@ from ser_hpc.models.encoders import acrnn
 from ser_hpc.models.frontend import Frontend, PooledFeatureFrontend
 from ser_hpc.models.heads.attention_pool import AttentionPool
 from ser_hpc.models.heads.build import build_head
+from ser_hpc.models.heads.linear_probe import LinearProbe
 from ser_hpc.tasks.task import Task
+
+
+class LayeredFrontend(Frontend, Protocol):
+    """A front whose encoder is a stack of layers, and which hands out the frames of each."""
+
+    def hidden_states(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Iterator[Tensor], Tensor]:
+        """Yield the frames of every layer, (T, width) each, and the number of each clip's, (B,) int64 on the CPU.
+
+        They are those of transformers' `output_hidden_states`: what enters the first layer, what leaves each. But the last is
+        always what calling the front returns, after the encoder's last norm if it has one (where it norms first, transformers
+        leaves that out). Each is computed as it is asked for: whoever keeps none needs no more memory than a call.
+        """
 
 
 class Classifier(nn.Module):
@@ -60,6 +73,9 @@ class Classifier(nn.Module):
         Returns by task (B, width) float32 (float64 where the parameters are).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
+            if isinstance(self.head, LinearProbe):
+                states, lengths = frames_of_layers(self.frontend, self.encoder, samples, offsets, self.head.layers)
+                return {"emotion": self.head(states, lengths)}
             frames, lengths = self.frontend(self.encoder, samples, offsets)
         outputs = {MAIN: self.head(frames, lengths)}
         for name, head in self.task_heads.items():
@@ -72,6 +88,19 @@ class Classifier(nn.Module):
         if self.freeze_encoder:
             self.encoder.eval()
         return self
+
+
+def frames_of_layers(
+    front: Frontend, encoder: nn.Module, samples: Tensor, offsets: Tensor, layers: Sequence[int] | None
+) -> tuple[Iterable[Tensor], Tensor]:
+    """Yield the frames of these layers of an encoder, (T, width) each, computed as they are asked for (None: only what calling
+    `front` returns), and the number of each clip's, (B,) int64 on the CPU."""
+    if layers is None:
+        frames, lengths = front(encoder, samples, offsets)
+        return [frames], lengths
+    layered: LayeredFrontend = front  # type: ignore[assignment]  # configuration.py has refused layers of any other
+    states, lengths = layered.hidden_states(encoder, samples, offsets)
+    return (state for number, state in enumerate(states) if number in layers), lengths
 
 
 @shared_by_all_trials()
@@ -101,7 +130,7 @@ def build_classifier(
         front, model, width, frozen = _encoder(settings, pooled_width)
         torch.default_generator.manual_seed(seed)  # the head's weights, whatever loading the encoder drew
         chosen: HeadSettings = getattr(settings, "head", MeanPoolSettings())
-        main_head = build_head(head or chosen, width, num_classes)
+        main_head = _probe_or_head(head or chosen, width, num_classes, model)
         heads = {task.name: build_head(task.head or chosen, width, task.target.width) for task in others}
         return Classifier(front, model, main_head, heads, freeze_encoder=frozen)
 
@@ -111,6 +140,14 @@ def build_for_tasks(settings: ModelSettings, tasks: Sequence[Task], seed: int, p
     main, *others = tasks
     width = main.target.width
     return build_classifier(settings, width, seed, head=main.head, others=others, pooled_width=pooled_width)
+
+
+def _probe_or_head(settings: HeadSettings, width: int, num_classes: int, encoder: nn.Module) -> nn.Module:
+    if not isinstance(settings, ProbeSettings):
+        return build_head(settings, width, num_classes)
+    from ser_hpc.models.encoders.configuration import num_layers
+
+    return LinearProbe(settings, width, num_layers(encoder.config), num_classes)
 
 
 def _encoder(settings: ModelSettings, pooled_width: int | None) -> tuple[Frontend, nn.Module, int, bool]:

@@ -32,7 +32,7 @@ class FrameNorm(nn.LayerNorm):
 def patch_layer_norms(model: nn.Module) -> None:
     """Give the model's layer normalisations this forward; parameters and names stay."""
     for module in model.modules():
-        if type(module) is nn.LayerNorm:
+        if type(module) is nn.LayerNorm and module.elementwise_affine:
             module.__class__ = FrameNorm
 
 

@@ -9,7 +9,8 @@ Lengths stay on the CPU, where the offsets came from, so nothing here waits for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -27,6 +28,11 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """Return the type to add up in: float32, or what is wider."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def last_of(states: Iterable[Tensor]) -> Tensor:
+    """Return the last of a model's states; those before it are let go as they come."""
+    return deque(states, maxlen=1)[0]
 
 
 def frame_mask(lengths: Tensor, frames: int, device: torch.device) -> Tensor:

@@ -21,7 +21,6 @@ from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 from ser_hpc.config.load import load_settings
 from ser_hpc.config.settings import Settings
 from ser_hpc.core.errors import UserError
-from ser_hpc.engine import feature_cache
 from ser_hpc.engine.distributed.world import World
 from ser_hpc.engine.fault.preemption import StopFlag, Stopped
 from ser_hpc.engine.fault.watchdog import Watchdog
@@ -29,6 +28,7 @@ from ser_hpc.engine.loop import train_trial
 from ser_hpc.engine.trial_data import TrialData
 from ser_hpc.models.classifier import build_classifier
 from ser_hpc.models.encoders.wav2vec2 import Wav2Vec2Frontend
+from ser_hpc.models.heads.linear_probe import pool_states
 from ser_hpc.run import predictions
 from ser_hpc.run.attempt import claim_attempt
 from ser_hpc.run.experiment import reopen_experiment
@@ -123,7 +123,8 @@ def test_a_head_learns_the_same_from_states(name: str) -> None:
     width = whole.head.projector.in_features  # type: ignore[union-attr]
     alone = build_classifier(settings, 4, 7, pooled_width=width).double().train()  # type: ignore[arg-type]
     with torch.no_grad():
-        pooled = feature_cache.mean_pool_frames(*whole.frontend(whole.encoder, samples, offsets))
+        frames, lengths = whole.frontend(whole.encoder, samples, offsets)
+        pooled = pool_states([frames], lengths, std=False)
     ours, theirs = alone(pooled, torch.arange(5))["emotion"], whole(samples, offsets)["emotion"]
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
     slope = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

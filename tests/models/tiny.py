@@ -26,7 +26,29 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
     },
 }  # fmt: skip
+_CONFORMER = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "conv_depthwise_kernel_size": 7}
+# Those that run by their own forward; the shapes that change how they are padded.
+OTHERS: dict[str, dict[str, Any]] = {
+    "data2vec": {"model_type": "data2vec-audio", **_SHAPE, "num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 7},
+    "unispeech, group norm": {"model_type": "unispeech", **_SHAPE},
+    "unispeech, layer norm": {"model_type": "unispeech", **_SHAPE, **_LAYER_NORM},
+    "unispeech-sat": {"model_type": "unispeech-sat", **_SHAPE},
+    "sew": {"model_type": "sew", **_SHAPE, "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]},
+    "sew-d": {"model_type": "sew-d", **_SHAPE, "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]},
+    "conformer, relative": {"model_type": "wav2vec2-conformer", **_SHAPE, **_CONFORMER, "feat_extract_norm": "layer"},
+    "conformer, rotary": {
+        "model_type": "wav2vec2-conformer", **_SHAPE, **_CONFORMER, "feat_extract_norm": "layer",
+        "position_embeddings_type": "rotary",
+    },
+    "conformer, group norm": {"model_type": "wav2vec2-conformer", **_SHAPE, **_CONFORMER},
+    "wav2vec2-bert": {
+        "model_type": "wav2vec2-bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 48, "feature_projection_input_dim": 32, "conv_depthwise_kernel_size": 7,
+        "output_hidden_size": 32,
+    },
+}  # fmt: skip
 ENCODERS = {name: EncoderModel(weights=None, config=config, dropout=0.0) for name, config in CONFIGS.items()}
+OTHER_ENCODERS = {name: EncoderModel(weights=None, config=config, dropout=0.0) for name, config in OTHERS.items()}
 ACRNN = AcrnnModel(first_channels=6, channels=8, layers=3, linear=16, cells=8, hidden=8, mels=16, dropout=0.0)
 MODELS: dict[str, Model] = {**ENCODERS, "acrnn": ACRNN.model_copy(update={"norm": "none"}), "acrnn, batch norm": ACRNN}
 

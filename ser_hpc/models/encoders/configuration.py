@@ -24,10 +24,14 @@ from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, Rep
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
+from ser_hpc.config.heads import ProbeSettings
 from ser_hpc.config.settings import EncoderModel
 from ser_hpc.core.errors import UserError, listed
 
-FAMILIES = ("wav2vec2", "hubert", "wavlm", "whisper")
+PACKED = ("wav2vec2", "hubert", "wavlm", "whisper")
+# Run by transformers' own forward, padded or in groups of equal length (padded.py).
+_OTHERS = ("data2vec-audio", "sew", "sew-d", "unispeech", "unispeech-sat", "wav2vec2-bert", "wav2vec2-conformer")
+FAMILIES = PACKED + _OTHERS
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _LFS = b"version https://git-lfs"
@@ -44,7 +48,7 @@ def read_configuration(settings: EncoderModel, *, cached: bool = False) -> Any:
         config, source = _pretrained(settings.weights, cached), f"model.weights {settings.weights}"
     if config.model_type not in FAMILIES:
         raise UserError(f"{source}: its model_type is {config.model_type!r}; use one of {', '.join(FAMILIES)}")
-    if problems := [*_unsupported(config), *_impossible(config, settings.freeze_layers)]:
+    if problems := [*_unsupported(config, settings), *_impossible(config, settings.freeze_layers)]:
         raise UserError(
             "\n  ".join([f"{source} cannot be built:", *problems]) if len(problems) > 1 else f"{source}: {problems[0]}"
         )
@@ -55,22 +59,61 @@ def check_configuration(settings: EncoderModel) -> list[str]:
     """Check it; returns notes. Raises UserError for a configuration that is missing or impossible, and for missing weights."""
     name = settings.weights
     if name is None:
-        read_configuration(settings)
-        return []
+        return _slow(read_configuration(settings))
     if Path(name).is_dir() or not HUB_NAME.fullmatch(name):
-        read_configuration(settings)
+        config = read_configuration(settings)
         _weights_in(Path(name))
-        return []
+        return _slow(config)
     here = [file for file in ("config.json", *_WEIGHTS) if isinstance(try_to_load_from_cache(name, file), str)]
     if "config.json" not in here:
         _ask_hub(name, ("config.json",))
-    read_configuration(settings, cached="config.json" in here)
+    notes = _slow(read_configuration(settings, cached="config.json" in here))
     if set(here) & set(_WEIGHTS):
-        return []
+        return notes
     _ask_hub(name, _WEIGHTS)
     return [
+        *notes,
         f"the weights of {name} are not here yet: the trials fetch them from the hub, which compute nodes often cannot reach. "
-        f"To have them first: hf download {name}"
+        f"To have them first: hf download {name}",
+    ]
+
+
+def num_layers(config: Any) -> int:
+    """Count the transformer's layers."""
+    layers: int = config.encoder_layers if config.model_type == "whisper" else config.num_hidden_layers
+    return layers
+
+
+def is_squeezed(config: Any) -> bool:
+    """Tell whether layers run on fewer frames than the encoder returns: SEW merges them in pairs."""
+    return getattr(config, "squeeze_factor", 1) > 1
+
+
+def depends_on_padding(config: Any) -> bool:
+    """Tell whether, by transformers' own forward, frames depend on what stands behind their clip, masked or not: the first
+    layer's group norm averages over it, and a pair of frames may be half of it."""
+    return is_squeezed(config) or getattr(config, "feat_extract_norm", "layer") == "group"
+
+
+def mel_bands(config: Any) -> int | None:
+    """Return how many bands the encoder's log-Mel frames have, two frames side by side; None: it takes sound."""
+    return None if hasattr(config, "conv_dim") else config.feature_projection_input_dim // 2
+
+
+def least_samples(config: Any) -> int:
+    """Count the samples that a clip needs for one frame of the layers."""
+    least: int = getattr(config, "squeeze_factor", 1)
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        least = (least - 1) * stride + kernel
+    return least
+
+
+def _slow(config: Any) -> list[str]:
+    if config.model_type in PACKED or not depends_on_padding(config):
+        return []
+    return [
+        f"{config.model_type}: only clips of equal length share a call, as this encoder's frames depend on padding; "
+        "on a GPU that is slow"
     ]
 
 
@@ -114,7 +157,17 @@ def _random(given: dict[str, Any]) -> Any:
         return AutoConfig.for_model(**given)
 
 
-def _unsupported(config: Any) -> Iterator[str]:
+def _unsupported(config: Any, settings: EncoderModel) -> Iterator[str]:
+    if settings.freeze == "feature_encoder" and not hasattr(config, "conv_dim") and config.model_type != "whisper":
+        other = "use none, encoder, or model.freeze_layers"
+        yield f"model.freeze=feature_encoder: {config.model_type} has no convolutional one; {other}"
+    if isinstance(settings.head, ProbeSettings) and settings.head.layers != "last":
+        if is_squeezed(config):
+            yield f"model.head.layers: the layers of {config.model_type} have fewer frames than it returns; use last"
+        elif settings.head.layers != "all" and max(settings.head.layers, default=0) > num_layers(config):
+            yield f"model.head.layers has {max(settings.head.layers)}, but this encoder's are 0 to {num_layers(config)}"
+    if settings.freeze_layers and config.model_type == "sew-d":
+        yield "model.freeze_layers: sew-d's layers share their position embeddings; use model.freeze"
     if getattr(config, "add_adapter", False):
         yield "encoders with a convolutional adapter (add_adapter) are not supported"
     if getattr(config, "conv_pos_batch_norm", False):
@@ -129,16 +182,16 @@ def _impossible(config: Any, freeze_layers: int) -> Iterator[str]:
             return
     if config.hidden_size % config.num_attention_heads:
         yield f"hidden_size {config.hidden_size} is not divisible by its {config.num_attention_heads} attention heads"
-    layers = config.encoder_layers if config.model_type == "whisper" else config.num_hidden_layers
+    layers = num_layers(config)
     if freeze_layers > layers:
         yield f"model.freeze_layers is {freeze_layers}, but this encoder has {layers} layers"
-    if config.model_type == "whisper":
+    if not hasattr(config, "conv_dim"):
         return
     groups = config.num_conv_pos_embedding_groups
     if groups < 1 or config.hidden_size % groups:
         yield f"hidden_size {config.hidden_size} is not divisible by num_conv_pos_embedding_groups, {groups}"
-    if config.feat_extract_norm not in ("group", "layer"):
-        yield f"feat_extract_norm is {config.feat_extract_norm!r}; use group or layer"
+    if (norm := getattr(config, "feat_extract_norm", "layer")) not in ("group", "layer"):
+        yield f"feat_extract_norm is {norm!r}; use group or layer"
     if not config.conv_dim or min([*config.conv_dim, *config.conv_kernel, *config.conv_stride]) < 1:
         yield "conv_dim, conv_kernel and conv_stride need at least one layer, and numbers from 1"
 

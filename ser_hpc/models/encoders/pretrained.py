@@ -24,12 +24,13 @@ from ser_hpc.config.settings import EncoderModel
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.models.encoders import configuration
 from ser_hpc.models.encoders.configuration import explain_loading_errors
+from ser_hpc.models.encoders.padded import PaddedFrontend
 from ser_hpc.models.encoders.spec_augment import SpecAugment
 from ser_hpc.models.encoders.wav2vec2 import Wav2Vec2Frontend
 from ser_hpc.models.encoders.whisper import WhisperFrontend
 
 
-def load_encoder(settings: EncoderModel) -> tuple[Wav2Vec2Frontend | WhisperFrontend, nn.Module, int]:
+def load_encoder(settings: EncoderModel) -> tuple[Wav2Vec2Frontend | WhisperFrontend | PaddedFrontend, nn.Module, int]:
     """Return the front, transformers' encoder (float32, on the CPU) and the width of its frames.
 
     Random weights are drawn from torch's CPU generator. Raises UserError where the weights or the configuration are
@@ -49,21 +50,29 @@ def load_encoder(settings: EncoderModel) -> tuple[Wav2Vec2Frontend | WhisperFron
     masks = SpecAugment(settings.spec_augment)
     if config.model_type == "whisper":
         return WhisperFrontend(model, config, settings.whisper_pad_to_30s, masks), model, config.hidden_size
-    return Wav2Vec2Frontend(model, config, _normalize(settings), masks), model, config.hidden_size
+    front = Wav2Vec2Frontend if config.model_type in configuration.PACKED else PaddedFrontend
+    return front(model, config, _normalize(settings), masks), model, config.hidden_size
 
 
 def _frozen(model: Any, settings: EncoderModel) -> list[nn.Module]:
     """List what is not trained, whether by its name or for lying below a layer that is not. Nothing that needs a gradient lies
     below the first trained layer, so none is computed there."""
     whisper, count = isinstance(model, WhisperEncoder), settings.freeze_layers
-    layers = model.layers if whisper else model.encoder.layers
-    stem = [model.conv1, model.conv2] if whisper else [model.feature_extractor]
+    stem = [model.conv1, model.conv2] if whisper else _there(model, "feature_extractor")
     if not count:
         return stem if settings.freeze == "feature_encoder" else []
-    lowest = [] if whisper else [model.feature_projection, model.encoder.pos_conv_embed]
-    if not whisper and not model.config.do_stable_layer_norm:
-        lowest.append(model.encoder.layer_norm)
-    return [*stem, *lowest, *layers[:count]]
+    if whisper:
+        return [*stem, *model.layers[:count]]
+    below = [*_there(model, "layer_norm", "feature_projection"), *_there(model.encoder, "pos_conv_embed")]
+    norm_last = model.config.model_type == "wav2vec2-conformer" or getattr(model.config, "do_stable_layer_norm", False)
+    if not norm_last:
+        below += _there(model.encoder, "layer_norm")
+    return [*stem, *below, *model.encoder.layers[:count]]
+
+
+def _there(module: nn.Module, *names: str) -> list[nn.Module]:
+    """List the parts of these names that it has."""
+    return [getattr(module, name) for name in names if hasattr(module, name)]
 
 
 def _normalize(settings: EncoderModel) -> bool:

@@ -10,7 +10,7 @@ A clip's frames are those that it has alone, and so is every gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ser_hpc.models.encoders.configuration import least_samples
 from ser_hpc.models.encoders.feature_encoder import patch_feature_encoder
 from ser_hpc.models.encoders.packed_attention import PACKED, GatedAttention
 from ser_hpc.models.encoders.spec_augment import SpecAugment
 from ser_hpc.models.norms import patch_layer_norms
-from ser_hpc.models.packed import Packing, at_least_float32, fft_rows, insert_gaps, remove_gaps, to_device
+from ser_hpc.models.packed import Packing, at_least_float32, fft_rows, insert_gaps, last_of, remove_gaps, to_device
 
 
 class Wav2Vec2Frontend:
@@ -38,9 +39,7 @@ class Wav2Vec2Frontend:
     def __init__(self, model: Any, config: Any, normalize: bool, masks: SpecAugment) -> None:
         self.normalize, self.masks = normalize, masks
         self.stride = math.prod(config.conv_stride)
-        self.least = 1
-        for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
-            self.least = (self.least - 1) * stride + kernel
+        self.least = least_samples(config)
         self.norm_first = bool(config.do_stable_layer_norm)
         patch_layer_norms(model)
         patch_feature_encoder(model.feature_extractor)
@@ -58,6 +57,11 @@ class Wav2Vec2Frontend:
 
     def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """Return frames (T, width) and each clip's number of them, (B,) on the CPU."""
+        states, lengths = self.hidden_states(encoder, samples, offsets)
+        return last_of(states), lengths
+
+    def hidden_states(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Iterator[Tensor], Tensor]:
+        """Return the frames of all layers, see `LayeredFrontend`."""
         model: Any = encoder
         parameter = next(encoder.parameters())
         lengths: list[int] = offsets.diff().tolist()
@@ -72,7 +76,7 @@ class Wav2Vec2Frontend:
         hidden = projected[0] if isinstance(projected, tuple) else projected
         if model.training:
             hidden = self.masks(hidden[0], frames.lengths)[None]
-        return self.transformer(model.encoder, hidden, frames)[0], torch.tensor(frames.lengths)
+        return self.transformer(model.encoder, hidden, frames), torch.tensor(frames.lengths)
 
     def wave(self, samples: Tensor, lengths: list[int], slots: Packing, dtype: torch.dtype) -> Tensor:
         """Lay out samples (total,) as (slots, stride) on the slots' device: in [-1, 1], or normalised; then zeros."""
@@ -91,20 +95,20 @@ class Wav2Vec2Frontend:
         normalized: Tensor = centred / slots.repeated((variance + 1e-7).sqrt())[:, None]
         return normalized
 
-    def transformer(self, encoder: Any, hidden: Tensor, frames: Packing) -> Tensor:
-        """Do to each clip what transformers' encoder does to one, (1, T, width) -> (1, T, width)."""
+    def transformer(self, encoder: Any, hidden: Tensor, frames: Packing) -> Iterator[Tensor]:
+        """Do to each clip what transformers' encoder does to one; yields (T, width), before the first layer and after each."""
         rooms = encoder.pos_conv_embed.conv.rooms(frames.lengths)
         placed = encoder.pos_conv_embed(insert_gaps(hidden[0], frames.lengths, rooms)[None])
         hidden = hidden + remove_gaps(placed[0], frames.lengths, rooms)
         hidden = encoder.dropout(hidden if self.norm_first else encoder.layer_norm(hidden))
         bias: Tensor | None = None
         for layer in encoder.layers:
+            yield hidden[0]
             if isinstance(layer.attention, GatedAttention):
                 hidden, bias = layer(hidden, position_bias=bias, packing=frames)
             else:
                 hidden = layer(hidden, packing=frames)
-        last: Tensor = encoder.layer_norm(hidden) if self.norm_first else hidden
-        return last
+        yield (encoder.layer_norm(hidden) if self.norm_first else hidden)[0]
 
 
 class FourierConv(nn.Conv1d):

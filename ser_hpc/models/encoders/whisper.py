@@ -7,6 +7,7 @@ thus differ from those of the padded original, whose attention also reaches the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from transformers import WhisperFeatureExtractor
 from ser_hpc.models.encoders.packed_attention import PACKED
 from ser_hpc.models.encoders.spec_augment import SpecAugment
 from ser_hpc.models.norms import patch_layer_norms
-from ser_hpc.models.packed import Packing, at_least_float32, fft_rows, insert_gaps, remove_gaps, to_device
+from ser_hpc.models.packed import Packing, at_least_float32, fft_rows, insert_gaps, last_of, remove_gaps, to_device
 
 RATE = 16_000
 GAP = 4  # Mel frames between clips: more than any window or kernel reaches across, and even, as conv2 halves the rate
@@ -50,6 +51,11 @@ class WhisperFrontend:
 
     def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """Return frames (T, width) and each clip's number of them, (B,) on the CPU."""
+        states, lengths = self.hidden_states(encoder, samples, offsets)
+        return last_of(states), lengths
+
+    def hidden_states(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Iterator[Tensor], Tensor]:
+        """Return the frames of all layers, see `LayeredFrontend`."""
         model: Any = encoder
         parameter = next(encoder.parameters())
         given: list[int] = offsets.diff().tolist()
@@ -69,10 +75,16 @@ class WhisperFrontend:
         x = remove_gaps(x, frames.lengths, [length + GAP // 2 for length in frames.lengths])
         hidden = (x + model.embed_positions(frames.positions).to(x.dtype))[None]
         hidden = F.dropout(hidden, p=model.dropout, training=model.training)
+        states = self.transformer(model, hidden, frames)
+        own_states = (remove_gaps(state, real.lengths, frames.lengths) if self.pad else state for state in states)
+        return own_states, torch.tensor(real.lengths)
+
+    def transformer(self, model: Any, hidden: Tensor, frames: Packing) -> Iterator[Tensor]:
+        """Do to each clip what transformers' layers do to one; yields (T, width), before the first layer and after each."""
         for layer in model.layers:
+            yield hidden[0]
             hidden = layer(hidden, None, packing=frames)
-        hidden = model.layer_norm(hidden)[0]
-        return remove_gaps(hidden, real.lengths, frames.lengths) if self.pad else hidden, torch.tensor(real.lengths)
+        yield model.layer_norm(hidden)[0]
 
     def log_mel(self, samples: Tensor, lengths: list[int], frames: Packing, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Compute two Mel frames for each of `frames`, then `GAP` of zeros, clip after clip: (Mel frames, bands); and a row of
