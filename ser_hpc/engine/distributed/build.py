@@ -25,8 +25,8 @@ def build_strategy(module: nn.Module, settings: TrainSettings, world: World, sav
         return DdpStrategy(module, settings, world, saved)
     if settings.strategy == "zero3" and getattr(getattr(module, "frontend", None), "calls_vary", False):
         raise UserError(
-            "train.strategy=zero3 gathers weights for each call of the encoder, on all ranks together, and this encoder takes a "
-            "call for each length of clips: use zero2, zero1 or ddp"
+            "train.strategy=zero3 gathers weights for each call of the encoder, on all ranks together, and this encoder takes "
+            "a call for each length of clips: use zero2, zero1 or ddp"
         )
     if find_spec("deepspeed") is None:
         raise UserError(f"train.strategy={settings.strategy} needs DeepSpeed, which is not installed: install it, or use ddp")

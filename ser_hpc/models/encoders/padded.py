@@ -33,8 +33,8 @@ _UNUSED = {"wav2vec2-conformer": "pos_conv_embed"}
 class PaddedFrontend:
     """The front of these encoders. `normalize`: each clip (of log-Mel frames: each band of it) to zero mean and unit variance.
 
-    `padded`: clips of any length share a call; else `calls_vary` in number from one micro-batch to the next. A clip shorter than
-    one frame takes is padded with zeros to it.
+    `padded`: clips of any length share a call; else `calls_vary` in number from one micro-batch to the next. A clip too short
+    for one frame is padded with zeros to it.
     """
 
     max_seconds: float | None = None
