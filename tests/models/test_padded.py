@@ -14,7 +14,10 @@ import transformers
 from models.tiny import OTHER_ENCODERS, OTHERS, batch, clips
 from torch import Tensor, nn
 
+from ser_hpc.config.settings import TrainSettings
 from ser_hpc.core.errors import UserError
+from ser_hpc.engine.distributed.build import build_strategy
+from ser_hpc.engine.distributed.world import World
 from ser_hpc.engine.torch_compile import compile_layers
 from ser_hpc.models import checkpointing
 from ser_hpc.models.classifier import Classifier, build_classifier
@@ -188,6 +191,10 @@ def test_what_these_encoders_cannot_do_is_refused_in_words() -> None:
     model = build_classifier(OTHER_ENCODERS["data2vec"], 4, 0)
     with pytest.raises(UserError, match=r"train\.compile .* not of data2vec-audio"):
         compile_layers(model.encoder)
+    alone = build_classifier(OTHER_ENCODERS["unispeech, group norm"], 4, 0)
+    world = World(0, 1, 0, 1, torch.device("cpu"))
+    with pytest.raises(UserError, match="zero3 gathers weights for each call"):
+        build_strategy(alone, TrainSettings(strategy="zero3", precision="fp32"), world, None)
     squeezed = build_classifier(OTHER_ENCODERS["sew"], 4, 0)
     with pytest.raises(UserError, match="use its last layer alone"):
         squeezed.frontend.hidden_states(squeezed.encoder, *batch(clips(9_000)))  # type: ignore[attr-defined]

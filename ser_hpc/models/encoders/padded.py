@@ -33,7 +33,8 @@ _UNUSED = {"wav2vec2-conformer": "pos_conv_embed"}
 class PaddedFrontend:
     """The front of these encoders. `normalize`: each clip (of log-Mel frames: each band of it) to zero mean and unit variance.
 
-    `padded`: clips of any length share a call. A clip shorter than one frame takes is padded with zeros to it.
+    `padded`: clips of any length share a call; else `calls_vary` in number from one micro-batch to the next. A clip too short
+    for one frame is padded with zeros to it.
     """
 
     max_seconds: float | None = None
@@ -41,7 +42,8 @@ class PaddedFrontend:
 
     def __init__(self, model: Any, config: Any, normalize: bool, masks: SpecAugment) -> None:
         self.normalize, self.masks, self.family = normalize, masks, config.model_type
-        self.padded = not configuration.depends_on_padding(config)
+        self.calls_vary = configuration.depends_on_padding(config)
+        self.padded = not self.calls_vary
         bands = configuration.mel_bands(config)
         self.mel = LogMel(bands) if bands else None
         self.least = self.mel.least if self.mel else configuration.least_samples(config)
