@@ -44,7 +44,7 @@ def fit(run: RunDir, trial: Trial = FIRST, stop: StopFlag | None = None) -> Tria
     """In this process."""
     place, experiment = run.trial(trial), reopen_experiment(run)
     attempt = claim_attempt(place, Rank(0, 1, 0, 1))
-    data = TrialData(experiment.index, experiment.label_set.classes, experiment.targets, experiment.folds.folds[trial.fold])
+    data = TrialData(experiment.index, experiment.tasks, experiment.folds.folds[trial.fold])
     world = World(0, 1, 0, 1, torch.device("cpu"))
     with Watchdog(300, lambda: None, exit_code=1) as watchdog:
         train_trial(place, attempt, experiment.settings, data, world, stop or StopFlag(), watchdog)
