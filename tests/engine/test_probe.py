@@ -167,7 +167,7 @@ def test_damaged_clips_take_no_part_and_are_named(base: Path, pretrained: Path) 
         (["model.head.kind=probe", "model.freeze=encoder", "data.balance=class"], "train.class_weights=balanced"),
         (["model.head.kind=probe", "model.freeze=encoder", "model.head.layers=[]"], "model.head.layers"),
         (["model.head.kind=probe", "model.freeze=encoder", "model.head.l2=0"], "greater than 0"),
-        (["model.head.kind=prob"], "model.head.kind: must be one of 'mean_pool', 'probe'"),
+        (["model.head.kind=prob"], "model.head: there is no kind 'prob'; did you mean probe"),
         (["model.head.kind=probe", "model.head.projection=8"], "unknown key"),
     ],
 )
