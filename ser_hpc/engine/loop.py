@@ -35,7 +35,7 @@ from ser_hpc.engine.step import accumulate_gradients
 from ser_hpc.engine.step_metrics import StepMetrics
 from ser_hpc.engine.supervisor import Supervisor
 from ser_hpc.engine.torch_compile import compile_layers
-from ser_hpc.engine.trackers import Trackers
+from ser_hpc.engine.trackers import build_trackers
 from ser_hpc.engine.trial_data import TrialData, balance_groups, lengths, make_batch_source
 from ser_hpc.models.classifier import build_for_tasks
 from ser_hpc.models.norms import RunningStatistics
@@ -96,7 +96,7 @@ def train_trial(
     if world.is_main:
         describe(attempt, strategy=train.strategy, precision=train.precision, budget_s=round(budget.samples / RATE, 3))
     state, limit = replace(saved.state, budget=budget), settings.data.max_corrupt
-    trackers = Trackers(settings.trackers if world.is_main else (), attempt.path, str(trial.trial), state.step)
+    trackers = build_trackers(settings.trackers if world.is_main else (), attempt.path, str(trial.trial), state.step)
     progress = Progress(attempt, saved.attempt, state, total_steps, train.epochs, trackers, active=world.is_main)
     corrupt = CorruptClips(attempt, saved.attempt, state, data.index, len(fold.train.positions), limit, active=world.is_main)
     metrics = StepMetrics(state, data, objective, train.precision == "fp16", progress, corrupt)

@@ -43,6 +43,14 @@ class StepGradient:
     by_outputs: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class StepTerms:
+    """What of a step's loss its micro-batches share, by task: the sums of weights, and gradients of losses over the step."""
+
+    totals: dict[str, float]
+    gradients: dict[str, StepGradient]
+
+
 class Objective:
     """The loss of a trial's tasks, the main one first. `targets`: of every clip of the index."""
 
@@ -52,51 +60,46 @@ class Objective:
         ]
         self._weights = targets.weights
 
-    def totals(self, clips: np.ndarray) -> dict[str, float]:
+    def _totals(self, clips: np.ndarray) -> dict[str, float]:
         """Sum each task's weights over a step's clips, given by position."""
         return {term.name: float(self._weights[term.name][clips].sum()) for term in self.terms}
 
-    def loss(
-        self,
-        outputs: Mapping[str, Tensor],
-        batch: Batch,
-        totals: Mapping[str, float],
-        step_gradients: Mapping[str, StepGradient],
-    ) -> tuple[Tensor, Tensor]:
+    def loss(self, outputs: Mapping[str, Tensor], batch: Batch, of_step: StepTerms) -> tuple[Tensor, Tensor]:
         """Compute a micro-batch's share of the step's loss, (), and the loss of each of its clips, (tasks, B)."""
         shares, each = [], []
         for term in self.terms:
             output = outputs[term.name].float()
             weights = to_device(batch.weights[term.name], output.device)
             if term.over_step:
-                gradient = step_gradients[term.name]
+                gradient = of_step.gradients[term.name]
                 rows = to_device(torch.from_numpy(batch.rows), output.device)
                 share = (output[: len(batch.rows)] * gradient.by_outputs[rows]).sum() + 0 * output.sum()
                 losses = gradient.value.expand(len(output))
             else:
                 losses = term.loss(output, to_device(batch.targets[term.name], output.device))
-                share = (losses * weights).sum() / (totals[term.name] or 1.0)
+                share = (losses * weights).sum() / (of_step.totals[term.name] or 1.0)
             shares.append(share if term.weight == 1 else term.weight * share)
             each.append(losses.detach())
         return sum(shares[1:], start=shares[0]), torch.stack(each)
 
-    def step_gradients(
+    def begin_step(
         self,
         forward: Callable[[Tensor, Tensor], dict[str, Tensor]],
         batches: Sequence[Batch],
-        clips: int,
+        clips: np.ndarray,
         seed: tuple[int, int],
         world: World,
-    ) -> dict[str, StepGradient]:
-        """Compute the gradients of those losses that are over the whole step; all ranks together. None are: nothing is run.
+    ) -> StepTerms:
+        """Sum up the weights, and compute the gradients of those losses that are over the whole step, all ranks together; if
+        none are, nothing is run.
 
         `clips`, `seed`: as `step.accumulate_gradients` takes them. Raises RuntimeError if memory ran out, after the exchange
         that other ranks wait in.
         """
         terms = [term for term in self.terms if term.over_step]
         if not terms:
-            return {}
-        gathered = {term.name: _Gathered.empty(term, batches[0], clips, world) for term in terms}
+            return StepTerms(self._totals(clips), {})
+        gathered = {term.name: _Gathered.empty(term, batches[0], len(clips), world) for term in terms}
         failure: RuntimeError | None = None
         try:
             with torch.no_grad():
@@ -112,17 +115,19 @@ class Objective:
         found = {term.name: gathered[term.name].gradient(term, world) for term in terms}
         if failure is not None:
             raise failure
-        return found
+        return StepTerms(self._totals(clips), found)
 
-    def combined(self, losses: Tensor, clips: np.ndarray, totals: Mapping[str, float]) -> float:
-        """Sum up a step's loss from that of each clip, (tasks, clips) on the CPU, times the main task's sum of weights."""
+    def combined(self, losses: Tensor, clips: np.ndarray) -> tuple[float, float]:
+        """Sum up a step's loss from that of each clip, (tasks, clips) on the CPU, times the main task's sum of weights; and
+        return that sum."""
+        totals = self._totals(clips)
         main = totals[self.terms[0].name]
         loss = 0.0
         for number, (term, row) in enumerate(zip(self.terms, losses, strict=True)):
             of_task = float(row.double() @ torch.from_numpy(self._weights[term.name][clips]).double())
             of_task *= term.weight
             loss = of_task if number == 0 else loss + of_task * (main / totals[term.name] if totals[term.name] else 0.0)
-        return loss
+        return loss, main
 
 
 @dataclass(frozen=True, slots=True)

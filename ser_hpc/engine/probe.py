@@ -31,7 +31,7 @@ from ser_hpc.engine.fault.watchdog import Watchdog
 from ser_hpc.engine.feature_cache import PooledFeatures
 from ser_hpc.engine.frozen_params import FrozenParameters
 from ser_hpc.engine.progress import Progress
-from ser_hpc.engine.trackers import Trackers
+from ser_hpc.engine.trackers import build_trackers
 from ser_hpc.engine.trial_data import TrialData, make_batch_source
 from ser_hpc.models.classifier import Classifier, build_classifier
 from ser_hpc.models.heads.linear_probe import LinearProbe
@@ -64,7 +64,7 @@ def train_trial(
     states = feature_cache.pool_features(model, base, clips, trial, settings, data, world, stop, watchdog)
     penalties, state = _penalties(settings), TrainState()
     many = len(penalties)
-    trackers = Trackers(settings.trackers if world.is_main else (), attempt.path, str(trial.trial), 0)
+    trackers = build_trackers(settings.trackers if world.is_main else (), attempt.path, str(trial.trial), 0)
     with Progress(attempt, None, state, many, many, trackers, active=world.is_main) as progress:
         corrupt = CorruptClips(
             attempt, None, state, data.index, len(fold.train.positions), settings.data.max_corrupt, active=world.is_main

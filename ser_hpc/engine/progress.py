@@ -37,11 +37,11 @@ class Progress:
         state: TrainState,
         total_steps: int,
         epochs: int,
-        trackers: Trackers,
+        trackers: Trackers | None,
         *,
         active: bool,
     ) -> None:
-        self._attempt, self._trackers, self._active = attempt, trackers, active
+        self._path, self._trackers, self._active = attempt.progress, trackers, active
         self._total_steps, self._epochs = total_steps, epochs
         self._start_step = state.step
         self._furthest = max(furthest(attempt.path.parent), (state.epoch, state.step))
@@ -65,7 +65,8 @@ class Progress:
                 self.write("failed", self._state)
             self._steps.close()
             self._epoch_lines.close()
-            self._trackers.close()
+            if self._trackers:
+                self._trackers.close()
 
     def at_step(self, step: int) -> None:
         """Note the step that training is at; the one before it may not have been written yet."""
@@ -82,7 +83,8 @@ class Progress:
             line = {"step": state.step - 1, "epoch": state.epoch, "loss": loss, "lr": lr, "grad_norm": norm}
             self._steps.write(json.dumps(line) + "\n")
             self._last["loss"] = loss
-            self._trackers.log(state.step, {"train/loss": loss, "train/lr": lr, "train/grad_norm": grad_norm})
+            if self._trackers:
+                self._trackers.log(state.step, {"train/loss": loss, "train/lr": lr, "train/grad_norm": grad_norm})
             if awake_s() - self._written > _EVERY_S:
                 self.write("training", state)
 
@@ -101,8 +103,11 @@ class Progress:
             }
             self._epoch_lines.write(json.dumps(line) + "\n")
             self._last["dev_uar"] = dev_uar
-            scores = {f"dev/{task}/{name}": score for task, of_task in others.items() for name, score in of_task.items()}
-            self._trackers.log(state.step, {"train/epoch_loss": train_loss, "dev/uar": dev_uar, "dev/loss": dev_loss, **scores})
+            if self._trackers:
+                scores = {f"dev/{task}/{name}": score for task, of_task in others.items() for name, score in of_task.items()}
+                self._trackers.log(
+                    state.step, {"train/epoch_loss": train_loss, "dev/uar": dev_uar, "dev/loss": dev_loss, **scores}
+                )
             self.write("training", state)
 
     def note(self, **numbers: float | None) -> None:
@@ -132,9 +137,9 @@ class Progress:
             **self._last,
             "updated": time.time(),
         }
-        temporary = self._attempt.progress.with_name(f".{self._attempt.progress.name}.tmp")
+        temporary = self._path.with_name(f".{self._path.name}.tmp")
         temporary.write_text(json.dumps(fields), encoding="utf-8")
-        replace_file(temporary, self._attempt.progress)
+        replace_file(temporary, self._path)
         self._steps.flush()
         self._epoch_lines.flush()
         self._written = awake_s()

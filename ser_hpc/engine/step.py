@@ -7,7 +7,7 @@ pinned memory.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from ser_hpc.data.sampler import mix_seed
 from ser_hpc.engine import gpu
 from ser_hpc.engine.distributed.strategy import Strategy
 from ser_hpc.engine.distributed.world import World
-from ser_hpc.engine.objective import Objective, StepGradient
+from ser_hpc.engine.objective import Objective, StepTerms
 from ser_hpc.models.norms import RunningStatistics
 from ser_hpc.models.packed import to_device
 
@@ -40,15 +40,14 @@ def accumulate_gradients(
     None if memory ran out: what there is of gradients is worthless.
     """
     device = world.device
-    totals = objective.totals(clips)
     per_clip_loss = torch.zeros(len(objective.terms) + 1, len(clips), device=device)
     statistics.begin()
     try:
-        step_gradients = objective.step_gradients(strategy.forward, batches, len(clips), seed, world)
+        of_step = objective.begin_step(strategy.forward, batches, clips, seed, world)
         for turn, batch in enumerate(batches, start=1):
             torch.manual_seed(mix_seed(*seed, batch.number))
             last = turn == len(batches)
-            losses = _forward_backward(strategy, objective, batch, totals, step_gradients, device, last=last)
+            losses = _forward_backward(strategy, objective, batch, of_step, device, last=last)
             if len(batch.rows):  # else a filler
                 statistics.add(len(batch.rows))
                 wrong = to_device(batch.damaged, device)
@@ -67,14 +66,13 @@ def _forward_backward(
     strategy: Strategy,
     objective: Objective,
     batch: Batch,
-    totals: Mapping[str, float],
-    step_gradients: Mapping[str, StepGradient],
+    of_step: StepTerms,
     device: torch.device,
     *,
     last: bool,
 ) -> Tensor:
     """Add one micro-batch's gradients. Returns the loss of each clip by each task, (tasks, B)."""
     outputs = strategy.forward(to_device(batch.samples, device), batch.offsets, last=last)
-    loss, each = objective.loss(outputs, batch, totals, step_gradients)
+    loss, each = objective.loss(outputs, batch, of_step)
     strategy.backward(loss)
     return each

@@ -113,7 +113,6 @@ class StepMetrics:
     ) -> None:
         self.state, self.progress = state, progress
         self._data, self._objective, self._fp16, self._corrupt = data, objective, fp16, corrupt
-        self._main = data.tasks[0].name
         self._deferred, self._throughput, self._measured = DeferredMetrics(), Throughput(), False
 
     def measure_data_once(self, source: Source, steps: Iterable[list[MicroBatch]]) -> None:
@@ -152,8 +151,7 @@ class StepMetrics:
                 raise self._not_finite("loss", entry.clips[~finite.numpy()], len(finite))
             if not entry.grad_norm.isfinite() and not self._fp16:
                 raise self._not_finite("gradient", entry.clips, len(finite))
-            totals = self._objective.totals(entry.clips)
-            loss, weight = self._objective.combined(losses, entry.clips, totals), totals[self._main]
+            loss, weight = self._objective.combined(losses, entry.clips)
             before = self.state
             self.state = replace(
                 before,

@@ -14,6 +14,11 @@ from ser_hpc.config.trackers import TensorBoardSettings, TrackerSettings
 from ser_hpc.core.errors import UserError
 
 
+def build_trackers(settings: Sequence[TrackerSettings], folder: Path, trial: str, first_step: int) -> Trackers | None:
+    """Build a trial's trackers, as `Trackers` takes them; None if the settings name none."""
+    return Trackers(settings, folder, trial, first_step) if settings else None
+
+
 class Trackers:
     """All trackers of a trial. `folder`: the attempt's; `first_step`: the step at which it begins or goes on."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def build_loss(settings: LossSettings) -> Loss:
     """Build a loss: of outputs (B, width) float32 and targets each clip's, (B,); with `over_step` of weights (B,) too, ()."""
     match settings:
         case CrossEntropySettings():
-            return CrossEntropy(settings.label_smoothing)
+            return partial(F.cross_entropy, reduction="none", label_smoothing=settings.label_smoothing)
         case FocalSettings():
             return Focal(settings.gamma)
         case DivergenceSettings():
@@ -36,16 +37,6 @@ def build_loss(settings: LossSettings) -> Loss:
             return squared_error
     with explain_errors(settings.kind):
         return settings.build()
-
-
-class CrossEntropy:
-    """Cross-entropy of each clip, with label smoothing."""
-
-    def __init__(self, label_smoothing: float) -> None:
-        self.label_smoothing = label_smoothing
-
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.label_smoothing)
 
 
 class Focal:
