@@ -160,7 +160,7 @@ def group_by_step(source: Source, steps: Iterable[list[MicroBatch]]) -> Iterator
 def collate(micro: MicroBatch, samples: np.ndarray, offsets: np.ndarray, damaged: np.ndarray, targets: ClipTargets) -> Batch:
     """Join a micro-batch's clips. `targets`: of the whole index; the rest as a `Batch` has it."""
     positions = micro.clips.positions
-    real = (damaged == 0) & (not micro.is_filler)
+    real = (damaged == 0) & (len(micro.rows) > 0)  # of a filler none
     return Batch(
         samples=torch.from_numpy(samples),
         offsets=torch.from_numpy(offsets),

@@ -119,12 +119,13 @@ class Progress:
         self._what, self._state = what, state
         if not self._active:
             return
+        self._written = awake_s()
         # A stop has saved: the next start goes on from there, even where one before had come further and lost it.
         if (state.epoch, state.step) > self._furthest or (what == "stopped" and state.step > self._start_step):
             mark_progress()
         left = None
         if self._clock is not None and state.step > self._clock[0]:
-            a_step = (awake_s() - self._clock[1]) / (state.step - self._clock[0])
+            a_step = (self._written - self._clock[1]) / (state.step - self._clock[0])
             left = a_step * (self._total_steps - state.step)
         fields = {
             "state": what,
@@ -142,7 +143,6 @@ class Progress:
         replace_file(temporary, self._path)
         self._steps.flush()
         self._epoch_lines.flush()
-        self._written = awake_s()
 
     def sync(self) -> None:
         """Bring lines to the disk before a checkpoint: a resume from it must find those of every step before it."""
