@@ -45,8 +45,7 @@ def _section(
     if of_kind:
         yield _wrapped(inspect.cleandoc(section.__doc__ or ""), width, 2)
     for name, field in sorted(section.model_fields.items(), key=lambda item: bool(sections_of(item[1]))):
-        if name != "kind" or not of_kind:
-            yield from _field(f"{path}.{name}", field, width, listed)
+        yield from _field(f"{path}.{name}", field, width, listed)
 
 
 def _setting(path: str, field: FieldInfo, width: int) -> Iterator[str]:

@@ -37,7 +37,7 @@ class Progress:
         state: TrainState,
         total_steps: int,
         epochs: int,
-        trackers: Trackers | None,
+        trackers: Trackers | None = None,
         *,
         active: bool,
     ) -> None:
