@@ -1,9 +1,11 @@
-"""Turn ragged batches into logits: encoders on packed clips, without padding, and heads. A clip's score is its own.
+"""Turn ragged batches into each task's outputs: encoders on packed clips, and heads. A clip's score is its own.
 
-classifier       a front, an encoder and a head, built from the settings
+classifier       a front, an encoder and a head for each task, built from the settings
+frontend         what runs an encoder on clips: samples in, frames out
+adapters, losses what of an encoder is trained; how far outputs are from targets
 packed, norms    clips laid one after another; norms that see each clip alone
-encoders/        transformers' models and the 3-D convolutional recurrent network
-heads/           pooling and classifier, one file each
+encoders/        transformers' models, packed or padded, and the 3-D convolutional recurrent network
+heads/           poolings and heads, one file each
 
 It knows nothing of ranks, of corpora and of a run's files.
 """

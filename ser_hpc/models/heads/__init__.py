@@ -1,5 +1,5 @@
-"""Turn a clip's frames into its logits: heads, one file each.
+"""Turn a clip's frames into a task's outputs: heads and the poolings that they use, one file each.
 
-A new head is a file here, its settings in config/settings.py (`kind`, and its name in config/schema.py), and a line in
-`classifier.build_classifier`; features of a frozen encoder are cached for the mean alone (engine/feature_cache.py).
+A new head is a file here, its settings in config/heads.py, and a line in build.py; from outside the package it is one class
+(docs/extending.md). Features of a frozen encoder are cached for means alone (engine/feature_cache.py).
 """
