@@ -80,7 +80,7 @@ def only_launcher(run: RunDir, trials: Sequence[Trial]) -> Iterator[None]:
     with ExitStack() as held:
         for last in (False, False, True):  # who only looks whether one is at work has it for an instant
             try:
-                held.enter_context(file_lock(run.launcher, wait=False))
+                held.enter_context(file_lock(run.launcher_lock, wait=False))
                 break
             except BlockingIOError:
                 if last:
@@ -88,21 +88,21 @@ def only_launcher(run: RunDir, trials: Sequence[Trial]) -> Iterator[None]:
                     raise UserError(other) from None
                 time.sleep(0.05)
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "began": _began(os.getpid())}
-        # In place: the lock is the file's, not the name's.
-        run.launcher.write_text(json.dumps(mine | {"trials": [[trial.seed, trial.fold] for trial in trials]}))
+        with suppress(OSError):  # in place: the lock is the file's, not the name's
+            run.launcher_lock.write_text(json.dumps(mine | {"trials": [[trial.seed, trial.fold] for trial in trials]}))
         yield
 
 
 def _at_work(run: RunDir) -> _AtWork | None:
     """Return the launcher that holds the lock, if any does, and has said who it is."""
-    if not run.launcher.exists():
+    if not run.launcher_lock.exists():
         return None
     with suppress(OSError, ValueError, KeyError, TypeError):
         try:
-            with file_lock(run.launcher, wait=False):
+            with file_lock(run.launcher_lock, wait=False):
                 return None
         except BlockingIOError:
-            said = json.loads(run.launcher.read_text(encoding="utf-8"))
+            said = json.loads(run.launcher_lock.read_text(encoding="utf-8"))
             return _AtWork(said["host"], said["pid"], said["began"], tuple(Trial(*trial) for trial in said["trials"]))
     return None
 

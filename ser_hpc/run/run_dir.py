@@ -225,7 +225,7 @@ class RunDir:
         return self.path / ".lock"
 
     @property
-    def launcher(self) -> Path:
+    def launcher_lock(self) -> Path:
         return self.path / ".launcher"
 
     def trial(self, trial: Trial) -> TrialDir:

@@ -69,9 +69,9 @@ def command(shards: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "ser_hpc.launch", *machine, *tiny, *more]
 
 
-def given(words: Sequence[str]) -> str:
+def given(words: Sequence[str], code: int = 0) -> str:
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return " ".join(done.stdout.split())
 
 
@@ -120,12 +120,12 @@ def test_a_number_that_is_another_process_now_is_not_signalled(tmp_path: Path, m
     run, killed = RunDir(tmp_path), []
     monkeypatch.setattr(os, "kill", lambda *given: killed.append(given))
     with foreground.only_launcher(run, [Trial(0, 0)]):
-        written = json.loads(run.launcher.read_text())
+        written = json.loads(run.launcher_lock.read_text())
         assert "was asked" in LocalLauncher().cancel(run)[0] and len(killed) == 1
         for other in ({"began": "1"}, {"host": "elsewhere"}):
-            run.launcher.write_text(json.dumps(written | other))
+            run.launcher_lock.write_text(json.dumps(written | other))
             assert f"`kill -INT {os.getpid()}`" in LocalLauncher().cancel(run)[0] and len(killed) == 1
-        run.launcher.write_text("cut o")
+        run.launcher_lock.write_text("cut o")
         assert LocalLauncher().active(run) == {}
     assert LocalLauncher().active(run) == {}
 
@@ -156,7 +156,7 @@ def test_what_a_scheduler_has_is_left_alone_shown_and_cancelled(pbs: Path, shard
     assert set(choose.active_trials(run)) == ALL
     assert "3 trials are queued or running already, and are left alone" in given(words)
     trials = json.loads(status(run, "--json"))["trials"]
-    assert {trial["state"] for trial in trials} <= {"running", "starting"}
+    assert "running" in {trial["state"] for trial in trials} <= {"running", "starting"}
     assert "PBS was asked to cancel" in status(run, "--cancel")
     until(lambda: not choose.active_trials(run))
 
@@ -171,11 +171,11 @@ def test_one_that_runs_trials_itself_needs_one_method(away: Path, shards: Path) 
         "        return Loop()\n"
         "class Loop(ForegroundLauncher):\n"
         "    def run(self, batch):\n"
-        "        for trial in batch.todo:\n"
+        "        for trial in batch.todo[:1]:\n"  # the others would tell nothing new
         "            subprocess.run(batch.command(trial), env=os.environ | batch.environment, check=True)\n"
     )
-    assert "pooled" in given(command(shards, "train.epochs=1", "cluster.launcher=mine:OneByOne"))
-    assert not json.loads(the_run().report_json.read_text())["missing"] and not the_run().launchers.exists()
+    assert "2 of 3 trials are missing" in given(command(shards, "train.epochs=1", "cluster.launcher=mine:OneByOne"), code=1)
+    assert the_run().trial(Trial(0, 0)).is_done and not the_run().launchers.exists()
 
 
 class Idle(ForegroundLauncher):
