@@ -24,19 +24,20 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ser_hpc.core import cli
-from ser_hpc.core.errors import UserError, counted
+from ser_hpc.core.errors import UserError
 from ser_hpc.run import start_marks
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ser_hpc.config.settings import Settings
+    from ser_hpc.launchers.launcher import Batch, Launcher
     from ser_hpc.run.experiment import Experiment
     from ser_hpc.run.run_dir import RunDir, Trial
     from ser_hpc.run.snapshot import CodePolicy
@@ -63,155 +64,163 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(settings_help(shutil.get_terminal_size().columns)))
         return 0
     settings = _settings(options)
-    out = cli.make_console(stderr=options.prepare)
-    from ser_hpc.launchers import trial_checks
-    from ser_hpc.run.experiment import DEMO, demo_folder, planned_trials, prepare_experiment
+    if options.prepare:
+        return _prepare(settings, dry_run=options.dry_run)
+    out = cli.make_console()
+    from ser_hpc.launchers.choose import choose_launcher
+    from ser_hpc.monitor.local_progress import show_progress
 
-    launcher, reason = "local", ""
-    if not options.prepare:
-        from ser_hpc.launchers import detect
-
-        launcher, reason = detect.choose_launcher(settings.cluster.kind)
-    if launcher == "slurm":
-        from ser_hpc.launchers.slurm import inherited_variables
-
-        settings = settings.model_copy(update={"cluster": inherited_variables.drop_inherited(settings.cluster, out)})
-    trial_checks.check_run_root(settings)
-    if DEMO in settings.data.shards and not (options.prepare and options.dry_run):
-        from ser_hpc.run.demo_shards import make_demo_shards
-
-        make_demo_shards(demo_folder(settings), out)
-    experiment = prepare_experiment(settings)
-    if options.prepare and options.dry_run:
-        trials = [[trial.seed, trial.fold] for trial in planned_trials(experiment)]
-        print(json.dumps({"run": str(experiment.run.path.resolve()), "trials": trials}))
-        return 0
+    own_test, ended = not options.queue_anyway, options.ended
+    launcher, reason = choose_launcher(settings.cluster, show_progress, own_test=own_test, ended=ended)
+    settings = settings.model_copy(update={"cluster": launcher.resolve(settings.cluster, out)})
+    experiment = _plan(settings, out)
     if options.dry_run:
-        from ser_hpc.launchers import plan_screen
+        from ser_hpc.launchers import plan_screen, trial_checks
 
         fits = plan_screen.print_plan(experiment, launcher, _command(argv), trial_checks.check_trials(experiment), out)
         return 0 if fits else 2
-    if options.prepare:
-        trial_checks.check_trials(experiment)
-        print(_prepare(experiment).path)
-        return 0
     out.print(reason)
-    switches = {"wait": options.wait, "ended": options.ended, "own_test": not options.queue_anyway}
-    return _start(experiment, experiment.trials, launcher, options.code, out, **switches)
+    return _start(experiment, experiment.trials, launcher, options.code, out, wait=options.wait, ended=ended)
 
 
 def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), policy: CodePolicy = "refuse") -> int:
     """Start these trials of a planned run again, with its own settings, not on the nodes `exclude`."""
-    from ser_hpc.launchers import detect
-    from ser_hpc.launchers.slurm import inherited_variables
+    from ser_hpc.launchers.choose import choose_launcher
+    from ser_hpc.monitor.local_progress import show_progress
     from ser_hpc.run.experiment import reopen_experiment
 
     experiment = reopen_experiment(run)
     settings = experiment.settings
     cluster = settings.cluster.model_copy(update={"exclude": (*settings.cluster.exclude, *exclude)})
     out = cli.make_console()
-    launcher, reason = detect.choose_launcher(cluster.kind)
+    launcher, reason = choose_launcher(cluster, show_progress)
     out.print(reason)
-    cluster = inherited_variables.drop_inherited(cluster, out) if launcher == "slurm" else cluster
-    experiment = replace(experiment, settings=settings.model_copy(update={"cluster": cluster}))
-    return _start(experiment, trials, launcher, policy, out)
+    settings = settings.model_copy(update={"cluster": launcher.resolve(cluster, out)})
+    return _start(replace(experiment, settings=settings), trials, launcher, policy, out)
 
 
-def _prepare(experiment: Experiment) -> RunDir:
-    """Write the run and its code for a task of slurm/train.sbatch; record its array, whose element K runs the K-th trial."""
+def _plan(settings: Settings, out: Console) -> Experiment:
+    """Plan the run, and make what only the demo needs."""
+    from ser_hpc.launchers import trial_checks
+    from ser_hpc.run.experiment import DEMO, demo_folder, prepare_experiment
+
+    trial_checks.check_run_root(settings)
+    if DEMO in settings.data.shards:
+        from ser_hpc.run.demo_shards import make_demo_shards
+
+        make_demo_shards(demo_folder(settings), out)
+    return prepare_experiment(settings)
+
+
+def _prepare(settings: Settings, *, dry_run: bool) -> int:
+    """Write the run and its code for a task of slurm/train.sbatch, and print its path; its array, whose element K runs the K-th
+    trial, is submitted by being recorded. `dry_run`: only print path and trials."""
     from ser_hpc.core.atomic_io import file_lock
+    from ser_hpc.launchers import trial_checks
+    from ser_hpc.launchers.launcher import Batch
+    from ser_hpc.launchers.slurm.launcher import RunningArray
     from ser_hpc.run import snapshot
     from ser_hpc.run.create_run import write_run
+    from ser_hpc.run.experiment import planned_trials, prepare_experiment
 
+    out = cli.make_console(stderr=True)
+    if dry_run:
+        trial_checks.check_run_root(settings)
+        experiment = prepare_experiment(settings)
+        trials = [[trial.seed, trial.fold] for trial in planned_trials(experiment)]
+        print(json.dumps({"run": str(experiment.run.path.resolve()), "trials": trials}))
+        return 0
+    experiment = _plan(settings, out)
+    trial_checks.check_trials(experiment)
     run = experiment.run
     run.path.mkdir(parents=True, exist_ok=True)
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    with file_lock(run.lock):  # its tasks may all arrive at once
-        if array is not None:
-            from ser_hpc.launchers.slurm import jobs
-            from ser_hpc.launchers.slurm.submissions import read_submissions, record_submission
-
-            if array in {submission.job for submission in read_submissions(run)}:
-                return run
-        _refuse_run_of_before(experiment, "refuse")
-        digest = snapshot.choose_code(run, "refuse").digest
-        write_run(experiment)
-        if array is not None:
-            record_submission(run, jobs.of_this_array(run, os.environ, digest))
-    return run
+    array = RunningArray() if "SLURM_ARRAY_JOB_ID" in os.environ else None
+    with file_lock(run.lock) as lock:  # its tasks may all arrive at once
+        if array is None or not array.has(run):
+            _refuse_run_of_before(experiment, "refuse")
+            environment = snapshot.snapshot_environment(snapshot.choose_code(run, "refuse"))
+            write_run(experiment)
+            if array is not None:
+                array.submit(Batch(experiment, experiment.trials, {}, environment, out, lock))
+    print(run.path)
+    return 0
 
 
 def _start(
     experiment: Experiment,
     wanted: Sequence[Trial],
-    launcher: str,
+    launcher: Launcher,
     policy: CodePolicy,
     out: Console,
     *,
     wait: bool = False,
     ended: Sequence[str] = (),
-    own_test: bool = True,
 ) -> int:
     """Start what is neither done nor queued; one launcher of a run at a time decides that, and writes nothing before.
 
-    `wait`: for submitted jobs, feeding in those for which there was no room; `ended`: clusters whose jobs are known to be over;
-    `own_test`: whether Slurm's own test of the jobs must be passed.
+    `wait`: for submitted jobs, feeding in those for which there was no room; `ended`: clusters whose jobs are known to be over.
     """
     from ser_hpc.launchers import plan_screen, trial_checks
-    from ser_hpc.launchers.slurm import enqueue, jobs
+    from ser_hpc.launchers.choose import known_launchers
+    from ser_hpc.launchers.launcher import Batch
     from ser_hpc.run import snapshot
     from ser_hpc.run.create_run import write_run
 
     run = experiment.run
     notes = [] if all(run.trial(trial).is_done for trial in wanted) else trial_checks.check_trials(experiment)
     run.path.mkdir(parents=True, exist_ok=True)
+    left: Sequence[Trial] = ()
     with _alone(run, out) as lock:
-        for cluster in ended:
-            jobs.end_elsewhere(run, cluster)
-        notes += jobs.settle_submissions(run)
-        held = jobs.active_jobs(run, on_slurm=launcher == "slurm")
+        held = [each.held(run, experiment.settings.cluster) for each in known_launchers(run, launcher, ended=ended)]
+        busy = {trial: job for theirs in held for trial, job in theirs.trials.items()}
         unfinished = [trial for trial in wanted if not run.trial(trial).is_done]
-        todo = [trial for trial in unfinished if trial not in held]
-        notes += enqueue.not_applied(run, held, experiment.settings.cluster)
-        plan_screen.print_start(experiment, todo, held, notes, out)
-        left: Sequence[Trial] = ()
+        todo = [trial for trial in unfinished if trial not in busy]
+        notes += [note for theirs in held for note in theirs.notes]
+        plan_screen.print_start(experiment, todo, busy, notes, out)
+        batch = Batch(experiment, todo, held[0].trials, {}, out, lock)
         if todo:
             _refuse_run_of_before(experiment, policy)
-            environment = snapshot.snapshot_environment(snapshot.choose_code(run, policy, jobs.queued_codes(run, held)))
-            if launcher == "slurm":
-                left = enqueue.enqueue_trials(experiment, todo, held, environment, lock, out, own_test=own_test)
-            else:
-                write_run(experiment)
+            codes = {code: trials for theirs in held for code, trials in theirs.codes.items()}
+            code = snapshot.choose_code(run, policy, codes)
+            batch = replace(batch, environment=snapshot.snapshot_environment(code))
+            _print_notes(launcher.check(batch), out)
+            write_run(experiment)
+            left = () if launcher.in_foreground else launcher.submit(batch)
         else:
             write_run(experiment)  # whatever was lost or changed of it since: it is planned anew, and keeps what is trained
-            if held and launcher == "slurm":
-                environment = snapshot.snapshot_environment(snapshot.choose_code(run, "saved"))
-                enqueue.add_missing_report(experiment, held, environment, lock, out)
-    if launcher == "local" and todo:
-        _run_here(experiment, todo, environment, out)
+            launcher.add_missing_report(batch)
+    if todo and launcher.in_foreground:
+        launcher.submit(replace(batch, lock=None))
     elif unfinished:
         if not wait:
             return 0
-        _wait(experiment, left, environment, out)
+        _wait(launcher, replace(batch, todo=left, lock=None))
     return _report(run, out)
 
 
-def _wait(experiment: Experiment, left: Sequence[Trial], environment: Mapping[str, str], out: Console) -> None:
-    """Follow the run's jobs to their end, and submit the trials that are `left` as others end."""
-    from ser_hpc.launchers.slurm import enqueue, jobs
+def _wait(launcher: Launcher, batch: Batch) -> None:
+    """Follow the run's jobs to their end, and submit the trials that are left `todo` as others end."""
     from ser_hpc.monitor.poll import poll_until_done
 
-    run, waiting = experiment.run, list(left)
+    run, out, waiting = batch.run, batch.out, list(batch.todo)
 
     def submit_more() -> int:
         if waiting:
             with _alone(run, out) as lock:
-                held = jobs.active_jobs(run)
+                held = launcher.active(run)
                 todo = [trial for trial in waiting if trial not in held and not run.trial(trial).is_done]
-                waiting[:] = enqueue.enqueue_trials(experiment, todo, held, environment, lock, out) if todo else []
+                more = replace(batch, todo=todo, held=held, lock=lock)
+                if todo:
+                    _print_notes(launcher.check(more), out)
+                waiting[:] = launcher.submit(more) if todo else ()
         return len(waiting)
 
     poll_until_done(run, out, submit_more)
+
+
+def _print_notes(notes: Sequence[str], out: Console) -> None:
+    for note in notes:
+        out.print(f"note: {note}", soft_wrap=True)
 
 
 @contextmanager
@@ -238,31 +247,6 @@ def _refuse_run_of_before(experiment: Experiment, policy: CodePolicy) -> None:
             f"{experiment.run.path} was planned by an earlier version of this package. It can be reported on at any time; to "
             "go on with it, add --code saved: its jobs then run its own code. Or give another run.name, for a run of its own."
         )
-
-
-def _run_here(experiment: Experiment, todo: Sequence[Trial], environment: Mapping[str, str], out: Console) -> None:
-    from rich.text import Text
-
-    from ser_hpc.launchers import detect
-    from ser_hpc.launchers.local import log_path, run_trials
-    from ser_hpc.monitor.local_progress import show_progress
-
-    run, cluster = experiment.run, experiment.settings.cluster
-    machine = detect.describe_machine(cluster)
-    out.print(machine.description() + ".")
-    try:
-        with show_progress(run, todo, out) as watch:
-            most = cluster.max_starts_without_progress
-            codes = run_trials(run, todo, machine, watch, environment, max_starts=most)
-    except KeyboardInterrupt:
-        out.print(f"Interrupted; what was trained is saved in {run.path}. The same command goes on from there.")
-        raise
-    for trial, exit_code in codes.items():
-        if exit_code:
-            message = Text.assemble((f"{trial} ended with exit code {exit_code}", "red"), f"; its log: {log_path(run, trial)}")
-            out.print(message, soft_wrap=True)
-    if left := len(todo) - len(codes):
-        out.print(f"{counted(left, 'trial')} not started: each would end in the same error. Mend it, then launch again.")
 
 
 def _report(run: RunDir, out: Console) -> int:

@@ -94,21 +94,21 @@ def _logs(run: RunDir, number: int) -> int:
 
 
 def _cancel(run: RunDir, out: Console) -> int:
-    from ser_hpc.core.errors import listed
-    from ser_hpc.launchers.slurm import jobs
+    from ser_hpc.launchers.choose import known_launchers
+    from ser_hpc.launchers.local_launcher import LocalLauncher
     from ser_hpc.monitor.poll import poll_once
 
     statuses, _ = poll_once(run)
-    cancelled = jobs.cancel_jobs(run)
-    if cancelled:
-        out.print(f"Slurm was asked to cancel {listed(cancelled, 20)}. The launch command goes on from what is saved.")
-    left = [status.job for status in statuses if status.job is not None and status.has_job]
-    if others := sorted({job.job for job in left if job.array not in cancelled}):
-        out.print(f"Not submitted by this run's launcher, so left alone: to cancel them, scancel {' '.join(others)}")
-    here = [status for status in statuses if status.runs_without_slurm]
-    for host, process in sorted({status.attempts[-1].process_to_stop for status in here}):
+    with_launcher = LocalLauncher().active(run)
+    told = False
+    for launcher in known_launchers(run):
+        for line in launcher.cancel(run):  # said at once: the next one may not answer
+            out.print(line)
+            told = True
+    alone = [status for status in statuses if status.runs_without_slurm and status.trial not in with_launcher]
+    for host, process in sorted({status.attempts[-1].process_to_stop for status in alone}):
         out.print(f"Trials run on {host} without Slurm: there, `kill -INT {process}` makes them save and stop.")
-    if not cancelled and not others and not here:
+    if not told and not alone:
         out.print("Nothing of this run is queued or running.")
     return 0
 
@@ -116,12 +116,12 @@ def _cancel(run: RunDir, out: Console) -> int:
 def _retry(run: RunDir, out: Console, policy: CodePolicy, trial_filter: TrialFilter) -> int:
     from ser_hpc.core.errors import listed
     from ser_hpc.launch import resubmit
-    from ser_hpc.launchers.slurm import jobs
+    from ser_hpc.launchers.choose import active_trials
     from ser_hpc.monitor.poll import poll_once
     from ser_hpc.monitor.trial_status import failed_nodes
 
     statuses, _ = poll_once(run)
-    busy = jobs.active_jobs(run)
+    busy = active_trials(run)
     again = [status for status in trial_filter.of(statuses) if status.is_open and status.trial not in busy]
     if not again:
         which = "every trial that is asked for" if trial_filter else "every trial"

@@ -29,12 +29,14 @@ class Choice:
 
     def of(self, value: Any) -> type[Section]:
         """Return the settings class that a value asks for. Raises ValueError naming the kinds that there are."""
-        default = next(iter(self.kinds))
+        default = next(iter(self.kinds), "")
         kind = value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", value)
         if kind in self.kinds:
             return self.kinds[kind]
         if is_outside(kind):
             return import_outside(kind, self.base)
+        if not self.kinds:
+            raise ValueError(f"there is no kind {kind!r}: write module:Class, from outside the package")
         near = difflib.get_close_matches(str(kind), self.kinds, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {listed(list(self.kinds), 30)}"
         raise ValueError(f"there is no kind {kind!r}; {hint} (or module:Class, from outside the package)")

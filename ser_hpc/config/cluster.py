@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ser_hpc.config.launchers import OutsideLauncher
 from ser_hpc.config.sbatch import SbatchOptions, SrunArguments
 from ser_hpc.config.section import Positive, Section, Strings
 from ser_hpc.core.errors import UserError
@@ -56,6 +57,8 @@ class ClusterSettings(Section):
     `auto` or none: Slurm as in `generic` where it is configured, else this machine."""
     kind: Literal["auto", "slurm", "local"] = "auto"
     """`auto`: Slurm where it is configured, else this machine. A profile says it: rarely given by hand."""
+    launcher: OutsideLauncher = None
+    """What starts trials in the place of `kind`, from outside the package, as `my_launcher:Mine`; see docs/clusters.md."""
     partition: str | None = None
     """Slurm partition of the trials: a name of `partitions`, or the site's own; none: the site's default."""
     partitions: dict[str, str] = Field(default={})

@@ -14,16 +14,16 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ser_hpc.core.atomic_io import file_lock
 from ser_hpc.core.awake_clock import awake_s
 from ser_hpc.core.cores import THREADS
-from ser_hpc.core.errors import UserError, listed
+from ser_hpc.core.errors import listed
 from ser_hpc.launchers.detect import Machine
+from ser_hpc.launchers.foreground import only_launcher
 from ser_hpc.run import start_marks
 from ser_hpc.run.attempt import CANNOT_GO_ON, SUPERSEDED
 from ser_hpc.run.attempt_end import read_end
@@ -109,7 +109,7 @@ def run_trials(
     jobs: list[LocalJob] = []
     in_vain: dict[Trial, int] = {}  # starts in a row
     more = {"SER_HPC_LAUNCH": uuid.uuid4().hex, **(environment or {})}
-    with _only_launcher(run) if alone else nullcontext(), _counted_signals() as signals:
+    with only_launcher(run, trials) if alone else nullcontext(), _counted_signals() as signals:
         try:
             while waiting or any(job.exit_code is None for job in jobs):
                 while waiting and free:
@@ -214,18 +214,6 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     """Signal the rank's whole session; it may have ended a moment ago."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-
-
-@contextmanager
-def _only_launcher(run: RunDir) -> Iterator[None]:
-    with ExitStack() as held:
-        try:
-            held.enter_context(file_lock(run.path / ".launcher", wait=False))
-        except BlockingIOError:
-            raise UserError(
-                f"another launcher is running trials of {run.path} on this machine; wait for it or stop it"
-            ) from None
-        yield
 
 
 @contextmanager

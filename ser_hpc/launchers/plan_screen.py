@@ -10,20 +10,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from ser_hpc.core.errors import UserError, counted, listed
+from ser_hpc.core.errors import counted, listed
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER
 from ser_hpc.data import augmentation
-from ser_hpc.launchers.detect import describe_machine
 from ser_hpc.launchers.estimate import estimate_cost
-from ser_hpc.launchers.slurm import site_checks, submit
-from ser_hpc.launchers.slurm.queue import JobState
+from ser_hpc.launchers.job_state import JobState
+from ser_hpc.launchers.launcher import Launcher
 from ser_hpc.protocols import fold_tables
-from ser_hpc.run import chosen_precision, snapshot
+from ser_hpc.run import chosen_precision
 from ser_hpc.run.experiment import DEMO, Experiment
 from ser_hpc.run.run_dir import Trial
 
 
-def print_plan(experiment: Experiment, launcher: str, command: str, notes: Sequence[str], out: Console) -> bool:
+def print_plan(experiment: Experiment, launcher: Launcher, command: str, notes: Sequence[str], out: Console) -> bool:
     """Print all that `--dry-run` shows; return whether the site would take the jobs. `notes`: of `check_trials`."""
     settings, run = experiment.settings, experiment.run
     exists = "  (exists: only what is unfinished would run)" if run.plan.exists() else ""
@@ -49,35 +48,9 @@ def print_plan(experiment: Experiment, launcher: str, command: str, notes: Seque
     seeds = f"seed{'s' * (len(settings.seeds) > 1)} {listed(settings.seeds, 12)}"
     out.print(f"\n{len(todo)} of {counted(len(experiment.trials), 'trial')} to run, {seeds}; each:")
     out.print(f"  python -m ser_hpc.train --run-dir {shlex.quote(str(run.path))} --fold K --seed S", soft_wrap=True)
-    is_taken = True
-    if launcher == "slurm":
-        is_taken = _jobs(experiment, -(-len(todo) // settings.cluster.trials_per_gpu), out)
-    else:
-        out.print(f"  here: {describe_machine(settings.cluster).description()}")
-        out.print(f"then\n  python -m ser_hpc.report {shlex.quote(str(run.path))}", soft_wrap=True)
+    is_taken = launcher.show(experiment, todo, out)
     out.print(f"\nNothing was started. To start: {command.replace(' --dry-run', '')}", soft_wrap=True)
     return is_taken
-
-
-def _jobs(experiment: Experiment, num_jobs: int, out: Console) -> bool:
-    """Print the exact batch scripts and the site's verdict on them; return whether it would take them."""
-    run, cluster = experiment.run, experiment.settings.cluster
-    if not num_jobs:
-        return True
-    cluster, chosen = site_checks.choose_gpus(cluster)
-    environment = snapshot.snapshot_environment(snapshot.CodeSnapshot(run.code.resolve() / snapshot.present_digest()))
-    scripts = submit.batch_scripts(run, num_jobs, cluster, environment)
-    for name, text in scripts:
-        out.print(f"\n----- the batch script of the {name}")
-        out.print(text, soft_wrap=True)
-    out.print("-----")
-    try:
-        notes = site_checks.check_trial_jobs(cluster, run.path, estimate_cost(experiment, on_gpu=True).disk_peak, scripts)
-        out.print("The site would take these jobs." + "".join(f"\nnote: {note}" for note in (*chosen, *notes)))
-    except UserError as error:
-        out.print(Text.assemble(("Launched like this, it would be refused: ", "red"), str(error)))
-        return False
-    return True
 
 
 def print_start(
@@ -102,9 +75,8 @@ def print_start(
         out.print(f"{counted(len(todo), 'trial')} to run.")
 
 
-def _costs(experiment: Experiment, launcher: str, out: Console) -> None:
-    here = describe_machine(experiment.settings.cluster) if launcher == "local" else None
-    on_gpu = launcher == "slurm" or bool(here and here.gpus)
+def _costs(experiment: Experiment, launcher: Launcher, out: Console) -> None:
+    on_gpu = launcher.uses_gpus(experiment.settings.cluster)
     cost = estimate_cost(experiment, on_gpu=on_gpu)
     free = shutil.disk_usage(_existing(experiment.run.path)).free
     out.print(

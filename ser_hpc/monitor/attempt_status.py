@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ser_hpc.core.atomic_io import read_json
-from ser_hpc.launchers.slurm.queue import JobState
+from ser_hpc.launchers.job_state import JobState
 from ser_hpc.run.attempt_end import AttemptEnd, read_end
 from ser_hpc.run.run_dir import AttemptDir
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.live import Live
 
-from ser_hpc.launchers.slurm.jobs import job_states
+from ser_hpc.launchers.choose import trial_states
 from ser_hpc.monitor import status_screen
 from ser_hpc.monitor.trial_filter import EVERYTHING, TrialFilter
 from ser_hpc.monitor.trial_status import TrialStatus, read_status
@@ -20,8 +20,8 @@ _ASK_SLURM_S = 20.0  # its controller serves everybody
 
 
 def poll_once(run: RunDir) -> tuple[tuple[TrialStatus, ...], tuple[str, ...]]:
-    """Return the status of every trial of the run, and notes on what Slurm could not be asked."""
-    jobs, notes = job_states(run)
+    """Return the status of every trial of the run, and notes on what could not be asked."""
+    jobs, notes = trial_states(run)
     return read_status(run, jobs, time.time()), notes
 
 
@@ -31,7 +31,7 @@ def poll_until_done(
     """Show the run until nothing runs or waits, and return the last statuses. A terminal is redrawn; a log gets a line for each
     change of the headline, and the screen last.
 
-    `submit_more`: called whenever Slurm is asked; returns the number of trials that it has yet to submit.
+    `submit_more`: called whenever jobs are asked for; returns the number of trials that it has yet to submit.
     """
     printed, queried_s, left = "", 0.0, 0
     statuses: tuple[TrialStatus, ...] = ()
@@ -41,7 +41,7 @@ def poll_until_done(
             began = time.monotonic()
             if began - queried_s > _ASK_SLURM_S or not queried_s:
                 left = submit_more()
-                jobs, notes = job_states(run)
+                jobs, notes = trial_states(run)
                 queried_s = time.monotonic()
             statuses = read_status(run, jobs, time.time(), statuses)
             live.update(draw(run, statuses, notes, time.time(), out, trial_filter), refresh=out.is_terminal)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ser_hpc.launchers.slurm.queue import UNKNOWN, JobState
+from ser_hpc.launchers.job_state import UNKNOWN, JobState
 from ser_hpc.monitor.attempt_status import AttemptStatus
 from ser_hpc.monitor.slurm_messages import explain_end, explain_wait, is_held, suspended
 
@@ -86,7 +86,9 @@ def _queued(job: JobState, newest: AttemptStatus | None) -> tuple[str, str]:
 def _on_nodes(job: JobState, newest: AttemptStatus | None, known: TrialEvidence) -> tuple[str, str]:
     """Decide the state of a trial that runs by Slurm's account."""
     elapsed_s = job.elapsed_s or 0.0
-    if newest is not None and not newest.is_of_this_start(job, known.submitted, known.now - elapsed_s):
+    if newest is not None and job.elapsed_s is None and job.restarts is None:  # of another scheduler, which does not tell
+        newest = None if newest.has_ended else newest
+    elif newest is not None and not newest.is_of_this_start(job, known.submitted, known.now - elapsed_s):
         newest = None
     silent_s = elapsed_s
     if newest is not None:

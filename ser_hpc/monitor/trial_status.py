@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from ser_hpc.launchers.job_state import JobState
 from ser_hpc.launchers.slurm import starts
-from ser_hpc.launchers.slurm.queue import JobState
 from ser_hpc.launchers.slurm.submissions import Submission, read_submissions
 from ser_hpc.monitor.attempt_status import AttemptStatus, read_attempt, read_if_whole
 from ser_hpc.monitor.cause_words import FailureCause

@@ -7,7 +7,7 @@ RUN/                              runs/<name>-<8 hex of what changes the result>
   plan.json                       classes, folds in words and counts, trials, notes; written before any trial starts
   precision.json                  what all trials compute in, where the settings left it to the first of them (once)
   report.json  report.md          written by the report
-  jobs/                           what was submitted (submitted.jsonl), the launcher's files, every rank's log
+  jobs/                           what was submitted (submitted.jsonl; launchers.json), the launcher's files, every rank's log
   code/<12 hex>/                  the code that its jobs run
   states/<12 hex>/00017.npy       of a frozen encoder: what it makes of each clip, in blocks that all trials share
   seed_0/fold_2/                  one trial
@@ -213,12 +213,20 @@ class RunDir:
         return self.jobs / "submitted.jsonl"
 
     @property
+    def launchers(self) -> Path:
+        return self.jobs / "launchers.json"
+
+    @property
     def code(self) -> Path:
         return self.path / "code"
 
     @property
     def lock(self) -> Path:
         return self.path / ".lock"
+
+    @property
+    def launcher_lock(self) -> Path:
+        return self.path / ".launcher"
 
     def trial(self, trial: Trial) -> TrialDir:
         return TrialDir(self.path / f"seed_{trial.seed}" / f"fold_{trial.fold}", trial)

@@ -13,8 +13,9 @@ import pytest
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.core.atomic_io import write_json
 from ser_hpc.core.errors import UserError
+from ser_hpc.launchers.job_state import FORGOTTEN, UNKNOWN
 from ser_hpc.launchers.slurm import enqueue, jobs, queue, slurm_info, submissions
-from ser_hpc.launchers.slurm.queue import FORGOTTEN, UNKNOWN, SlurmError
+from ser_hpc.launchers.slurm.queue import SlurmError
 from ser_hpc.launchers.slurm.submissions import Submission, record_submission
 from ser_hpc.run.run_dir import RunDir, Trial
 

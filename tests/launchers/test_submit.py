@@ -27,6 +27,7 @@ from ser_hpc.core import cli
 from ser_hpc.core.errors import UserError
 from ser_hpc.launchers import trial_checks
 from ser_hpc.launchers.slurm import jobs, site_checks, submit_once, user_limits
+from ser_hpc.launchers.slurm.launcher import SlurmLauncher
 from ser_hpc.launchers.slurm.submissions import read_submissions
 from ser_hpc.run.experiment import Experiment, prepare_experiment
 from ser_hpc.run.run_dir import RunDir, Trial
@@ -60,7 +61,7 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
 
 
 def launch_here(experiment: Experiment) -> int:
-    return launch._start(experiment, experiment.trials, "slurm", "refuse", cli.make_console())
+    return launch._start(experiment, experiment.trials, SlurmLauncher(), "refuse", cli.make_console())
 
 
 def launch_and_kill(experiment: Experiment, after_s: float) -> bool:
@@ -209,7 +210,7 @@ def test_more_trials_than_an_array_or_the_queue_holds_go_out_bit_by_bit(
 def test_one_report_waits_for_all_that_is_queued(waiting: Cluster, experiment: Experiment) -> None:
     """Each job in the queue counts against the user's limit."""
     half = experiment.trials[:4]
-    assert launch._start(experiment, half, "slurm", "refuse", cli.make_console()) == 0
+    assert launch._start(experiment, half, SlurmLauncher(), "refuse", cli.make_console()) == 0
     assert launch_here(experiment) == 0
     assert queued(experiment.run, waiting) == (Counter(experiment.trials), 1)
 

@@ -26,7 +26,8 @@ from pathlib import Path
 
 from ser_hpc.core.atomic_io import read_json, write_text
 from ser_hpc.core.errors import UserError, listed
-from ser_hpc.launchers.slurm.queue import FORGOTTEN, UNKNOWN, JobState, SlurmError, cluster_name, run_slurm, sacct, squeue
+from ser_hpc.launchers.job_state import FORGOTTEN, UNKNOWN, JobState
+from ser_hpc.launchers.slurm.queue import SlurmError, cluster_name, run_slurm, sacct, squeue
 from ser_hpc.launchers.slurm.submissions import VOID, Submission, read_submissions, record_submission
 from ser_hpc.run.run_dir import RunDir, Trial
 

@@ -1,14 +1,14 @@
 """Read the state of jobs from Slurm: squeue for those in the queue, sacct for those that have left it.
 
-A job is named as Slurm names it: "123_4" is element 4 of array 123, and "123" a job that is no array. Numbers are given anew
-after a reset, and by every cluster: callers compare user and name of the answer with those they expect.
+Numbers of jobs are given anew after a reset, and by every cluster: callers compare user and name of the answer with those they
+expect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
+from ser_hpc.launchers.job_state import ENDED, JobState
 from ser_hpc.launchers.slurm import slurm_info
 from ser_hpc.launchers.slurm.slurm_info import run_query
 
@@ -28,47 +28,6 @@ _SQUEUE_FIELDS = (
     "WorkDir",
 )
 _SACCT_FIELDS = ("JobID", "UID", "JobName", "State", "NodeList", "Elapsed", "ExitCode")
-UNKNOWN = "UNKNOWN"  # ours: it may be queued or running, but Slurm cannot be asked
-FORGOTTEN = "FORGOTTEN"  # ours: squeue knows it no more and sacct cannot tell
-# A state that is not one of these, even one of a later Slurm, may still come to something: it counts as active.
-_ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
-_ENDED |= {"REVOKED", FORGOTTEN}
-
-
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """The state of a job. `user`: a uid; `state`: Slurm's name, or ours; `exit_code`: such as "1:0", code and signal.
-
-    `elapsed_s`, and `left_s` until its time limit, are seconds, None where unknown. `command`: the script and its arguments, as
-    they were submitted in `folder`.
-    """
-
-    job: str
-    user: str
-    name: str
-    state: str
-    reason: str = ""
-    nodes: str = ""
-    elapsed_s: float | None = None
-    left_s: float | None = None
-    restarts: int | None = None
-    exit_code: str | None = None
-    command: str = ""
-    folder: str = ""
-
-    @property
-    def is_active(self) -> bool:
-        """True if it is queued, running, or on its way back to the queue."""
-        return self.state not in _ENDED
-
-    @property
-    def array(self) -> str:
-        return self.job.split("_")[0]
-
-    @property
-    def element(self) -> int:
-        """The job's index in its array; 0 if it is no array."""
-        return int(self.job.partition("_")[2] or 0)
 
 
 class SlurmError(Exception):
@@ -104,7 +63,7 @@ def squeue(users: Collection[int]) -> list[JobState]:
     for job, user, name, state, reason, nodes, used, left, restarts, status, script, folder in _rows(
         lines, len(_SQUEUE_FIELDS)
     ):
-        exit_code = f"{int(status) >> 8}:{int(status) & 127}" if state in _ENDED else None
+        exit_code = f"{int(status) >> 8}:{int(status) & 127}" if state in ENDED else None
         states.append(
             JobState(
                 *(job, user, name, state, _present(reason), _present(nodes), _seconds(used), _seconds(left), int(restarts)),
