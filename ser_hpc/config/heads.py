@@ -59,7 +59,7 @@ class HeadSettings(Section):
 
 
 class MeanPoolSettings(HeadSettings):
-    """Projection, mean over a clip's real frames, linear classifier (as transformers classifies)."""
+    """The default: projection, mean over a clip's real frames, linear classifier (as transformers classifies)."""
 
     kind: Literal["mean_pool"] = "mean_pool"
     projection: Positive = 256
@@ -69,7 +69,8 @@ class MeanPoolSettings(HeadSettings):
 
 
 class MlpSettings(HeadSettings):
-    """A pooling, hidden layers with ReLU and dropout, linear classifier."""
+    """A pooling (`pooling`), hidden layers with ReLU and dropout, linear classifier. Under a frozen encoder, that runs in every
+    epoch."""
 
     kind: Literal["mlp"] = "mlp"
     pooling: Pooling = MeanPooling()
@@ -93,7 +94,7 @@ class ProbeSettings(HeadSettings):
     """Layers whose frames are averaged, side by side: `all`, `last`, or a list of numbers: 0 is what enters the first layer, 1
     what leaves it."""
     statistics: Literal["mean", "mean_std"] = "mean"
-    """Of each layer's frames the mean, or the mean and the standard deviation."""
+    """Of each layer's frames the `mean`, or the mean and the standard deviation (`mean_std`)."""
     l2: Annotated[tuple[PositiveFloat, ...], BeforeValidator(_tuple_of_numbers), Field(min_length=1)] = (
         *(10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01),
     )

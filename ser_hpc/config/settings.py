@@ -145,7 +145,7 @@ class EncoderModel(ModelSettings):
     dropout: Probability | None = None
     """Sets every dropout of the encoder; none: as its own configuration says."""
     freeze: Literal["none", "feature_encoder", "encoder"] = "none"
-    """What is not trained: nothing, the convolutional feature encoder, or the whole encoder."""
+    """What is not trained: `none`, the convolutional `feature_encoder`, or the whole `encoder`."""
     freeze_layers: Annotated[int, Field(ge=0)] = 0
     """The lowest so many transformer layers are not trained, nor is anything below them."""
     whisper_pad_to_30s: bool = False

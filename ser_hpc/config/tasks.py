@@ -56,13 +56,14 @@ class TaskSettings(Section):
 
 
 class EmotionSettings(TaskSettings):
-    """The classes of `data.labels`: they plan the folds and head the report."""
+    """The classes of `data.labels`: they plan the folds and head the report. Losses: cross_entropy, the default, and focal."""
 
     kind: Literal["emotion"] = "emotion"
 
 
 class ClassificationSettings(TaskSettings):
-    """Classes that a text column names. Clips whose text is empty, or no class, teach nothing here."""
+    """Classes that a text column names. Clips whose text is empty, or no class, teach nothing here. Losses: cross_entropy, the
+    default, and focal."""
 
     kind: Literal["classification"] = "classification"
     column: str
@@ -75,7 +76,7 @@ class ClassificationSettings(TaskSettings):
 
 class DistributionSettings(TaskSettings):
     """A distribution over the classes of `data.labels`, from annotators' votes: a field `angry=3 neutral=1` of the extra
-    annotations."""
+    annotations. Loss: kl."""
 
     kind: Literal["distribution"] = "distribution"
     column: str = "votes"
@@ -87,7 +88,8 @@ class DistributionSettings(TaskSettings):
 
 
 class NumbersSettings(TaskSettings):
-    """One number or several, such as arousal, valence and dominance. Clips that lack one of them teach nothing here."""
+    """One number or several, such as arousal, valence and dominance. Clips that lack one of them teach nothing here. Losses:
+    concordance, the default, and squared_error."""
 
     kind: Literal["numbers"] = "numbers"
     columns: Annotated[Strings, Field(min_length=1)]
