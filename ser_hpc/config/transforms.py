@@ -5,6 +5,7 @@
       augment: {preset: noise_background_mask, sounds_path: /noise}  # one with arguments of its transforms changed, or
       augment:                                                       # any chain
         - {name: AddGaussianNoise, p: 0.5, min_amplitude: 0.001, max_amplitude: 0.015}
+        - {name: RoomResponse, p: 0.3, rt60_s: [0.1, 0.5]}             # of this package
         - {name: OneOf, transforms: [{name: Gain}, {name: PolarityInversion}]}
 
 Pitch, tempo and loudness carry emotion: every range is a setting, and the plan shows the whole chain.
@@ -20,7 +21,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from ser_hpc.config.extensions import import_outside, is_outside
-from ser_hpc.config.section import Fraction, Section
+from ser_hpc.config.section import Fraction, PositiveFloat, Section
 
 # What the field publishes again and again. The first is the example of audiomentations' own documentation (its ranges are the
 # package's defaults) less `Shift`, which moves speech out of the clip; a stretched clip keeps all its sound, and so another
@@ -53,6 +54,18 @@ class TransformSettings(Section):
         raise NotImplementedError
 
 
+class RoomResponseSettings(TransformSettings):
+    """A synthetic room around the speaker, drawn anew for each clip."""
+
+    rt60_s: tuple[PositiveFloat, PositiveFloat] = (0.1, 0.6)
+    """Reverberation time, from and to, in seconds: in it the room's response falls by 60 dB."""
+    direct_to_reverberant_db: tuple[float, float] = (0.0, 15.0)
+    """How much stronger the direct sound is than the room's, from and to."""
+
+
+OWN_TRANSFORMS: dict[str, type[TransformSettings]] = {"RoomResponse": RoomResponseSettings}
+
+
 class Transform(BaseModel):
     """`name` of an audiomentations transform, or `module:Class` from outside the package; every other field is an argument of
     it. Folders (`..._path`) become absolute."""
@@ -68,7 +81,9 @@ class Transform(BaseModel):
 
     @model_validator(mode="after")
     def _from_outside(self) -> Self:
-        if is_outside(self.name):
+        if self.name in OWN_TRANSFORMS:
+            OWN_TRANSFORMS[self.name].model_validate(self.arguments)
+        elif is_outside(self.name):
             import_outside(self.name, TransformSettings).model_validate(self.arguments)
         return self
 
