@@ -83,8 +83,10 @@ def _import(name: str) -> ModuleType:
     try:
         _forget_other_copies(name)
         module = importlib.import_module(name)
-        # What it imports later, within its functions, is looked for there too; so do processes that this one starts.
-        before += [place for place in (*copies, here) if place not in before]
+        # What it imports later, within its functions, is looked for there too; so do processes that this one starts. A run's
+        # copies stay first: the folder that a job is started in may hold the same files, edited since.
+        before[:] = [*copies, *(place for place in before if place not in copies)]
+        before += [here] if here not in before else []
         return module
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
