@@ -160,6 +160,13 @@ def test_settings_that_would_do_nothing_are_refused(words: list[str], told: str)
         load_settings(None, words)
 
 
+def test_the_order_of_tasks_means_nothing() -> None:
+    """It is no part of a run's name, so it may not decide which weights the heads begin with."""
+    one, other = (f"{name}: {{kind: classification, column: {name}}}" for name in ("gender", "speaker"))
+    both = [list(load_settings(None, [f"tasks={{{', '.join(order)}}}"]).tasks) for order in ([one, other], [other, one])]
+    assert both == [["emotion", "gender", "speaker"]] * 2
+
+
 def part(base: type[Any], made: Any, **named: Any) -> Any:
     """Settings from outside whose `build` (or `divide`) returns this."""
     body = {"build": lambda *_: made, "divide": lambda *_: made, "__module__": __name__, **named}
