@@ -160,6 +160,18 @@ def test_settings_that_would_do_nothing_are_refused(words: list[str], told: str)
         load_settings(None, words)
 
 
+def test_torch_refusing_a_shape_is_a_mistake_and_memory_that_ran_out_is_none(here: Path) -> None:
+    write(here, {"outs_a.py": HEAD.replace("...", "width[0] @ width[1]")})
+    mine: Any = load_settings(None, ["model.head={kind: 'outs_a:Mine'}"]).model
+    with pytest.raises(RuntimeError) as caught:
+        mine.head.build((torch.ones(2, 3), torch.ones(2, 3)), 1)
+    told = extensions.outsiders_mistake(caught.value, ["outs_a:Mine"])
+    assert told is not None and "outs_a.py" in told
+    for passing in ("CUDA error: out of memory", "cuFFT error: CUFFT_INTERNAL_ERROR", "NCCL communicator was aborted"):
+        passing_error = RuntimeError(passing).with_traceback(caught.value.__traceback__)
+        assert extensions.outsiders_mistake(passing_error, ["outs_a:Mine"]) is None
+
+
 def test_the_order_of_tasks_means_nothing() -> None:
     """It is no part of a run's name, so it may not decide which weights the heads begin with."""
     one, other = (f"{name}: {{kind: classification, column: {name}}}" for name in ("gender", "speaker"))

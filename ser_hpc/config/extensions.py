@@ -228,12 +228,12 @@ _MISTAKES = (
 )
 
 
-_NOT_ITS_FAULT = ("memory", "CUDA", "cuda", "NCCL", "gloo", "Connection", "CUBLAS", "CUDNN")
+_NOT_ITS_FAULT = ("memory", "cuda", "cufft", "cublas", "cudnn", "nccl", "gloo", "connection")
 
 
 def _is_of_shapes(error: BaseException) -> bool:
     """Tell whether torch refuses an operation, as for the shapes or dtypes that it was given: nothing that may pass."""
-    return type(error) is RuntimeError and not any(word in str(error) for word in _NOT_ITS_FAULT)
+    return type(error) is RuntimeError and not any(word in str(error).lower() for word in _NOT_ITS_FAULT)
 
 
 def outsiders_mistake(error: BaseException, references: Iterable[str]) -> str | None:
