@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from ser_hpc.core.errors import UserError, listed
 
 OUTSIDE = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
 _T = TypeVar("_T")
+_LIBRARIES = {Path(path) for name, path in sysconfig.get_paths().items() if name in ("purelib", "platlib")}
 _copies: list[Path] = []  # the folders of runs whose settings are being read, the innermost last
 
 
@@ -45,7 +47,8 @@ def import_from(folder: Path) -> Iterator[None]:
 
 
 def import_outside(reference: str, base: type[_T]) -> type[_T]:
-    """Import the class that `module:Class` names. Raises ValueError, in words: no such module or class, or none of `base`."""
+    """Import the class that `module:Class` names. Raises ValueError, in words: no such module or class, none of `base`, or one
+    that does not say how its part is made."""
     match = OUTSIDE.fullmatch(reference)
     assert match is not None
     module = _import(match["module"])
@@ -58,7 +61,20 @@ def import_outside(reference: str, base: type[_T]) -> type[_T]:
             f"{reference} ({_file(module)}) must be a class derived from {base.__module__}.{base.__name__}, "
             f"and derives from {listed([each.__name__ for each in found.__bases__])}"
         )
+    if packaged := [each for each in found.__mro__ if _is_kind_of_the_package(each, base)]:  # whose builder would be asked
+        raise ValueError(
+            f"{reference} ({_file(module)}) derives from {packaged[0].__name__}, a kind of the package's own: derive it from "
+            f"{base.__name__}, and let its `build` make what it needs"
+        )
+    if lacking := [name for name in ("build", "divide") if getattr(found, name, 0) is getattr(base, name, 1)]:
+        raise ValueError(f"{reference} ({_file(module)}) has no method {lacking[0]!r} of its own; see {base.__name__}")
     return found
+
+
+def _is_kind_of_the_package(found: type, base: type) -> bool:
+    """Tell whether a class is settings that one of the package's builders takes, and not only data or a base."""
+    kind = getattr(found, "model_fields", {}).get("kind")
+    return issubclass(found, base) and found.__module__.startswith("ser_hpc.") and kind is not None and kind.default != ""
 
 
 def _import(name: str) -> ModuleType:
@@ -67,14 +83,16 @@ def _import(name: str) -> ModuleType:
     try:
         _forget_other_copies(name)
         module = importlib.import_module(name)
-        # What it imports later, within its functions, is looked for there too; so do processes that this one starts.
-        before += [place for place in (*copies, here) if place not in before]
+        # What it imports later, within its functions, is looked for there too; so do processes that this one starts. A run's
+        # copies stay first: the folder that a job is started in may hold the same files, edited since.
+        before[:] = [*copies, *(place for place in before if place not in copies)]
+        before += [here] if here not in before else []
         return module
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise ValueError(f"there is no module {name!r}, neither in {(copies or [here])[0]} nor installed") from None
         raise ValueError(f"module {name!r} cannot be imported: {describe_error(error)}") from error
-    except Exception as error:  # whatever stands there
+    except (Exception, SystemExit) as error:  # whatever stands there
         raise ValueError(f"module {name!r} cannot be imported: {describe_error(error)}") from error
     finally:
         sys.path[:] = before
@@ -99,13 +117,18 @@ def _file(module: ModuleType) -> str:
 
 
 def sources_of(references: Iterable[str]) -> dict[str, bytes]:
-    """Read the sources behind `module:Class` references: each file's path below its import root, and its content."""
+    """Read the sources behind `module:Class` references: each file's path below its import root, and its content.
+
+    Raises UserError where there are none: compiled code can be neither copied nor compared.
+    """
     found: dict[str, bytes] = {}
     for reference in references:
         module = sys.modules[reference.partition(":")[0]]
-        file = Path(_file(module)).resolve()
+        file = Path(_file(module)).absolute()  # a link stays one: what it is imported by is its name, and what lies beside it
         root = file.parents[module.__name__.count(".") + (file.name == "__init__.py")]
         _collect(root, module.__name__.partition(".")[0], found)
+        if file.suffix != ".py" or file.relative_to(root).as_posix() not in found:
+            raise UserError(f"{reference}: {file} is no Python source, so nothing says which code the run was made with")
     return dict(sorted(found.items()))
 
 
@@ -118,19 +141,24 @@ def _collect(root: Path, name: str, found: dict[str, bytes]) -> None:
         if path in found:
             continue
         found[path] = file.read_bytes()
-        for other in _imported(found[path], path):
+        for other in () if root in _LIBRARIES else _imported(found[path], path):
             _collect(root, other, found)
 
 
 def _imported(source: bytes, path: str) -> set[str]:
-    """List the first names of all modules that a source imports, relative imports left out: its package is taken whole."""
+    """List the first names of all modules that a source imports but Python's own and this package, which are what they are
+    wherever they lie. Relative imports are left out: its package is taken whole; so is what cannot be imported at all."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source, path)):
+    try:
+        tree = ast.parse(source, path)
+    except (SyntaxError, ValueError):  # a file of the package that nobody imports, or tries to and goes on without
+        return names
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.partition(".")[0])
-    return names
+    return names - sys.stdlib_module_names - {__name__.partition(".")[0]}
 
 
 def sources_digest(sources: Mapping[str, bytes]) -> str:
@@ -165,6 +193,19 @@ def explain_errors(reference: str) -> Iterator[None]:
         raise UserError(f"{reference}: {_where(error, reference)}") from error
 
 
+def check_made(reference: str, made: object, fits: bool, wanted: str) -> None:
+    """Raise UserError where what an outsider's code returned is not what is wanted of it."""
+    if not fits:
+        raise UserError(f"{reference}: it returned {_shown(made)}, and must return {wanted}")
+
+
+def _shown(made: object) -> str:
+    """Describe a value by its type; of an array or tensor also by shape and dtype."""
+    shape = getattr(made, "shape", None)
+    described = f" of shape {tuple(shape)}, {getattr(made, 'dtype', '')}" if isinstance(shape, tuple) else ""
+    return "None" if made is None else f"{type(made).__name__}{described}"
+
+
 def _where(error: BaseException, reference: str) -> str:
     """Describe an error by the last line of the outsider's own file that it passed."""
     module = sys.modules.get(reference.partition(":")[0])
@@ -187,12 +228,20 @@ _MISTAKES = (
 )
 
 
+_NOT_ITS_FAULT = ("memory", "cuda", "cufft", "cublas", "cudnn", "nccl", "gloo", "connection")
+
+
+def _is_of_shapes(error: BaseException) -> bool:
+    """Tell whether torch refuses an operation, as for the shapes or dtypes that it was given: nothing that may pass."""
+    return type(error) is RuntimeError and not any(word in str(error).lower() for word in _NOT_ITS_FAULT)
+
+
 def outsiders_mistake(error: BaseException, references: Iterable[str]) -> str | None:
     """Say which outsider's line made a mistake that each further start would repeat; None: it is no such mistake.
 
     What passes through its code without being its fault (memory that ran out, a lost rank) is left to others.
     """
-    if isinstance(error, UserError) or not isinstance(error, _MISTAKES):
+    if isinstance(error, UserError) or not (isinstance(error, _MISTAKES) or _is_of_shapes(error)):
         return None
     for reference in references:
         own = getattr(sys.modules.get(reference.partition(":")[0]), "__file__", None)

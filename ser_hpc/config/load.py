@@ -191,7 +191,7 @@ def _hint(section: Sequence[str], key: str, tree: dict[str, Any]) -> str:
     meant = same or [here[name] for name in near] or [path for path in paths if path[-1] in slip]
     if meant:
         return f"did you mean {' or '.join('.'.join(path) for path in meant)}?"
-    return f"known: {', '.join(here)}"
+    return f"known: {', '.join(here)}" if here else "there is no such setting"
 
 
 def _paths(section: type[BaseModel], tree: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -306,6 +306,10 @@ class Settings(Section):
             raise ValueError(f"train.select_by={self.train.select_by} names no task; there are {', '.join(self.tasks)}")
         if probes := [name for name, task in self.tasks.items() if isinstance(task.head, ProbeSettings)]:
             raise ValueError(f"tasks.{probes[0]}.head: a probe is no task's own head; set model.head.kind=probe")
+        if headed := [
+            name for name, task in self.tasks.items() if task.head is not None and isinstance(self.model, AcrnnModel)
+        ]:
+            raise ValueError(f"tasks.{headed[0]}.head: model.kind=acrnn has its own attention under every task: leave it out")
         if not any(task.weight for task in self.tasks.values()):
             raise ValueError("every task has weight 0: nothing would be learnt")
         return self
@@ -321,6 +325,8 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _probe_of_what_is_frozen(self) -> Self:
+        if isinstance(getattr(self.model, "head", None), ProbeSettings) and not isinstance(self.model, EncoderModel):
+            raise ValueError("model.head.kind=probe fits to what an encoder of transformers' makes: use model.kind=encoder")
         if not self.is_probe:
             return self
         assert isinstance(self.model, EncoderModel)

@@ -114,9 +114,10 @@ TaskChoice = Annotated[
 
 
 def with_emotion(value: Any) -> Any:
-    """Put the main task first, where others were given alone, and give it its kind."""
+    """Put the main task first, where others were given alone, and give it its kind; the others go by name: the order in which
+    they were written shall not draw other weights for their heads, as it names no other run."""
     if not isinstance(value, dict):
         return value
     main = value.get(MAIN, {})
     main = {"kind": "emotion"} | main if isinstance(main, dict) else main
-    return {MAIN: main} | {name: task for name, task in value.items() if name != MAIN}
+    return {MAIN: main} | {name: value[name] for name in sorted(value, key=str) if name != MAIN}

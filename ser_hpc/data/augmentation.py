@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ser_hpc.config.extensions import explain_errors, import_outside, is_outside
+from ser_hpc.config.extensions import check_made, explain_errors, import_outside, is_outside
 from ser_hpc.config.transforms import Transform, TransformSettings, named_paths
 from ser_hpc.core.errors import UserError
 from ser_hpc.shards import RATE
@@ -139,13 +139,17 @@ class _FromOutside:
             settings = import_outside(name, TransformSettings).model_validate(arguments)
             assert isinstance(settings, TransformSettings)
             self._settings, self._change = settings, settings.build()
+        check_made(f"{name}.build", self._change, callable(self._change), "a function of sound and rate")
         self._name = name
 
     def __call__(self, sound: np.ndarray, rate: int) -> np.ndarray:
         if np.random.random() >= self._settings.p:
             return sound
         with explain_errors(self._name):
-            return np.asarray(self._change(sound, rate), dtype=np.float32)
+            made = self._change(sound, rate)
+        fits = isinstance(made, np.ndarray) and made.ndim == 1 and np.issubdtype(made.dtype, np.floating)
+        check_made(self._name, made, fits, "an array (samples,) of floats, 1 being full scale")
+        return np.asarray(made, dtype=np.float32)
 
     def __repr__(self) -> str:
         return f"{self._name}({self._settings!r})"

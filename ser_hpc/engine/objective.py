@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ser_hpc.config.extensions import check_made
+from ser_hpc.core.errors import UserError
 from ser_hpc.data.batches import Batch
 from ser_hpc.data.sampler import mix_seed
 from ser_hpc.engine import gpu
@@ -68,7 +70,7 @@ class Objective:
         """Compute a micro-batch's share of the step's loss, (), and the loss of each of its clips, (tasks, B)."""
         shares, each = [], []
         for term in self.terms:
-            output = outputs[term.name].float()
+            output = _checked(term, outputs[term.name], batch)
             weights = to_device(batch.weights[term.name], output.device)
             if term.over_step:
                 gradient = of_step.gradients[term.name]
@@ -77,6 +79,7 @@ class Objective:
                 losses = gradient.value.expand(len(output))
             else:
                 losses = term.loss(output, to_device(batch.targets[term.name], output.device))
+                _check_loss(term, losses, (len(output),))
                 share = (losses * weights).sum() / (of_step.totals[term.name] or 1.0)
             shares.append(share if term.weight == 1 else term.weight * share)
             each.append(losses.detach())
@@ -107,7 +110,7 @@ class Objective:
                     torch.manual_seed(mix_seed(*seed, batch.number))
                     outputs = forward(to_device(batch.samples, world.device), batch.offsets)
                     for term in terms if len(batch.rows) else ():
-                        gathered[term.name].put(outputs[term.name], batch, term.name)
+                        gathered[term.name].put(_checked(term, outputs[term.name], batch), batch, term.name)
         except RuntimeError as error:
             if not gpu.is_out_of_memory(error):
                 raise
@@ -150,7 +153,7 @@ class _Gathered:
     def put(self, outputs: Tensor, batch: Batch, name: str) -> None:
         device = self.outputs.device
         rows = to_device(torch.from_numpy(batch.rows), device)
-        self.outputs[rows] = outputs.float()
+        self.outputs[rows] = outputs
         self.targets[rows] = to_device(batch.targets[name], device)
         self.weights[rows] = to_device(batch.weights[name], device)
 
@@ -163,5 +166,23 @@ class _Gathered:
         outputs = self.outputs.clone().requires_grad_()
         with torch.enable_grad():
             value = term.loss(outputs[given], self.targets[given], self.weights[given])
+        _check_loss(term, value, ())
         (gradient,) = torch.autograd.grad(value, outputs)
         return StepGradient(value.detach().float(), gradient)
+
+
+def _checked(term: Term, output: Tensor, batch: Batch) -> Tensor:
+    """Return a head's outputs of a micro-batch, float32. Raises UserError where they are not (B, width)."""
+    shape = (len(batch.targets[term.name]), term.width)
+    fits = isinstance(output, Tensor) and tuple(output.shape) == shape and output.is_floating_point()
+    check_made(f"tasks.{term.name}: its head", output, fits, f"a tensor of shape {shape}, of floats")
+    return output.float()
+
+
+def _check_loss(term: Term, losses: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise UserError where a loss is not of each clip, or of the step; or does not depend on the outputs."""
+    fits = isinstance(losses, Tensor) and tuple(losses.shape) == shape and losses.is_floating_point()
+    wanted = f"a tensor of shape {shape}: " + ("the loss of each clip" if shape else "one number for the step")
+    check_made(f"tasks.{term.name}: its loss", losses, fits, wanted)
+    if torch.is_grad_enabled() and not losses.requires_grad:
+        raise UserError(f"tasks.{term.name}: its loss has no gradient by the outputs: was one of them detached?")

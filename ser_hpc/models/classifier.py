@@ -11,12 +11,12 @@ A clip's outputs do not change with what it is batched with, up to rounding.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from ser_hpc.config.extensions import explain_errors, is_outside
+from ser_hpc.config.extensions import check_made, explain_errors, is_outside
 from ser_hpc.config.heads import HeadSettings, MeanPoolSettings, ProbeSettings
 from ser_hpc.config.settings import AcrnnModel, EncoderModel, ModelSettings
 from ser_hpc.config.tasks import MAIN
@@ -163,5 +163,8 @@ def _encoder(settings: ModelSettings, pooled_width: int | None) -> tuple[Fronten
         return front, model, width, frozen
     assert is_outside(settings.kind)
     with explain_errors(settings.kind):
-        made: tuple[Frontend, nn.Module, int] = settings.build()
+        made: Any = settings.build()
+    kinds = (Frontend, nn.Module, int)
+    fits = isinstance(made, tuple) and len(made) == len(kinds) and all(map(isinstance, made, kinds))
+    check_made(f"{settings.kind}.build", made, fits, "a front (derived from Frontend), a torch module, and its frames' width")
     return *made, frozen

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
 
 
+@runtime_checkable
 class Frontend(Protocol):
     """A front that feeds an encoder: it has no parameters, so nothing of it is trained, cast or saved.
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ser_hpc.config.extensions import explain_errors
+from ser_hpc.config.extensions import check_made, explain_errors
 from ser_hpc.config.losses import (
     ConcordanceSettings,
     CrossEntropySettings,
@@ -36,7 +38,22 @@ def build_loss(settings: LossSettings) -> Loss:
         case SquaredErrorSettings():
             return squared_error
     with explain_errors(settings.kind):
-        return settings.build()
+        loss = settings.build()
+        wanted = ("outputs", "targets", "weights") if settings.over_step else ("outputs", "targets")
+        fits = callable(loss) and _takes(loss, len(wanted))
+        check_made(f"{settings.kind}.build", loss, fits, f"a function of {', '.join(wanted)}")
+        return loss
+
+
+def _takes(function: Callable[..., Any], arguments: int) -> bool:
+    """Tell whether a function can be called with so many arguments, as far as it says."""
+    try:
+        inspect.signature(function).bind(*range(arguments))
+    except TypeError:
+        return False
+    except ValueError:  # it does not say
+        return True
+    return True
 
 
 class Focal:

@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from ser_hpc.config.extensions import explain_errors
+from ser_hpc.config.extensions import check_made, explain_errors
 from ser_hpc.config.protocols import ProtocolSettings
 from ser_hpc.core.errors import UserError, counted, listed
 from ser_hpc.corpora.labels import LabelSet
@@ -114,13 +115,30 @@ def divide(clips: ClipTable, protocol: str | ProtocolSettings, options: Protocol
     """Make a protocol's folds and notes, unchecked. Raises UserError where the corpus does not allow protocol or count."""
     if isinstance(protocol, ProtocolSettings):
         with explain_errors(protocol.kind):
-            drafts, notes = protocol.divide(clips, options.count)
-            return list(drafts), [str(note) for note in notes]
+            made = protocol.divide(clips, options.count)
+        return _checked(made, protocol.kind, len(clips.target))
     if protocol not in _PROTOCOLS:
         raise UserError(f"there is no protocol {protocol!r}; choose one of {listed(PROTOCOLS)}")
     if protocol != "cross_corpus" and (options.train_corpora or options.test_corpora):
         raise UserError(f"folds.train_corpora and folds.test_corpora are for the protocol cross_corpus, not for {protocol}")
     return _PROTOCOLS[protocol](clips, options)
+
+
+def _checked(made: Any, reference: str, num_clips: int) -> Drafts:
+    """Return the folds and notes of a protocol from outside. Raises UserError where they are none."""
+    two = isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], list | tuple)
+    drafts = list(made[0]) if two and isinstance(made[0], list | tuple) else []
+    fits = bool(drafts) and all(isinstance(draft, FoldDraft) for draft in drafts)
+    check_made(f"{reference}.divide", made, fits, "a list of one FoldDraft at least, and a list of notes")
+    for number, draft in enumerate(drafts):
+        side, sides = draft.side, (TRAIN, DEV, TEST)
+        of_clips = isinstance(side, np.ndarray) and side.shape == (num_clips,) and side.dtype.kind in "iu"
+        of_clips = of_clips and set(np.unique(side).tolist()) <= {*sides, NOWHERE}
+        check_made(f"{reference}: fold {number}", side, of_clips, f"for each of {num_clips} clips TRAIN, DEV, TEST or NOWHERE")
+        check_made(f"{reference}: fold {number}", draft.descriptions, len(draft.descriptions) == 3, "three descriptions")
+        if empty := [name for name, each in zip(("train", "dev", "test"), sides, strict=True) if not (side == each).any()]:
+            raise UserError(f"{reference}: fold {number} has no clips in its {listed(empty)} part: each part needs some")
+    return drafts, [str(note) for note in made[1]]
 
 
 def _cap(clips: ClipTable, sides: Sequence[np.ndarray], most: int) -> str:

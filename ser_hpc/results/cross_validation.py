@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ser_hpc.config.extensions import import_from
+from ser_hpc.config.load import EXTENSIONS
 from ser_hpc.core.errors import UserError
 from ser_hpc.results import intervals, plan_checks
 from ser_hpc.results.about import describe_run
@@ -138,6 +140,8 @@ def _cross_validate(run: RunDir, notes: Sequence[str]) -> CrossValidation:
     finished = _aggregate(trials) if trials else None
     interval = Interval(None, "trials are missing") if missing else _interval(trials, plan)
     complete = [[t for t in trials if t.trial.seed == seed] for seed in plan["seeds"]]
+    with import_from(run.path / EXTENSIONS):  # a target may come from outside the package
+        tasks = score_tasks(plan, {t.trial: t.test for t in trials})
     return CrossValidation(
         plan=plan,
         trials=trials,
@@ -153,9 +157,13 @@ def _cross_validate(run: RunDir, notes: Sequence[str]) -> CrossValidation:
             *_dev_differences(trials),
             *_damaged_clips(done),
         ),
-        warnings=tuple(sanity_warnings(done, {t.trial: t.confusion for t in trials}, plan["classes"], interval)),
+        warnings=tuple(
+            sanity_warnings(
+                done, {t.trial: t.confusion for t in trials}, plan["classes"], interval, alone=not plan.get("tasks")
+            )
+        ),
         about=describe_run(run, plan, done),
-        tasks=score_tasks(plan, {t.trial: t.test for t in trials}),
+        tasks=tasks,
     )
 
 

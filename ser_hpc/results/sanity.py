@@ -17,9 +17,15 @@ _DIVERGED = 2.0  # times the loss of a model that tells nothing apart
 
 
 def sanity_warnings(
-    folders: Iterable[TrialDir], confusions: Mapping[Trial, np.ndarray], classes: Sequence[str], interval: Interval
+    folders: Iterable[TrialDir],
+    confusions: Mapping[Trial, np.ndarray],
+    classes: Sequence[str],
+    interval: Interval,
+    *,
+    alone: bool = True,
 ) -> list[str]:
-    """Return warnings for the top of a report. `confusions`: of each finished trial's test part, true by predicted, (C, C)."""
+    """Return warnings for the top of a report. `confusions`: of each finished trial's test part, true by predicted, (C, C);
+    `alone`: there is no other task, whose loss would be part of the training loss."""
     found = []
     if confusions:
         total = np.sum(list(confusions.values()), axis=0)
@@ -32,7 +38,7 @@ def sanity_warnings(
             found.append(f"The model has collapsed: every test clip is given the same class in {each}.")
     if interval.bounds and interval.bounds[0] == interval.bounds[1]:
         found.append("The interval has no width: whichever speakers are drawn, the score is the same.")
-    if ran_away := [message for folder in folders if (message := _diverged(folder, len(classes)))]:
+    if ran_away := [message for folder in folders if alone and (message := _diverged(folder, len(classes)))]:
         found.append(
             f"Training has diverged: the loss ended at {listed(ran_away, 12)}; telling nothing apart makes it "
             f"{math.log(len(classes)):.3g}."

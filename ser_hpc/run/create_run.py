@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from ser_hpc.config import extensions
 from ser_hpc.config.load import EXTENSIONS, dump_settings
-from ser_hpc.core.atomic_io import write_text
+from ser_hpc.core.atomic_io import write_aside, write_text
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import labels
 from ser_hpc.run import identity
@@ -34,7 +34,8 @@ def write_run(experiment: Experiment) -> RunDir:
         model = model.model_copy(update={"weights": str(folder.resolve())})
     settings = experiment.settings.model_copy(update={"seeds": tuple(seeds), "data": data, "model": model})
     for path, content in extensions.sources_of(settings.outsiders()).items():
-        write_text(run.path / EXTENSIONS / path, content.decode())
+        with write_aside(run.path / EXTENSIONS / path) as copy:  # the bytes: Python's files may be of any encoding
+            copy.write_bytes(content)
     write_text(run.settings, dump_settings(settings, experiment.identity.schema))  # its own code may go on with it
     write_text(run.labels, labels.dump_label_set(experiment.label_set))
     e = experiment

@@ -32,7 +32,7 @@ from ser_hpc.run.run_dir import RunDir, Trial
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.pack_report import packing_notes
 from ser_hpc.shards.storage import Location, parse_location
-from ser_hpc.tasks.task import Task, build_tasks
+from ser_hpc.tasks.task import Task, build_tasks, check_selection
 
 DEMO = "demo"
 WHISPER_SECONDS = 30.0  # its window
@@ -102,6 +102,7 @@ def prepare_experiment(settings: Settings, label_set: LabelSet | None = None) ->
     check_norm_groups(settings, index.metadata.seconds[targets != DROPPED])
     augmentation.check_augmentation(settings.data.augment)
     tasks = build_tasks(settings.tasks, _Columns(index, label_set, targets), settings.train.class_weights)
+    check_selection(tasks, settings.train.select_by)
     run_identity, run = _run(settings, label_set, index.fingerprint)
     notes = tuple(note for root in index.roots for note in packing_notes(root))
     return Experiment(settings, index, label_set, targets, folds, run_identity, run, tasks, notes)

@@ -133,7 +133,7 @@ class DistributionTarget(Target):
     def read(self, pairs: Sequence[tuple[Json, Json]]) -> tuple[np.ndarray, np.ndarray]:
         values, predicted = (
             np.array([[float(row[name]) for name in self.classes] for row in rows]).reshape(len(pairs), self.width)
-            for rows in zip(*pairs, strict=True)
+            for rows in _columns(pairs)
         )
         return values, np.log(np.clip(predicted, 1e-9, 1))
 
@@ -174,7 +174,7 @@ class NumbersTarget(Target):
         values, outputs = (
             (np.array([[float(row[name]) for name in self.names] for row in rows]).reshape(len(pairs), self.width) - self.low)
             / (self.high - self.low)
-            for rows in zip(*pairs, strict=True)
+            for rows in _columns(pairs)
         )
         return values, outputs
 
@@ -200,6 +200,11 @@ def make_target(described: dict[str, Json]) -> Target:
         raise UserError(f"a task's target is of the kind {described['kind']!r}; this version knows {listed(list(kinds))}")
     made: Target = kind(**fields)
     return made
+
+
+def _columns(pairs: Sequence[tuple[Json, Json]]) -> tuple[list[Json], list[Json]]:
+    """Return all truths and all predictions: none of each, where no clip of a part has a target."""
+    return [truth for truth, _ in pairs], [predicted for _, predicted in pairs]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
-from ser_hpc.config.extensions import explain_errors, is_outside
+from ser_hpc.config.extensions import check_made, explain_errors, is_outside
 from ser_hpc.config.heads import HeadSettings
-from ser_hpc.config.losses import CrossEntropySettings, LossSettings
+from ser_hpc.config.losses import DEFAULTS, CrossEntropySettings, LossSettings
 from ser_hpc.config.tasks import (
     MAIN,
     ClassificationSettings,
@@ -106,11 +106,23 @@ def build_tasks(settings: Mapping[str, TaskSettings], columns: Columns, class_we
     return tuple(_build(name, task, columns, class_weights) for name, task in settings.items())
 
 
+def check_selection(tasks: Sequence[Task], select_by: str) -> None:
+    """Raise UserError where `train.select_by` names no score of a task, or one of which less is better."""
+    name, _, score = select_by.partition(".")
+    task = next(task for task in tasks if task.name == name)
+    first = np.flatnonzero(task.target.is_given(task.values))[:1]
+    scores = task.target.scores(task.values[first], np.zeros((1, task.target.width), np.float32))
+    known = [each for each in scores if not each.startswith("rmse")]  # an error: the highest would be chosen
+    if (score or task.target.best) not in known:
+        raise UserError(f"train.select_by={select_by}: higher is better of these scores of {name}: {listed(known, 20)}")
+
+
 def _build(name: str, settings: TaskSettings, columns: Columns, class_weights: str) -> Task:
     if is_outside(settings.kind):
         with explain_errors(settings.kind):
             made: Task = settings.build(name, columns)
-            return made
+            _check_task(made, name, settings.kind, len(columns.targets))
+        return made
     balanced = False
     match settings:
         case ClassificationSettings():
@@ -126,6 +138,31 @@ def _build(name: str, settings: TaskSettings, columns: Columns, class_weights: s
     if not target.is_given(values).any():
         raise UserError(f"tasks.{name}: no clip has a target")
     return Task(name, target, values, settings.chosen_loss, settings.weight, balanced, settings.head)
+
+
+def _check_task(made: Task, name: str, reference: str, num_clips: int) -> None:
+    """Raise UserError where a task from outside is none that can be learnt."""
+    check_made(f"{reference}.build", made, isinstance(made, Task), "a Task")
+    target, values = made.target, made.values
+    if made.name != name:
+        raise UserError(f"{reference}: its Task is named {made.name!r}; name it as `build` is told, {name!r}")
+    check_made(f"{reference}: its Task's target", target, isinstance(target, Target), "a Target, such as ClassTarget(classes)")
+    of_clips = isinstance(values, np.ndarray) and len(values) == num_clips
+    check_made(f"{reference}: its Task's values", values, of_clips, f"an array with a row for each of {num_clips} clips")
+    if isinstance(target, ClassTarget):
+        fits = values.shape == (num_clips,) and values.dtype == np.int64 and -1 <= values.min() <= values.max() < target.width
+        wanted = f"int64 ({num_clips},), class indices below {target.width}, -1 where a clip has none"
+        check_made(f"{reference}: its Task's values", values, bool(fits), wanted)
+    elif isinstance(target, DistributionTarget | NumbersTarget):
+        fits = values.shape == (num_clips, target.width) and values.dtype == np.float32
+        check_made(f"{reference}: its Task's values", values, fits, f"float32 ({num_clips}, {target.width})")
+    if not target.is_given(values).any():
+        raise UserError(f"tasks.{name}: no clip has a target")
+    if target.kind in DEFAULTS and target.kind not in made.loss.targets:
+        raise UserError(
+            f"tasks.{name}: loss {made.loss.kind} does not learn from a {target.kind} target; let {reference} say so by a "
+            f"property `target`, or give its Task a loss such as {DEFAULTS[target.kind].kind}"
+        )
 
 
 def _classes(name: str, settings: ClassificationSettings, columns: Columns) -> tuple[Target, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ser_hpc.config.extensions import explain_errors
+from ser_hpc.config.extensions import check_made, explain_errors
 from ser_hpc.config.heads import (
     AttentionPooling,
     HeadSettings,
@@ -28,6 +28,7 @@ def build_head(settings: HeadSettings, width: int, outputs: int) -> nn.Module:
             return Mlp(settings, build_pooling(settings.pooling, width), outputs)
     with explain_errors(settings.kind):
         head: nn.Module = settings.build(width, outputs)
+        check_made(f"{settings.kind}.build", head, isinstance(head, nn.Module), "a torch module")
         return head
 
 
@@ -42,4 +43,6 @@ def build_pooling(settings: PoolingSettings, width: int) -> pooling.Pooling:
             return pooling.Attention(width, settings.hidden)
     with explain_errors(settings.kind):
         made: pooling.Pooling = settings.build(width)
+        fits = isinstance(made, nn.Module) and isinstance(getattr(made, "out_width", None), int)
+        check_made(f"{settings.kind}.build", made, fits, "a torch module whose `out_width` is the width of what it makes")
         return made
