@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from ser_hpc.config.extensions import check_made, explain_errors, import_outside, is_outside
-from ser_hpc.config.transforms import Transform, TransformSettings, named_paths
+from ser_hpc.config.transforms import OWN_TRANSFORMS, RoomResponseSettings, Transform, TransformSettings, named_paths
 from ser_hpc.core.errors import UserError
+from ser_hpc.data.room_response import RoomResponse
 from ser_hpc.shards import RATE
 
 _SOUNDS = ("sound_file_paths", "ir_files")  # audiomentations lists folders as the file system does: another order on each node
@@ -100,6 +101,8 @@ def _seeded(seed: int) -> Iterator[None]:
 def _built(name: str, arguments: dict[str, Any]) -> Callable[..., np.ndarray]:
     if is_outside(name):
         return _FromOutside(name, arguments)
+    if name in OWN_TRANSFORMS:
+        return _Sometimes(name, OWN_TRANSFORMS[name].model_validate(arguments))
     import audiomentations  # a second, for SciPy
     from audiomentations.core.composition import BaseCompose
     from audiomentations.core.transforms_interface import BaseWaveformTransform
@@ -107,7 +110,7 @@ def _built(name: str, arguments: dict[str, Any]) -> Callable[..., np.ndarray]:
     kinds = (BaseWaveformTransform, BaseCompose)
     everything = vars(audiomentations).items()
     known = sorted(each for each, made in everything if inspect.isclass(made) and issubclass(made, kinds))
-    known = [each for each in known if each not in _NOT_FROM_SETTINGS]
+    known = [*(each for each in known if each not in _NOT_FROM_SETTINGS), *OWN_TRANSFORMS]
     if name not in known:
         raise UserError(f"data.augment: audiomentations has no transform {name!r}; {_near(name, known)}")
     kind = getattr(audiomentations, name)
@@ -129,6 +132,20 @@ def _built(name: str, arguments: dict[str, Any]) -> Callable[..., np.ndarray]:
         if files := getattr(made, each, None):
             files.sort()
     return made
+
+
+class _Sometimes:
+    """A transform of this package, applied with its own probability."""
+
+    def __init__(self, name: str, settings: TransformSettings) -> None:
+        assert isinstance(settings, RoomResponseSettings)
+        self._name, self._settings, self._change = name, settings, RoomResponse(settings)
+
+    def __call__(self, sound: np.ndarray, rate: int) -> np.ndarray:
+        return self._change(sound, rate) if np.random.random() < self._settings.p else sound
+
+    def __repr__(self) -> str:
+        return f"{self._name}({self._settings!r})"
 
 
 class _FromOutside:

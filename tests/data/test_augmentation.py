@@ -124,3 +124,17 @@ def test_noises_are_drawn_alike_however_a_disk_lists_them(noises: Path, monkeypa
     monkeypatch.setattr(module, "find_audio_files_in_paths", lambda *arguments: real(*arguments)[::-1])
     for seed in range(5):
         np.testing.assert_array_equal(Augmentation(transforms)(CLIP, seed), expected[seed])
+
+
+def test_a_room_is_drawn_alike_and_leaves_length_and_loudness() -> None:
+    """The package's own transform, by torchaudio: a clip comes out as long and as loud, and rings on behind it."""
+    click = np.zeros(16_000, dtype=np.int16)
+    click[2_000] = 20_000
+    room = (Transform(name="RoomResponse", p=1.0, rt60_s=(0.4, 0.4), direct_to_reverberant_db=(0.0, 0.0)),)
+    first, again, other = (Augmentation(room)(click, seed) for seed in (1, 1, 2))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert len(first) == len(click)
+    assert np.sqrt((first**2).mean()) == pytest.approx(np.sqrt(((click / 32768) ** 2).mean()), rel=1e-4)
+    energy = np.array([(first[start : start + 800] ** 2).sum() for start in (2_100, 5_300)])  # 0.2 s apart: 30 dB
+    assert 10 * np.log10(energy[0] / energy[1]) == pytest.approx(30, abs=4)
+    assert not np.abs(first[:1_999]).max() > 1e-5, "nothing rings before it"
