@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ser_hpc.config import schema as schemas
-from ser_hpc.config.choice import is_by_name, section_asked
+from ser_hpc.config.choice import choice_of, is_by_name, section_asked
 from ser_hpc.config.extensions import import_from
 from ser_hpc.config.settings import Settings
 from ser_hpc.core.errors import ConfigError, UserError
@@ -158,6 +158,8 @@ def _set(tree: dict[str, Any], override: str) -> str | None:
         return f"{override!r}: the value is not YAML; text with [ ] {{ }} : or # in it stands in quotes: {path}='\"...\"'"
     section: Any = tree
     for depth, key in enumerate(keys[:-1], start=1):
+        if isinstance(section.get(key), str):  # a kind alone, whose settings follow: tasks.gender=classification
+            section[key] = {"kind": section[key]}
         section = section.setdefault(key, {})
         if not isinstance(section, dict):
             return f"{override!r}: {'.'.join(keys[:depth])} is a value, not a section"
@@ -189,9 +191,31 @@ def _hint(section: Sequence[str], key: str, tree: dict[str, Any]) -> str:
     near = difflib.get_close_matches(key, here, n=1, cutoff=0.7)
     slip = difflib.get_close_matches(key, {path[-1] for path in paths}, n=1, cutoff=0.8)
     meant = same or [here[name] for name in near] or [path for path in paths if path[-1] in slip]
+    if elsewhere := _kinds_with(section, key, tree):
+        return elsewhere
     if meant:
         return f"did you mean {' or '.join('.'.join(path) for path in meant)}?"
     return f"known: {', '.join(here)}" if here else "there is no such setting"
+
+
+def _kinds_with(section: Sequence[str], key: str, tree: Any) -> str | None:
+    """Say which kinds of the section's have that key, where the one that is chosen lacks it."""
+    model: type[BaseModel] | None = Settings
+    choice, steps = None, iter(section)
+    for name in steps:
+        if model is None or name not in model.model_fields:
+            return None
+        field = model.model_fields[name]
+        tree, choice = tree.get(name) if isinstance(tree, dict) else None, choice_of(field)
+        if is_by_name(field):
+            entry = next(steps, None)
+            tree = tree.get(entry) if isinstance(tree, dict) else None
+        model = section_asked(field, tree if isinstance(tree, dict) else {})
+    having = [kind for kind, each in choice.kinds.items() if key in each.model_fields] if choice and model else []
+    if not having or model is None:
+        return None
+    given = model.model_fields["kind"].default
+    return f"this is of the kind {given}, and {key} of {' and '.join(having)}: add {'.'.join(section)}.kind={having[0]}"
 
 
 def _paths(section: type[BaseModel], tree: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

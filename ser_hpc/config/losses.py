@@ -68,8 +68,8 @@ class SquaredErrorSettings(LossSettings):
     kind: Literal["squared_error"] = "squared_error"
 
 
-_LOSSES = (CrossEntropySettings, FocalSettings, DivergenceSettings, ConcordanceSettings, SquaredErrorSettings)
-TaskLoss = Annotated[LossSettings | None, Choice(LossSettings, *_LOSSES, optional=True)]
+LOSSES = (CrossEntropySettings, FocalSettings, DivergenceSettings, ConcordanceSettings, SquaredErrorSettings)
+TaskLoss = Annotated[LossSettings | None, Choice(LossSettings, *LOSSES, optional=True)]
 DEFAULTS: dict[str, LossSettings] = {
     "class": CrossEntropySettings(),
     "distribution": DivergenceSettings(),

@@ -16,7 +16,7 @@ from ser_hpc.config.adapters import Adapter
 from ser_hpc.config.choice import Choice
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.extensions import is_outside
-from ser_hpc.config.heads import Head, MeanPoolSettings, ProbeSettings
+from ser_hpc.config.heads import Head, MeanPooling, MeanPoolSettings, MlpSettings, ProbeSettings
 from ser_hpc.config.protocols import Protocol
 from ser_hpc.config.section import Fraction, Positive, PositiveFloat, Probability, Section, Strings
 from ser_hpc.config.tasks import MAIN, EmotionSettings, TaskChoice, with_emotion
@@ -276,6 +276,10 @@ class TrainSettings(Section):
         return self
 
 
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str | dict) else value
+
+
 class Settings(Section):
     run: RunSettings = RunSettings()
     data: DataSettings = DataSettings()
@@ -286,7 +290,7 @@ class Settings(Section):
     train: TrainSettings = TrainSettings()
     seeds: Seeds = (0,)
     """A count, or a list of seeds; each is a full cross-validation."""
-    trackers: tuple[Tracker, ...] = ()
+    trackers: Annotated[tuple[Tracker, ...], BeforeValidator(_one_or_more)] = ()
     """Where trials' numbers go while they train, besides their own files: `[tensorboard]`."""
     cluster: ClusterSettings = ClusterSettings()
 
@@ -358,7 +362,11 @@ class Settings(Section):
     @property
     def _heads_take_means(self) -> bool:
         heads = [getattr(self.model, "head", None), *(task.head for task in self.tasks.values() if task.head is not None)]
-        return all(isinstance(head, MeanPoolSettings) and not head.dropout for head in heads)
+        return all(
+            (isinstance(head, MeanPoolSettings) and not head.dropout)
+            or (isinstance(head, MlpSettings) and isinstance(head.pooling, MeanPooling))
+            for head in heads
+        )
 
     def outsiders(self) -> tuple[str, ...]:
         """Return every `module:Class` that these settings choose, each once."""

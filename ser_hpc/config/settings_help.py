@@ -31,6 +31,9 @@ def _field(path: str, field: FieldInfo, width: int, listed: dict[type[Section], 
         path = f"{path}.NAME" if is_by_name(field) else path
         if choice:
             listed[choice.base] = path
+            if field.description:
+                yield f"\n{path}"
+                yield _wrapped(field.description, width, 6)
         for section in sections_of(field):
             yield from _section(path, section, width, listed, of_kind=choice is not None)
         if choice:

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from ser_hpc.config.choice import Choice
 from ser_hpc.config.heads import TaskHead
-from ser_hpc.config.losses import DEFAULTS, LossSettings, TaskLoss
+from ser_hpc.config.losses import DEFAULTS, LOSSES, LossSettings, TaskLoss
 from ser_hpc.config.section import Section, Strings
 
 MAIN = "emotion"
@@ -46,8 +46,8 @@ class TaskSettings(Section):
     @model_validator(mode="after")
     def _fitting_loss(self) -> Self:
         if self.loss is not None and self.target not in self.loss.targets:
-            fitting = [loss.kind for loss in DEFAULTS.values() if self.target in loss.targets]
-            raise ValueError(f"loss {self.loss.kind} does not learn from a {self.target} target; use {fitting[0]}")
+            fitting = [loss.model_fields["kind"].default for loss in LOSSES if self.target in loss.targets]
+            raise ValueError(f"loss {self.loss.kind} does not learn from a {self.target} target; use {' or '.join(fitting)}")
         return self
 
     def build(self, name: str, columns: Any) -> Any:

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ser_hpc.config.settings import Settings, TrainSettings
 from ser_hpc.core.atomic_io import write_once
@@ -40,7 +39,6 @@ from ser_hpc.engine.memory.search import CPU_SECONDS
 from ser_hpc.engine.trial_data import TrialData, lengths
 from ser_hpc.models.classifier import Classifier, frames_of_layers
 from ser_hpc.models.heads.linear_probe import LinearProbe, pool_states
-from ser_hpc.models.heads.mean_pool import MeanPool
 from ser_hpc.models.packed import to_device
 from ser_hpc.run.run_dir import TrialDir
 from ser_hpc.run.start_marks import mark_progress
@@ -122,7 +120,7 @@ def pool_features(
     """Return the states of the trial's clips, as the model's head takes them; those not there yet `model` makes of `clips`,
     then closed. Raises as `make_feature_source`."""
     began = awake_s()
-    *_, width = _statistics(model.head)
+    *_, width = _statistics(model)
     used = np.flatnonzero(data.targets >= 0)  # by all trials alike, so that their blocks are the same
     states = PooledFeatures(used, np.zeros((len(used), width), np.float32), np.zeros(len(used), np.int64))
     size = max(_FEWEST_CLIPS, -(-len(used) // _MOST_BLOCKS))
@@ -162,12 +160,12 @@ def pool_features(
     return states
 
 
-def _statistics(head: nn.Module) -> tuple[tuple[int, ...] | None, bool, int]:
+def _statistics(model: Classifier) -> tuple[tuple[int, ...] | None, bool, int]:
     """Return the layers whose frames are averaged (None: the last alone), whether their deviation is kept, and the width."""
-    if isinstance(head, LinearProbe):
-        return head.layers, head.std, head.width
-    assert isinstance(head, MeanPool)
-    return None, False, head.projector.in_features
+    if isinstance(model.head, LinearProbe):
+        return model.head.layers, model.head.std, model.head.width
+    encoder: Any = model.encoder
+    return None, False, int(encoder.config.hidden_size)
 
 
 @torch.no_grad()
@@ -182,7 +180,7 @@ def _encoded(
     causes: np.ndarray,
 ) -> bool:
     """Fill in the means and causes of a block's clips, row by row. False if asked to stop."""
-    layers, std, _ = _statistics(model.head)
+    layers, std, _ = _statistics(model)
     model.to(device)
     for batch in batches:
         watchdog.beat()
@@ -214,7 +212,7 @@ def _fingerprint(
         "clips": hashlib.sha256(positions.tobytes()).hexdigest(),
         "block": block,
     }
-    layers, std, _ = _statistics(model.head)
+    layers, std, _ = _statistics(model)
     if layers is not None or std:
         what["statistics"] = {"layers": layers, "std": std}
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]

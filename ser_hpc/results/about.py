@@ -43,7 +43,8 @@ def _model(settings: Settings) -> str:
     model = settings.model
     if not isinstance(model, EncoderModel):
         return f"{model.kind}, from random weights"
-    what = f"{model.weights}, fine-tuned" if model.weights else f"{(model.config or {}).get('model_type')}, from random weights"
+    tuned = "" if model.freeze == "encoder" else ", fine-tuned"
+    what = f"{model.weights}{tuned}" if model.weights else f"{(model.config or {}).get('model_type')}, from random weights"
     frozen = {"encoder": "; the encoder frozen", "feature_encoder": "; its feature encoder frozen"}.get(model.freeze, "")
     return what + frozen + (f"; its lowest {counted(model.freeze_layers, 'layer')} frozen" if model.freeze_layers else "")
 

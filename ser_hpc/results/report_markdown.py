@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from ser_hpc.results import markdown
@@ -15,7 +17,7 @@ _READING = (
     "as one set, averaged over seeds.",
     "The interval is of the pooled UAR: it tells how the score would vary with other test speakers (2,000 resamples of whole "
     "speakers), not with other training data.",
-    "Each trial's epoch, counted from 1, is the one with the best dev UAR; its test part has no say in it.",
+    "Each trial's epoch, counted from 1, is the one with the best dev {chosen_by}; its test part has no say in it.",
 )
 
 
@@ -40,8 +42,17 @@ def to_markdown(cv: CrossValidation) -> str:
         paragraphs += [f"## Classes{over}", _class_table(cv, cv.finished)]
         paragraphs += [f"## Confusion{over}", *_confusion_tables(cv, cv.finished)]
     paragraphs += ["## Folds", f"Protocol: {markdown.one_line(cv.plan['protocol'])}", _fold_table(cv)]
-    paragraphs += ["## Notes", markdown.bullets(report_notes(cv)), markdown.bullets(_READING)]
+    paragraphs += [
+        "## Notes",
+        markdown.bullets(report_notes(cv)),
+        markdown.bullets(line.format(chosen_by=cv.plan.get("select_by", "UAR")) for line in _READING),
+    ]
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _reading(cv: CrossValidation) -> Iterator[str]:
+    """Yield how the scores are to be read; the last line names the dev score that chose the epochs."""
+    yield from (line.format(chosen_by=cv.plan.get("select_by", "UAR")) for line in _READING)
 
 
 def _trial_table(cv: CrossValidation) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import ser_hpc
+from ser_hpc.config.tasks import MAIN
 from ser_hpc.core.atomic_io import unseal, write_sealed
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora.labels import DROPPED, LabelSet
@@ -82,6 +83,7 @@ def make_plan(
         "num_clips": int((targets != DROPPED).sum()),
         "dropped": dict(sorted(dropped.items())),
         **({"tasks": others} if others else {}),
+        **({"select_by": settings.train.select_by} if settings.train.select_by != MAIN else {}),
         "protocol": folds.protocol,
         "speaker_aliases": dict(settings.folds.speaker_aliases),
         "notes": [*folds.notes, *notes],

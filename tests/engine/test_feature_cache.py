@@ -18,7 +18,9 @@ from small import curve, packed_tones, planned, wav2vec2
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
+from ser_hpc.config.heads import MlpSettings
 from ser_hpc.config.load import load_settings
+from ser_hpc.config.losses import CrossEntropySettings
 from ser_hpc.config.settings import Settings
 from ser_hpc.core.errors import UserError
 from ser_hpc.engine.distributed.world import World
@@ -35,6 +37,8 @@ from ser_hpc.run.experiment import reopen_experiment
 from ser_hpc.run.rank import Rank
 from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
 from ser_hpc.shards.read import CorruptClipError, ShardReader
+from ser_hpc.tasks.targets import ClassTarget
+from ser_hpc.tasks.task import Task
 
 TRIAL = Trial(0, 0)
 CLIPS, BLOCK = 144, 64
@@ -112,6 +116,26 @@ class AnotherIsAsked(World):
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
         return tuple(True for _ in flags)
+
+
+def test_a_head_on_the_mean_needs_the_states_alone() -> None:
+    """An mlp over the mean, and of two tasks: outputs from each clip's mean frame are those through the encoder."""
+    settings = ENCODERS["hubert"].model_copy(update={"freeze": "encoder", "head": MlpSettings(hidden=(8,))})
+    given = load_settings(
+        None, ["model.freeze=encoder", "model.head=mlp", "tasks.gender=classification", "tasks.gender.column=x"]
+    )
+    assert given.uses_feature_cache
+    assert not load_settings(
+        None, ["model.freeze=encoder", "model.head=mlp", "model.head.pooling=attention"]
+    ).uses_feature_cache
+    gender = Task("gender", ClassTarget(("f", "m")), np.zeros(4, dtype=np.int64), CrossEntropySettings())
+    samples, offsets = batch(clips(4000, 9000, 1500, 6400))
+    whole = build_classifier(settings, 4, 7, others=[gender]).double().eval()
+    alone = build_classifier(settings, 4, 7, others=[gender], pooled_width=32).double().eval()
+    frames, lengths = whole.frontend(whole.encoder, samples, offsets)
+    pooled = pool_states([frames], lengths, std=False)
+    for name, output in whole(samples, offsets).items():
+        torch.testing.assert_close(alone(pooled, torch.arange(5))[name], output, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
