@@ -24,6 +24,8 @@ from ser_hpc.config.tasks import TaskSettings
 from ser_hpc.core.errors import UserError
 from ser_hpc.data.augmentation import check_augmentation
 from ser_hpc.engine import objective
+from ser_hpc.models.classifier import Classifier
+from ser_hpc.models.frontend import PooledFeatureFrontend
 from ser_hpc.models.heads.build import build_head, build_pooling
 from ser_hpc.models.losses import build_loss
 from ser_hpc.protocols import folds
@@ -153,6 +155,8 @@ def test_a_score_that_cannot_choose_is_told_when_planned(select_by: str) -> None
             r"tasks\.g\.head: model\.kind=acrnn has",
         ),
         (["model.kind=acrnn", "tasks.emotion.head=mlp"], r"tasks\.emotion\.head: model\.kind=acrnn has"),
+        (["model.adapter=bitfit", "model.freeze=encoder"], "its adapter included"),
+        (["tasks.v={kind: numbers, columns: [x, x], range: [1, 5]}"], "one stands here twice"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(words: list[str], told: str) -> None:
@@ -273,3 +277,16 @@ def test_outputs_and_losses_of_another_shape_are_never_spread_over_clips(head: A
     outputs = {"t": head(torch.zeros(4, 2, requires_grad=True))}
     with pytest.raises(UserError, match=told):
         objective.Objective([task], of_clips).loss(outputs, batch, objective.StepTerms({"t": 4.0}, {}))
+
+
+class Stub(nn.Module):
+    def forward(self, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return frames
+
+
+NAMES = ("type", "keys", "forward", "training", "x_")
+
+
+def test_a_task_may_be_named_as_what_modules_have() -> None:
+    model = Classifier(PooledFeatureFrontend(2), nn.Identity(), Stub(), {name: Stub() for name in NAMES})
+    assert list(model(torch.zeros(1, 2), torch.tensor([0, 1]))) == ["emotion", *NAMES]
