@@ -121,6 +121,18 @@ def test_a_run_imports_its_copy_later_too(here: Path) -> None:
     assert done.stdout == "as launched\n", done.stderr
 
 
+def test_two_runs_of_the_same_file_with_another_helper_are_told_apart(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process, as where the runs of a folder are looked through."""
+    seen = []
+    for width in (1, 2):
+        source = HEAD.replace("class Mine", "import outs_b\nclass Mine").replace("def", "width: int = outs_b.WIDTH\n    def")
+        write(here, {f"{width}/outs_a.py": source, f"{width}/outs_b.py": f"WIDTH = {width}"})
+        with extensions.import_from(here / str(width)):
+            settings: Any = load_settings(None, ["model.head={kind: 'outs_a:Mine'}"])
+        seen.append((settings.model.head.width, extensions.sources_of(settings.outsiders())["outs_b.py"]))
+    assert seen == [(1, b"WIDTH = 1"), (2, b"WIDTH = 2")]
+
+
 CLASSES = ClassTarget(("a", "b"))
 
 
