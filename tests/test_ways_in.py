@@ -30,7 +30,9 @@ from ser_hpc.models.heads.build import build_head, build_pooling
 from ser_hpc.models.losses import build_loss
 from ser_hpc.protocols import folds
 from ser_hpc.protocols.clip_table import DEV, TEST, TRAIN, FoldDraft
-from ser_hpc.results.task_scores import TaskScores
+from ser_hpc.results.task_scores import TaskScores, score_tasks
+from ser_hpc.run.predictions import Prediction
+from ser_hpc.run.run_dir import Trial
 from ser_hpc.tasks.targets import ClassTarget, DistributionTarget, NumbersTarget, Target
 from ser_hpc.tasks.task import Task, build_tasks, check_selection
 
@@ -142,6 +144,22 @@ def test_a_part_without_targets_is_scored_as_undefined(target: Target) -> None:
     values, outputs = target.read([])
     assert len(values) == 0 and outputs.shape == (0, target.width)
     assert all(np.isnan(score) for score in target.scores(values, outputs).values())
+
+
+@pytest.mark.parametrize(
+    ("described", "prediction", "told"),
+    [
+        ({"kind": "class", "classes": ["a", "b"]}, {"a": 1.0}, "not what was planned.*'b'"),
+        ({"kind": "class", "classes": ["a", "b"]}, {"a": 1.0, "b": float("nan")}, "no finite number"),
+        ({"kind": "class", "classes": ["a", "b"], "more": 1}, {"a": 1.0, "b": 0.0}, "not as it was written"),
+        ({"classes": ["a", "b"]}, {"a": 1.0, "b": 0.0}, "not as it was written"),
+    ],
+)
+def test_edited_plans_and_predictions_of_tasks_are_told(described: Any, prediction: Any, told: str) -> None:
+    plan = {"tasks": {"g": described | {"clips": {"test": [1]}}}}
+    made = Prediction("c", "u", "s", "test", "x", "x", {"x": 1.0}, {"g": {"truth": "a", "prediction": prediction}})
+    with pytest.raises(UserError, match=told):
+        score_tasks(plan, {Trial(0, 0): [made]})
 
 
 def test_chance_of_a_distribution_is_that_of_its_classes() -> None:
