@@ -24,11 +24,15 @@ from ser_hpc.config.tasks import TaskSettings
 from ser_hpc.core.errors import UserError
 from ser_hpc.data.augmentation import check_augmentation
 from ser_hpc.engine import objective
+from ser_hpc.models.classifier import Classifier
+from ser_hpc.models.frontend import PooledFeatureFrontend
 from ser_hpc.models.heads.build import build_head, build_pooling
 from ser_hpc.models.losses import build_loss
 from ser_hpc.protocols import folds
 from ser_hpc.protocols.clip_table import DEV, TEST, TRAIN, FoldDraft
-from ser_hpc.results.task_scores import TaskScores
+from ser_hpc.results.task_scores import TaskScores, score_tasks
+from ser_hpc.run.predictions import Prediction
+from ser_hpc.run.run_dir import Trial
 from ser_hpc.tasks.targets import ClassTarget, DistributionTarget, NumbersTarget, Target
 from ser_hpc.tasks.task import Task, build_tasks, check_selection
 
@@ -119,6 +123,18 @@ def test_a_run_imports_its_copy_later_too(here: Path) -> None:
     assert done.stdout == "as launched\n", done.stderr
 
 
+def test_two_runs_of_the_same_file_with_another_helper_are_told_apart(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process, as where the runs of a folder are looked through."""
+    seen = []
+    for width in (1, 2):
+        source = HEAD.replace("class Mine", "import outs_b\nclass Mine").replace("def", "width: int = outs_b.WIDTH\n    def")
+        write(here, {f"{width}/outs_a.py": source, f"{width}/outs_b.py": f"WIDTH = {width}"})
+        with extensions.import_from(here / str(width)):
+            settings: Any = load_settings(None, ["model.head={kind: 'outs_a:Mine'}"])
+        seen.append((settings.model.head.width, extensions.sources_of(settings.outsiders())["outs_b.py"]))
+    assert seen == [(1, b"WIDTH = 1"), (2, b"WIDTH = 2")]
+
+
 CLASSES = ClassTarget(("a", "b"))
 
 
@@ -128,6 +144,22 @@ def test_a_part_without_targets_is_scored_as_undefined(target: Target) -> None:
     values, outputs = target.read([])
     assert len(values) == 0 and outputs.shape == (0, target.width)
     assert all(np.isnan(score) for score in target.scores(values, outputs).values())
+
+
+@pytest.mark.parametrize(
+    ("described", "prediction", "told"),
+    [
+        ({"kind": "class", "classes": ["a", "b"]}, {"a": 1.0}, "not what was planned.*'b'"),
+        ({"kind": "class", "classes": ["a", "b"]}, {"a": 1.0, "b": float("nan")}, "no finite number"),
+        ({"kind": "class", "classes": ["a", "b"], "more": 1}, {"a": 1.0, "b": 0.0}, "not as it was written"),
+        ({"classes": ["a", "b"]}, {"a": 1.0, "b": 0.0}, "not as it was written"),
+    ],
+)
+def test_edited_plans_and_predictions_of_tasks_are_told(described: Any, prediction: Any, told: str) -> None:
+    plan = {"tasks": {"g": described | {"clips": {"test": [1]}}}}
+    made = Prediction("c", "u", "s", "test", "x", "x", {"x": 1.0}, {"g": {"truth": "a", "prediction": prediction}})
+    with pytest.raises(UserError, match=told):
+        score_tasks(plan, {Trial(0, 0): [made]})
 
 
 def test_chance_of_a_distribution_is_that_of_its_classes() -> None:
@@ -153,6 +185,8 @@ def test_a_score_that_cannot_choose_is_told_when_planned(select_by: str) -> None
             r"tasks\.g\.head: model\.kind=acrnn has",
         ),
         (["model.kind=acrnn", "tasks.emotion.head=mlp"], r"tasks\.emotion\.head: model\.kind=acrnn has"),
+        (["model.adapter=bitfit", "model.freeze=encoder"], "its adapter included"),
+        (["tasks.v={kind: numbers, columns: [x, x], range: [1, 5]}"], "one stands here twice"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(words: list[str], told: str) -> None:
@@ -273,3 +307,16 @@ def test_outputs_and_losses_of_another_shape_are_never_spread_over_clips(head: A
     outputs = {"t": head(torch.zeros(4, 2, requires_grad=True))}
     with pytest.raises(UserError, match=told):
         objective.Objective([task], of_clips).loss(outputs, batch, objective.StepTerms({"t": 4.0}, {}))
+
+
+class Stub(nn.Module):
+    def forward(self, frames: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return frames
+
+
+NAMES = ("type", "keys", "forward", "training", "x_")
+
+
+def test_a_task_may_be_named_as_what_modules_have() -> None:
+    model = Classifier(PooledFeatureFrontend(2), nn.Identity(), Stub(), {name: Stub() for name in NAMES})
+    assert list(model(torch.zeros(1, 2), torch.tensor([0, 1]))) == ["emotion", *NAMES]

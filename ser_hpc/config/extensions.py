@@ -106,10 +106,22 @@ def _forget_other_copies(name: str) -> None:
     importlib.invalidate_caches()
     spec = PathFinder.find_spec(root)
     here, there = getattr(loaded, "__file__", None), getattr(spec, "origin", None)
-    if here == there or here is None or there is None or Path(here).read_bytes() == Path(there).read_bytes():
+    if here == there or here is None or there is None or not Path(here).is_file():
         return
-    for each in [each for each in sys.modules if each == root or each.startswith(f"{root}.")]:
+    loaded_sources: dict[str, bytes] = {}
+    sources: dict[str, bytes] = {}
+    for file, found in ((Path(here), loaded_sources), (Path(there), sources)):
+        _collect(_root(file), root, found)
+    if loaded_sources == sources:
+        return
+    stale = {str(_root(Path(here)) / path) for path in loaded_sources}  # with what it imports beside it
+    for each in [each for each, module in sys.modules.items() if getattr(module, "__file__", None) in stale]:
         del sys.modules[each]
+
+
+def _root(file: Path) -> Path:
+    """Return the folder that a first name's module, or package by its __init__.py, is imported from."""
+    return file.parents[file.name == "__init__.py"]
 
 
 def _file(module: ModuleType) -> str:

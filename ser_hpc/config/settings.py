@@ -165,6 +165,8 @@ class EncoderModel(ModelSettings):
             raise ValueError("give either `weights` (a folder or hub name) or `config` (random weights, with `weights: null`)")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("config.model_type is missing; use wav2vec2, hubert, wavlm, whisper or another (docs/training.md)")
+        if self.adapter is not None and self.freeze == "encoder":
+            raise ValueError("freeze=encoder trains nothing of the encoder, its adapter included: leave one of the two out")
         return self
 
 

@@ -103,6 +103,8 @@ class NumbersSettings(TaskSettings):
 
     @model_validator(mode="after")
     def _scale(self) -> Self:
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("columns: one stands here twice")
         if not self.range[0] < self.range[1]:
             raise ValueError("range: the lowest number of the scale comes first, as in [1, 5]")
         return self

@@ -45,7 +45,7 @@ class LayeredFrontend(Frontend, Protocol):
 class Classifier(nn.Module):
     """`max_seconds` is the longest clip that the encoder can take (Whisper: 30; longer ones are cut), or None.
 
-    `head` is the main task's; `task_heads` those of others, by name.
+    `head` is the main task's; `task_heads` those of others, by name, with an underscore behind it in the module.
     """
 
     def __init__(
@@ -60,7 +60,8 @@ class Classifier(nn.Module):
         self.frontend = frontend
         self.encoder = encoder
         self.head = head
-        self.task_heads = nn.ModuleDict(dict(task_heads or {}))
+        # With a mark: a module may not be named as what every module has, which a task may be (`type`, `values`).
+        self.task_heads = nn.ModuleDict({f"{name}_": each for name, each in (task_heads or {}).items()})
         self.freeze_encoder = freeze_encoder
         self.max_seconds = frontend.max_seconds
         if freeze_encoder:
@@ -79,7 +80,7 @@ class Classifier(nn.Module):
             frames, lengths = self.frontend(self.encoder, samples, offsets)
         outputs = {MAIN: self.head(frames, lengths)}
         for name, head in self.task_heads.items():
-            outputs[name] = head(frames, lengths)
+            outputs[name.removesuffix("_")] = head(frames, lengths)
         return outputs
 
     def train(self, mode: bool = True) -> Self:

@@ -46,8 +46,11 @@ def score_tasks(plan: Mapping[str, Any], tested: Mapping[Trial, Sequence[Predict
 
 
 def _score(name: str, described: dict[str, Any], tested: Mapping[Trial, Sequence[Prediction]]) -> TaskScores:
-    clips = described.pop("clips")
-    target = make_target(described)
+    try:
+        clips = described.pop("clips")
+        target = make_target(described)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"the plan's task {name!r} is not as it was written ({error!r}): launch the run again") from error
     read = {trial: _read(name, target, trial, predictions, clips) for trial, predictions in tested.items()}
     each = [target.scores(*pair) for pair in read.values()]
     seeds = sorted({trial.seed for trial in read})
@@ -72,6 +75,8 @@ def _read(
     try:
         pairs = [(p.tasks[name]["truth"], p.tasks[name]["prediction"]) for p in predictions]
         values, outputs = target.read([pair for pair in pairs if pair[0] is not None])
+        if not np.isfinite(outputs).all():
+            raise ValueError("a prediction is no finite number")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{trial}: its predictions of the task {name!r} are not what was planned ({error!r})") from error
     if len(values) != (planned := clips["test"][trial.fold]):
