@@ -21,9 +21,11 @@ from ser_hpc.config.load import load_settings
 from ser_hpc.config.losses import ConcordanceSettings, CrossEntropySettings, LossSettings
 from ser_hpc.config.protocols import ProtocolSettings
 from ser_hpc.config.tasks import TaskSettings
+from ser_hpc.config.trackers import TrackerSettings
 from ser_hpc.core.errors import UserError
 from ser_hpc.data.augmentation import check_augmentation
 from ser_hpc.engine import objective
+from ser_hpc.engine.trackers import Trackers
 from ser_hpc.models.classifier import Classifier
 from ser_hpc.models.frontend import PooledFeatureFrontend
 from ser_hpc.models.heads.build import build_head, build_pooling
@@ -320,3 +322,14 @@ NAMES = ("type", "keys", "forward", "training", "x_")
 def test_a_task_may_be_named_as_what_modules_have() -> None:
     model = Classifier(PooledFeatureFrontend(2), nn.Identity(), Stub(), {name: Stub() for name in NAMES})
     assert list(model(torch.zeros(1, 2), torch.tensor([0, 1]))) == ["emotion", *NAMES]
+
+
+def test_two_trackers_of_one_kind_both_get_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And one that fails is left out alone."""
+    seen: list[float] = []
+    good, bad = SimpleNamespace(log=lambda _, numbers: seen.append(numbers["x"]), close=int), SimpleNamespace(close=int)
+    with_one_bad = Trackers([part(TrackerSettings, each) for each in (good, bad, good)], tmp_path, "trial", 0)
+    for number in (1.0, 2.0):
+        with_one_bad.log(0, {"x": number})
+    assert seen == [1.0, 1.0, 2.0, 2.0]
+    assert capsys.readouterr().out.count("is left out from now on") == 1

@@ -24,35 +24,36 @@ class Trackers:
 
     def __init__(self, settings: Sequence[TrackerSettings], folder: Path, trial: str, first_step: int) -> None:
         self._trackers: dict[str, Any] = {}
-        for one in settings:
-            with _Guard(self._trackers, one.kind):
-                self._trackers[one.kind] = _build(one, folder, trial, first_step)
+        for number, one in enumerate(settings):
+            name = one.kind if [each.kind for each in settings].count(one.kind) == 1 else f"{number} ({one.kind})"
+            with _Guard(self._trackers, name):
+                self._trackers[name] = _build(one, folder, trial, first_step)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Hand on numbers by name, of so many steps."""
-        for kind, tracker in list(self._trackers.items()):
-            with _Guard(self._trackers, kind):
+        for name, tracker in list(self._trackers.items()):
+            with _Guard(self._trackers, name):
                 tracker.log(step, dict(numbers))
 
     def close(self) -> None:
-        for kind, tracker in list(self._trackers.items()):
-            with _Guard(self._trackers, kind):
+        for name, tracker in list(self._trackers.items()):
+            with _Guard(self._trackers, name):
                 tracker.close()
 
 
 class _Guard:
-    """Leaves out the tracker of `kind` when the block fails, and says why."""
+    """Leaves out the tracker of that name when the block fails, and says why."""
 
-    def __init__(self, trackers: dict[str, Any], kind: str) -> None:
-        self._trackers, self._kind = trackers, kind
+    def __init__(self, trackers: dict[str, Any], name: str) -> None:
+        self._trackers, self._name = trackers, name
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
         if not isinstance(error, Exception):
             return False
-        self._trackers.pop(self._kind, None)
-        print(f"tracker {self._kind} is left out from now on: {describe_error(error)}", flush=True)
+        self._trackers.pop(self._name, None)
+        print(f"tracker {self._name} is left out from now on: {describe_error(error)}", flush=True)
         return True
 
 
