@@ -254,12 +254,12 @@ def _classify_end(error: BaseException, mine: Sequence[AttemptDir]) -> tuple[str
 
 def _as_final(error: BaseException, run: RunDir) -> BaseException:
     """Return a UserError in the place of a mistake in code from outside the package, which each further start would repeat."""
-    from ser_hpc.config import extensions
+    from ser_hpc.config.extension_errors import outsiders_mistake
     from ser_hpc.config.load import load_run_settings
 
     if isinstance(error, Exception) and not isinstance(error, UserError):
         with suppress(UserError):
-            if (mistake := extensions.outsiders_mistake(error, load_run_settings(run.settings).outsiders())) is not None:
+            if (mistake := outsiders_mistake(error, load_run_settings(run.settings).outsiders())) is not None:
                 return SharedError(mistake).with_traceback(error.__traceback__)
     return error
 

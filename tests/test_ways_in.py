@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from ser_hpc.config import extensions
+from ser_hpc.config import extension_errors, extensions
 from ser_hpc.config.heads import HeadSettings, PoolingSettings
 from ser_hpc.config.load import load_settings
 from ser_hpc.config.losses import ConcordanceSettings, CrossEntropySettings, LossSettings
@@ -201,11 +201,11 @@ def test_torch_refusing_a_shape_is_a_mistake_and_memory_that_ran_out_is_none(her
     mine: Any = load_settings(None, ["model.head={kind: 'outs_a:Mine'}"]).model
     with pytest.raises(RuntimeError) as caught:
         mine.head.build((torch.ones(2, 3), torch.ones(2, 3)), 1)
-    told = extensions.outsiders_mistake(caught.value, ["outs_a:Mine"])
+    told = extension_errors.outsiders_mistake(caught.value, ["outs_a:Mine"])
     assert told is not None and "outs_a.py" in told
     for passing in ("CUDA error: out of memory", "cuFFT error: CUFFT_INTERNAL_ERROR", "NCCL communicator was aborted"):
         passing_error = RuntimeError(passing).with_traceback(caught.value.__traceback__)
-        assert extensions.outsiders_mistake(passing_error, ["outs_a:Mine"]) is None
+        assert extension_errors.outsiders_mistake(passing_error, ["outs_a:Mine"]) is None
 
 
 def test_the_order_of_tasks_means_nothing() -> None:

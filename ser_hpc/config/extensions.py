@@ -15,7 +15,6 @@ import importlib
 import re
 import sys
 import sysconfig
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
@@ -23,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from ser_hpc.config.extension_errors import describe_error
 from ser_hpc.core.errors import UserError, listed
 
 OUTSIDE = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
@@ -51,7 +51,7 @@ def import_outside(reference: str, base: type[_T]) -> type[_T]:
     that does not say how its part is made."""
     match = OUTSIDE.fullmatch(reference)
     assert match is not None
-    module = _import(match["module"])
+    module = import_module(match["module"])
     found = getattr(module, match["name"], None)
     classes = [name for name, each in vars(module).items() if isinstance(each, type) and each.__module__ == module.__name__]
     if not isinstance(found, type):
@@ -77,7 +77,8 @@ def _is_kind_of_the_package(found: type, base: type) -> bool:
     return issubclass(found, base) and found.__module__.startswith("ser_hpc.") and kind is not None and kind.default != ""
 
 
-def _import(name: str) -> ModuleType:
+def import_module(name: str) -> ModuleType:
+    """Import a module from outside the package. Raises ValueError, in words and with file and line of what is wrong in it."""
     copies, before, here = [str(folder) for folder in reversed(_copies) if folder.is_dir()], list(sys.path), str(Path.cwd())
     sys.path[:] = [*copies, *sys.path, here]
     try:
@@ -179,84 +180,3 @@ def sources_digest(sources: Mapping[str, bytes]) -> str:
         return ""
     digests = (f"{path} {hashlib.sha256(content).hexdigest()}" for path, content in sorted(sources.items()))
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def describe_error(error: BaseException) -> str:
-    """Describe an error by its kind, its words, and the file and line where it arose."""
-    message = f"{type(error).__name__}: {error}"
-    if isinstance(error, SyntaxError):
-        return f"{message} ({error.filename}:{error.lineno})"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
-    return f"{message} ({frames[-1].filename}:{frames[-1].lineno})" if frames else message
-
-
-def _is_machinery(filename: str) -> bool:
-    return filename.startswith("<") or "importlib" in filename or filename == __file__
-
-
-@contextmanager
-def explain_errors(reference: str) -> Iterator[None]:
-    """Raise whatever the outsider's code raises as a UserError that names its file and line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{reference}: {_where(error, reference)}") from error
-
-
-def check_made(reference: str, made: object, fits: bool, wanted: str) -> None:
-    """Raise UserError where what an outsider's code returned is not what is wanted of it."""
-    if not fits:
-        raise UserError(f"{reference}: it returned {_shown(made)}, and must return {wanted}")
-
-
-def _shown(made: object) -> str:
-    """Describe a value by its type; of an array or tensor also by shape and dtype."""
-    shape = getattr(made, "shape", None)
-    described = f" of shape {tuple(shape)}, {getattr(made, 'dtype', '')}" if isinstance(shape, tuple) else ""
-    return "None" if made is None else f"{type(made).__name__}{described}"
-
-
-def _where(error: BaseException, reference: str) -> str:
-    """Describe an error by the last line of the outsider's own file that it passed."""
-    module = sys.modules.get(reference.partition(":")[0])
-    own = getattr(module, "__file__", None)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
-    if not frames:
-        return describe_error(error)
-    return f"{type(error).__name__}: {error} ({frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})"
-
-
-_MISTAKES = (
-    TypeError,
-    ValueError,
-    LookupError,
-    NameError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    NotImplementedError,
-)
-
-
-_NOT_ITS_FAULT = ("memory", "cuda", "cufft", "cublas", "cudnn", "nccl", "gloo", "connection")
-
-
-def _is_of_shapes(error: BaseException) -> bool:
-    """Tell whether torch refuses an operation, as for the shapes or dtypes that it was given: nothing that may pass."""
-    return type(error) is RuntimeError and not any(word in str(error).lower() for word in _NOT_ITS_FAULT)
-
-
-def outsiders_mistake(error: BaseException, references: Iterable[str]) -> str | None:
-    """Say which outsider's line made a mistake that each further start would repeat; None: it is no such mistake.
-
-    What passes through its code without being its fault (memory that ran out, a lost rank) is left to others.
-    """
-    if isinstance(error, UserError) or not (isinstance(error, _MISTAKES) or _is_of_shapes(error)):
-        return None
-    for reference in references:
-        own = getattr(sys.modules.get(reference.partition(":")[0]), "__file__", None)
-        if own and any(frame.filename == own for frame in traceback.extract_tb(error.__traceback__)):
-            return f"{reference}: {_where(error, reference)}"
-    return None

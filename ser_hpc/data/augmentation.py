@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ser_hpc.config.extensions import check_made, explain_errors, import_outside, is_outside
+from ser_hpc.config.extension_errors import check_made, explain_errors
+from ser_hpc.config.extensions import import_outside, is_outside
 from ser_hpc.config.transforms import OWN_TRANSFORMS, RoomResponseSettings, Transform, TransformSettings, named_paths
 from ser_hpc.core.errors import UserError
 from ser_hpc.data.room_response import RoomResponse

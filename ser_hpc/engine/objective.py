@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser_hpc.config.extensions import check_made
+from ser_hpc.config.extension_errors import check_made
 from ser_hpc.core.errors import UserError
 from ser_hpc.data.batches import Batch
 from ser_hpc.data.sampler import mix_seed

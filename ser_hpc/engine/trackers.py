@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ser_hpc.config.extensions import describe_error
+from ser_hpc.config.extension_errors import describe_error
 from ser_hpc.config.trackers import TensorBoardSettings, TrackerSettings
 from ser_hpc.core.errors import UserError
 

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from ser_hpc.config.choice import Choice
 from ser_hpc.config.cluster import ClusterSettings
-from ser_hpc.config.extensions import explain_errors, import_from
+from ser_hpc.config.extension_errors import explain_errors
+from ser_hpc.config.extensions import import_from
 from ser_hpc.config.launchers import LauncherSettings
 from ser_hpc.config.load import EXTENSIONS
 from ser_hpc.core.atomic_io import read_json, write_json

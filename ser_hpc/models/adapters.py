@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ser_hpc.config.adapters import AdapterSettings, BitFitSettings
-from ser_hpc.config.extensions import explain_errors
+from ser_hpc.config.extension_errors import explain_errors
 from ser_hpc.core.errors import UserError
 
 

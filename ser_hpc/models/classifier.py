@@ -16,7 +16,8 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from ser_hpc.config.extensions import check_made, explain_errors, is_outside
+from ser_hpc.config.extension_errors import check_made, explain_errors
+from ser_hpc.config.extensions import is_outside
 from ser_hpc.config.heads import HeadSettings, MeanPoolSettings, ProbeSettings
 from ser_hpc.config.settings import AcrnnModel, EncoderModel, ModelSettings
 from ser_hpc.config.tasks import MAIN

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ser_hpc.config.extensions import check_made, explain_errors
+from ser_hpc.config.extension_errors import check_made, explain_errors
 from ser_hpc.config.losses import (
     ConcordanceSettings,
     CrossEntropySettings,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ser_hpc.config.extensions import check_made, explain_errors
+from ser_hpc.config.extension_errors import check_made, explain_errors
 from ser_hpc.config.protocols import ProtocolSettings
 from ser_hpc.core.errors import UserError, counted, listed
 from ser_hpc.corpora.labels import LabelSet

@@ -8,7 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ser_hpc.config.extensions import check_made, explain_errors, is_outside
+from ser_hpc.config.extension_errors import check_made, explain_errors
+from ser_hpc.config.extensions import is_outside
 from ser_hpc.config.heads import HeadSettings
 from ser_hpc.config.losses import DEFAULTS, CrossEntropySettings, LossSettings
 from ser_hpc.config.tasks import (

@@ -20,6 +20,7 @@ cache, and runs nothing of the dataset, neither a loading script nor a pickle.
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -144,7 +145,8 @@ def read_hf_tables(root: Path) -> list[HfTable]:
 def _saved_table(root: Path, split: str, dataset: Any) -> HfTable:
     """Raise UserError where a file that the dataset names, as ../../other.arrow, lies outside its folder."""
     for file in dataset.cache_files:
-        if not Path(file["filename"]).resolve().is_relative_to(root.resolve()):
+        named = Path(os.path.abspath(file["filename"]))  # noqa: PTH100 - a link in the folder is a file of it
+        if not named.is_relative_to(root.absolute()):
             raise UserError(f"{root} names {file['filename']}, which is not a file inside the dataset")
     return _table(root / split, split, dataset)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ser_hpc.config.extensions import check_made, explain_errors
+from ser_hpc.config.extension_errors import check_made, explain_errors
 from ser_hpc.config.heads import (
     AttentionPooling,
     HeadSettings,
