@@ -47,6 +47,8 @@ ELSEWHERE = {
     f"{_EMODB} --partition gpu {_SHARDS} --queue-anyway": _ON_SLURM + "jobs_are_submitted_shown_cancelled_and_submitted_again",
     f"{_EMODB} --partition gpu {_SHARDS} --wait": _ON_SLURM + "waiting_for_the_jobs_ends_with_the_report",
     f"{_EMODB} {_SHARDS} --ended CLUSTER": _ON_SLURM + "jobs_on_another_cluster_hold_their_trials_until_they_ended",
+    f"python -m ser_hpc.launch --config configs/any_corpus_probe.yaml --folds 5 --cluster local {_SHARDS} data.labels=emodb_7 "
+    "model.weights=openai/whisper-base": "tests/engine/test_probe.py::test_the_model_that_is_kept_predicts_the_same_from_sound",
     # These need a Slurm.
     f"{_EMODB} --folds 5 --seeds 3 --partition gpu --cluster mine.yaml --gpus-per-node 2 --strategy zero2 --time 4:00:00 "
     f"--parallel 8 {_SHARDS} --dry-run": _ON_SLURM + "a_dry_run_shows_what_the_site_says",

@@ -50,7 +50,7 @@ class _Guard:
     def __enter__(self) -> None: ...
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception | SystemExit):
             return False
         self._trackers.pop(self._name, None)
         print(f"tracker {self._name} is left out from now on: {describe_error(error)}", flush=True)
