@@ -23,6 +23,7 @@ import soundfile
 import webdataset
 import yaml
 from documents import PAGES, README, ROOT, anchors, blocks, commands, links, text
+from models.tiny import CONFIGS
 
 from ser_hpc import inspect, launch, pack, report, status
 from ser_hpc.config.load import load_settings
@@ -48,7 +49,7 @@ ELSEWHERE = {
     f"{_EMODB} --partition gpu {_SHARDS} --wait": _ON_SLURM + "waiting_for_the_jobs_ends_with_the_report",
     f"{_EMODB} {_SHARDS} --ended CLUSTER": _ON_SLURM + "jobs_on_another_cluster_hold_their_trials_until_they_ended",
     f"python -m ser_hpc.launch --config configs/any_corpus_probe.yaml --folds 5 --cluster local {_SHARDS} data.labels=emodb_7 "
-    "model.weights=openai/whisper-base": "tests/engine/test_probe.py::test_the_model_that_is_kept_predicts_the_same_from_sound",
+    "model.weights=/data/whisper-base": "tests/engine/test_probe.py::test_the_model_that_is_kept_predicts_the_same_from_sound",
     # These need a Slurm.
     f"{_EMODB} --folds 5 --seeds 3 --partition gpu --cluster mine.yaml --gpus-per-node 2 --strategy zero2 --time 4:00:00 "
     f"--parallel 8 {_SHARDS} --dry-run": _ON_SLURM + "a_dry_run_shows_what_the_site_says",
@@ -102,6 +103,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             soundfile.write(path, rng.uniform(-0.3, 0.3, 4000), 16_000)
     rows = "".join(f"wav/{number}.wav,{('happy', 'sad')[number % 2]},anna{number // 2}\n" for number in range(6))
     (place / "data" / "mine" / "all.csv").write_text("audio,emotion,speaker\n" + rows)
+    weights = place / "data" / "whisper-base"
+    weights.mkdir()
+    (weights / "config.json").write_text(json.dumps(CONFIGS["whisper"]))
+    (weights / "model.safetensors").write_bytes(b"what they are is looked at when they are loaded")
     for number in range(2):
         write_talk(place / "data" / "talk" / f"train-{number:06}.tar", place / "data" / "mine" / "wav" / f"{number}.wav")
     return place
