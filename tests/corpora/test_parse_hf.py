@@ -17,7 +17,7 @@ from datasets import Dataset
 from trees import clip
 
 from ser_hpc.core.errors import UserError
-from ser_hpc.corpora.formats import hf
+from ser_hpc.corpora.formats import embedded_audio, hf
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER, Utterance
 
 FEATURES = {
@@ -132,7 +132,7 @@ def test_rows_that_cannot_be_used_are_skipped_and_an_unnamed_speaker_is_unknown(
         "row 2: no sound",
         "row 3: no emotion",
     ]
-    assert not (tmp_path / "set" / hf.EXTRACTED).exists(), "nothing is embedded"
+    assert not (tmp_path / "set" / embedded_audio.FOLDER).exists(), "nothing is embedded"
 
 
 def test_an_unlabelled_row_of_a_class_label_is_no_emotion(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_missing_columns_are_refused_with_what_is_there_and_what_is_looked_for(t
     save_to_disk(tmp_path / "set", table(found, {}))
     with pytest.raises(UserError, match=r"no column says emotion or speaker. Its columns are mood; .*speaker_id.*client_id"):
         hf.parse(tmp_path / "set")
-    assert not (tmp_path / "set" / hf.EXTRACTED).exists(), "nothing is written before the columns are known"
+    assert not (tmp_path / "set" / embedded_audio.FOLDER).exists(), "nothing is written before the columns are known"
     (tmp_path / "bare").mkdir()
     pq.write_table(pa.table({"emotion": ["sad"]}), tmp_path / "bare/x.parquet")
     with pytest.raises(UserError, match="no column holds recordings"):
@@ -156,7 +156,7 @@ def test_missing_columns_are_refused_with_what_is_there_and_what_is_looked_for(t
 
 
 def test_a_root_that_cannot_be_written_is_refused_with_the_way_out(dataset: Path) -> None:
-    (dataset / hf.EXTRACTED).write_text("in the way")
+    (dataset / embedded_audio.FOLDER).write_text("in the way")
     with pytest.raises(UserError, match=r"must be laid out as files in .*copy the dataset to a place that is"):
         hf.parse(dataset)
 

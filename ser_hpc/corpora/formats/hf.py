@@ -19,7 +19,6 @@ cache, and runs nothing of the dataset, neither a loading script nor a pickle.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections import Counter
@@ -31,15 +30,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from ser_hpc.core.atomic_io import write_aside
 from ser_hpc.core.errors import UserError, listed
-from ser_hpc.corpora.formats import column_names
-from ser_hpc.corpora.parse_result import AUDIO, ParseResult, make_result, require_folder
+from ser_hpc.corpora.formats import column_names, embedded_audio
+from ser_hpc.corpora.parse_result import ParseResult, make_result, require_folder
 from ser_hpc.corpora.spelling import plain_id
 from ser_hpc.corpora.utterance import Utterance
 
 LAYOUT = "state.json and data-*.arrow, or dataset_dict.json and such a folder a split, or parquet files"
-EXTRACTED = ".ser_hpc_audio"
 PATH_COLUMNS = ("audio", "audio_path", "path", "file", "file_name", "filename", "wav")
 ROWS_AT_ONCE = 32  # the sound of so many rows is in memory together
 
@@ -219,24 +216,8 @@ def _utterance(corpus: str, clip: HfClip, *, unique: bool) -> Utterance:
 def _recording(root: Path, table: Path, payload: bytes | None, path: str) -> Path | str:
     """Return the file of a row's sound, written if it is inside the dataset; or the reason why there is none."""
     if payload:
-        return _laid_out(root, payload, Path(path).suffix.lower())
+        return embedded_audio.lay_out(root, payload, Path(path).suffix.lower())
     if not path:
         return "no sound"
     places = [folder / path for folder in (table, table.parent, root)]
     return next((place for place in places if place.is_file()), f"no recording {path}")
-
-
-def _laid_out(root: Path, payload: bytes, suffix: str) -> Path:
-    """Return the file below `root` that holds these bytes. Raises UserError where it cannot be written."""
-    digest = hashlib.sha256(payload).hexdigest()[:32]
-    path = root / EXTRACTED / digest[:2] / f"{digest}{suffix if suffix in AUDIO else ''}"
-    try:
-        if not path.is_file() or path.stat().st_size != len(payload):
-            with write_aside(path) as temporary:
-                temporary.write_bytes(payload)
-    except OSError as error:
-        raise UserError(
-            f"the dataset's sound must be laid out as files in {root / EXTRACTED}, which cannot be written: {error}. Make the "
-            "folder writable, or copy the dataset to a place that is"
-        ) from error
-    return path
