@@ -18,8 +18,8 @@ from small import SUICIDE
 
 from ser_hpc.core.errors import UserError
 from ser_hpc.pack import main
+from ser_hpc.shards import audio, write
 from ser_hpc.shards import output_dir as out_folder
-from ser_hpc.shards import shard_file, write
 from ser_hpc.shards.index import DATASET
 from ser_hpc.shards.quality import QualityRules
 from ser_hpc.shards.verify import verify
@@ -135,7 +135,7 @@ def test_a_part_leaves_the_others_half_written_files_alone(
     """A whole part is packed while another one is in the middle of a tar."""
     whole, out = tmp_path / "whole", tmp_path / "parts"
     pack_part(corpus, whole, 0, 1)
-    decode, nested = shard_file.audio.decode, []
+    decode, nested = audio.decode, []
 
     def other_first(*arguments: object) -> object:
         if not nested:
@@ -144,7 +144,7 @@ def test_a_part_leaves_the_others_half_written_files_alone(
             pack_part(corpus, out, 1, 2)
         return decode(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shard_file.audio, "decode", other_first)
+    monkeypatch.setattr(audio, "decode", other_first)
     pack_part(corpus, out, 0, 2)
     assert tree(out) == tree(whole)
 
