@@ -62,8 +62,9 @@ class DataSettings(Section):
 
     augment: Chain = ()
     """Training only, drawn anew for each clip and epoch: a preset (`noise_pitch_stretch`, `noise_background_mask`), one with
-    changes (`{preset: noise_background_mask, sounds_path: FOLDER}`), or a list of audiomentations' transforms, each with its
-    arguments (`[{name: Gain, p: 0.5, min_gain_db: -6}]`). Memory budgets count clips as long as they were before."""
+    changes (`{preset: noise_background_mask, sounds_path: FOLDER}`), or a list of transforms, each with its arguments
+    (`[{name: Gain, p: 0.5, min_gain_db: -6}]`): audiomentations' own, `RoomResponse` (a synthetic room), or `module:Class` from
+    outside the package. Memory budgets count clips as long as they were before."""
     max_corrupt: Fraction = 0.001
     """Training ends when more than this part of its clips is damaged; up to then they weigh nothing, and are counted. A damaged
     clip of a dev or test part always ends it."""
@@ -79,7 +80,9 @@ class DataSettings(Section):
 
 class FoldSettings(Section):
     protocol: Protocol = "leave_one_session_out"
-    """How speakers are divided over train, dev and test; see docs/protocols.md."""
+    """How speakers are divided over train, dev and test (docs/protocols.md): leave_one_session_out, leave_one_speaker_out,
+    speaker_groups, leave_one_corpus_out, cross_corpus, given_split, iemocap_ses01 or superb; or a class from outside the
+    package, with settings of its own ({kind: module:Class, ...})."""
     count: Positive | None = None
     """Number of folds; none: what the protocol says (sessions, speakers, corpora, 5 groups, 1 fixed split)."""
     test_corpora: Strings = ()
