@@ -49,7 +49,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from padded import build_padded
+from padded import build_padded_for_tasks
 from safetensors.torch import load_file
 from scipy.stats import t as student_t
 from transformers import AutoConfig, WhisperModel
@@ -117,7 +117,7 @@ def run_trial(path: Path, trial: Trial, model: str, system: str) -> None:
         if model == "whisper" or system == "packed":
             code = train(run, trial)
         else:
-            with patch("ser_hpc.engine.loop.build_classifier", side_effect=build_padded) as made:
+            with patch("ser_hpc.engine.loop.build_for_tasks", side_effect=build_padded_for_tasks) as made:
                 code = train(run, trial)
             assert made.called, "training took no notice of the padded encoder"
     if code:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import AutoModel, Wav2Vec2FeatureExtractor
 from ser_hpc.config.settings import Model
 from ser_hpc.models.classifier import Classifier, build_classifier
 from ser_hpc.shards import RATE
+from ser_hpc.tasks.task import Task
 
 
 class Padded:
@@ -44,9 +46,8 @@ class Padded:
         return states[torch.arange(frames) < counts[:, None]], counts
 
 
-def build_padded(settings: Model, num_classes: int, seed: int, states: int | None = None) -> Classifier:
+def build_padded(settings: Model, num_classes: int, seed: int) -> Classifier:
     """The packed classifier's weights in an encoder that transformers made, under the same head."""
-    assert states is None, "the encoder is trained: no states stand in its place"
     ours = build_classifier(settings, num_classes, seed)
     shape: Any = ours.encoder.config
     make: Any = AutoModel
@@ -54,3 +55,9 @@ def build_padded(settings: Model, num_classes: int, seed: int, states: int | Non
         encoder: nn.Module = make.from_config(shape, attn_implementation="sdpa")  # its own, not ours
     encoder.load_state_dict(ours.encoder.state_dict())
     return Classifier(Padded(masked=shape.feat_extract_norm == "layer"), encoder, ours.head)
+
+
+def build_padded_for_tasks(settings: Model, tasks: Sequence[Task], seed: int, pooled_width: int | None = None) -> Classifier:
+    """In the place of `classifier.build_for_tasks`: for emotion alone."""
+    assert len(tasks) == 1 and pooled_width is None, "the encoder is trained: no pooled features stand in its place"
+    return build_padded(settings, tasks[0].target.width, seed)
