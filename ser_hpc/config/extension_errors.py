@@ -8,10 +8,11 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ser_hpc.core.errors import UserError
 
-_IMPORTER = __file__.replace("extension_errors", "extensions")
+_HERE = str(Path(__file__).parent)  # the importer and what reads settings: never the place of a mistake
 
 
 def describe_error(error: BaseException) -> str:
@@ -24,7 +25,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def _is_machinery(filename: str) -> bool:
-    return filename.startswith("<") or "importlib" in filename or filename in (__file__, _IMPORTER)
+    return filename.startswith(("<", _HERE)) or "importlib" in filename
 
 
 @contextmanager

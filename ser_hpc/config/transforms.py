@@ -66,6 +66,14 @@ class RoomResponseSettings(TransformSettings):
 OWN_TRANSFORMS: dict[str, type[TransformSettings]] = {"RoomResponse": RoomResponseSettings}
 
 
+def settings_class(name: str) -> type[TransformSettings] | None:
+    """Return the settings of a transform of this package, or from outside of it; None: it is audiomentations'.
+
+    Raises ValueError for a class from outside that there is not.
+    """
+    return import_outside(name, TransformSettings) if is_outside(name) else OWN_TRANSFORMS.get(name)
+
+
 class Transform(BaseModel):
     """`name` of an audiomentations transform, or `module:Class` from outside the package; every other field is an argument of
     it. Folders (`..._path`) become absolute."""
@@ -81,10 +89,8 @@ class Transform(BaseModel):
 
     @model_validator(mode="after")
     def _from_outside(self) -> Self:
-        if self.name in OWN_TRANSFORMS:
-            OWN_TRANSFORMS[self.name].model_validate(self.arguments)
-        elif is_outside(self.name):
-            import_outside(self.name, TransformSettings).model_validate(self.arguments)
+        if (kind := settings_class(self.name)) is not None:
+            kind.model_validate(self.arguments)
         return self
 
     @property

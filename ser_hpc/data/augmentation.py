@@ -19,8 +19,14 @@ from typing import Any
 import numpy as np
 
 from ser_hpc.config.extension_errors import check_made, explain_errors
-from ser_hpc.config.extensions import import_outside, is_outside
-from ser_hpc.config.transforms import OWN_TRANSFORMS, RoomResponseSettings, Transform, TransformSettings, named_paths
+from ser_hpc.config.transforms import (
+    OWN_TRANSFORMS,
+    RoomResponseSettings,
+    Transform,
+    TransformSettings,
+    named_paths,
+    settings_class,
+)
 from ser_hpc.core.errors import UserError
 from ser_hpc.data.room_response import RoomResponse
 from ser_hpc.shards import RATE
@@ -100,10 +106,9 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _built(name: str, arguments: dict[str, Any]) -> Callable[..., np.ndarray]:
-    if is_outside(name):
-        return _FromOutside(name, arguments)
-    if name in OWN_TRANSFORMS:
-        return _Sometimes(name, OWN_TRANSFORMS[name].model_validate(arguments))
+    with explain_errors(f"data.augment: {name}"):
+        if (settings := settings_class(name)) is not None:
+            return _WithSettings(name, settings.model_validate(arguments))
     import audiomentations  # a second, for SciPy
     from audiomentations.core.composition import BaseCompose
     from audiomentations.core.transforms_interface import BaseWaveformTransform
@@ -135,30 +140,14 @@ def _built(name: str, arguments: dict[str, Any]) -> Callable[..., np.ndarray]:
     return made
 
 
-class _Sometimes:
-    """A transform of this package, applied with its own probability."""
+class _WithSettings:
+    """A transform of this package or from outside of it, applied with the probability that its settings say."""
 
     def __init__(self, name: str, settings: TransformSettings) -> None:
-        assert isinstance(settings, RoomResponseSettings)
-        self._name, self._settings, self._change = name, settings, RoomResponse(settings)
-
-    def __call__(self, sound: np.ndarray, rate: int) -> np.ndarray:
-        return self._change(sound, rate) if np.random.random() < self._settings.p else sound
-
-    def __repr__(self) -> str:
-        return f"{self._name}({self._settings!r})"
-
-
-class _FromOutside:
-    """A transform from outside the package, applied with its own probability."""
-
-    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+        self._name, self._settings = name, settings
         with explain_errors(f"data.augment: {name}"):
-            settings = import_outside(name, TransformSettings).model_validate(arguments)
-            assert isinstance(settings, TransformSettings)
-            self._settings, self._change = settings, settings.build()
+            self._change = RoomResponse(settings) if isinstance(settings, RoomResponseSettings) else settings.build()
         check_made(f"{name}.build", self._change, callable(self._change), "a function of sound and rate")
-        self._name = name
 
     def __call__(self, sound: np.ndarray, rate: int) -> np.ndarray:
         if np.random.random() >= self._settings.p:

@@ -86,26 +86,6 @@ class FeatureSource(AbstractContextManager[Any]):
         pass
 
 
-def make_feature_source(
-    model: Classifier,
-    base: FrozenParameters,
-    clips: BatchSource,
-    trial: TrialDir,
-    settings: Settings,
-    data: TrialData,
-    targets: ClipTargets,
-    world: World,
-    stop: StopFlag,
-    watchdog: Watchdog,
-) -> tuple[FeatureSource, int]:
-    """Return the states of the trial's clips, and their width; those not there yet `model` makes of `clips`, then closed.
-
-    Raises Stopped on all ranks when one is asked to stop, UserError for a shard that cannot be read.
-    """
-    states = pool_features(model, base, clips, trial, settings, data, world, stop, watchdog)
-    return FeatureSource(states, data.index, targets), states.means.shape[1]
-
-
 def pool_features(
     model: Classifier,
     base: FrozenParameters,
@@ -118,7 +98,10 @@ def pool_features(
     watchdog: Watchdog,
 ) -> PooledFeatures:
     """Return the states of the trial's clips, as the model's head takes them; those not there yet `model` makes of `clips`,
-    then closed. Raises as `make_feature_source`."""
+    then closed.
+
+    Raises Stopped on all ranks when one is asked to stop, UserError for a shard that cannot be read.
+    """
     began = awake_s()
     *_, width = _statistics(model)
     used = np.flatnonzero(data.targets >= 0)  # by all trials alike, so that their blocks are the same

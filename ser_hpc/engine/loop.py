@@ -26,6 +26,7 @@ from ser_hpc.engine.fault import checkpoint
 from ser_hpc.engine.fault.corrupt_clips import CorruptClips
 from ser_hpc.engine.fault.preemption import StopFlag
 from ser_hpc.engine.fault.watchdog import Watchdog
+from ser_hpc.engine.feature_cache import FeatureSource
 from ser_hpc.engine.frozen_params import FrozenParameters
 from ser_hpc.engine.memory import search
 from ser_hpc.engine.objective import Objective
@@ -77,9 +78,8 @@ def train_trial(
     decoded = make_batch_source(settings, data, targets, world)
     source: Source = decoded
     if settings.uses_feature_cache:
-        source, width = feature_cache.make_feature_source(
-            model, base, decoded, trial, settings, data, targets, world, stop, watchdog
-        )
+        states = feature_cache.pool_features(model, base, decoded, trial, settings, data, world, stop, watchdog)
+        source, width = FeatureSource(states, data.index, targets), states.means.shape[1]
         model = new_model(pooled_width=width)
     samples = model.frontend.costs(lengths(settings, data))
     budget = search.find_budget(model, settings, samples[fold.train.positions], world, saved.state.budget)

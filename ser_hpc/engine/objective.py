@@ -75,7 +75,7 @@ class Objective:
             if term.over_step:
                 gradient = of_step.gradients[term.name]
                 rows = to_device(torch.from_numpy(batch.rows), output.device)
-                share = (output[: len(batch.rows)] * gradient.by_outputs[rows]).sum() + 0 * output.sum()
+                share = (output[: len(batch.rows)] * gradient.by_outputs[rows]).sum()  # of a filler 0, from no clip
                 losses = gradient.value.expand(len(output))
             else:
                 losses = term.loss(output, to_device(batch.targets[term.name], output.device))
@@ -123,13 +123,14 @@ class Objective:
     def combined(self, losses: Tensor, clips: np.ndarray) -> tuple[float, float]:
         """Sum up a step's loss from that of each clip, (tasks, clips) on the CPU, times the main task's sum of weights; and
         return that sum."""
-        totals = self._totals(clips)
-        main = totals[self.terms[0].name]
-        loss = 0.0
+        loss = main = 0.0
         for number, (term, row) in enumerate(zip(self.terms, losses, strict=True)):
-            of_task = float(row.double() @ torch.from_numpy(self._weights[term.name][clips]).double())
-            of_task *= term.weight
-            loss = of_task if number == 0 else loss + of_task * (main / totals[term.name] if totals[term.name] else 0.0)
+            weights = self._weights[term.name][clips]
+            total, of_task = float(weights.sum()), term.weight * float(row.double() @ torch.from_numpy(weights).double())
+            if number == 0:
+                loss, main = of_task, total
+            elif total:
+                loss += of_task * (main / total)
         return loss, main
 
 

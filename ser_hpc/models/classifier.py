@@ -77,7 +77,7 @@ class Classifier(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             if isinstance(self.head, LinearProbe):
                 states, lengths = frames_of_layers(self.frontend, self.encoder, samples, offsets, self.head.layers)
-                return {"emotion": self.head(states, lengths)}
+                return {MAIN: self.head(states, lengths)}
             frames, lengths = self.frontend(self.encoder, samples, offsets)
         outputs = {MAIN: self.head(frames, lengths)}
         for name, head in self.task_heads.items():

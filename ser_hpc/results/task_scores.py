@@ -11,7 +11,7 @@ import numpy as np
 from ser_hpc.core.errors import UserError
 from ser_hpc.run.predictions import Prediction
 from ser_hpc.run.run_dir import Trial
-from ser_hpc.tasks.targets import ClassTarget, DistributionTarget, Target, make_target
+from ser_hpc.tasks.targets import OverClasses, Target, make_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class TaskScores:
     @property
     def chance(self) -> float:
         """Return what a model that tells nothing apart scores: of classes 1 / classes, of numbers a concordance of 0."""
-        return 1 / self.target.width if isinstance(self.target, ClassTarget | DistributionTarget) else 0.0
+        return 1 / self.target.width if isinstance(self.target, OverClasses) else 0.0
 
 
 def score_tasks(plan: Mapping[str, Any], tested: Mapping[Trial, Sequence[Prediction]]) -> tuple[TaskScores, ...]:

@@ -64,16 +64,25 @@ class Target(ABC):
 
 
 @dataclass(frozen=True)
-class ClassTarget(Target):
-    """One of several classes: values are int64 class indices, -1 where a clip has none; outputs are logits."""
+class OverClasses(Target):
+    """What is predicted as a probability of each of several classes: outputs are logits."""
 
     classes: tuple[str, ...]
-    kind: ClassVar[str] = "class"
-    best: ClassVar[str] = "uar"
 
     @property
     def width(self) -> int:
         return len(self.classes)
+
+    def prediction(self, output: np.ndarray) -> Json:
+        return {name: round(p, 6) for name, p in zip(self.classes, softmax(output).tolist(), strict=True)}
+
+
+@dataclass(frozen=True)
+class ClassTarget(OverClasses):
+    """One of several classes: values are int64 class indices, -1 where a clip has none."""
+
+    kind: ClassVar[str] = "class"
+    best: ClassVar[str] = "uar"
 
     def is_given(self, values: np.ndarray) -> np.ndarray:
         return np.asarray(values >= 0)
@@ -87,9 +96,6 @@ class ClassTarget(Target):
     def truth(self, value: Any) -> Json:
         return self.classes[int(value)] if value >= 0 else None
 
-    def prediction(self, output: np.ndarray) -> Json:
-        return {name: round(p, 6) for name, p in zip(self.classes, softmax(output).tolist(), strict=True)}
-
     def read(self, pairs: Sequence[tuple[Json, Json]]) -> tuple[np.ndarray, np.ndarray]:
         index = {name: i for i, name in enumerate(self.classes)}
         values = np.array([index[truth] for truth, _ in pairs], dtype=np.int64)
@@ -98,16 +104,11 @@ class ClassTarget(Target):
 
 
 @dataclass(frozen=True)
-class DistributionTarget(Target):
-    """Shares of several classes: values are (n, C) float32, nan where a clip has none; outputs are logits."""
+class DistributionTarget(OverClasses):
+    """Shares of several classes: values are (n, C) float32, nan where a clip has none."""
 
-    classes: tuple[str, ...]
     kind: ClassVar[str] = "distribution"
     best: ClassVar[str] = "uar"
-
-    @property
-    def width(self) -> int:
-        return len(self.classes)
 
     def is_given(self, values: np.ndarray) -> np.ndarray:
         return np.asarray(np.isfinite(values).all(axis=1))
@@ -126,9 +127,6 @@ class DistributionTarget(Target):
         if not np.isfinite(value).all():
             return None
         return {name: round(float(share), 6) for name, share in zip(self.classes, value, strict=True)}
-
-    def prediction(self, output: np.ndarray) -> Json:
-        return {name: round(p, 6) for name, p in zip(self.classes, softmax(output).tolist(), strict=True)}
 
     def read(self, pairs: Sequence[tuple[Json, Json]]) -> tuple[np.ndarray, np.ndarray]:
         values, predicted = (

@@ -109,3 +109,19 @@ def test_losses_have_finite_gradients_at_their_ends() -> None:
     flat = concordance_loss(sure, torch.zeros(3, 2), torch.tensor([1.0, 0.0, 0.0]))
     (slope,) = torch.autograd.grad((focal + kl).sum() + flat, sure)
     assert bool(slope.isfinite().all())
+
+
+def test_a_rank_without_clips_reaches_every_head_with_zeros() -> None:
+    """Its filler takes part in the backward pass, that of a loss over the whole step too."""
+    positions, waves = np.arange(len(LENGTHS)), clips(*LENGTHS)
+    targets = ClipTargets.of_tasks(TASKS, positions)
+    (filler,) = assign_to_ranks(ClipSelection(positions), [positions], 1, 2)
+    sound = [waves[position].numpy() for position in filler.clips.positions]
+    offsets, fine = np.cumsum([0, *map(len, sound)]), np.zeros(len(sound), dtype=np.int64)
+    batches = [collate(filler, np.concatenate(sound), offsets, fine, targets)]
+    model = build_for_tasks(ENCODERS["wav2vec2, layer norm"].model_copy(update={"head": MlpSettings()}), TASKS, seed=3)
+    strategy = DdpStrategy(model, TrainSettings(precision="fp32"), ALONE, None)
+    strategy.train_mode(True)
+    statistics = RunningStatistics(strategy.module, len(LENGTHS))
+    accumulate_gradients(strategy, Objective(TASKS, targets), batches, positions, (0, 0), ALONE, statistics)
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
