@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ser_hpc.config.choice import Choice
 from ser_hpc.config.cluster import ClusterSettings
-from ser_hpc.config.extension_errors import explain_errors
+from ser_hpc.config.extension_errors import check_made, explain_errors
 from ser_hpc.config.extensions import import_from
 from ser_hpc.config.launchers import LauncherSettings
 from ser_hpc.config.load import EXTENSIONS
@@ -35,8 +35,7 @@ class Outside(Launcher):
         self.settings = settings
         with explain_errors(settings.kind):
             launcher = settings.build()
-            if not isinstance(launcher, Launcher):
-                raise TypeError(f"build() must return a ser_hpc.launchers.launcher.Launcher, and returns {launcher!r}")
+        check_made(f"{settings.kind}.build", launcher, isinstance(launcher, Launcher), "a ser_hpc.launchers.launcher.Launcher")
         self._launcher: Launcher = launcher
         self.in_foreground = self._launcher.in_foreground
 
