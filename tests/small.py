@@ -23,6 +23,8 @@ from ser_hpc.launchers.slurm.submissions import read_submissions
 from ser_hpc.run import experiment
 from ser_hpc.run.create_run import write_run
 from ser_hpc.run.run_dir import RunDir, Trial
+from ser_hpc.shards.index import DATASET
+from ser_hpc.shards.mapped_index import INDEX
 from ser_hpc.shards.write import pack
 
 CLASSES = ("angry", "neutral", "sad")
@@ -142,3 +144,11 @@ def newest_jobs(run: RunDir) -> list[str]:
     """The ids of the array that was submitted last, and of its report."""
     known = [submission for submission in read_submissions(run) if submission.job]
     return [str(next(s.job for s in reversed(known) if s.kind == kind)) for kind in ("trials", "report")]
+
+
+def without_index_file(root: Path) -> None:
+    """Make a packed dataset one of earlier versions, which had no index of all shards."""
+    dataset = json.loads((root / DATASET).read_text())
+    del dataset["index"]
+    (root / DATASET).write_text(json.dumps(dataset))
+    (root / INDEX).unlink()

@@ -1,4 +1,4 @@
-"""Encode a column of text as integers once, in Arrow, so that folds and checks are arithmetic on arrays."""
+"""Encode a column of text as integers once, so that folds and checks are arithmetic on arrays."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-_AT_ONCE = 1 << 20
+from ser_hpc.corpora.text_order import text_hashes
+from ser_hpc.corpora.words import WordColumn
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,28 +19,31 @@ class Categorical:
     codes: np.ndarray
 
     @classmethod
-    def from_arrow(cls, values: pa.Array) -> Categorical:
-        """Encode a column of text; names are sorted, empty values have no code."""
-        encoded = values.dictionary_encode()
-        order = pc.sort_indices(encoded.dictionary).to_numpy()
-        names = encoded.dictionary.take(order).to_pylist()
-        empty = int(names[:1] == [""])
-        code = np.empty(len(order), dtype=np.int32)
-        code[order] = np.arange(len(names)) - empty
-        return cls(tuple(names[empty:]), code[encoded.indices.to_numpy()])
+    def from_words(cls, words: WordColumn) -> Categorical:
+        """Encode a column of words; names are sorted, empty values have no code, and names that no row has are left out."""
+        names = tuple(name for name in words.occurring() if name)
+        number = {name: code for code, name in enumerate(names)}
+        code = np.array([number.get(name, -1) for name in words.names.tolist()], dtype=np.int32)
+        return cls(names, code[words.codes])
 
     @classmethod
-    def from_repeated(cls, values: pa.Array) -> Categorical:
-        """Encode only values that occur more than once: a table of ten million different ones would take gigabytes."""
-        parts = (values[start : start + _AT_ONCE].to_pylist() for start in range(0, len(values), _AT_ONCE))
-        hashes = np.concatenate([np.fromiter(map(hash, part), np.int64, len(part)) for part in parts])
+    def from_repeated(cls, values: pa.LargeStringArray, rows: np.ndarray) -> Categorical:
+        """Encode those of `rows` (int array), in their order, whose text occurs in them more than once; others have no code.
+
+        A table of ten million different texts would take gigabytes.
+        """
+        hashes = text_hashes(values)[rows]
         ordered = np.sort(hashes)
-        rows = np.flatnonzero(np.isin(hashes, ordered[1:][ordered[1:] == ordered[:-1]]))
-        some = cls.from_arrow(values.take(pa.array(rows)))
+        twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        codes = np.full(len(rows), -1, dtype=np.int32)
+        if not len(twice):
+            return cls((), codes)
+        del ordered
+        found = np.flatnonzero(twice[np.minimum(np.searchsorted(twice, hashes), len(twice) - 1)] == hashes)
+        some = cls.from_words(WordColumn.of(values.take(pa.array(rows[found])).to_pylist()))
         counts = np.bincount(some.codes[some.codes >= 0], minlength=len(some.names))
         code = np.where(counts > 1, np.cumsum(counts > 1) - 1, -1).astype(np.int32)  # hashes may meet by chance
-        codes = np.full(len(values), -1, dtype=np.int32)
-        codes[rows] = np.where(some.codes >= 0, code[some.codes], -1) if len(rows) else -1
+        codes[found] = np.where(some.codes >= 0, code[some.codes], -1) if len(code) else -1
         return cls(tuple(name for name, count in zip(some.names, counts, strict=True) if count > 1), codes)
 
     def names_in(self, rows: np.ndarray) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import yaml
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora.names import find_ambiguous, is_unknown
 from ser_hpc.corpora.utterance import Metadata
+from ser_hpc.corpora.words import WordColumn
 
 Meaning = dict[str, str | None]
 DROPPED = -1
@@ -43,12 +45,9 @@ class LabelSet:
     by_corpus: dict[str, Meaning] = field(default_factory=dict)
     columns: tuple[str, ...] = ("emotion",)
 
-    def annotations(self, metadata: Metadata) -> np.ndarray:
-        """Return the annotation of each clip: object array of str, (num_clips,). Raises UserError for an unknown column."""
-        first, *others = (metadata.column(name) for name in self.columns)
-        if not others:
-            return first
-        return np.array(["/".join(texts) for texts in zip(first, *others, strict=True)], dtype=object)
+    def annotations(self, metadata: Metadata) -> WordColumn:
+        """Return the annotation of each clip, (num_clips,). Raises UserError for an unknown column."""
+        return reduce(WordColumn.join, (metadata.column(name) for name in self.columns))
 
     def targets(self, metadata: Metadata) -> np.ndarray:
         """Return the class index of each clip, `DROPPED` (-1) where the set gives it no class. int64 (num_clips,).
@@ -57,9 +56,9 @@ class LabelSet:
         """
         index = {name: i for i, name in enumerate(self.classes)}
         common = {name: name for name in self.classes} | self.mapping
-        corpora, corpus_of = _encoded(metadata.corpus)
-        texts, text_of = _encoded(self.annotations(metadata))
-        pair_of = corpus_of.astype(np.int64) * len(texts) + text_of
+        annotations = self.annotations(metadata)
+        corpora, texts = metadata.corpus.names.tolist(), annotations.names.tolist()
+        pair_of = metadata.corpus.codes.astype(np.int64) * len(texts) + annotations.codes
         target = np.full(len(corpora) * len(texts), DROPPED, dtype=np.int64)
         unknown = {}
         for pair, clips in enumerate(np.bincount(pair_of, minlength=len(target)).tolist()):
@@ -94,20 +93,12 @@ def _without_nulls(tree: Any) -> Any:
     return None if tree in ("", "~", "null", "Null", "NULL") else tree
 
 
-def _encoded(values: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Return the different values, and each row's index among them."""
-    import pyarrow as pa  # takes a tenth of a second: reports do without
-
-    encoded = pa.array(values, pa.large_string()).dictionary_encode()
-    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-
-
 def label_set_as_annotated(metadata: Metadata) -> LabelSet:
     """Make a label set with each emotion that occurs as a class, in alphabetical order; words for "unknown" are dropped.
 
     Raises UserError where two emotions differ in their spelling alone.
     """
-    emotions = sorted(set(metadata.emotion.tolist()))
+    emotions = metadata.emotion.occurring()
     classes = tuple(emotion for emotion in emotions if not is_unknown(emotion))
     if alike := find_ambiguous(classes):
         raise UserError(

@@ -18,6 +18,7 @@ import numpy as np
 
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora.names import is_unknown, normalize_name
+from ser_hpc.corpora.words import WordColumn
 
 # A WebDataset key ends at the first dot, and a slash makes a folder: neither may stand in an id.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -100,6 +101,15 @@ class TextColumn:
     def __init__(self, arrow: Any) -> None:
         self.arrow = arrow
 
+    @classmethod
+    def of(cls, values: Any) -> TextColumn:
+        """Make a column of texts; one that is a column already is returned."""
+        if isinstance(values, cls):
+            return values
+        import pyarrow as pa
+
+        return cls(pa.array(values, pa.large_string()))
+
     def __len__(self) -> int:
         return len(self.arrow)
 
@@ -130,43 +140,51 @@ class TextColumn:
 class Metadata:
     """The packed clips as a table of columns, one row a clip; a clip's row number is its *position*.
 
-    Words are numpy object arrays of str ("" = not annotated), ids and sounds `TextColumn`; `seconds` is float64, `sound` the
-    hash of the decoded 16 kHz samples (equal hash = identical sound), `extra` a JSON object of text. All have shape
-    (num_clips,). `overlap`, where clips are pieces of longer recordings: equal numbers share sound, by their times; -1: with no
-    other.
+    Words are `WordColumn`s, read like numpy object arrays of str ("" = not annotated; such arrays may be given too), ids and
+    sounds `TextColumn`s; `seconds` is float64, `sound` the hash of the decoded 16 kHz samples (equal hash = identical sound),
+    `extra` a JSON object of text. All have shape (num_clips,). `overlap`, where clips are pieces of longer recordings: equal
+    numbers share sound, by their times; -1: with no other.
     """
 
-    corpus: np.ndarray
+    corpus: WordColumn
     utterance_id: TextColumn
-    speaker: np.ndarray
-    emotion: np.ndarray
-    session: np.ndarray
-    gender: np.ndarray
-    text_id: np.ndarray
-    split: np.ndarray
-    intensity: np.ndarray
-    language: np.ndarray
-    extra: np.ndarray
+    speaker: WordColumn
+    emotion: WordColumn
+    session: WordColumn
+    gender: WordColumn
+    text_id: WordColumn
+    split: WordColumn
+    intensity: WordColumn
+    language: WordColumn
+    extra: WordColumn
     sound: TextColumn
     seconds: np.ndarray
     overlap: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        for name in (*COLUMNS, "extra"):
+            object.__setattr__(self, name, WordColumn.of(getattr(self, name)))
+        for name in ("utterance_id", "sound"):
+            object.__setattr__(self, name, TextColumn.of(getattr(self, name)))
+
     def __len__(self) -> int:
         return len(self.seconds)
 
-    def column(self, name: str) -> np.ndarray:
+    def column(self, name: str) -> WordColumn:
         """Return a text column, or a field of `extra` ("" where a clip lacks it). Raises UserError naming what there is."""
         if name in COLUMNS:
-            values: np.ndarray = getattr(self, name)
+            values: WordColumn = getattr(self, name)
             return values
-        parsed = {text: json.loads(text) for text in set(self.extra.tolist()) if text}
+        parsed = {text: json.loads(text) if text else {} for text in self.extra.occurring()}
         known = sorted({name for fields in parsed.values() for name in fields})
         if name not in known:
             raise UserError(f"the clips have no column {name!r}; they have {listed([*COLUMNS, *known], 40)}")
-        return np.array([parsed[text].get(name, "") if text else "" for text in self.extra.tolist()], dtype=object)
+        return self.extra.rename(lambda text: str(parsed.get(text, {}).get(name, "")))
 
     def take(self, positions: np.ndarray) -> Metadata:
         """Return the rows at `positions` (int array or boolean mask), in that order."""
-        columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        taken: dict[str, Any] = {name: None if column is None else column[positions] for name, column in columns.items()}
-        return Metadata(**taken)
+
+        def rows(column: Any) -> Any:
+            return column.take(positions) if isinstance(column, WordColumn) else None if column is None else column[positions]
+
+        return Metadata(**{field.name: rows(getattr(self, field.name)) for field in fields(self)})

@@ -24,7 +24,9 @@ from ser_hpc.corpora.names import (
     merge_speakers,
     refuse_doubtful_speakers,
 )
+from ser_hpc.corpora.text_order import sort_words, sorted_order
 from ser_hpc.corpora.utterance import Metadata, TextColumn
+from ser_hpc.corpora.words import WordColumn
 
 NOWHERE, TRAIN, DEV, TEST = -1, 0, 1, 2
 SIDES = ("training", "dev", "test")
@@ -43,7 +45,7 @@ class ClipTable:
     classes: tuple[str, ...]
     positions: np.ndarray  # rows of the metadata, int64
     target: np.ndarray
-    key: pa.Array  # corpus/id, ascending
+    ids: TextColumn  # of all clips, by position
     corpus: Categorical
     speaker: Categorical
     session: Categorical
@@ -67,46 +69,56 @@ class ClipTable:
         used = np.flatnonzero(targets != DROPPED)
         if not len(used):
             raise UserError(f"label set {label_set.name!r} gives none of the {len(metadata)} clips a class")
-        unsorted = _with_corpus(_text(metadata.corpus[used]), _text(metadata.utterance_id[used]))
-        order = pc.sort_indices(unsorted)
-        positions = used[order.to_numpy()]
-        key = unsorted.take(order)
-        del unsorted, order
-        if len(twice := np.flatnonzero(pc.equal(key[1:], key[:-1]).to_numpy(zero_copy_only=False))):
-            names = listed(key.take(twice).to_pylist())
-            raise UserError(f"clips that stand twice in the metadata: {names}; pack each corpus once")
+        corpora = Categorical.from_words(metadata.corpus.take(used))
+        ids = metadata.utterance_id[used] if len(used) < len(metadata) else metadata.utterance_id
+        order, same = sorted_order(sort_words(ids.arrow, corpora.codes, len(corpora.names)))
+        positions, corpus = used[order], Categorical(corpora.names, corpora.codes[order])
+        if len(twice := order[1:][same]):
+            names = [f"{corpora.names[corpora.codes[row]]}/{ids[row]}" for row in twice.tolist()]
+            raise UserError(f"clips that stand twice in the metadata: {listed(names)}; pack each corpus once")
+        del order, same, ids
 
-        corpus = _text(metadata.corpus[positions])
-        corpora = Categorical.from_arrow(corpus)
+        def column(name: str) -> WordColumn:
+            words: WordColumn = getattr(metadata, name)
+            return words.take(positions)
 
-        def column(name: str) -> pa.Array:
-            return _text(getattr(metadata, name)[positions])
+        def of_corpus(words: WordColumn) -> Categorical:
+            if len(corpora.names) > 1:
+                words = WordColumn.join(column("corpus"), words).rename(lambda pair: pair if pair.partition("/")[2] else "")
+            return Categorical.from_words(words)
 
-        def of_corpus(names: pa.Array) -> Categorical:
-            apart = pc.if_else(pc.equal(names, ""), names, _with_corpus(corpus, names)) if len(corpora.names) > 1 else names
-            return Categorical.from_arrow(apart)
-
-        speaker = merge_speakers(of_corpus(_known(column("speaker"))), corpora.names, speaker_aliases)
+        known = column("speaker").rename(lambda name: "" if is_unknown(name) else name)
+        speaker = merge_speakers(of_corpus(known), corpora.names, speaker_aliases)
         refuse_doubtful_speakers(speaker, corpora.names, distinct, speaker_aliases)
         session = of_corpus(column("session"))
         return cls(
             classes=label_set.classes,
             positions=positions,
             target=targets[positions],
-            key=key,
-            corpus=corpora,
+            ids=metadata.utterance_id,
+            corpus=corpus,
             speaker=speaker,
             session=session,
             text=of_corpus(column("text_id")),
-            sound=Categorical.from_repeated(_text(metadata.sound[positions])),
-            gender=Categorical.from_arrow(column("gender")),
-            split=Categorical.from_arrow(column("split")),
+            sound=Categorical.from_repeated(metadata.sound.arrow, positions),
+            gender=Categorical.from_words(column("gender")),
+            split=Categorical.from_words(column("split")),
             overlap=np.full(len(positions), -1, np.int32) if metadata.overlap is None else metadata.overlap[positions],
             doubtful_sessions=describe_doubts(find_doubtful_names("session", session, corpora.names, distinct)),
         )
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def key(self) -> pa.Array:
+        """Names of the clips as corpus/id, ascending; made when asked for, as they are long."""
+        return self.keys(np.arange(len(self)))
+
+    def keys(self, rows: np.ndarray) -> pa.Array:
+        """Return the names of some clips as corpus/id."""
+        corpora = pa.array(self.corpus.names, pa.large_string()).take(pa.array(self.corpus.codes[rows]))
+        return pc.binary_join_element_wise(corpora, self.ids[self.positions[rows]].arrow, _SLASH)
 
     @property
     def has_known_speaker(self) -> np.ndarray:
@@ -129,18 +141,3 @@ class ProtocolOptions:
     count: int | None
     train_corpora: Sequence[str] = ()
     test_corpora: Sequence[str] = ()
-
-
-def _known(speakers: pa.Array) -> pa.Array:
-    """Replace every word for "unknown" by ""."""
-    encoded = speakers.dictionary_encode()
-    names = ["" if is_unknown(name) else name for name in encoded.dictionary.to_pylist()]
-    return pa.array(names, pa.large_string()).take(encoded.indices)
-
-
-def _text(values: np.ndarray | TextColumn) -> pa.Array:
-    return values.arrow if isinstance(values, TextColumn) else pa.array(values, type=pa.large_string())
-
-
-def _with_corpus(corpus: pa.Array, names: pa.Array) -> pa.Array:
-    return pc.binary_join_element_wise(corpus, names, _SLASH)

@@ -14,12 +14,15 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ser_hpc.config.extension_errors import check_made, explain_errors
 from ser_hpc.config.protocols import ProtocolSettings
 from ser_hpc.core.errors import UserError, counted, listed
 from ser_hpc.corpora.labels import LabelSet
 from ser_hpc.corpora.names import Distinct, shared_name_notes
+from ser_hpc.corpora.text_order import text_bytes
 from ser_hpc.corpora.utterance import Metadata
 from ser_hpc.protocols.clip_table import DEV, NOWHERE, TEST, TRAIN, ClipTable, FoldDraft, ProtocolOptions
 from ser_hpc.protocols.cross_corpus import cross_corpus, leave_one_corpus_out
@@ -108,7 +111,7 @@ def plan_folds(
     ]
     name = protocol.kind if isinstance(protocol, ProtocolSettings) else protocol
     notes += check_leakage(clips, sides, name)
-    return FoldPlan(name, folds, tuple(notes), _digest(metadata, folds))
+    return FoldPlan(name, folds, tuple(notes), digest_folds(metadata, folds))
 
 
 def divide(clips: ClipTable, protocol: str | ProtocolSettings, options: ProtocolOptions) -> Drafts:
@@ -167,14 +170,20 @@ def _part(clips: ClipTable, draft: FoldDraft, side: int) -> Part:
     rows = draft.side == side
     unknown = int((rows & ~clips.has_known_speaker).sum())
     description = draft.descriptions[side] + (f"; {counted(unknown, 'clip')} of unknown speakers" if unknown else "")
-    return Part(description, np.sort(clips.positions[rows]), clips.speaker.names_in(rows), clips.session.names_in(rows))
+    taken = np.zeros(clips.positions.max() + 1, dtype=bool)
+    taken[clips.positions[rows]] = True
+    return Part(description, np.flatnonzero(taken), clips.speaker.names_in(rows), clips.session.names_in(rows))
 
 
-def _digest(metadata: Metadata, folds: Sequence[Fold]) -> str:
+def digest_folds(metadata: Metadata, folds: Sequence[Fold]) -> str:
+    """Hash the names of all clips and the positions of all parts: SHA-256 in hex, as in `FoldPlan.digest`."""
     content = hashlib.sha256()
-    for column in (metadata.corpus, metadata.utterance_id):
+    corpora = metadata.corpus
+    for column in (corpora, metadata.utterance_id):
         for start in range(0, len(column), _AT_ONCE):  # the text of all clips at once would be gigabytes
-            content.update(("\n" if start else "").encode() + "\n".join(column[start : start + _AT_ONCE].tolist()).encode())
+            rows = slice(start, start + _AT_ONCE)
+            texts = corpora.take(rows).to_arrow() if column is corpora else metadata.utterance_id[rows].arrow
+            content.update((b"\n" if start else b"") + _lines(texts))
         content.update(b"\0")
     for fold in folds:
         for part in (fold.train, fold.dev, fold.test):
@@ -182,11 +191,18 @@ def _digest(metadata: Metadata, folds: Sequence[Fold]) -> str:
     return content.hexdigest()
 
 
+def _lines(texts: pa.LargeStringArray) -> bytes:
+    """Return the texts, a line each but without the last one's end, as bytes of UTF-8."""
+    ended = pc.binary_join_element_wise(texts, pa.scalar("", texts.type), pa.scalar("\n", texts.type))
+    offsets, data = text_bytes(ended)
+    return data[offsets[0] : offsets[-1] - 1].tobytes()
+
+
 def _left_out(clips: ClipTable, metadata: Metadata, label_set: LabelSet, sides: Sequence[np.ndarray]) -> list[str]:
     notes = []
     rest = np.ones(len(metadata), dtype=bool)
     rest[clips.positions] = False
-    dropped = Counter(label_set.annotations(metadata)[rest].tolist()) if rest.any() else Counter()
+    dropped = Counter(label_set.annotations(metadata)[rest].tolist())
     if dropped:
         each = listed([f"{emotion} {number}" for emotion, number in sorted(dropped.items())], 20)
         notes.append(f"{dropped.total()} of {len(metadata)} clips have no class in the label set {label_set.name}: {each}.")

@@ -177,8 +177,9 @@ def _shortcuts(clips: ClipTable) -> list[str]:
 def _same(clips: ClipTable, codes: np.ndarray, shared: np.ndarray) -> str:
     """List the clips that have each of the `shared` codes, as `one/a = two/b, one/c = one/d`."""
     clips_of: dict[int, list[str]] = {code: [] for code in shared.tolist()}
-    for row in np.flatnonzero(np.isin(codes, shared)):
-        clips_of[int(codes[row])].append(clips.key[row].as_py())
+    rows = np.flatnonzero(np.isin(codes, shared))
+    for code, key in zip(codes[rows].tolist(), clips.keys(rows).to_pylist(), strict=True):
+        clips_of[code].append(key)
     return listed([" = ".join(names) for names in clips_of.values()])
 
 

@@ -11,6 +11,7 @@ from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import labels
 from ser_hpc.run import identity
 from ser_hpc.run.experiment import DEMO, Experiment, planned_seeds
+from ser_hpc.run.fold_file import write_folds
 from ser_hpc.run.plan import fold_digest, make_plan, write_plan
 from ser_hpc.run.run_dir import RunDir
 
@@ -44,6 +45,7 @@ def write_run(experiment: Experiment) -> RunDir:
         e.settings, e.index, e.label_set, e.targets, e.folds, seeds, e.notes, e.tasks, demo=demo
     )
     identity.write_identity(run, e.identity, [fold_digest(fold) for fold in described["folds"]], seeds)
+    write_folds(run, e.folds, len(e.index.metadata))
     write_plan(run, described, e.identity.schema)
     return run
 

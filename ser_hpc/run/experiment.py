@@ -1,7 +1,7 @@
 """Turn settings into a run that can start: shards, labels, folds and trials, all checked before anything is written.
 
-The launcher plans and writes the run directory; every job plans again, from the run's own settings and label set, and must come
-to the same experiment and the same folds.
+The launcher plans and writes the run directory; every job loads the run's own settings, label set and folds, and must come to
+the same experiment and the same folds.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ser_hpc.corpora.labels import DROPPED, LabelSet
 from ser_hpc.data import augmentation
 from ser_hpc.protocols.folds import FoldPlan, plan_folds
 from ser_hpc.run import identity
+from ser_hpc.run.fold_file import read_folds
 from ser_hpc.run.identity import Identity
 from ser_hpc.run.plan import read_plan
 from ser_hpc.run.run_dir import RunDir, Trial
@@ -74,10 +75,11 @@ def _is_legacy(run: RunDir) -> bool:
     return False
 
 
-def prepare_experiment(settings: Settings, label_set: LabelSet | None = None) -> Experiment:
+def prepare_experiment(settings: Settings, label_set: LabelSet | None = None, planned: RunDir | None = None) -> Experiment:
     """Load and check everything that the settings name; writes nothing. Raises UserError.
 
-    `label_set`: a run's own, instead of the one that `data.labels` names now.
+    `label_set`: a run's own, instead of the one that `data.labels` names now; `planned`: the run, whose folds are taken as they
+    were planned and checked for leaks at launch, if they are there.
     """
     index = ShardIndex.load(*shard_folders(settings))
     label_set = label_set or _label_set(settings, index)
@@ -85,8 +87,22 @@ def prepare_experiment(settings: Settings, label_set: LabelSet | None = None) ->
         raise UserError(
             f"the clips have {len(label_set.classes)} class ({', '.join(label_set.classes)}); two are needed at least"
         )
+    notes = tuple(note for root in index.roots for note in packing_notes(root))
+    folds = read_folds(planned, read_plan(planned), index.metadata, notes) if planned else None
+    folds = folds or _plan(settings, index, label_set)
+    check_clip_lengths(settings, index)
+    targets = label_set.targets(index.metadata)
+    check_norm_groups(settings, index.metadata.seconds[targets != DROPPED])
+    augmentation.check_augmentation(settings.data.augment)
+    tasks = build_tasks(settings.tasks, _Columns(index, label_set, targets), settings.train.class_weights)
+    check_selection(tasks, settings.train.select_by)
+    run_identity, run = _run(settings, label_set, index.fingerprint)
+    return Experiment(settings, index, label_set, targets, folds, run_identity, run, tasks, notes)
+
+
+def _plan(settings: Settings, index: ShardIndex, label_set: LabelSet) -> FoldPlan:
     requested = settings.folds
-    folds = plan_folds(
+    return plan_folds(
         index.metadata,
         label_set,
         requested.protocol,
@@ -97,15 +113,6 @@ def prepare_experiment(settings: Settings, label_set: LabelSet | None = None) ->
         speaker_aliases=requested.speaker_aliases,
         distinct=index.distinct,
     )
-    check_clip_lengths(settings, index)
-    targets = label_set.targets(index.metadata)
-    check_norm_groups(settings, index.metadata.seconds[targets != DROPPED])
-    augmentation.check_augmentation(settings.data.augment)
-    tasks = build_tasks(settings.tasks, _Columns(index, label_set, targets), settings.train.class_weights)
-    check_selection(tasks, settings.train.select_by)
-    run_identity, run = _run(settings, label_set, index.fingerprint)
-    notes = tuple(note for root in index.roots for note in packing_notes(root))
-    return Experiment(settings, index, label_set, targets, folds, run_identity, run, tasks, notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,8 @@ class _Columns:
     targets: np.ndarray
 
     def texts(self, name: str) -> np.ndarray:
-        return self.index.metadata.column(name)
+        texts: np.ndarray = self.index.metadata.column(name)[:]
+        return texts
 
     def numbers(self, name: str) -> np.ndarray:
         return self.index.numbers(name)
@@ -243,7 +251,10 @@ def _refuse_other_files(run: RunDir, made: Identity, experiment: Experiment) -> 
 
 
 def reopen_experiment(run: RunDir) -> Experiment:
-    """Plan again from the run's settings and labels, as a job does. Raises UserError if that is not the launcher's plan."""
+    """Load what the run's settings name, as a job does, with the folds that were planned at launch, or planned again.
+
+    Raises UserError where these, or the shards, are not the launcher's by their digests.
+    """
     recorded = identity.read_identity(run)
     if recorded is None and not _is_legacy(run):
         raise UserError(f"{run.identity} is missing: launch the run again with the command that made it, which plans it anew")
@@ -252,7 +263,7 @@ def reopen_experiment(run: RunDir) -> Experiment:
         written = run.read_plan()
     else:
         written = read_plan(run)  # holds settings and labels against the identity too
-        experiment = prepare_experiment(load_run_settings(run.settings), labels.load_label_set(run.labels))
+        experiment = prepare_experiment(load_run_settings(run.settings), labels.load_label_set(run.labels), run)
     if experiment.folds.digest != written["folds_digest"] or experiment.index.fingerprint != written["fingerprint"]:
         raise UserError(
             f"{run.path} was planned from other shards or by another version of this package: its folds differ from those "

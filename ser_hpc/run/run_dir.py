@@ -4,6 +4,7 @@ RUN/                              runs/<name>-<8 hex of what changes the result>
   settings.yaml                   the resolved settings
   labels.yaml                     the label set: what class each annotation stands for, as it was when the run was made
   identity.json                   what the run's name is a hash of; the folds, and every seed that was ever planned
+  folds.npy                       the side of every clip in every fold (fold_file.py)
   plan.json                       classes, folds in words and counts, trials, notes; written before any trial starts
   precision.json                  what all trials compute in, where the settings left it to the first of them (once)
   report.json  report.md          written by the report
@@ -191,6 +192,10 @@ class RunDir:
     @property
     def plan(self) -> Path:
         return self.path / "plan.json"
+
+    @property
+    def folds(self) -> Path:
+        return self.path / "folds.npy"
 
     @property
     def precision(self) -> Path:

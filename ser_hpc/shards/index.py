@@ -2,6 +2,7 @@
 
     OUT/dataset.json                            written last: a folder without it is not a finished dataset
     OUT/pack_report.json                        counts, and everything found wrong with clips and what was done about it
+    OUT/index.arrow                             the index of all tars, for mapping into memory (mapped_index.py)
     OUT/plan.json                               which clip belongs into which tar, for when clips are added
     OUT/<group>/<corpus>-<group>-000000.tar     <key>.flac and <key>.json of each clip, one after the other, keys sorted
     OUT/<group>/<corpus>-<group>-000000.parquet one row a clip of that tar, in its order (`clipped` to
@@ -15,8 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,10 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ser_hpc.core.errors import UserError, listed
-from ser_hpc.corpora.utterance import COLUMNS, Metadata, TextColumn
-from ser_hpc.shards import RATE
-from ser_hpc.shards.overlaps import overlap_groups, pieces
-from ser_hpc.shards.storage import Location, size
+from ser_hpc.corpora.utterance import Metadata, TextColumn
+from ser_hpc.corpora.words import WordColumn
+from ser_hpc.shards import RATE, mapped_index
+from ser_hpc.shards.mapped_index import INDEX, NUMBERS, TEXTS, WORDS, IndexFile, find_overlaps, join_indices
+from ser_hpc.shards.storage import Location, Url, copy_to_node, size
 
 LAYOUT_VERSION = 2  # of tars, indexes, plan.json and dataset.json; a change of it re-packs everything
 DATASET = "dataset.json"
@@ -50,10 +51,10 @@ SCHEMA = pa.schema(
     + [(name, pa.float64()) for name in _NUMBERS]
 )
 _NEEDED = ("key", "offset", "size", "num_samples", "crc32", "sound", *_WORDS, "extra")
-_SHARED = (*COLUMNS, "extra")
-_TEXTS = ("utterance_id", "sound")
+_WIDE = pa.dictionary(pa.int32(), pa.large_string())
 _LARGEST_INDEX = 1 << 30  # bytes, unpacked
 _PATH = re.compile(r"(?P<group>[A-Za-z0-9_-]{1,64})/(?P<corpus>[a-z0-9_]{1,24})-(?P=group)-\d{6}\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 DESCRIPTION = (*_WORDS, "source", "extra", *_NUMBERS)  # what a row shares with the clip's JSON
 
 
@@ -104,24 +105,17 @@ class ShardIndex:
         fingerprints = tuple(found[root]["fingerprint"] for root in ordered)
         if len(set(fingerprints)) < len(roots):
             raise UserError(f"the same packed corpus is given twice: {listed([str(root) for root in roots])}")
-        shards = [(number, Shard(**shard)) for number, root in enumerate(ordered) for shard in found[root]["shards"]]
-        places, packed = [ordered[number] for number, _ in shards], [shard for _, shard in shards]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(check_tar_size, places, packed))
-            table = _Pieces()
-            for start in range(0, len(packed), _AHEAD):
-                part = slice(start, start + _AHEAD)
-                contents = pool.map(_read_index, places[part], packed[part])
-                for rows in map(_rows, places[part], packed[part], contents):
-                    table.add(rows)
-        numbers = {name: table.numbers(name) for name in ("offset", "size", "num_samples", "crc32")}
+        shards = [[Shard(**shard) for shard in found[root]["shards"]] for root in ordered]
+        packed = [shard for of_dataset in shards for shard in of_dataset]
+        batches = [_read_dataset_index(root, each, found[root]) for root, each in zip(ordered, shards, strict=True)]
+        numbers = {name: _joined([batch.column(name).to_numpy() for batch in batches]) for name in NUMBERS}
         return cls(
             tuple(ordered),
             fingerprints,
-            table.metadata(numbers["num_samples"]),
+            _metadata(batches, numbers["num_samples"]),
             tuple(packed),
-            tuple(number for number, _ in shards),
-            np.repeat(np.arange(len(shards), dtype=np.int32), [shard.clips for shard in packed]),
+            tuple(number for number, each in enumerate(shards) for _ in each),
+            np.repeat(np.arange(len(packed), dtype=np.int32), [shard.clips for shard in packed]),
             **numbers,
             distinct=frozenset(tuple(each) for root in ordered for each in found[root].get("distinct", [])),
         )
@@ -144,18 +138,22 @@ class ShardIndex:
                 columns = pool.map(lambda place, shard: _column(read_table(place, shard), name), places, self.shards)
                 return np.concatenate([np.asarray(column, dtype=np.float64) for column in columns])
         texts = self.metadata.column(name)
+        occurring = {*texts.occurring()}
         try:
-            read = {text: float(text) if text else np.nan for text in set(texts.tolist())}
+            read = [float(text) if text in occurring and text else np.nan for text in texts.names.tolist()]
         except ValueError as error:
             raise UserError(f"column {name!r} is to hold numbers, but has a text in it: {error}") from None
-        return np.array([read[text] for text in texts.tolist()])
+        found: np.ndarray = np.array(read)[texts.codes]
+        return found
 
     def key(self, position: int) -> str:
         """Return the name of a clip's members in its tar, without suffix."""
         return f"{self.metadata.corpus[position]}-{self.metadata.utterance_id[position]}"
 
 
-def dataset_description(shards: Sequence[Shard], distinct: Iterable[tuple[str, str, str]] = ()) -> dict[str, Any]:
+def dataset_description(
+    shards: Sequence[Shard], distinct: Iterable[tuple[str, str, str]] = (), index: IndexFile | None = None
+) -> dict[str, Any]:
     """Return the content of dataset.json: no time, no path of this machine. `distinct`: see ShardIndex."""
     contents = "".join(f"{shard.path} {shard.sha256}\n" for shard in shards)
     return {
@@ -169,6 +167,7 @@ def dataset_description(shards: Sequence[Shard], distinct: Iterable[tuple[str, s
         "bytes": sum(shard.bytes for shard in shards),
         "fingerprint": hashlib.sha256(f"{LAYOUT_VERSION}\n{contents}".encode()).hexdigest(),
         **({"distinct": sorted(map(list, distinct))} if distinct else {}),
+        **({"index": asdict(index)} if index else {}),
         "shards": [asdict(shard) for shard in shards],
     }
 
@@ -194,6 +193,10 @@ def read_dataset(root: Location) -> dict[str, Any]:
                 raise ValueError("its list of shards is not complete")
             for shard in dataset["shards"]:
                 _check_entry(Shard(**shard))
+            if "index" in dataset:
+                _check_types(index := IndexFile(**dataset["index"]), INDEX)
+                if not _SHA256.fullmatch(index.sha256):
+                    raise ValueError(f"{INDEX}'s sha256 is {index.sha256!r}")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); {PACK_AGAIN}") from error
     if version != LAYOUT_VERSION:
@@ -203,13 +206,17 @@ def read_dataset(root: Location) -> dict[str, Any]:
 
 def _check_entry(shard: Shard) -> None:
     """Raise ValueError for what no packing wrote: above all a path that leads out of the dataset's folder."""
-    for field in fields(Shard):
-        value = getattr(shard, field.name)
-        if type(value).__name__ != field.type or (field.type != "str" and value < 0):
-            raise ValueError(f"a shard's {field.name} is {value!r}")
+    _check_types(shard, "a shard")
     match = _PATH.fullmatch(shard.path)
     if match is None or (match["group"], match["corpus"]) != (shard.group, shard.corpus):
         raise ValueError(f"{shard.path!r} is no path of a shard of {shard.corpus!r}, group {shard.group!r}")
+
+
+def _check_types(entry: Shard | IndexFile, name: str) -> None:
+    for field in fields(entry):
+        value = getattr(entry, field.name)
+        if type(value).__name__ != field.type or (field.type != "str" and value < 0):
+            raise ValueError(f"{name}'s {field.name} is {value!r}")
 
 
 def check_tar_size(root: Location, shard: Shard) -> None:
@@ -274,47 +281,92 @@ def index_path(tar: Path) -> Path:
     return tar.with_suffix(".parquet")
 
 
-class _Pieces:
-    """Columns put together from many shards: each is let go as it is joined, and words that many clips share are numbers.
+def join_dataset(root: Location, shards: Sequence[Shard]) -> pa.RecordBatch:
+    """Read the indices of all shards and join them. Raises UserError where one is missing or is not what packing wrote."""
 
-    At 10^7 clips that is a gigabyte instead of ten.
+    def tables(pool: ThreadPoolExecutor) -> Iterator[pa.Table]:
+        for start in range(0, len(shards), _AHEAD):
+            part = shards[start : start + _AHEAD]
+            for shard, content in zip(part, pool.map(lambda each: _read_index(root, each), part), strict=True):
+                yield _rows(root, shard, content)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return join_indices(tables(pool))
+
+
+def _read_dataset_index(root: Location, shards: Sequence[Shard], dataset: dict[str, Any]) -> pa.RecordBatch:
+    """Return the index of a dataset, mapped where it has a file for that; the sizes of its tars are checked too."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(lambda shard: check_tar_size(root, shard), shards))
+    described = IndexFile(**dataset["index"]) if "index" in dataset else None
+    if described is None or described.layout != mapped_index.LAYOUT:
+        return join_dataset(root, shards)
+    return map_dataset(root, shards, described)
+
+
+def map_dataset(root: Location, shards: Sequence[Shard], described: IndexFile) -> pa.RecordBatch:
+    """Map the dataset's index file; one behind a URL is copied to this node first, for all ranks and runs here.
+
+    Raises UserError where it is missing, damaged, or not what packing writes.
     """
+    path = root / INDEX
+    try:
+        if isinstance(path, Url):
+            copy = copy_to_node(path, described.sha256, described.bytes)
+            batch = mapped_index.map_index(copy, described)
+        else:
+            batch = mapped_index.map_index(path, described)
+        offset, size, length = (batch.column(name).to_numpy() for name in ("offset", "size", "num_samples"))
+        clips = [shard.clips for shard in shards]
+        if len(batch) != sum(clips):
+            raise ValueError(f"it has {len(batch)} clips, and {DATASET} {sum(clips)}")
+        longest = np.repeat([shard.bytes for shard in shards], clips)
+        if not ((offset > 0).all() and (size > 0).all() and (size <= longest).all() and (offset <= longest - size).all()):
+            raise ValueError("its clips do not lie in the tars")
+        if not (length > 0).all():
+            raise ValueError("its clips have no length")
+    except FileNotFoundError:
+        raise UserError(f"index {path} is missing; copy it again, or {PACK_AGAIN}") from None
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"index {path} is damaged, or not what packing writes ({error}); copy it again, or {PACK_AGAIN}"
+        ) from error
+    return batch
 
-    def __init__(self) -> None:
-        self._arrays: dict[str, list[pa.Array]] = defaultdict(list)
-        self._recordings: list[tuple[int, tuple[np.ndarray, ...] | None]] = []
 
-    def add(self, rows: pa.Table) -> None:
-        for name in ("offset", "size", "num_samples", "crc32"):
-            self._arrays[name].append(_column(rows, name))
-        for name in _TEXTS:
-            self._arrays[name] += rows.column(name).cast(pa.large_string()).chunks
-        for name in _SHARED:
-            self._arrays[name] += rows.column(name).dictionary_encode().chunks
-        self._recordings.append((len(rows), pieces(rows)))
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
-    def numbers(self, name: str) -> np.ndarray:
-        return np.concatenate(self._arrays.pop(name))
 
-    def metadata(self, num_samples: np.ndarray) -> Metadata:
-        columns: dict[str, Any] = {name: self._strings(name) for name in _SHARED}
-        columns |= {name: TextColumn(pa.concat_arrays(self._arrays.pop(name))) for name in _TEXTS}
-        return Metadata(**columns, seconds=num_samples / RATE, overlap=self._overlap())
+def _metadata(batches: Sequence[pa.RecordBatch], num_samples: np.ndarray) -> Metadata:
+    columns: dict[str, Any] = {name: _words([batch.column(name) for batch in batches]) for name in WORDS}
+    for name in TEXTS:
+        texts = [batch.column(name) for batch in batches]
+        columns[name] = TextColumn(texts[0] if len(texts) == 1 else pa.concat_arrays(texts))
+    return Metadata(**columns, seconds=num_samples / RATE, overlap=_overlap(batches))
 
-    def _overlap(self) -> np.ndarray | None:
-        """Return `overlap_groups` over all shards: pieces of one recording may lie in several."""
-        if not (some := [found for _, found in self._recordings if found is not None]):
-            return None
-        groups = overlap_groups(*(np.concatenate(columns) for columns in zip(*some, strict=True)))
-        of_piece = np.concatenate([np.full(clips, found is not None) for clips, found in self._recordings])
-        overlap = np.full(len(of_piece), -1, dtype=np.int32)
-        overlap[of_piece] = groups
-        return overlap
 
-    def _strings(self, name: str) -> np.ndarray:
-        encoded = pa.concat_arrays(pa.chunked_array(self._arrays.pop(name)).unify_dictionaries().chunks)
-        names = np.array(encoded.dictionary.to_pylist(), dtype=object)
-        return np.broadcast_to(names, len(encoded)) if len(names) == 1 else np.asarray(names[encoded.indices.to_numpy()])
+def _words(encoded: Sequence[pa.DictionaryArray]) -> WordColumn:
+    if len(encoded) == 1:
+        return WordColumn(encoded[0].dictionary, encoded[0].indices.to_numpy())
+    whole = pa.concat_arrays(pa.chunked_array([each.cast(_WIDE) for each in encoded]).unify_dictionaries().chunks)
+    return WordColumn(whole.dictionary, whole.indices.to_numpy())
+
+
+def _overlap(batches: Sequence[pa.RecordBatch]) -> np.ndarray | None:
+    """Return what shares sound over all datasets: pieces of one recording may lie in several."""
+    if not any("overlap" in batch.schema.names for batch in batches):
+        return None
+    if len(batches) == 1:
+        return np.asarray(batches[0].column("overlap").to_numpy())
+    columns = [
+        [
+            batch.column(name).to_numpy() if "overlap" in batch.schema.names else np.full(len(batch), nothing)
+            for batch in batches
+        ]
+        for name, nothing in (("recording", 0), ("begins", np.nan), ("ends", np.nan))
+    ]
+    return find_overlaps(*(np.concatenate(column) for column in columns))
 
 
 def _column(table: pa.Table, name: str) -> np.ndarray:

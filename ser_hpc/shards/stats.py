@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import soundfile
 
 from ser_hpc.core.atomic_io import write_aside
 from ser_hpc.core.errors import UserError, listed
+from ser_hpc.corpora.words import WordColumn
 from ser_hpc.shards import RATE
 from ser_hpc.shards.index import REPORT, ShardIndex, read_table
 from ser_hpc.shards.pack_report import ClipCount
@@ -27,7 +27,6 @@ from ser_hpc.shards.storage import Location
 
 _BINS = 12  # of equal width over all but the longest hundredth of the clips, which is in the last one
 _WIDTHS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 600.0, 3600.0, 86_400.0)
-_TEXT = pa.large_string()
 _NO_SOUND = ClipCount(0, 0.0)
 
 
@@ -52,16 +51,15 @@ def tally(names: Sequence[str], codes: np.ndarray, seconds: np.ndarray) -> dict[
 
 def count_by_column(index: ShardIndex, column: str) -> dict[str, ClipCount]:
     """Count clips and seconds by the values of a text column, sorted; "" = not annotated. Several corpora: corpus/speaker."""
-    values = _text(getattr(index.metadata, column))
+    values: WordColumn = getattr(index.metadata, column)
     if column == "speaker" and _several(index):
-        values = pc.binary_join_element_wise(_text(index.metadata.corpus), values, pa.scalar("/", _TEXT))
-    names, codes = _encoded(values)
-    return tally(names, codes, index.metadata.seconds)
+        values = WordColumn.join(index.metadata.corpus, values)
+    return tally(*_sorted(values), index.metadata.seconds)
 
 
 def by_corpus(index: ShardIndex, names: Sequence[str], codes: np.ndarray) -> dict[str, dict[str, int]]:
     """Count the clips of each corpus by name, in the order of the names; clip i has `names[codes[i]]`."""
-    corpora, corpus = _encoded(_text(index.metadata.corpus))
+    corpora, corpus = _sorted(index.metadata.corpus)
     table = np.bincount(corpus * len(names) + codes, minlength=len(corpora) * len(names)).reshape(len(corpora), len(names))
     return {name: dict(zip(names, row.tolist(), strict=True)) for name, row in zip(corpora, table, strict=True)}
 
@@ -159,14 +157,8 @@ def _several(index: ShardIndex) -> bool:
     return len({shard.corpus for shard in index.shards}) > 1
 
 
-def _text(values: np.ndarray) -> pa.Array:
-    return pa.array(values, _TEXT)
-
-
-def _encoded(values: pa.Array) -> tuple[list[str], np.ndarray]:
-    """Return the values that occur, sorted, and for each row the number of its value."""
-    encoded = values.dictionary_encode()
-    order = np.argsort(np.array(encoded.dictionary.to_pylist(), dtype=object), kind="stable")
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    return encoded.dictionary.take(pa.array(order)).to_pylist(), place[encoded.indices.to_numpy()]
+def _sorted(words: WordColumn) -> tuple[list[str], np.ndarray]:
+    """Return the words that occur, sorted, and for each row the number of its word."""
+    names = words.occurring()
+    number = {name: code for code, name in enumerate(names)}
+    return names, np.array([number.get(name, -1) for name in words.names.tolist()])[words.codes]

@@ -7,12 +7,17 @@ URL; a store's own package (`aiohttp` for https, `s3fs` for s3) must be installe
 
 from __future__ import annotations
 
+import hashlib
+import os
+import stat
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ser_hpc.core.atomic_io import file_lock, write_aside
 from ser_hpc.core.errors import UserError
 
 _WAITS_S = (0.5, 2.0, 8.0)  # before a request is tried again
@@ -76,6 +81,47 @@ def parse_location(name: str) -> Location:
 def size(location: Location) -> int:
     """Return a file's size in bytes. Raises FileNotFoundError; UserError if the store does not answer."""
     return location.size() if isinstance(location, Url) else location.stat().st_size
+
+
+def copy_to_node(url: Url, sha256: str, num_bytes: int) -> Path:
+    """Copy a file to this machine's folder for temporary files ($TMPDIR), once for all processes; return its path.
+
+    Raises FileNotFoundError; UserError if the store does not answer or has a file of another size, or the folder is not ours
+    alone or cannot be written. What was copied is the caller's to check.
+    """
+    folder = Path(tempfile.gettempdir()) / f"ser_hpc-{os.getuid()}"
+    copy = folder / f"{sha256}.arrow"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if not _is_ours(folder):
+            raise UserError(f"{folder} is not a folder of yours alone; set TMPDIR to another place")
+        with file_lock(folder / f"{sha256}.lock"):
+            if not _is(copy, sha256, num_bytes):
+                if (found := url.size()) != num_bytes:
+                    raise UserError(f"{url} has {found} bytes instead of {num_bytes}; copy it again")
+                with write_aside(copy) as temporary:
+                    url.copy_to(temporary)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{url} cannot be copied to {folder} ({error.strerror or error}); set TMPDIR to a folder with "
+            f"{num_bytes / 1e6:.0f} MB free"
+        ) from error
+    return copy
+
+
+def _is_ours(folder: Path) -> bool:
+    """Tell whether nobody else can write into the folder: what is mapped must stay as it was checked."""
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
+def _is(copy: Path, sha256: str, num_bytes: int) -> bool:
+    if not copy.is_file() or copy.stat().st_size != num_bytes:
+        return False
+    with copy.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
 
 def read_ranges(ranges: Sequence[tuple[Url, int, int]]) -> list[bytes]:

@@ -24,9 +24,12 @@ from ser_hpc.shards.index import (
     Shard,
     check_tar_size,
     dataset_description,
+    join_dataset,
+    map_dataset,
     read_dataset,
     read_table,
 )
+from ser_hpc.shards.mapped_index import INDEX, LAYOUT, IndexFile
 from ser_hpc.shards.tar_members import LARGEST_FLAC, LARGEST_JSON, TarMember, iter_members
 
 
@@ -38,9 +41,27 @@ def verify(root: Path) -> list[str]:
         return [str(error)]
     shards = [Shard(**shard) for shard in dataset["shards"]]
     problems = [problem for shard in shards for problem in _check_shard(root, shard)]
-    if dataset_description(shards) != dataset:
+    index = IndexFile(**dataset["index"]) if "index" in dataset else None
+    if index is not None and index.layout == LAYOUT:
+        problems += _check_mapped(root, shards, index)
+    if dataset_description(shards, [tuple(names) for names in dataset.get("distinct", [])], index) != dataset:
         problems.append(f"{root / DATASET}: its totals or fingerprint do not follow from its list of shards")
     return problems
+
+
+def _check_mapped(root: Path, shards: Sequence[Shard], index: IndexFile) -> Iterator[str]:
+    """Compare the index of the whole dataset with those of its shards."""
+    try:
+        mapped = map_dataset(root, shards, index)
+    except UserError as error:
+        yield str(error)
+        return
+    try:
+        joined = join_dataset(root, shards)
+    except UserError:
+        return  # it is among the shards' problems
+    if not mapped.equals(joined):
+        yield f"index {root / INDEX} is not that of its shards"
 
 
 def _check_shard(root: Path, shard: Shard) -> Iterator[str]:

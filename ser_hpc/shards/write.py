@@ -6,7 +6,8 @@
     the rest is written         one shard a task: tar, then its index, which also holds what was measured of every clip
     all clips are judged        over all shards: what is to `fail` is named now, all at once
     shards are corrected        those that hold a clip that is to be dropped for another's sake, or lack one that is not
-    pack_report.json            then dataset.json: only now is it a dataset
+    index.arrow                 the indices of all shards joined; then pack_report.json
+    dataset.json                only now is it a dataset
 
 Killed at any moment and started again, it ends in the same bytes, for any number of workers; and for any number of parts, each
 of which packs some shards of the same plan, on a machine of its own. Whichever part finds every shard there at its end does the
@@ -25,7 +26,8 @@ from ser_hpc.corpora.name_overrides import NameOverrides
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.shards import RATE, assignment, audio, pack_report
 from ser_hpc.shards.assignment import ShardAssignment, ShardPlan, assign_shards, check_keys
-from ser_hpc.shards.index import DATASET, REPORT, dataset_description, index_path
+from ser_hpc.shards.index import DATASET, REPORT, dataset_description, index_path, join_dataset
+from ser_hpc.shards.mapped_index import INDEX, write_index
 from ser_hpc.shards.output_dir import lock_output, make_room, refuse_other_corpora, stale_files
 from ser_hpc.shards.pack_report import PackReport
 from ser_hpc.shards.quality import ClipMeasurements, Finding, QualityRules, find_problems
@@ -165,7 +167,8 @@ class _Packing:
         with explain_disk_errors(self.out):
             write_json(self.out / REPORT, summary.as_json())
             shards = [result.shard for result in written if result.shard is not None]
-            write_json(self.out / DATASET, dataset_description(shards, self.distinct))
+            index = write_index(self.out / INDEX, join_dataset(self.out, shards))
+            write_json(self.out / DATASET, dataset_description(shards, self.distinct, index))
         return summary
 
     def _judge(self, written: Sequence[Written]) -> list[Finding]:

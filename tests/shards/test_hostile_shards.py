@@ -23,6 +23,7 @@ import soundfile
 from ser_hpc.core.errors import UserError
 from ser_hpc.shards import audio
 from ser_hpc.shards.index import DATASET, Shard, ShardIndex, dataset_description, parse_index, read_dataset
+from ser_hpc.shards.mapped_index import INDEX
 from ser_hpc.shards.read import ShardReader
 from ser_hpc.shards.verify import verify
 from ser_hpc.shards.write import pack
@@ -47,7 +48,7 @@ def test_every_flipped_byte_is_found_and_never_heard(packed: Path) -> None:
     """In headers, payloads, JSON and padding of tars, in indices and in dataset.json: verifying names it, and reading gives the
     very samples that were packed, or a UserError."""
     whole = read_all(packed)
-    files = [packed / DATASET, *sorted(packed.glob("*/*.tar")), *sorted(packed.glob("*/*.parquet"))]
+    files = [packed / DATASET, packed / INDEX, *sorted(packed.glob("*/*.tar")), *sorted(packed.glob("*/*.parquet"))]
     rng = np.random.default_rng(0)
     for flip in range(FLIPS):
         path = files[flip % len(files)]

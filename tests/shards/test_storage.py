@@ -12,6 +12,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from small import without_index_file
 
 from ser_hpc.core.errors import UserError
 from ser_hpc.data.staging import stage
@@ -47,8 +48,9 @@ class Server(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_waiting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(storage, "_WAITS_S", ())
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where indices are copied to
 
 
 @pytest.fixture
@@ -111,6 +113,7 @@ def test_neighbours_in_a_shard_come_with_one_request(packed: Path, serve: Callab
 
 
 def test_damage_behind_a_url_is_named_as_in_a_folder(packed: Path) -> None:
+    without_index_file(packed)  # one behind a URL: test_mapped_index.py
     url = in_memory(packed, "damaged")
     index = ShardIndex.load(parse_location(url))
     store, tar = fsspec.filesystem("memory"), f"/damaged/{index.shards[1].path}"

@@ -1,8 +1,9 @@
 """How planning grows with the corpus: `python tools/bench/scale.py FOLDER [--clips 100000 1000000 ...] [--out FILE]`.
 
-For each number of clips a packed corpus is made whose indices are real and whose tars are only as long as they would be (sparse
-files), with the durations of IEMOCAP (log-normal, mean 4.5 s, sd 3.1 s). Then, in a process of its own, what a rank does at its
-start and in an epoch: load the index, plan the folds, draw an epoch, cut its steps into micro-batches.
+For each number of clips a packed corpus is made whose indices are real and whose tars are only as long as they would be
+(sparse files), with the durations of IEMOCAP (log-normal, mean 4.5 s, sd 3.1 s) and ids that lie in no order over the shards.
+Then, each in a process of its own: a launch loads the index, and plans and checks five folds; a rank loads it, reads these
+folds and draws an epoch. Both with the file of the whole index, and without, as a corpus of earlier versions.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import hashlib
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ def make(folder: Path, clips: int, shard_mb: int) -> None:
     from ser_hpc.shards.index import DATASET, SCHEMA, Shard, dataset_description
 
     rng = np.random.default_rng(0)
+    number_of = rng.permutation(clips)
     sigma2 = np.log(1 + (3.1 / 4.5) ** 2)
     seconds = np.clip(rng.lognormal(np.log(4.5) - sigma2 / 2, np.sqrt(sigma2), clips), 0.5, 30)
     per_shard = max(1, shard_mb * 1_000_000 // estimated_bytes(4.5, 1))
@@ -48,7 +51,7 @@ def make(folder: Path, clips: int, shard_mb: int) -> None:
         samples = (seconds[start:stop] * 16_000).astype(np.int64)
         size = (samples * 2 * 0.64).astype(np.int64)
         offset = np.concatenate([[0], np.cumsum(size + 2560)[:-1]]) + 512
-        ids = [f"clip{i:09d}" for i in range(start, stop)]
+        ids = [f"clip{i:09d}" for i in np.sort(number_of[start:stop]).tolist()]
         who = [f"spk{(number % 64) * SPEAKERS_PER_GROUP + i % SPEAKERS_PER_GROUP:05d}" for i in range(stop - start)]
         count = stop - start
         known = {
@@ -89,52 +92,120 @@ def _parquet(table: pa.Table) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    """Seconds and peak memory of one rank of RANKS, from the folder to the micro-batches of an epoch."""
+class Meter:
+    """Wall and CPU seconds of one thing after another, and this process's private memory: at most, and at its end."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, Any] = {}
+        self._ended = threading.Event()
+        self._peak_kb = 0
+        self._began = (time.perf_counter(), time.process_time())
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.02):
+            self._peak_kb = max(self._peak_kb, _kb("/proc/self/status", "RssAnon"))
+
+    def told(self, name: str) -> None:
+        """Note what was done since the last call."""
+        wall, cpu = (now - before for now, before in zip((time.perf_counter(), time.process_time()), self._began, strict=True))
+        left = _kb("/proc/self/smaps_rollup", "Private_Clean", "Private_Dirty")
+        self._peak_kb = max(self._peak_kb, _kb("/proc/self/status", "RssAnon"))
+        memory = {"private_gb": round(left / 1e6, 2), "private_gb_at_most": round(self._peak_kb / 1e6, 2)}
+        self.figures[name] = {"seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)} | memory
+        self._peak_kb = 0
+        self._began = (time.perf_counter(), time.process_time())
+
+
+def _kb(path: str, *names: str) -> int:
+    lines = (line.split() for line in Path(path).read_text().splitlines())
+    return sum(int(words[1]) for words in lines if words[0].removesuffix(":") in names)
+
+
+def measure_launch(folder: Path) -> dict[str, Any]:
+    """What a launch does; by the code of earlier versions too."""
     from ser_hpc.corpora.labels import label_set_as_annotated
-    from ser_hpc.data.sampler import BatchSpec, epoch_steps, step_micro_batches
     from ser_hpc.protocols.folds import plan_folds
     from ser_hpc.shards.index import ShardIndex
 
-    figures: dict[str, Any] = {}
-    began = time.perf_counter()
-
-    def told(name: str) -> None:
-        nonlocal began
-        now = time.perf_counter()
-        figures[name] = {"seconds": round(now - began, 3), "peak_gb": round(_peak_gb(), 2)}
-        began = time.perf_counter()
-
+    meter = Meter()
     index = ShardIndex.load(folder)
-    told("load the index")
+    meter.told("load the index")
     labels = label_set_as_annotated(index.metadata)
     folds = plan_folds(index.metadata, labels, "speaker_groups", 5)
-    told("plan 5 folds")
-    positions = folds.folds[0].train.positions
-    steps = epoch_steps(positions, 0, 0, GLOBAL_BATCH)
-    told("draw an epoch")
+    meter.told("plan 5 folds")
+    try:
+        from ser_hpc.run.fold_file import write_folds
+        from ser_hpc.run.plan import PARTS
+        from ser_hpc.run.run_dir import RunDir
+    except ImportError:
+        return meter.figures | {"digest": folds.digest}
+    write_folds(RunDir(folder), folds, len(index.metadata))
+    parts = [
+        {"fold": fold.index} | {name: asdict(getattr(fold, name)) | {"positions": None} for name in PARTS}
+        for fold in folds.folds
+    ]
+    plan = {"protocol": folds.protocol, "notes": folds.notes, "folds": parts, "folds_digest": folds.digest}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    meter.told("write the folds")
+    return meter.figures | {"digest": folds.digest}
+
+
+def measure_rank(folder: Path) -> dict[str, Any]:
+    """What one rank of RANKS does, from the folder to the micro-batches of an epoch."""
+    from ser_hpc.corpora.labels import label_set_as_annotated
+    from ser_hpc.data.sampler import BatchSpec, epoch_steps, step_micro_batches
+    from ser_hpc.run.fold_file import read_folds
+    from ser_hpc.run.run_dir import RunDir
+    from ser_hpc.shards.index import ShardIndex
+
+    meter = Meter()
+    index = ShardIndex.load(folder)
+    meter.told("load the index")
+    targets = label_set_as_annotated(index.metadata).targets(index.metadata)
+    folds = read_folds(RunDir(folder), json.loads((folder / "plan.json").read_text()), index.metadata, ())
+    if folds is None or not (targets[folds.folds[0].train.positions] >= 0).all():
+        raise SystemExit("the folds are not those that were planned")
+    meter.told("read 5 folds")
+    steps = epoch_steps(folds.folds[0].train.positions, 0, 0, GLOBAL_BATCH)
+    meter.told("draw an epoch")
     some = steps[: min(len(steps), 1000)]
     micros = sum(
         len(step) for step in step_micro_batches(some, index.num_samples, BatchSpec(RANKS, BUDGET_SECONDS * 16_000), 0)
     )
-    told("cut 1000 steps")
-    epoch = epoch_steps(np.arange(len(index.num_samples)), 0, 1, GLOBAL_BATCH)
-    told("draw an epoch of all clips")
-    size = sum(path.stat().st_size for path in folder.glob("*/*.parquet"))
-    seconds = float(index.metadata.seconds.sum())
-    return figures | {
-        "clips": len(index.num_samples),
-        "shards": len(index.shards),
-        "index_mb": round(size / 1e6, 1),
-        "index_bytes_per_clip": round(size / len(index.num_samples), 1),
-        "steps_of_an_epoch": len(epoch),
-        "micro_batches_of_rank_0": micros,
-        "reads_per_second_of_64_gpus": round(RANKS * 3900 / (seconds / len(index.num_samples))),
-    }
+    meter.told("cut 1000 steps")
+    return meter.figures | {"steps_of_an_epoch": len(steps), "micro_batches_of_rank_0": micros}
 
 
-def _peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+def rows(folder: Path, clips: int, shard_mb: int, before: Path | None) -> dict[str, Any]:
+    """Make a corpus and measure it in every way."""
+    from ser_hpc.core.atomic_io import write_json
+    from ser_hpc.shards.index import DATASET, Shard, dataset_description, join_dataset, read_dataset
+    from ser_hpc.shards.mapped_index import INDEX, write_index
+
+    make(folder, clips, shard_mb)
+    shards = [Shard(**shard) for shard in read_dataset(folder)["shards"]]
+    found: dict[str, Any] = {"clips": clips, "shards": len(shards)}
+    if before:
+        found["launch, earlier version"] = _run(folder, "launch", before)
+    found["launch, indices of the shards"] = _run(folder, "launch")
+    write_json(folder / DATASET, dataset_description(shards, (), write_index(folder / INDEX, join_dataset(folder, shards))))
+    found["launch, mapped"] = _run(folder, "launch")
+    found["rank, mapped"] = _run(folder, "rank")
+    if len({kind["digest"] for kind in found.values() if isinstance(kind, dict) and "digest" in kind}) != 1:
+        raise SystemExit("the ways plan other folds")
+    found["parquet_mb"] = round(sum(path.stat().st_size for path in folder.glob("*/*.parquet")) / 1e6, 1)
+    found["arrow_mb"] = round((folder / INDEX).stat().st_size / 1e6, 1)
+    return found
+
+
+def _run(folder: Path, kind: str, code: Path | None = None) -> dict[str, Any]:
+    """Measure in a process of its own, twice: the quicker one, by CPU seconds, is kept."""
+    command = [sys.executable, __file__, str(folder), "--measure", kind]
+    here = os.environ | {"OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(code)} if code else {})
+    outputs = (subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=here).stdout for _ in range(2))
+    found: list[dict[str, Any]] = [json.loads(output) for output in outputs]
+    return min(found, key=lambda each: sum(part["cpu_seconds"] for part in each.values() if isinstance(part, dict)))
 
 
 def main() -> int:
@@ -143,23 +214,22 @@ def main() -> int:
     options.add_argument("--clips", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
     options.add_argument("--shard-mb", type=int, default=256)
     options.add_argument("--out", type=Path, help="write the figures there as JSON")
-    options.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    options.add_argument("--before", type=Path, metavar="CHECKOUT", help="measure an earlier version of the package too")
+    options.add_argument("--measure", choices=["launch", "rank"], help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.measure:
-        print(json.dumps(measure(given.folder)))
+        print(json.dumps({"launch": measure_launch, "rank": measure_rank}[given.measure](given.folder)))
         return 0
-    rows = []
+    found = []
     for clips in given.clips:
         folder = given.folder / f"scale-{clips}"
-        make(folder, clips, given.shard_mb)
-        command = [sys.executable, __file__, str(folder), "--measure"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        rows.append(json.loads(done.stdout))
-        print(json.dumps(rows[-1], indent=1), flush=True)
+        found.append(rows(folder, clips, given.shard_mb, given.before))
+        print(json.dumps(found[-1], indent=1), flush=True)
         shutil.rmtree(folder)
-    if given.out:
-        told = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "python": platform.python_version(), "rows": rows}
-        given.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        if given.out:
+            told = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "python": platform.python_version()}
+            told["command"] = f"python tools/bench/scale.py FOLDER --clips {' '.join(map(str, given.clips))}"
+            given.out.write_text(json.dumps(told | {"rows": found}, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
