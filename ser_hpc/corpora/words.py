@@ -80,6 +80,13 @@ class WordColumn:
         occurs[self.codes] = True
         return sorted(self.names[occurs].tolist())
 
+    def number(self) -> tuple[list[str], np.ndarray]:
+        """Return the words that at least one row has, sorted, and for each row the number of its word, int64 (num_clips,)."""
+        words = self.occurring()
+        number_of = {word: number for number, word in enumerate(words)}
+        numbers = np.array([number_of.get(word, -1) for word in self.names.tolist()], dtype=np.int64)
+        return words, numbers[self.codes]
+
     def tolist(self) -> list[str]:
         """Return the words as a list, one a row."""
         words: list[str] = self[:].tolist()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ser_hpc.config.settings import Settings
+from ser_hpc.corpora.words import WordColumn
 from ser_hpc.data.batches import BatchSource
 from ser_hpc.data.cache import cache_bytes
 from ser_hpc.data.prefetch import default_workers
@@ -83,11 +84,8 @@ def balance_groups(balance: str, data: TrialData) -> np.ndarray | None:
     if balance == "class":
         classes: np.ndarray = data.targets[positions]
         return classes
-    column = data.index.metadata.column(balance)[positions]
-    corpora = data.index.metadata.corpus[positions]  # speakers are unique only with their corpus
-    names = np.array([f"{corpus}/{name}" for corpus, name in zip(corpora, column, strict=True)])
-    numbers: np.ndarray = np.unique(names, return_inverse=True)[1]
-    return numbers
+    metadata = data.index.metadata  # speakers are unique only with their corpus
+    return WordColumn.join(metadata.corpus, metadata.column(balance)).take(positions).number()[1]
 
 
 def _max_samples(settings: Settings) -> int | None:

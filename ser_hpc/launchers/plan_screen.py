@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ser_hpc.core.errors import counted, listed
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER
+from ser_hpc.corpora.words import WordColumn
 from ser_hpc.data import augmentation
 from ser_hpc.launchers.estimate import estimate_cost
 from ser_hpc.launchers.job_state import JobState
@@ -29,8 +30,8 @@ def print_plan(experiment: Experiment, launcher: Launcher, command: str, notes: 
     out.print(Text.assemble((str(run.path), "bold"), exists), soft_wrap=True)
     metadata, classes = experiment.index.metadata, experiment.label_set.classes
     used = experiment.targets >= 0
-    speakers = {*zip(metadata.corpus[used].tolist(), metadata.speaker[used].tolist(), strict=True)}
-    known = sum(speaker != UNKNOWN_SPEAKER for _, speaker in speakers)
+    speakers = WordColumn.join(metadata.corpus, metadata.speaker).take(used).occurring()
+    known = sum(speaker.partition("/")[2] != UNKNOWN_SPEAKER for speaker in speakers)
     out.print(
         f"{counted(int(used.sum()), 'clip')}, {metadata.seconds[used].sum() / 3600:.2f} h, {counted(known, 'speaker')}, "
         f"{len(classes)} classes ({experiment.label_set.name})"

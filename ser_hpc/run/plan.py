@@ -79,7 +79,7 @@ def make_plan(
         "demo": demo,
         "classes": list(label_set.classes),
         "label_set": label_set.name,
-        "corpora": sorted(set(metadata.corpus.tolist())),
+        "corpora": metadata.corpus.occurring(),
         "num_clips": int((targets != DROPPED).sum()),
         "dropped": dict(sorted(dropped.items())),
         **({"tasks": others} if others else {}),

@@ -54,12 +54,12 @@ def count_by_column(index: ShardIndex, column: str) -> dict[str, ClipCount]:
     values: WordColumn = getattr(index.metadata, column)
     if column == "speaker" and _several(index):
         values = WordColumn.join(index.metadata.corpus, values)
-    return tally(*_sorted(values), index.metadata.seconds)
+    return tally(*values.number(), index.metadata.seconds)
 
 
 def by_corpus(index: ShardIndex, names: Sequence[str], codes: np.ndarray) -> dict[str, dict[str, int]]:
     """Count the clips of each corpus by name, in the order of the names; clip i has `names[codes[i]]`."""
-    corpora, corpus = _sorted(index.metadata.corpus)
+    corpora, corpus = index.metadata.corpus.number()
     table = np.bincount(corpus * len(names) + codes, minlength=len(corpora) * len(names)).reshape(len(corpora), len(names))
     return {name: dict(zip(names, row.tolist(), strict=True)) for name, row in zip(corpora, table, strict=True)}
 
@@ -155,10 +155,3 @@ def extract_wav(index: ShardIndex, position: int, path: Path) -> None:
 
 def _several(index: ShardIndex) -> bool:
     return len({shard.corpus for shard in index.shards}) > 1
-
-
-def _sorted(words: WordColumn) -> tuple[list[str], np.ndarray]:
-    """Return the words that occur, sorted, and for each row the number of its word."""
-    names = words.occurring()
-    number = {name: code for code, name in enumerate(names)}
-    return names, np.array([number.get(name, -1) for name in words.names.tolist()])[words.codes]

@@ -115,8 +115,8 @@ class Meter:
     def told(self, name: str) -> None:
         """Note what was done since the last call."""
         wall, cpu = (now - before for now, before in zip((time.perf_counter(), time.process_time()), self._began, strict=True))
-        left = _kb("/proc/self/smaps_rollup", "Private_Clean", "Private_Dirty")
-        self._peak_kb = max(self._peak_kb, _kb("/proc/self/status", "RssAnon"))
+        left = _kb("/proc/self/status", "RssAnon")  # what no other rank shares: of a mapped file nothing
+        self._peak_kb = max(self._peak_kb, left)
         memory = {"private_gb": round(left / 1e6, 2), "private_gb_at_most": round(self._peak_kb / 1e6, 2)}
         self.figures[name] = {"seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)} | memory
         self._peak_kb = 0
