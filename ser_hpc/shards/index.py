@@ -364,7 +364,7 @@ def _overlap(batches: Sequence[pa.RecordBatch]) -> np.ndarray | None:
             batch.column(name).to_numpy() if "overlap" in batch.schema.names else np.full(len(batch), nothing)
             for batch in batches
         ]
-        for name, nothing in (("recording", 0), ("begins", np.nan), ("ends", np.nan))
+        for name, nothing in (("recording", 0), ("begins", -np.inf), ("ends", -np.inf))
     ]
     return find_overlaps(*(np.concatenate(column) for column in columns))
 

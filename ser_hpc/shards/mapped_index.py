@@ -36,7 +36,7 @@ WORDS = (*COLUMNS, "extra")
 _TEXT = pa.large_string()
 _CODES = (pa.int8(), pa.int16(), pa.int32())
 _FIXED = [("offset", pa.int64()), ("size", pa.int64()), ("num_samples", pa.int64()), ("crc32", pa.uint32())]
-# Only where clips are pieces of recordings: `begins` is NaN for those that are none.
+# Only where clips are pieces of recordings: `begins` is -inf for those that are none.
 _PIECES = [("overlap", pa.int32()), ("recording", pa.int64()), ("begins", pa.float64()), ("ends", pa.float64())]
 
 
@@ -79,7 +79,7 @@ def _narrow(encoded: list[pa.DictionaryArray]) -> pa.DictionaryArray:
 def _piece_columns(recordings: list[tuple[int, tuple[np.ndarray, ...] | None]]) -> dict[str, pa.Array]:
     if all(found is None for _, found in recordings):
         return {}
-    nothing = (0, np.nan, np.nan)
+    nothing = (0, -np.inf, -np.inf)
     parts = [found or tuple(np.full(clips, value) for value in nothing) for clips, found in recordings]
     recording, begins, ends = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     overlap = find_overlaps(recording.astype(np.int64), begins, ends)
@@ -87,9 +87,9 @@ def _piece_columns(recordings: list[tuple[int, tuple[np.ndarray, ...] | None]]) 
 
 
 def find_overlaps(recording: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return `overlap_groups` of the clips that are pieces (`begins` is a number), -1 for the others: int32 (num_clips,)."""
+    """Return `overlap_groups` of the clips that are pieces (`begins` is finite), -1 for the others: int32 (num_clips,)."""
     overlap = np.full(len(begins), -1, dtype=np.int32)
-    some = ~np.isnan(begins)
+    some = np.isfinite(begins)
     overlap[some] = overlap_groups(recording[some], begins[some], ends[some])
     return overlap
 
