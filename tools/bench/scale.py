@@ -19,12 +19,12 @@ import sys
 import threading
 import time
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 SPEAKERS_PER_GROUP = 20
@@ -33,61 +33,78 @@ RANKS = 64
 BUDGET_SECONDS = 240
 
 
-def make(folder: Path, clips: int, shard_mb: int) -> None:
-    """A packed corpus of `clips` clips without sound."""
+def make(folder: Path, clips: int, shard_mb: int, *, indices: bool) -> pa.RecordBatch:
+    """A packed corpus of `clips` clips without sound, of the layout of earlier versions: without a file of the whole index,
+    which is returned. `indices`: with those of its shards."""
     from ser_hpc.core.atomic_io import write_json
     from ser_hpc.shards.assignment import estimated_bytes
     from ser_hpc.shards.index import DATASET, Shard, dataset_description
 
     rng = np.random.default_rng(0)
-    number_of = rng.permutation(clips)
     sigma2 = np.log(1 + (3.1 / 4.5) ** 2)
     seconds = np.clip(rng.lognormal(np.log(4.5) - sigma2 / 2, np.sqrt(sigma2), clips), 0.5, 30)
     per_shard = max(1, shard_mb * 1_000_000 // estimated_bytes(4.5, 1))
-    parts = [slice(start, start + per_shard) for start in range(0, clips, per_shard)]
-    tasks = ((folder, number, np.sort(number_of[part]), seconds[part]) for number, part in enumerate(parts))
-    with get_context("spawn").Pool() as pool:
-        shards = [Shard(**shard) for shard in pool.imap(_make_shard, tasks, chunksize=16)]
+    whole = _whole_index(rng, (seconds * 16_000).astype(np.int64), per_shard)
+    shards = []
+    for number, start in enumerate(range(0, clips, per_shard)):
+        rows = whole.slice(start, per_shard)
+        group = f"speakers_{number % 64:02d}"
+        path = f"{group}/scale-{group}-{number:06d}.tar"
+        tar = folder / path
+        tar.parent.mkdir(parents=True, exist_ok=True)
+        length = rows.column("offset")[-1].as_py() + rows.column("size")[-1].as_py() + 2560
+        with tar.open("wb") as file:
+            file.truncate(length)
+        content = _parquet(rows) if indices else b""
+        tar.with_suffix(".parquet").write_bytes(content)
+        digest, index_digest = (hashlib.sha256(each).hexdigest() for each in (f"{number}".encode(), content))
+        total = float(rows.column("num_samples").to_numpy().sum()) / 16_000
+        shards.append(Shard(path, "scale", group, len(rows), total, length, digest, index_digest))
     write_json(folder / DATASET, dataset_description(shards))
+    return whole
 
 
-def _make_shard(task: tuple[Path, int, np.ndarray, np.ndarray]) -> dict[str, Any]:
-    from ser_hpc.shards.index import SCHEMA
+def _whole_index(rng: np.random.Generator, samples: np.ndarray, per_shard: int) -> pa.RecordBatch:
+    from ser_hpc.shards.mapped_index import WORDS
 
-    folder, number, names, seconds = task
-    count, rng = len(names), np.random.default_rng(number)
-    group = f"speakers_{number % 64:02d}"
-    path = f"{group}/scale-{group}-{number:06d}.tar"
-    samples = (seconds * 16_000).astype(np.int64)
+    clips = len(samples)
     size = (samples * 2 * 0.64).astype(np.int64)
-    offset = np.concatenate([[0], np.cumsum(size + 2560)[:-1]]) + 512
-    ids = [f"clip{i:09d}" for i in names.tolist()]
-    who = [f"spk{(number % 64) * SPEAKERS_PER_GROUP + i % SPEAKERS_PER_GROUP:05d}" for i in range(count)]
-    known = {
-        "key": [f"scale-{name}" for name in ids],
-        "utterance_id": ids,
-        "offset": offset,
-        "size": size,
-        "num_samples": samples,
-        "crc32": rng.integers(0, 2**32, count, dtype=np.uint32),
-        "sound": [hashlib.sha256(name.encode()).hexdigest()[:32] for name in ids],
-        "corpus": pa.repeat("scale", count),
-        "speaker": who,
-        "emotion": [("angry", "happy", "neutral", "sad")[i % 4] for i in range(count)],
-        "gender": [("female", "male")[int(name[3:]) % 2] for name in who],
-        "source": [f"{name}.wav" for name in ids],
+    ends = np.cumsum(size + 2560)
+    shard, place = np.divmod(np.arange(clips), per_shard)
+    offset = ends - size - 2560 + 512
+    offset -= (offset - 512)[shard * per_shard]
+    names = rng.permutation(clips)
+    for start in range(0, clips, per_shard):
+        names[start : start + per_shard].sort()
+    speaker = (shard % 64) * SPEAKERS_PER_GROUP + place % SPEAKERS_PER_GROUP
+    speakers = [f"spk{number:05d}" for number in range(64 * SPEAKERS_PER_GROUP)]
+    words = {
+        "corpus": _words(np.zeros(clips), ["scale"]),
+        "speaker": _words(speaker, speakers, pa.int16()),
+        "emotion": _words(np.arange(clips) % 4, ["angry", "happy", "neutral", "sad"]),
+        "gender": _words(speaker % 2, ["female", "male"]),
     }
-    columns = {field.name: known[field.name] if field.name in known else _nothing(field, count) for field in SCHEMA}
-    content = _parquet(pa.table(columns, SCHEMA))
-    tar = folder / path
-    tar.parent.mkdir(parents=True, exist_ok=True)
-    length = int(offset[-1] + size[-1] + 2560)
-    with tar.open("wb") as file:
-        file.truncate(length)
-    tar.with_suffix(".parquet").write_bytes(content)
-    digests = {"sha256": hashlib.sha256(f"{number}".encode()).hexdigest(), "index_sha256": hashlib.sha256(content).hexdigest()}
-    place = {"path": path, "corpus": "scale", "group": group}
-    return place | {"clips": count, "seconds": float(samples.sum()) / 16_000, "bytes": length} | digests
+    digits = [(48 + names // 10**power % 10).astype(np.uint8) for power in range(8, -1, -1)]  # 48: "0"
+    sound = np.frombuffer(b"0123456789abcdef", np.uint8)[rng.integers(0, 16, (clips, 32), dtype=np.uint8)]
+    columns = {
+        "offset": pa.array(offset),
+        "size": pa.array(size),
+        "num_samples": pa.array(samples),
+        "crc32": pa.array(rng.integers(0, 2**32, clips, dtype=np.uint32)),
+        "utterance_id": _texts(np.stack([*(np.full(clips, letter, np.uint8) for letter in b"clip"), *digits], axis=1)),
+        "sound": _texts(sound),
+    }
+    return pa.RecordBatch.from_pydict(columns | {name: words.get(name, _words(np.zeros(clips), [""])) for name in WORDS})
+
+
+def _words(codes: np.ndarray, names: list[str], code: pa.DataType | None = None) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(codes).cast(code or pa.int8()), pa.array(names, pa.large_string()))
+
+
+def _texts(letters: np.ndarray) -> pa.Array:
+    clips, length = letters.shape
+    offsets = np.arange(clips + 1, dtype=np.int64) * length
+    return pa.LargeStringArray.from_buffers(clips, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(letters)))
 
 
 def _nothing(field: pa.Field, count: int) -> pa.Array:
@@ -96,8 +113,15 @@ def _nothing(field: pa.Field, count: int) -> pa.Array:
     return pa.repeat(pa.scalar(0 if pa.types.is_integer(field.type) else "", field.type), count)
 
 
-def _parquet(table: pa.Table) -> bytes:
+def _parquet(rows: pa.RecordBatch) -> bytes:
     """As a shard's index is written."""
+    from ser_hpc.shards.index import SCHEMA
+
+    count, ids = len(rows), rows.column("utterance_id").cast(pa.string())
+    known = {name: rows.column(name) for name in rows.schema.names}
+    known |= {"key": pc.binary_join_element_wise("scale", ids, "-"), "source": pc.binary_join_element_wise(ids, "wav", ".")}
+    columns = {field.name: known[field.name] if field.name in known else _nothing(field, count) for field in SCHEMA}
+    table = pa.table({name: column.cast(SCHEMA.field(name).type) for name, column in columns.items()}, SCHEMA)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return bytes(sink.getvalue().to_pybytes())
@@ -191,28 +215,30 @@ def measure_rank(folder: Path) -> dict[str, Any]:
 def rows(folder: Path, clips: int, shard_mb: int, before: Path | None, older: bool) -> dict[str, Any]:
     """Make a corpus and measure it in every way; `older`: without its file of the whole index too."""
     from ser_hpc.core.atomic_io import write_json
-    from ser_hpc.shards.index import DATASET, Shard, dataset_description, join_dataset, read_dataset
+    from ser_hpc.shards.index import DATASET, Shard, dataset_description, read_dataset
     from ser_hpc.shards.mapped_index import INDEX, write_index
 
-    make(folder, clips, shard_mb)
+    whole = make(folder, clips, shard_mb, indices=older)
     shards = [Shard(**shard) for shard in read_dataset(folder)["shards"]]
     found: dict[str, Any] = {"clips": clips, "shards": len(shards)}
     if before and older:
-        found["launch, earlier version"] = _run(folder, "launch", before)
+        found["launch, earlier version"] = _run(folder, "launch", before, repeats=1)
     if older:
-        found["launch, indices of the shards"] = _run(folder, "launch")
-    write_json(folder / DATASET, dataset_description(shards, (), write_index(folder / INDEX, join_dataset(folder, shards))))
+        found["launch, indices of the shards"] = _run(folder, "launch", repeats=1)
+    write_json(folder / DATASET, dataset_description(shards, (), write_index(folder / INDEX, whole)))
+    del whole
     repeats = 2 if older else 1
     found["launch, mapped"] = _run(folder, "launch", repeats=repeats)
     found["rank, mapped"] = _run(folder, "rank", repeats=repeats)
     if len({kind["digest"] for kind in found.values() if isinstance(kind, dict) and "digest" in kind}) != 1:
         raise SystemExit("the ways plan other folds")
-    found["parquet_mb"] = round(sum(path.stat().st_size for path in folder.glob("*/*.parquet")) / 1e6, 1)
+    if older:
+        found["parquet_mb"] = round(sum(path.stat().st_size for path in folder.glob("*/*.parquet")) / 1e6, 1)
     found["arrow_mb"] = round((folder / INDEX).stat().st_size / 1e6, 1)
     return found
 
 
-def _run(folder: Path, kind: str, code: Path | None = None, *, repeats: int = 2) -> dict[str, Any]:
+def _run(folder: Path, kind: str, code: Path | None = None, *, repeats: int) -> dict[str, Any]:
     """Measure in a process of its own, several times: the quickest, by CPU seconds, is kept."""
     command = [sys.executable, __file__, str(folder), "--measure", kind]
     here = os.environ | {"OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(code)} if code else {})
