@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ser_hpc.corpora.utterance import COLUMNS, Utterance
 from ser_hpc.protocols.folds import plan_folds
 from ser_hpc.shards.index import DATASET, ShardIndex, read_dataset
 from ser_hpc.shards.mapped_index import INDEX, LAYOUT, NUMBERS, IndexFile, parse_index_file, write_index
-from ser_hpc.shards.storage import parse_location
+from ser_hpc.shards.storage import Url, parse_location
 from ser_hpc.shards.verify import verify
 from ser_hpc.shards.write import pack
 
@@ -253,9 +254,22 @@ def test_packing_again_gives_an_older_dataset_its_file_and_leaves_a_right_one_al
     mapped = ShardIndex.load(out)
     pack(clips, out, workers=1)
     assert (out / INDEX).stat() == before  # jobs on other nodes may have mapped it
-    pack([*clips, replace(clips[0], utterance_id="added")], out, workers=1)
-    assert len(ShardIndex.load(out).metadata) == 12  # a copy of the first clip's sound
-    assert verify(out) == [] and len(set(mapped.metadata.utterance_id.tolist())) == 12
+    pack(make_corpus(sessions=4), out, workers=1)
+    assert len(ShardIndex.load(out).metadata) == 16 and verify(out) == []
+    assert len(mapped.metadata) == len(set(mapped.metadata.utterance_id.tolist())) == 12  # as it was mapped
+
+
+def test_many_ranks_at_once_copy_an_index_once(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store, copies = fsspec.filesystem("memory"), []
+    for path in packed.rglob("*"):
+        if path.is_file():
+            store.pipe_file(f"/ranks/{path.relative_to(packed)}", path.read_bytes())
+    real = Url.copy_to
+    monkeypatch.setattr(Url, "copy_to", lambda url, target: (copies.append(url), real(url, target)))
+    with ThreadPoolExecutor(8) as ranks:
+        loaded = [*ranks.map(lambda _: contents(ShardIndex.load(parse_location("memory://ranks"))), range(8))]
+    assert len(copies) == 1 and loaded == [contents(ShardIndex.load(packed))] * 8
 
 
 def test_an_index_behind_a_url_is_copied_once_and_checked(
