@@ -187,7 +187,8 @@ def digest_folds(metadata: Metadata, folds: Sequence[Fold]) -> str:
         content.update(b"\0")
     for fold in folds:
         for part in (fold.train, fold.dev, fold.test):
-            content.update(len(part.positions).to_bytes(8, "little") + part.positions.astype("<i8").tobytes())
+            content.update(len(part.positions).to_bytes(8, "little"))
+            content.update(np.ascontiguousarray(part.positions, dtype="<i8").data)
     return content.hexdigest()
 
 
