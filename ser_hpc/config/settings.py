@@ -63,7 +63,7 @@ class DataSettings(Section):
     order: Literal["random", "shards"] = "random"
     """Of an epoch's clips. `shards`, for parallel file systems and object stores: blocks of 16 MB of the shards are shuffled
     and read in sequence, and clips are shuffled within a window of blocks. Dev and test parts are read in sequence, too."""
-    window_mb: Annotated[float, Field(ge=1, le=1 << 20)] = 1024.0
+    window_mb: Annotated[float, Field(ge=0.1, le=1 << 20)] = 1024.0
     """For `order=shards`: about so many MB of packed clips are a window, which all ranks together keep in memory. A training
     part that is no larger comes as in the random order."""
     augment: Chain = ()

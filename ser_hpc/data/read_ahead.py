@@ -46,9 +46,8 @@ class ReadAhead:
                 clips = list(zip(micro.clips.windows.tolist(), micro.clips.positions.tolist(), strict=True))
                 ahead.append((micro, clips))
                 reads.expect(clips)
-                if (begun := min(clips)[0]) > known:
-                    known = begun
-                    reads.plan(known)
+                known = max(known, min(clips)[0])
+                reads.plan(known)  # one before `known` now and then too: a step in two windows mixes them
                 while max(ahead[0][1])[0] + 1 < known:
                     yield ahead[0][0], reads.take(ahead.popleft()[1])
             reads.plan(math.inf)
@@ -102,8 +101,6 @@ class _Reads:
 
     def take(self, clips: list[Clip]) -> list[Payload]:
         """Return payloads, waiting for those that are not there yet; the last use of a clip drops its payload."""
-        if any(clip not in self._read_of for clip in clips):  # a step in two windows has clips of the first after others
-            self.plan(max(clips)[0] + 1)
         payloads = [self._take(clip) for clip in clips]
         self._ask()
         return payloads
