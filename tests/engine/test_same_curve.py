@@ -33,9 +33,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, float], Ru
         for strategy in STRATEGIES:
             root = base / f"{strategy}-{dropout}"
             made[strategy, dropout] = planned(root, shards, *more, "train.accumulation=4", f"train.strategy={strategy}")
-    by_shards = (*common[:1], "train.global_batch=12", "data.order=shards", "data.window_mb=0.3", "data.balance=speaker")
-    for name in SHARDS:
-        made[name, 0.0] = planned(base / name, shards, *by_shards)
+    by_shards = (*common[:2], "data.order=shards", "data.window_mb=0.3", "data.balance=speaker", "model.dropout=0")
+    for name, accumulation in zip(SHARDS, (8, 4), strict=True):
+        made[name, 0.0] = planned(base / name, shards, *by_shards, f"train.accumulation={accumulation}")
     train_on_ranks([*(made["alone", dropout] for dropout in DROPOUTS), made[SHARDS[0], 0.0]], ranks=1)
     shared = [made[strategy, dropout] for strategy in STRATEGIES for dropout in DROPOUTS]
     train_on_ranks([*shared, made[SHARDS[1], 0.0]], ranks=2)

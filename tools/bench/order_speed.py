@@ -36,17 +36,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import webdataset
 from rich.table import Table
 
 from ser_hpc.core import cli
 from ser_hpc.core.atomic_io import write_json
 from ser_hpc.corpora.parsers import emodb
+from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.data.batches import BatchSource
 from ser_hpc.data.sampler import BatchSpec, MicroBatch, ShardOrder, epoch_steps, step_micro_batches
 from ser_hpc.shards import RATE
 from ser_hpc.shards.audio import decode_flac
 from ser_hpc.shards.index import ShardIndex
+from ser_hpc.shards.quality import DEFAULTS, QualityRules
 from ser_hpc.shards.read import ClipReader, clip_extents
 from ser_hpc.shards.storage import parse_location
 from ser_hpc.shards.write import pack
@@ -54,7 +57,8 @@ from ser_hpc.tasks.task import ClipTargets
 
 GLOBAL_BATCH, BUDGET_S = 32, 80.0
 RANKS = (1, 2)
-SPAWN = multiprocessing.get_context("spawn")
+FORKS = multiprocessing.get_context("forkserver")  # of a process that has imported all and asked nothing
+FORKS.set_forkserver_preload(["ser_hpc.data.batches", "ser_hpc.shards.write", "ser_hpc.corpora.parsers.emodb", "webdataset"])
 Way = Callable[[ShardIndex, int, int, int], int]  # index, bytes of a window, rank, ranks -> clips read
 
 
@@ -68,7 +72,8 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
-        pack(copied(options.emodb, options.copies), shards, workers=1)
+        rules = QualityRules({**DEFAULTS, "duplicate": "keep", "overlap": "keep"})
+        pack(copied(options.emodb, options.copies), shards, workers=1, rules=rules)
         index = ShardIndex.load(shards)
         with served(shards, options.delay_ms / 1e3) as (url, counts):
             ways = {
@@ -88,10 +93,18 @@ def main() -> int:
     return 0
 
 
-def copied(root: Path, copies: int) -> list[Any]:
-    """Emo-DB several times: other ids and speakers, so that nothing is dropped as a copy."""
+def copied(root: Path, copies: int) -> list[Utterance]:
+    """Emo-DB several times: other ids and speakers, and each clip cut at random, so that lengths differ."""
+    rng = np.random.default_rng(0)
     return [
-        replace(clip, utterance_id=f"{clip.utterance_id}c{copy}", speaker=f"c{copy}-{clip.speaker}", session=f"copy{copy}")
+        replace(
+            clip,
+            utterance_id=f"{clip.utterance_id}c{copy}",
+            speaker=f"c{copy}-{clip.speaker}",
+            session=f"copy{copy}",
+            start_s=0.0,
+            end_s=soundfile.info(clip.audio_path).duration * rng.uniform(0.4, 1.0),
+        )
         for copy in range(copies)
         for clip in emodb.parse(root).utterances
     ]
@@ -138,8 +151,8 @@ def serve(folder: str, delay_s: float, requests: Any, sent: Any, port: Any) -> N
 @contextmanager
 def served(folder: Path, delay_s: float) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """The folder's URL, and the counts of requests and of bytes."""
-    requests, sent, port = SPAWN.Value("q", 0), SPAWN.Value("q", 0), SPAWN.Queue()
-    process = SPAWN.Process(target=serve, args=(str(folder), delay_s, requests, sent, port), daemon=True)
+    requests, sent, port = FORKS.Value("q", 0), FORKS.Value("q", 0), FORKS.Queue()
+    process = FORKS.Process(target=serve, args=(str(folder), delay_s, requests, sent, port), daemon=True)
     process.start()
     try:
         yield f"http://127.0.0.1:{port.get(timeout=60)}", (requests, sent)
@@ -150,9 +163,9 @@ def served(folder: Path, delay_s: float) -> Iterator[tuple[str, tuple[Any, Any]]
 
 def measure(name: str, url: str, counts: tuple[Any, Any], ranks: int, window_bytes: int, index: ShardIndex) -> dict[str, float]:
     """One epoch of a way, each rank in a process of its own."""
-    ready, answers = SPAWN.Barrier(ranks + 1), SPAWN.Queue()
+    ready, answers = FORKS.Barrier(ranks + 1), FORKS.Queue()
     processes = [
-        SPAWN.Process(target=read, args=(name, url, window_bytes, rank, ranks, ready, answers)) for rank in range(ranks)
+        FORKS.Process(target=read, args=(name, url, window_bytes, rank, ranks, ready, answers)) for rank in range(ranks)
     ]
     for process in processes:
         process.start()
