@@ -34,7 +34,9 @@ RENAMED: dict[int, dict[str, str | None]] = {
 RENAMED_VALUES: dict[int, dict[str, dict[str, str]]] = {2: {"model[encoder].freeze": {"stem": "feature_encoder"}}}
 
 # By the last schema that did not have them: whatever they say, no run of an older schema is meant.
-ADDED: dict[int, tuple[str, ...]] = {2: ("tasks", "trackers", "train.select_by", "model[encoder].adapter")}
+ADDED: dict[int, tuple[str, ...]] = {
+    2: ("tasks", "trackers", "train.select_by", "model[encoder].adapter", "data.order", "data.window_mb")
+}
 
 # Where and how an experiment runs: settings, or whole sections. Whatever does not stand here is part of the identity.
 _NO_PART = {

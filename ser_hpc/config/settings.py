@@ -60,6 +60,12 @@ class DataSettings(Section):
     """What counts alike in an epoch of training: clips of the smaller classes, corpora or speakers come again, so that each has
     as many as the largest; an epoch is longer then."""
 
+    order: Literal["random", "shards"] = "random"
+    """Of an epoch's clips. `shards`, for parallel file systems and object stores: blocks of 16 MB of the shards are shuffled
+    and read in sequence, and clips are shuffled within a window of blocks. Dev and test parts are read in sequence, too."""
+    window_mb: Annotated[float, Field(ge=0.1, le=1 << 20)] = 1024.0
+    """For `order=shards`: about so many MB of packed clips are a window, which all ranks together keep in memory. A training
+    part that is no larger comes as in the random order."""
     augment: Chain = ()
     """Training only, drawn anew for each clip and epoch: a preset (`noise_pitch_stretch`, `noise_background_mask`), one with
     changes (`{preset: noise_background_mask, sounds_path: FOLDER}`), or a list of transforms, each with its arguments
@@ -76,6 +82,21 @@ class DataSettings(Section):
     cache_gb: Annotated[float, Field(ge=0)] | None = None
     """Decoded clips that each rank keeps in memory at most, in GB (an hour of speech takes 0.115), so that they are read and
     decoded once. None: a quarter of the memory that it may use; 0: none. Only with `workers` 0."""
+
+    @model_validator(mode="after")
+    def _one_way_of_reading(self) -> Self:
+        if self.order == "random" and self.window_mb != type(self).model_fields["window_mb"].default:
+            raise ValueError(f"data.window_mb={self.window_mb:g} is of data.order=shards: set that too, or leave this out")
+        if self.order == "shards" and self.prefetch_mb:
+            raise ValueError(
+                "data.prefetch_mb is of data.order=random: with order=shards, whole windows (data.window_mb) are read"
+            )
+        return self
+
+    @property
+    def window_bytes(self) -> int:
+        """Return the bytes of a window of `order=shards`, else 0."""
+        return round(self.window_mb * 1e6) if self.order == "shards" else 0
 
 
 class FoldSettings(Section):

@@ -21,7 +21,8 @@ from ser_hpc.config.transforms import Transform
 from ser_hpc.core.awake_clock import awake_s
 from ser_hpc.data.augmentation import Augmentation
 from ser_hpc.data.cache import CachingClipReader
-from ser_hpc.data.prefetch import ClipLoader, Prefetcher
+from ser_hpc.data.prefetch import ClipLoader, Prefetcher, Window
+from ser_hpc.data.read_ahead import ReadAhead
 from ser_hpc.data.sampler import MicroBatch
 from ser_hpc.shards import RATE
 from ser_hpc.shards.index import ShardIndex
@@ -71,8 +72,9 @@ class BatchSource(AbstractContextManager[Any]):
     """A source of batches that decodes clips. A context manager: leaving it ends its workers.
 
     `targets`: of the whole index; `copies`: see ClipReader; clips are cut to `max_samples`; `workers`:
-    processes, 0 for a thread; `window_bytes`: micro-batches of so many bytes are read together, 0: one at a time; `keep_bytes`
-    of decoded clips stay in memory, if a thread decodes: each process would have to keep them all.
+    processes, 0 for a thread; `window_bytes`: micro-batches of so many bytes are read together, 0: one at a time; or
+    `ahead_bytes`: the windows of a ShardOrder are, and about so many bytes wait for their micro-batch; `keep_bytes` of
+    decoded clips stay in memory, if a thread decodes: each process would have to keep them all.
     """
 
     def __init__(
@@ -85,11 +87,14 @@ class BatchSource(AbstractContextManager[Any]):
         augment: Sequence[Transform] = (),
         workers: int = 0,
         window_bytes: int = 0,
+        ahead_bytes: int = 0,
         keep_bytes: int = 0,
     ) -> None:
         self._index, self._targets, self._window_bytes = index, targets, window_bytes
         room = 0 if workers else keep_bytes
-        self._reader: ClipReader = CachingClipReader(index.roots, copies, coalesce=window_bytes > 0, keep_bytes=room)
+        coalesce = window_bytes + ahead_bytes > 0
+        self._reader: ClipReader = CachingClipReader(index.roots, copies, coalesce=coalesce, keep_bytes=room)
+        self._ahead = ReadAhead(self._reader, index, ahead_bytes) if ahead_bytes else None
         loader = ClipLoader(self._reader, max_samples, Augmentation(augment) if augment else None)
         self._prefetch = Prefetcher(index, loader, workers)
 
@@ -112,35 +117,41 @@ class BatchSource(AbstractContextManager[Any]):
         """Measure seconds of audio a second that come when nobody waits for them, for about `limit_s`; what came is dropped.
 
         The first window of each worker is not counted: it comes after the worker's own start. What is read is kept, if there is
-        room, for training too. None if `micros` is empty.
+        room, for training too. Read ahead, `micros` come once, from the first byte on: again, they would be in memory. None if
+        `micros` is empty.
         """
         if not micros:
             return None
-        windows = self._prefetch(self._windows(cycle(micros)))
-        for _ in range(self._prefetch.workers or 1):
+        windows = self._prefetch(self._windows(micros if self._ahead else cycle(micros)))
+        for _ in range(0 if self._ahead else self._prefetch.workers or 1):
             next(windows)
         began, samples = awake_s(), 0
         for window in windows:
             samples += sum(len(clips.samples) for _, clips in window)
-            if (took := awake_s() - began) > limit_s:
-                return samples / RATE / took
-        return None
+            if awake_s() - began > limit_s:
+                break
+        return samples / RATE / (awake_s() - began)
 
     def __exit__(self, *_: object) -> None:
         self._prefetch.close()
+        if self._ahead:
+            self._ahead.close()
         self._reader.close()
 
-    def _windows(self, micros: Iterable[MicroBatch]) -> Iterator[list[MicroBatch]]:
+    def _windows(self, micros: Iterable[MicroBatch]) -> Iterator[Window]:
+        if self._ahead:
+            yield from (([micro], payloads) for micro, payloads in self._ahead(micros))
+            return
         window: list[MicroBatch] = []
         size = 0
         for micro in micros:
             window.append(micro)
             size += int(self._index.size[micro.clips.positions].sum())
             if size >= self._window_bytes:
-                yield window
+                yield window, None
                 window, size = [], 0
         if window:
-            yield window
+            yield window, None
 
 
 def group_by_step(source: Source, steps: Iterable[list[MicroBatch]]) -> Iterator[list[Batch]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ser_hpc.shards.read import ClipReader, CorruptClipError, Extent
+from ser_hpc.shards.read import ClipReader, CorruptClipError, Extent, Payload
 from ser_hpc.shards.storage import Location
 
 _PART = 4  # of the memory that a rank may use, one in so many
@@ -23,7 +23,7 @@ _PART = 4  # of the memory that a rank may use, one in so many
 class CachingClipReader(ClipReader):
     """A ClipReader that keeps up to `keep_bytes` of decoded clips; damaged ones are read anew each time.
 
-    For one thread. What is kept stays here: in another process it is a plain ClipReader.
+    For one thread, but for `fetch` and `holds`. What is kept stays here: in another process it is a plain ClipReader.
     """
 
     def __init__(
@@ -33,10 +33,12 @@ class CachingClipReader(ClipReader):
         self._cached: dict[Extent, np.ndarray] = {}
         self._free_bytes = keep_bytes
 
-    def read(self, extents: Sequence[Extent]) -> list[np.ndarray | CorruptClipError]:
+    def read(self, extents: Sequence[Extent], payloads: Sequence[Payload] | None = None) -> list[np.ndarray | CorruptClipError]:
         """Read as ClipReader.read does; the arrays may be shared, and are not to be written to."""
-        missing = [extent for extent in extents if extent not in self._cached]
-        read = dict(zip(missing, super().read(missing), strict=True))
+        rows = [i for i, extent in enumerate(extents) if extent not in self._cached]
+        missing = [extents[i] for i in rows]
+        found_now = super().read(missing, None if payloads is None else [payloads[i] for i in rows])
+        read = dict(zip(missing, found_now, strict=True))
         found = [read[extent] if extent in read else self._cached[extent] for extent in extents]
         for extent, clip in read.items():
             if isinstance(clip, np.ndarray) and clip.nbytes <= self._free_bytes:
@@ -44,6 +46,9 @@ class CachingClipReader(ClipReader):
                 self._cached[extent] = clip
                 self._free_bytes -= clip.nbytes
         return found
+
+    def holds(self, extent: Extent) -> bool:
+        return extent in self._cached
 
     def close(self) -> None:
         super().close()

@@ -26,13 +26,14 @@ from ser_hpc.data.augmentation import Augmentation
 from ser_hpc.data.sampler import MicroBatch
 from ser_hpc.shards import RATE
 from ser_hpc.shards.index import ShardIndex
-from ser_hpc.shards.read import ClipReader, CorruptClipError, Extent, clip_extents
+from ser_hpc.shards.read import ClipReader, CorruptClipError, Extent, Payload, clip_extents
 
 SILENCE = RATE // 10  # samples in the place of a damaged clip
 _MAX_WORKERS = 8  # 6 to 8 cores augment as fast as a GPU of today trains on them
 _THREAD_DEPTH, _PROCESS_DEPTH = 4, 2  # windows ahead, of the thread and of each process
 
 Clips = list[np.ndarray | CorruptClipError]
+Window = tuple[Sequence[MicroBatch], Sequence[Payload] | None]  # micro-batches, and the bytes of their clips, if read already
 _loader: ClipLoader | None = None  # in a worker process
 
 
@@ -64,9 +65,9 @@ class ClipLoader:
     max_samples: int | None = None
     augment: Augmentation | None = None
 
-    def read(self, window: Sequence[ClipRequest]) -> Clips:
-        """Read and decode the clips of all micro-batches of a window, together."""
-        return self.reader.read([clip for request in window for clip in request.clips])
+    def read(self, window: Sequence[ClipRequest], payloads: Sequence[Payload] | None) -> Clips:
+        """Read and decode the clips of all micro-batches of a window, together. `payloads`: see ClipReader.read."""
+        return self.reader.read([clip for request in window for clip in request.clips], payloads)
 
     def finish(self, window: Sequence[ClipRequest], found: Clips) -> list[DecodedClips]:
         """Augment what `read` found, and join it micro-batch by micro-batch."""
@@ -104,15 +105,15 @@ class Prefetcher:
         """Return the process ids of the workers that have begun."""
         return self._processes.pids if self._processes else []
 
-    def __call__(self, windows: Iterable[Sequence[MicroBatch]]) -> Iterator[list[tuple[MicroBatch, DecodedClips]]]:
+    def __call__(self, windows: Iterable[Window]) -> Iterator[list[tuple[MicroBatch, DecodedClips]]]:
         """Load windows in order, some of them ahead. Raises what the loader raises; RuntimeError if a worker was killed."""
         waiting: deque[tuple[Sequence[MicroBatch], Future[Any]]] = deque()
         try:
-            for window in windows:
+            for window, payloads in windows:
                 if self._processes:
-                    waiting.append((window, self._processes.submit(_load, self._requests(window))))
+                    waiting.append((window, self._processes.submit(_load, self._requests(window), payloads)))
                 else:
-                    waiting.append((window, self._thread.submit(self._read, window)))
+                    waiting.append((window, self._thread.submit(self._read, window, payloads)))
                 if len(waiting) > self._depth:
                     yield self._loaded(*waiting.popleft())
             while waiting:
@@ -129,9 +130,9 @@ class Prefetcher:
     def _requests(self, window: Sequence[MicroBatch]) -> list[ClipRequest]:
         return [ClipRequest(clip_extents(self._index, micro.clips.positions), micro.clips.seeds) for micro in window]
 
-    def _read(self, window: Sequence[MicroBatch]) -> tuple[list[ClipRequest], Clips]:
+    def _read(self, window: Sequence[MicroBatch], payloads: Sequence[Payload] | None) -> tuple[list[ClipRequest], Clips]:
         requests = self._requests(window)
-        return requests, self._loader.read(requests)
+        return requests, self._loader.read(requests, payloads)
 
     def _loaded(self, window: Sequence[MicroBatch], future: Future[Any]) -> list[tuple[MicroBatch, DecodedClips]]:
         try:
@@ -153,6 +154,6 @@ def _begin(loader: ClipLoader) -> None:
     _loader = loader
 
 
-def _load(window: Sequence[ClipRequest]) -> list[DecodedClips]:
+def _load(window: Sequence[ClipRequest], payloads: Sequence[Payload] | None) -> list[DecodedClips]:
     assert _loader is not None
-    return _loader.finish(window, _loader.read(window))
+    return _loader.finish(window, _loader.read(window, payloads))

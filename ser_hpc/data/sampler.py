@@ -2,7 +2,8 @@
 the training loop, evaluation and the benchmarks call.
 
 1. An epoch is a permutation of the training part, a pure function of (seed, epoch). Where groups of clips (classes, corpora,
-   speakers) are to count alike, clips of the smaller groups come again, until each group has as many as the largest.
+   speakers) are to count alike, clips of the smaller groups come again, until each group has as many as the largest. It is
+   drawn over the whole part, or window by window, where shards are to be read in sequence (`ShardOrder`).
 2. A step is the next `global_batch` clips of it (the last step of an epoch may have fewer).
 3. A step is cut into micro-batches of clips of like length; or, where the model normalises clips by each other, between groups
    of clips that are next to each other in the step, whatever the memory. Micro-batch m goes to rank m mod ranks, as its turn
@@ -21,27 +22,35 @@ import numpy as np
 
 from ser_hpc.core.errors import UserError
 from ser_hpc.shards import RATE
+from ser_hpc.shards.index import ShardIndex
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
-_AGAIN, _AUGMENT = 0xA6A1, 0xA06  # what a hash is for: its uses never share numbers
+_AGAIN, _AUGMENT, _BLOCKS = 0xA6A1, 0xA06, 0xB10C  # what a hash is for: its uses never share numbers
+BLOCK_BYTES = 16 << 20  # of a shard, read at once: as fast as the whole, and more shards have a part in a window
 
 
 @dataclass(frozen=True, slots=True)
 class ClipSelection:
     """The clips of a step, or of a part to evaluate: `positions` in the index, (n,).
 
-    `seeds` (uint64), which their augmentation draws from; none: they are taken as they are.
+    `seeds` (uint64), which their augmentation draws from; none: they are taken as they are. `windows` (int64) of a
+    `ShardOrder`, in which they are read; none: each by itself.
     """
 
     positions: np.ndarray
     seeds: np.ndarray | None = None
+    windows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def take(self, rows: np.ndarray | slice) -> ClipSelection:
-        return ClipSelection(self.positions[rows], None if self.seeds is None else self.seeds[rows])
+        return ClipSelection(
+            self.positions[rows],
+            None if self.seeds is None else self.seeds[rows],
+            None if self.windows is None else self.windows[rows],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,39 @@ class BatchSpec:
     group: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ShardOrder:
+    """The rule by which clips are read shard by shard, in *windows* of about `window_bytes`.
+
+    Shards are cut into *blocks* of neighbouring clips, `block` int64 (clips of the index,); the blocks are shuffled, and a
+    window is some of them one after another: as few windows as `window_bytes` allows, as equal as can be. Where one window
+    holds all, the order is the random one. `size` int64 (clips of the index,): their bytes.
+    """
+
+    block: np.ndarray
+    size: np.ndarray
+    window_bytes: int
+
+    @classmethod
+    def of_index(cls, index: ShardIndex, window_bytes: int, block_bytes: int = BLOCK_BYTES) -> ShardOrder:
+        """Cut the shards of an index into blocks: a clip belongs to that in which it begins."""
+        in_shard = index.offset // block_bytes
+        block = np.unique(index.shard * (in_shard.max() + 1) + in_shard, return_inverse=True)[1]
+        return cls(block, index.size, window_bytes)
+
+    def windows(self, positions: np.ndarray, seed: int | None = None) -> np.ndarray:
+        """Number the window of each clip of a part, int64 (len(positions),). No seed: blocks come as they lie in the shards."""
+        blocks, own = np.unique(self.block[positions], return_inverse=True)
+        turn = np.arange(len(blocks)) if seed is None else epoch_order(seed, 0, len(blocks))
+        sizes = np.bincount(own, weights=self.size[positions]).astype(np.int64)[turn]
+        ends = np.cumsum(sizes)
+        count = -(-ends[-1] // self.window_bytes)
+        number = np.empty_like(turn)
+        number[turn] = ((ends - sizes / 2) * (count / ends[-1])).astype(np.int64)  # by the middle of each
+        windows: np.ndarray = number[own]
+        return windows
+
+
 def mix_seed(*numbers: int) -> int:
     """Mix several numbers into one of 64 bits (splitmix64 over each, Steele et al. 2014): seeds that never correlate."""
     state = 0
@@ -101,20 +143,31 @@ def epoch_size(num_clips: int, groups: np.ndarray | None = None) -> int:
 
 
 def epoch_steps(
-    positions: np.ndarray, seed: int, epoch: int, global_batch: int, groups: np.ndarray | None = None
+    positions: np.ndarray,
+    seed: int,
+    epoch: int,
+    global_batch: int,
+    groups: np.ndarray | None = None,
+    order: ShardOrder | None = None,
 ) -> list[ClipSelection]:
     """Choose the clips of each step of an epoch, in order.
 
     `groups`, int (num_clips,): each clip comes at least once, and each group as often as the largest has clips. Which clips of
-    a group come once more than the others changes from epoch to epoch.
+    a group come once more than the others changes from epoch to epoch. `order`: window by window, a clip's repetitions in its
+    own; none: over the whole part.
     """
     times = np.ones(len(positions), dtype=np.int64) if groups is None else _repeats(groups, mix_seed(seed, epoch, _AGAIN))
     rows = np.repeat(np.arange(len(positions)), times)
     copy = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
     shuffled = epoch_order(seed, epoch, len(rows))
+    windows = None
+    if order is not None:
+        windows = order.windows(positions, mix_seed(seed, epoch, _BLOCKS))[rows[shuffled]]
+        by_window = np.argsort(windows, kind="stable")
+        shuffled, windows = shuffled[by_window], windows[by_window]
     drawn = positions[rows[shuffled]]
     seeds = _splitmix(drawn.astype(np.uint64) ^ np.uint64(mix_seed(seed, epoch, _AUGMENT)))
-    draws = ClipSelection(drawn, _splitmix(seeds ^ copy[shuffled].astype(np.uint64)))
+    draws = ClipSelection(drawn, _splitmix(seeds ^ copy[shuffled].astype(np.uint64)), windows)
     return [draws.take(slice(start, start + global_batch)) for start in range(0, len(draws), global_batch)]
 
 
@@ -194,15 +247,22 @@ def assign_to_ranks(clips: ClipSelection, parts: Sequence[np.ndarray], rank: int
     return [micro(number) for number in range(rank, turns * ranks, ranks)]
 
 
-def evaluation_micro_batches(positions: np.ndarray, samples: np.ndarray, spec: BatchSpec, rank: int) -> list[MicroBatch]:
+def evaluation_micro_batches(
+    positions: np.ndarray, samples: np.ndarray, spec: BatchSpec, rank: int, order: ShardOrder | None = None
+) -> list[MicroBatch]:
     """Deal out a pass over `positions` without gradients, this rank's share: every clip in exactly one micro-batch of one rank.
 
-    `samples`: what each of them takes. The micro-batches follow from the budget alone, whatever the ranks and accumulation.
+    `samples`: what each of them takes. The micro-batches follow from the budget alone, whatever the ranks and accumulation;
+    with an `order`, clips of like length are sought within its windows.
     """
-    by_length = np.lexsort((positions, -samples))
-    lengths = samples[by_length].tolist()
-    ends = _fill(lengths, max(spec.budget_samples, lengths[0]), spec.padded)
-    return assign_to_ranks(ClipSelection(positions), np.split(by_length, ends[:-1]), rank, spec.ranks)
+    windows = np.zeros(len(positions), dtype=np.int64) if order is None else order.windows(positions)
+    by_length = np.lexsort((positions, -samples, windows))
+    parts: list[np.ndarray] = []
+    for window in np.split(by_length, np.flatnonzero(np.diff(windows[by_length])) + 1):
+        lengths = samples[window].tolist()
+        parts += np.split(window, _fill(lengths, max(spec.budget_samples, lengths[0]), spec.padded)[:-1])
+    clips = ClipSelection(positions, windows=None if order is None else windows)
+    return assign_to_ranks(clips, parts, rank, spec.ranks)
 
 
 def step_micro_batches(

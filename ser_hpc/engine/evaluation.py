@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ser_hpc.data.batches import Source
-from ser_hpc.data.sampler import BatchSpec, evaluation_micro_batches
+from ser_hpc.data.sampler import BatchSpec, ShardOrder, evaluation_micro_batches
 from ser_hpc.engine.distributed.world import World
 from ser_hpc.models.packed import to_device
 
@@ -26,14 +26,16 @@ def predict(
     spec: BatchSpec,
     widths: Mapping[str, int],
     world: World,
+    order: ShardOrder | None = None,
 ) -> dict[str, np.ndarray]:
     """Compute the outputs of the clips at `positions` by task, float32 (len(positions), width), on every rank.
 
-    `widths`: of each task's outputs; `samples`: what every clip of the index takes of the budget of `spec`.
+    `widths`: of each task's outputs; `samples`: what every clip of the index takes of the budget of `spec`;
+    `order`: in which they are read.
     """
     found = {task: torch.zeros(len(positions), width, device=world.device) for task, width in widths.items()}
     times = torch.zeros(len(positions), device=world.device)
-    micros = evaluation_micro_batches(positions, samples[positions], spec, world.rank)
+    micros = evaluation_micro_batches(positions, samples[positions], spec, world.rank, order)
     for batch in source.prefetch(micros):
         outputs = forward(to_device(batch.samples, world.device), batch.offsets)
         if len(batch.rows):  # else a filler

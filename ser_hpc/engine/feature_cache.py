@@ -36,7 +36,7 @@ from ser_hpc.engine.fault.preemption import StopFlag, Stopped
 from ser_hpc.engine.fault.watchdog import Watchdog
 from ser_hpc.engine.frozen_params import FrozenParameters
 from ser_hpc.engine.memory.search import CPU_SECONDS
-from ser_hpc.engine.trial_data import TrialData, lengths
+from ser_hpc.engine.trial_data import TrialData, lengths, shard_order
 from ser_hpc.models.classifier import Classifier, frames_of_layers
 from ser_hpc.models.heads.linear_probe import LinearProbe, pool_states
 from ser_hpc.models.packed import to_device
@@ -116,13 +116,14 @@ def pool_features(
     numbers = numbers[
         epoch_order(mix_seed(trial.trial.seed, trial.trial.fold, world.rank), 0, len(numbers))
     ]  # an order of its own
-    made = 0
+    made, order = 0, shard_order(settings, data)
     with clips:
         for number in numbers.tolist():
             path, rows = folder / f"{number:05d}.npy", slice(number * size, (number + 1) * size)
             means, causes = states.means[rows], states.causes[rows]
             if not _read(path, means):
-                batches = clips.prefetch(evaluation_micro_batches(used[rows], costs[rows], cut, rank=0), training=True)
+                micros = evaluation_micro_batches(used[rows], costs[rows], cut, rank=0, order=order)
+                batches = clips.prefetch(micros, training=True)
                 if not _encoded(model, batches, settings.train, world.device, stop, watchdog, means, causes):
                     break
                 made += 1

@@ -37,7 +37,7 @@ from ser_hpc.engine.step_metrics import StepMetrics
 from ser_hpc.engine.supervisor import Supervisor
 from ser_hpc.engine.torch_compile import compile_layers
 from ser_hpc.engine.trackers import build_trackers
-from ser_hpc.engine.trial_data import TrialData, balance_groups, lengths, make_batch_source
+from ser_hpc.engine.trial_data import TrialData, balance_groups, lengths, make_batch_source, shard_order
 from ser_hpc.models.classifier import build_for_tasks
 from ser_hpc.models.norms import RunningStatistics
 from ser_hpc.run.attempt import describe_attempt as describe
@@ -64,7 +64,7 @@ def train_trial(
     gpu.set_deterministic(settings.train.deterministic)
     train, seed, fold, tasks = settings.train, trial.trial.seed, data.fold, data.tasks
     targets, groups = ClipTargets.of_tasks(tasks, fold.train.positions), balance_groups(settings.data.balance, data)
-    objective = Objective(tasks, targets)
+    objective, order = Objective(tasks, targets), shard_order(settings, data)
     steps_per_epoch = -(-epoch_size(len(fold.train.positions), groups) // train.global_batch)
     total_steps = train.epochs * steps_per_epoch
     saved = checkpoint.restore(trial, attempt, world)
@@ -110,7 +110,7 @@ def train_trial(
         while (epoch := metrics.state.epoch) < train.epochs and metrics.state.stale_epochs < patience:
             # Steps: what is left of this epoch.
             strategy.train_mode(True)
-            steps = epoch_steps(fold.train.positions, seed, epoch, train.global_batch, groups)
+            steps = epoch_steps(fold.train.positions, seed, epoch, train.global_batch, groups, order)
             steps = steps[metrics.state.step - epoch * steps_per_epoch :]
             metrics.measure_data_once(source, step_micro_batches(steps[:_PROBED], samples, cut, world.rank))
             batches_of_steps = group_by_step(source, step_micro_batches(steps, samples, cut, world.rank))
@@ -139,7 +139,7 @@ def train_trial(
             # End of epoch.
             strategy.train_mode(False)
             with ema.in_place(world):
-                outputs = predict(strategy.forward, source, fold.dev.positions, samples, cut, data.widths, world)
+                outputs = predict(strategy.forward, source, fold.dev.positions, samples, cut, data.widths, world, order)
             supervisor.end_epoch(finish.score_part(outputs, fold.dev.positions, data, train.select_by))
 
         # Test: once, with the epoch that dev chose; on a plain copy, whatever the strategy was.
@@ -153,7 +153,7 @@ def train_trial(
         found: list[Prediction] = []
         for part, positions in (("dev", fold.dev.positions), ("test", fold.test.positions)):
             with autocast(train, world.device):
-                outputs = predict(model, source, positions, samples, cut, data.widths, world)
+                outputs = predict(model, source, positions, samples, cut, data.widths, world, order)
             found += finish.predictions_of(part, positions, outputs, data)
         if world.is_main:
             conditions = {"ranks": world.size, "strategy": train.strategy, "precision": train.precision}

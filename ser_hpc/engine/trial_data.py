@@ -11,6 +11,7 @@ from ser_hpc.corpora.words import WordColumn
 from ser_hpc.data.batches import BatchSource
 from ser_hpc.data.cache import cache_bytes
 from ser_hpc.data.prefetch import default_workers
+from ser_hpc.data.sampler import ShardOrder
 from ser_hpc.engine.distributed.world import World
 from ser_hpc.protocols.folds import Fold
 from ser_hpc.shards import RATE
@@ -66,6 +67,7 @@ def make_batch_source(settings: Settings, data: TrialData, targets: ClipTargets,
         augment=data_settings.augment,
         workers=workers,
         window_bytes=round(data_settings.prefetch_mb * 1e6),
+        ahead_bytes=data_settings.window_bytes // world.size,  # of a window each rank needs its part
         keep_bytes=cache_bytes(data_settings.cache_gb, world.local_size),
     )
 
@@ -74,6 +76,12 @@ def lengths(settings: Settings, data: TrialData) -> np.ndarray:
     """Return how many samples every clip of the index has, once it is cut, (clips of the index,)."""
     samples: np.ndarray = np.minimum(data.index.num_samples, _max_samples(settings) or data.index.num_samples)
     return samples
+
+
+def shard_order(settings: Settings, data: TrialData) -> ShardOrder | None:
+    """Return the order in which the clips are read, as `settings.data` wants it; None: any."""
+    window_bytes = settings.data.window_bytes
+    return ShardOrder.of_index(data.index, window_bytes) if window_bytes else None
 
 
 def balance_groups(balance: str, data: TrialData) -> np.ndarray | None:

@@ -44,6 +44,8 @@ def print_plan(experiment: Experiment, launcher: Launcher, command: str, notes: 
     out.print(chosen_precision.precision_note(run, settings.train.precision))
     for number, description in enumerate(augmentation.Augmentation(settings.data.augment).descriptions(), start=1):
         out.print(f"augmentation of training clips, {number}: {description}")
+    if settings.data.order == "shards":
+        out.print(reading_note(experiment))
     _costs(experiment, launcher, out)
     todo = [trial for trial in experiment.trials if not run.trial(trial).is_done]
     seeds = f"seed{'s' * (len(settings.seeds) > 1)} {listed(settings.seeds, 12)}"
@@ -74,6 +76,22 @@ def print_start(
         out.print(f"{counted(len(held), 'trial')} {are} queued or running already, and {left} left alone: {jobs}.")
     if todo:
         out.print(f"{counted(len(todo), 'trial')} to run.")
+
+
+def reading_note(experiment: Experiment) -> str:
+    """Tell what `data.order=shards` means for the largest training part: windows, and memory."""
+    data, size = experiment.settings.data, experiment.index.size
+    largest = max(int(size[fold.train.positions].sum()) for fold in experiment.folds.folds)
+    windows = -(-largest // data.window_bytes)
+    if windows == 1:
+        return (
+            f"shards are read in sequence: a training part ({_bytes(largest)} at most) fits into one window, so that its order "
+            "is the random one"
+        )
+    return (
+        f"shards are read in sequence: an epoch of {_bytes(largest)} in {windows} windows, each about "
+        f"{_bytes(largest / windows)} in the memory of a trial's ranks together"
+    )
 
 
 def _costs(experiment: Experiment, launcher: Launcher, out: Console) -> None:

@@ -27,6 +27,7 @@ from ser_hpc.shards.storage import Location, Url, read_ranges
 _MAX_OPEN = 256  # of the 1024 files that a process may usually have open
 _GAP = 1 << 20  # bytes read in vain rather than asking again: what passes while a busy file system or a store answers
 _MOST = 32 << 20  # bytes of one read
+Payload = bytes | OSError
 
 
 class CorruptionCause(IntEnum):
@@ -100,12 +101,18 @@ class ClipReader:
         self._files: OrderedDict[Path, _File] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, extents: Sequence[Extent]) -> list[np.ndarray | CorruptClipError]:
+    def read(self, extents: Sequence[Extent], payloads: Sequence[Payload] | None = None) -> list[np.ndarray | CorruptClipError]:
         """Return each clip's samples, int16 (num_samples,) at 16 kHz, or the error that says what is wrong with it.
 
-        Raises UserError if a shard cannot be read at all: a fault of the file system, not of the clip, which may pass.
+        `payloads`: what `fetch` returned for them; none: they are fetched now. Raises UserError if a shard cannot be read at
+        all: a fault of the file system, not of the clip, which may pass.
         """
-        return [self._clip(extent, payload) for extent, payload in zip(extents, self._payloads(extents), strict=True)]
+        fetched = self.fetch(extents) if payloads is None else payloads
+        return [self._clip(extent, payload) for extent, payload in zip(extents, fetched, strict=True)]
+
+    def holds(self, extent: Extent) -> bool:
+        """Tell whether a clip is read without its payload."""
+        return False
 
     def close(self) -> None:
         """Close the open tars; reading opens them again."""
@@ -115,7 +122,7 @@ class ClipReader:
     def __reduce__(self) -> tuple[object, ...]:
         return _reader, (self._originals, self._places, self._coalesce)
 
-    def _clip(self, extent: Extent, payload: bytes | OSError) -> np.ndarray | CorruptClipError:
+    def _clip(self, extent: Extent, payload: Payload) -> np.ndarray | CorruptClipError:
         location, original = self._places[extent.dataset], self._originals[extent.dataset]
         found = decode_clip(extent, payload, location)
         if isinstance(found, UserError) and location != original:  # only the copy is damaged, or was cleaned away
@@ -124,7 +131,7 @@ class ClipReader:
             raise found
         return found
 
-    def _payload(self, location: Location, extent: Extent) -> bytes | OSError:
+    def _payload(self, location: Location, extent: Extent) -> Payload:
         try:
             if isinstance(location, Url):
                 return read_ranges([(location / extent.tar, extent.offset, extent.offset + extent.size)])[0]
@@ -132,13 +139,16 @@ class ClipReader:
         except OSError as error:
             return error
 
-    def _payloads(self, wanted: Sequence[Extent]) -> list[bytes | OSError]:
-        """Return each clip's bytes (fewer, if its shard ends early), or the error that reading them gave."""
+    def fetch(self, wanted: Sequence[Extent]) -> list[Payload]:
+        """Return each clip's bytes (fewer, if its shard ends early), or the error that reading them gave.
+
+        Raises UserError if a store does not answer.
+        """
         remote = any(isinstance(location, Url) for location in self._places)
         if not (self._coalesce or remote):
             return [self._payload(self._places[extent.dataset], extent) for extent in wanted]
-        spans = _spans(wanted)
-        found: list[bytes | OSError] = [b""] * len(wanted)
+        spans = find_spans(wanted)
+        found: list[Payload] = [b""] * len(wanted)
         for members, content in zip(spans, self._contents([_whole(wanted, members) for members in spans]), strict=True):
             start = wanted[members[0]].offset
             for i in members:
@@ -146,11 +156,11 @@ class ClipReader:
                 found[i] = content if isinstance(content, OSError) else content[begin : begin + wanted[i].size]
         return found
 
-    def _contents(self, spans: Sequence[Extent]) -> list[bytes | OSError]:
+    def _contents(self, spans: Sequence[Extent]) -> list[Payload]:
         """Read spans, those from a store all at once: each answer takes its time, but many come as fast as one."""
         places = [self._places[span.dataset] for span in spans]
         requested = [(i, location / spans[i].tar) for i, location in enumerate(places) if isinstance(location, Url)]
-        found: list[bytes | OSError | None] = [None] * len(spans)
+        found: list[Payload | None] = [None] * len(spans)
         ranges = [(url, spans[i].offset, spans[i].offset + spans[i].size) for i, url in requested]
         with suppress(FileNotFoundError):  # then one by one, to know which
             for (i, _), content in zip(requested, read_ranges(ranges), strict=True):
@@ -198,7 +208,7 @@ def _reader(originals: Sequence[Location], copies: Sequence[Location], coalesce:
     return ClipReader(originals, copies, coalesce=coalesce)
 
 
-def decode_clip(extent: Extent, payload: bytes | OSError, location: Location) -> np.ndarray | UserError:
+def decode_clip(extent: Extent, payload: Payload, location: Location) -> np.ndarray | UserError:
     """Decode a clip to int16 (num_samples,) at 16 kHz; or return the error, in words, where it is not what was packed.
 
     `payload`: its bytes (fewer, if its shard ends early), or the error that reading them gave.
@@ -226,7 +236,7 @@ def _corrupt(extent: Extent, location: Location, cause: CorruptionCause, more: s
     return CorruptClipError(f"{clip}. Find all damage: python -m ser_hpc.shards.verify {location}; then {PACK_AGAIN}", cause)
 
 
-def _spans(wanted: Sequence[Extent]) -> list[list[int]]:
+def find_spans(wanted: Sequence[Extent]) -> list[list[int]]:
     """Group the clips that one read brings, in their order on disk: neighbours in a tar with at most `_GAP` bytes between."""
     if not wanted:
         return []

@@ -11,6 +11,7 @@ import pytest
 from engine.test_resume import EVERY_STEP, TRIAL, lines, start, wait_for_step
 from small import packed_tones, planned, run_here
 
+from ser_hpc.engine.trial_data import TrialData, shard_order
 from ser_hpc.run.attempt_end import read_end
 from ser_hpc.run.experiment import reopen_experiment
 from ser_hpc.run.run_dir import RunDir
@@ -19,6 +20,7 @@ AUGMENTED = (
     "data.augment=[{name: AddGaussianNoise, p: 0.5}, {name: TimeStretch, p: 0.3, leave_length_unchanged: false}, {name: Gain}]",
     "model.spec_augment={time_prob: 0.2, time_frames: 3, feature_prob: 0.1, feature_width: 4}",
     "train.epochs=4",
+    *("data.order=shards", "data.window_mb=0.3"),
     EVERY_STEP,
 )
 
@@ -28,11 +30,22 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data_side")
 
 
+def windows_of(run: RunDir) -> list[int]:
+    experiment = reopen_experiment(run)
+    data = TrialData(experiment.index, experiment.tasks, experiment.folds.folds[0])
+    order = shard_order(experiment.settings, data)
+    assert order is not None
+    windows: list[int] = order.windows(data.fold.train.positions, seed=0).tolist()
+    return windows
+
+
 def test_augmented_training_goes_on_as_if_it_had_never_stopped(base: Path) -> None:
-    """By a thread, uninterrupted; by a worker process, killed, stopped, and ended: every loss, weight and prediction alike."""
+    """By a thread, uninterrupted; by a worker process, killed in a window of shards, stopped, and ended: every loss, weight and
+    prediction alike."""
     whole = planned(base / "whole", packed_tones(base), *AUGMENTED, "data.workers=0")
     assert run_here(whole, TRIAL) == {TRIAL: 0}
-    run = planned(base / "killed", packed_tones(base), *AUGMENTED, "data.workers=1", "data.prefetch_mb=0.2")
+    run = planned(base / "killed", packed_tones(base), *AUGMENTED, "data.workers=1")
+    assert len(set(windows_of(whole))) > 1
     trial, expected = run.trial(TRIAL), whole.trial(TRIAL)
     for step, how, code in ((3, signal.SIGKILL, -9), (9, signal.SIGTERM, 75)):
         process = start(run)

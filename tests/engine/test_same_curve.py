@@ -12,6 +12,7 @@ from ser_hpc.run.run_dir import RunDir, Trial
 pytestmark = pytest.mark.slow
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 DROPOUTS = (0.0, 0.1)
+SHARDS = ("shards-alone", "shards-ddp")
 
 
 def scores(run: RunDir) -> dict[tuple[str, str], list[float]]:
@@ -32,9 +33,23 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, float], Ru
         for strategy in STRATEGIES:
             root = base / f"{strategy}-{dropout}"
             made[strategy, dropout] = planned(root, shards, *more, "train.accumulation=4", f"train.strategy={strategy}")
-    train_on_ranks([made["alone", dropout] for dropout in DROPOUTS], ranks=1)
-    train_on_ranks([made[strategy, dropout] for strategy in STRATEGIES for dropout in DROPOUTS], ranks=2)
+    by_shards = (*common[:2], "data.order=shards", "data.window_mb=0.3", "data.balance=speaker", "model.dropout=0")
+    for name, accumulation in zip(SHARDS, (8, 4), strict=True):
+        made[name, 0.0] = planned(base / name, shards, *by_shards, f"train.accumulation={accumulation}")
+    train_on_ranks([*(made["alone", dropout] for dropout in DROPOUTS), made[SHARDS[0], 0.0]], ranks=1)
+    shared = [made[strategy, dropout] for strategy in STRATEGIES for dropout in DROPOUTS]
+    train_on_ranks([*shared, made[SHARDS[1], 0.0]], ranks=2)
     return made
+
+
+def test_two_ranks_train_as_one_by_shards(runs: dict[tuple[str, float], RunDir]) -> None:
+    """In windows of shards, read ahead: neither order nor reading knows of ranks."""
+    alone, shared = (runs[name, 0.0] for name in SHARDS)
+    assert np.abs(curve(alone) - curve(shared)).max() < 1e-4
+    assert np.abs(curve(alone) - curve(runs["alone", 0.0])[: len(curve(alone))]).max() > 1e-3, "in another order"
+    expected, found = scores(alone), scores(shared)
+    assert expected.keys() == found.keys()
+    assert max(np.abs(np.subtract(expected[clip], found[clip])).max() for clip in expected) < 1e-3
 
 
 @pytest.mark.parametrize("dropout", DROPOUTS)
