@@ -36,7 +36,7 @@ def encode_clip(
     """
     path, piece = utterance.audio_path, (utterance.start_s, utterance.end_s)
     try:
-        with open_source(path) as source:
+        with open_source(path, whole=path not in digests) as source:
             if path not in digests:  # before decoding: a source that changes now is seen next time
                 digests[path] = source.digest()
             if rules.policies["too_long"] == "drop":  # hours of sound, perhaps

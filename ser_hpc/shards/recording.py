@@ -22,13 +22,13 @@ import numpy as np
 import soundfile
 
 from ser_hpc.shards.containers import flac, mpeg, ogg, plain, wav
-from ser_hpc.shards.containers.contents import AudioContents, BadClipError, behind_tag
+from ser_hpc.shards.containers.contents import RATES, AudioContents, BadClipError, behind_tag
+from ser_hpc.shards.plain_wav import PlainWav
 from ser_hpc.shards.source import SourceFile, open_source
 
 _HEAD = 4096  # bytes of a file that are looked at before libsndfile is
 _BLOCK = 1 << 16  # samples, of all channels, at once: what stays in a core's cache
 _SAMPLES_PER_BYTE = 8192  # more than the densest FLAC, digital silence, has
-_RATES = 1_000, 1_000_000
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -39,7 +39,7 @@ class Recording:
     `last_seek`: the last frame to which to seek; from there on it is read.
     """
 
-    sound: _Forward
+    sound: _Forward | PlainWav
     frames: int
     doubt: str
     last_seek: int
@@ -121,7 +121,11 @@ def open_recording(file: Path | SourceFile) -> Iterator[Recording]:
         return
     head = b""
     try:
-        head, contents = os.pread(file.descriptor, _HEAD, 0), _contents(file)
+        head = bytes(file.read(_HEAD, 0))
+        if plain_wav := PlainWav.of(file, head):
+            yield Recording(plain_wav, plain_wav.frames, "", plain_wav.frames)
+            return
+        contents = _contents(SourceFile(file.descriptor, file.version))  # the cache keeps it: without its content
         os.lseek(file.descriptor, 0, os.SEEK_SET)  # it may have been read before
         # By its descriptor: a Python file would stand between libsndfile and every read.
         part = _Part(file.descriptor, contents) if contents and contents.head else file.descriptor
@@ -157,7 +161,7 @@ def _recording(sound: _Forward, contents: AudioContents, size: int) -> Recording
         raise BadClipError("holds no sound (0 frames)")
     if frames > (size + len(contents.head)) * _SAMPLES_PER_BYTE:
         raise BadClipError(f"announces {frames} frames, which so few bytes cannot hold")
-    if not _RATES[0] <= sound.samplerate <= _RATES[1]:
+    if not RATES[0] <= sound.samplerate <= RATES[1]:
         raise BadClipError(f"has a damaged header: it says {sound.samplerate} Hz")
     last_seek, announced = contents.sought or (frames, frames)
     return Recording(sound, frames, contents.doubt, last_seek if announced == frames else 0)
