@@ -22,6 +22,7 @@ from ser_hpc.results.report_json import to_json
 from ser_hpc.results.report_markdown import to_markdown
 from ser_hpc.results.report_terminal import to_terminal
 from ser_hpc.run import chosen_precision
+from ser_hpc.run.attempt_end import trained_attempts
 from ser_hpc.run.run_dir import RunDir
 from ser_hpc.run.snapshot import mixture_note
 
@@ -47,9 +48,10 @@ def show_report(run: RunDir, out: Console) -> CrossValidation:
 
 
 def _scored(run: RunDir) -> CrossValidation:
-    mixed = mixture_note(run)
+    attempts = list(trained_attempts(run))  # once: three files of each, on a disk that may be slow
+    mixed = mixture_note(run, attempts)
     settled = [chosen_precision.precision_note(run, chosen_precision.AUTO)] if run.precision.exists() else []
-    return cross_validate(run, notes=[*settled, *([mixed] if mixed else []), *differences(run)])
+    return cross_validate(run, notes=[*settled, *([mixed] if mixed else []), *differences(attempts)], attempts=attempts)
 
 
 def _write(run: RunDir, result: CrossValidation) -> str | None:

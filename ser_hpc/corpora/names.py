@@ -15,6 +15,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +42,7 @@ def normalize_name(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
+@lru_cache(maxsize=1 << 16)  # asked of every prediction of a run
 def is_unknown(text: str) -> bool:
     """Return whether a name says that nobody knows it, in any case of letters."""
     return _bare(text) in UNKNOWN

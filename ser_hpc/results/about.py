@@ -15,15 +15,18 @@ from ser_hpc.config.load import load_run_settings
 from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.core.atomic_io import read_json
 from ser_hpc.core.errors import UserError, counted
-from ser_hpc.run.attempt_end import trained_attempts
+from ser_hpc.run.attempt_end import TrainedAttempt, trained_attempts
 from ser_hpc.run.run_dir import RunDir, TrialDir
 from ser_hpc.run.snapshot import is_modified
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 
-def describe_run(run: RunDir, plan: Mapping[str, Any], done: Sequence[TrialDir]) -> dict[str, str]:
-    """Describe the run, topic by topic: {"data": ..., "model": ..., "code": ...}. `done`: the finished trials."""
+def describe_run(
+    run: RunDir, plan: Mapping[str, Any], done: Sequence[TrialDir], attempts: Sequence[TrainedAttempt] | None = None
+) -> dict[str, str]:
+    """Describe the run, topic by topic: {"data": ..., "model": ..., "code": ...}. `done`: the finished trials; `attempts`: of
+    all trials, if the caller has read them."""
     classes = counted(len(plan["classes"]), "class", "classes")
     about = {"data": f"{', '.join(plan['corpora'])}; label set {plan['label_set']}, {classes}"}
     markers = [read_json(folder.done) for folder in done]
@@ -31,10 +34,12 @@ def describe_run(run: RunDir, plan: Mapping[str, Any], done: Sequence[TrialDir])
         settings = load_run_settings(run.settings)
         about["model"] = _model(settings)
         about["settings that differ from the defaults"] = ", ".join(_changed(settings)) or "none"
-    attempts = [attempt for trial, attempt in trained_attempts(run) if trial in {folder.trial for folder in done}]
-    about["code"] = _each(_origin(run, attempt.get("code")) for attempt in attempts)
-    about["versions"] = _each(", ".join(f"{name} {number}" for name, number in _versions(run, one)) for one in attempts)
-    about["hardware"] = _each(_hardware(attempt, markers) for attempt in attempts)
+    finished = {folder.trial for folder in done}
+    records = [record for trial, record in (trained_attempts(run) if attempts is None else attempts) if trial in finished]
+    strategies = sorted({str(marker["strategy"]) for marker in markers if "strategy" in marker})
+    about["code"] = _each(_origin(run, digest) for digest in {str(record.get("code") or "") for record in records})
+    about["versions"] = _each(", ".join(f"{name} {number}" for name, number in _versions(run, one)) for one in records)
+    about["hardware"] = _each(_hardware(record, strategies) for record in records)
     about["time"] = _time([float(marker["seconds"]) for marker in markers if "seconds" in marker])
     return {topic: text for topic, text in about.items() if text}
 
@@ -83,9 +88,8 @@ def _versions(run: RunDir, attempt: Mapping[str, Any]) -> Iterator[tuple[str, st
         yield from versions.items()
 
 
-def _hardware(attempt: Mapping[str, Any], markers: Sequence[Mapping[str, Any]]) -> str:
+def _hardware(attempt: Mapping[str, Any], strategies: Sequence[str]) -> str:
     device, ranks = attempt.get("device"), attempt.get("ranks")
-    strategies = sorted({str(marker["strategy"]) for marker in markers if "strategy" in marker})
     parts = [str(device)] if device else []
     parts += [f"{counted(int(ranks), 'rank')} a trial"] if ranks else []
     return ", ".join([*parts, *strategies])

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ser_hpc.core.errors import listed
-from ser_hpc.run.attempt_end import trained_attempts
-from ser_hpc.run.run_dir import RunDir, Trial
+from ser_hpc.run.attempt_end import TrainedAttempt
+from ser_hpc.run.run_dir import Trial
 
 # Those of the packages in attempt.json whose arithmetic is in a result.
 _PACKAGES = ("torch", "torchaudio", "transformers", "deepspeed", "numpy")
 
 
-def differences(run: RunDir) -> list[str]:
+def differences(attempts: Sequence[TrainedAttempt]) -> list[str]:
     """Return a sentence for every condition that differed between the attempts that trials were trained in."""
     found: dict[str, dict[str, set[Trial]]] = defaultdict(lambda: defaultdict(set))
-    for trial, about in trained_attempts(run):
+    for trial, about in attempts:
         for condition, read in _READ.items():
             if (value := read(about)) is not None:
                 found[condition][str(value)].add(trial)

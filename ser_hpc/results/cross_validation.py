@@ -23,7 +23,7 @@ from ser_hpc.results.about import describe_run
 from ser_hpc.results.intervals import Interval
 from ser_hpc.results.sanity import sanity_warnings
 from ser_hpc.results.task_scores import TaskScores, score_tasks
-from ser_hpc.run.attempt_end import read_end
+from ser_hpc.run.attempt_end import TrainedAttempt, read_end
 from ser_hpc.run.plan import read_plan
 from ser_hpc.run.predictions import Prediction
 from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
@@ -115,13 +115,13 @@ class CrossValidation:
         return list(self.plan["classes"])
 
 
-def cross_validate(run: RunDir, notes: Sequence[str] = ()) -> CrossValidation:
+def cross_validate(run: RunDir, notes: Sequence[str] = (), attempts: Sequence[TrainedAttempt] | None = None) -> CrossValidation:
     """Read, check (`plan_checks`) and score a run. Raises UserError naming the file and the clip or class that is wrong.
 
-    `notes`: what else its reader must know.
+    `notes`: what else its reader must know; `attempts`: of the run, if the caller has read them.
     """
     try:
-        return _cross_validate(run, notes)
+        return _cross_validate(run, notes, attempts)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         if run.identity.exists():
             raise  # whatever was changed in a run with checksums is found by them
@@ -130,13 +130,14 @@ def cross_validate(run: RunDir, notes: Sequence[str] = ()) -> CrossValidation:
         ) from error
 
 
-def _cross_validate(run: RunDir, notes: Sequence[str]) -> CrossValidation:
+def _cross_validate(run: RunDir, notes: Sequence[str], attempts: Sequence[TrainedAttempt] | None) -> CrossValidation:
     plan = read_plan(run)
     planned = [run.trial(Trial(**trial)) for trial in plan["trials"]]
     done = [folder for folder in planned if folder.is_done]
+    finished_trials = {folder.trial for folder in done}
     trials = tuple(_score(folder, plan) for folder in done)
     plan_checks.refuse_overlaps({t.trial: t.test for t in trials})
-    missing = tuple(Missing(folder.trial, _reason(folder)) for folder in planned if folder not in done)
+    missing = tuple(Missing(folder.trial, _reason(folder)) for folder in planned if folder.trial not in finished_trials)
     finished = _aggregate(trials) if trials else None
     interval = Interval(None, "trials are missing") if missing else _interval(trials, plan)
     complete = [[t for t in trials if t.trial.seed == seed] for seed in plan["seeds"]]
@@ -162,7 +163,7 @@ def _cross_validate(run: RunDir, notes: Sequence[str]) -> CrossValidation:
                 done, {t.trial: t.confusion for t in trials}, plan["classes"], interval, alone=not plan.get("tasks")
             )
         ),
-        about=describe_run(run, plan, done),
+        about=describe_run(run, plan, done, attempts),
         tasks=tasks,
     )
 
@@ -180,7 +181,7 @@ def _reason(folder: TrialDir) -> str:
 def _score(folder: TrialDir, plan: dict[str, Any]) -> TrialScores:
     """Read, check and score one finished trial."""
     done = plan_checks.read_done(folder, plan)
-    parts = plan_checks.read_trial_predictions(folder, plan, done.get("predictions_sha256"))
+    parts = plan_checks.read_trial_predictions(folder, plan, done)
     confusion = _confusion(parts["test"], plan["classes"])
     truths = {p.truth for p in parts["test"]}
     return TrialScores(

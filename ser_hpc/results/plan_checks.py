@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ser_hpc.core.atomic_io import read_json, unseal
@@ -48,20 +49,21 @@ def read_done(folder: TrialDir, plan: dict[str, Any]) -> dict[str, Any]:
     return done
 
 
-def read_trial_predictions(folder: TrialDir, plan: dict[str, Any], sha256: str | None) -> dict[str, tuple[Prediction, ...]]:
+def read_trial_predictions(folder: TrialDir, plan: dict[str, Any], done: dict[str, Any]) -> dict[str, tuple[Prediction, ...]]:
     """Read a finished trial's predictions of its "dev" and "test" parts, each clip of the plan exactly once.
 
-    `sha256`: of the file, as the trial's marker says. Raises UserError.
+    `done`: the trial's marker, which names the attempt and the file's SHA-256. Raises UserError.
     """
-    if not folder.current.predictions.exists():
-        raise UserError(f"{folder.path} is marked as done but has no {folder.current.predictions.name}; {_AGAIN}")
-    predictions = read_predictions(folder.current.predictions, sha256)
-    _refuse_strangers(folder, predictions, plan["classes"])
+    path = folder.attempt(done["attempt"]).predictions
+    if not path.exists():
+        raise UserError(f"{folder.path} is marked as done but has no {path.name}; {_AGAIN}")
+    predictions = read_predictions(path, done.get("predictions_sha256"))
+    _refuse_strangers(path, predictions, plan["classes"])
     fold = next(fold for fold in plan["folds"] if fold["fold"] == folder.trial.fold)
     parts = {part: tuple(p for p in predictions if p.part == part) for part in PARTS}
     for part, found in parts.items():
         if problems := _differences(found, fold[part], plan.get("speaker_aliases", {})):
-            what = f"{folder.current.predictions}: the {part} part is not the planned one"
+            what = f"{path}: the {part} part is not the planned one"
             raise UserError(f"{what}; it holds {listed(problems)}; {_AGAIN}")
     return parts
 
@@ -95,12 +97,15 @@ def is_known(prediction: Prediction) -> bool:
     return not is_unknown(prediction.speaker)
 
 
-def _refuse_strangers(folder: TrialDir, predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
+def _refuse_strangers(path: Path, predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
     """Raise UserError for a clip twice in dev and test together, and for a class or part that nobody planned."""
     times = Counter(map(clip_name, predictions))
     if twice := [clip for clip, count in times.items() if count > 1]:
-        raise UserError(f"{folder.current.predictions}: predicted more than once: {listed(twice)}; {_AGAIN}")
+        raise UserError(f"{path}: predicted more than once: {listed(twice)}; {_AGAIN}")
+    named = set(classes)
     for p in predictions:
+        if p.part in PARTS and p.truth in named and p.predicted in named and _is_probable(p, named):
+            continue
         for field, value, allowed in (
             ("part", p.part, PARTS),
             ("true class", p.truth, classes),
@@ -108,9 +113,18 @@ def _refuse_strangers(folder: TrialDir, predictions: Sequence[Prediction], class
         ):
             if value not in allowed:
                 problem = f"{field} of {clip_name(p)} is {value!r}, not one of {listed(allowed, 30)}"
-                raise UserError(f"{folder.current.predictions}: the {problem}; {_AGAIN}")
+                raise UserError(f"{path}: the {problem}; {_AGAIN}")
         if problem := _improbable(p, classes):
-            raise UserError(f"{folder.current.predictions}: {clip_name(p)}: {problem}; {_AGAIN}")
+            raise UserError(f"{path}: {clip_name(p)}: {problem}; {_AGAIN}")
+
+
+def _is_probable(prediction: Prediction, classes: set[str]) -> bool:
+    """Tell whether nothing is wrong with the probabilities, in a fraction of the time in which `_improbable` says what is."""
+    odds = prediction.probabilities.values()
+    if prediction.probabilities.keys() != classes or set(map(type, odds)) != {float}:
+        return False
+    high = max(odds)
+    return min(odds) >= 0 and prediction.probabilities[prediction.predicted] == high <= 1 and abs(sum(odds) - 1) <= _ROUNDING
 
 
 def _improbable(prediction: Prediction, classes: Sequence[str]) -> str:

@@ -33,7 +33,8 @@ def to_markdown(cv: CrossValidation) -> str:
         paragraphs += ["## What was trained", markdown.bullets(f"{topic}: {text}" for topic, text in cv.about.items())]
     if cv.finished:
         over = f" (the {len(cv.trials)} finished trials only)" if cv.missing else ""
-        paragraphs += ["## Trials", _trial_table(cv), *_absent_classes(cv)]
+        if cv.scores:
+            paragraphs += ["## Scores", _score_table(cv.scores)]
         if len(cv.seeds) > 1:
             rows = [[str(s.seed), markdown.format_score(s.mean), markdown.format_score(s.pooled)] for s in cv.seeds]
             paragraphs += ["UAR of each seed, over all its folds:", markdown.table(["seed", "mean", "pooled"], rows)]
@@ -41,6 +42,7 @@ def to_markdown(cv: CrossValidation) -> str:
             paragraphs += [f"## Other tasks{over}", _task_table(cv)]
         paragraphs += [f"## Classes{over}", _class_table(cv, cv.finished)]
         paragraphs += [f"## Confusion{over}", *_confusion_tables(cv, cv.finished)]
+        paragraphs += ["## Trials", _trial_table(cv), *_absent_classes(cv)]  # behind what sums them up: there may be a thousand
     paragraphs += ["## Folds", f"Protocol: {markdown.one_line(cv.plan['protocol'])}", _fold_table(cv)]
     paragraphs += [
         "## Notes",
@@ -55,6 +57,14 @@ def _reading(cv: CrossValidation) -> Iterator[str]:
     yield from (line.format(chosen_by=cv.plan.get("select_by", "UAR")) for line in _READING)
 
 
+def _score_table(scores: Scores) -> str:
+    def row(score: str) -> list[str]:
+        of = getattr(scores, score)
+        return [SCORE_NAMES[score], *(markdown.format_score(value) for value in (of.mean, of.std, of.pooled))]
+
+    return markdown.table(["score", "mean", "± std", "pooled"], [row(score) for score in SCORE_NAMES], left=(0,))
+
+
 def _trial_table(cv: CrossValidation) -> str:
     def row(t: TrialScores) -> list[str]:
         scores = [markdown.format_score(getattr(t, score)) for score in (*SCORE_NAMES, "dev_uar")]
@@ -63,18 +73,6 @@ def _trial_table(cv: CrossValidation) -> str:
     rows = {t.trial: row(t) for t in cv.trials}
     rows |= {m.trial: [str(m.trial.seed), str(m.trial.fold), "missing", *[""] * 6] for m in cv.missing}
     ordered = [rows[trial] for trial in sorted(rows)]
-    if cv.scores:
-        for name, field in (("mean", "mean"), ("± std", "std"), ("pooled", "pooled")):
-            ordered.append(
-                [
-                    name,
-                    "",
-                    *(markdown.format_score(getattr(getattr(cv.scores, score), field)) for score in SCORE_NAMES),
-                    "",
-                    "",
-                    "",
-                ]
-            )
     return markdown.table(["seed", "fold", *SCORE_NAMES.values(), "dev UAR", "epoch", "clips"], ordered)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ser_hpc.core.atomic_io import read_json
 from ser_hpc.run.run_dir import AttemptDir, RunDir, Trial
 
+TrainedAttempt = tuple[Trial, dict[str, Any]]  # and its attempt.json
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 
@@ -51,7 +52,7 @@ def furthest(trial: Path) -> tuple[int, int]:
     return max(reached)
 
 
-def trained_attempts(run: RunDir) -> Iterator[tuple[Trial, dict[str, Any]]]:
+def trained_attempts(run: RunDir) -> Iterator[TrainedAttempt]:
     """Yield attempt.json of each attempt that a trial's result may rest on.
 
     One that ended before its first step left nothing in the run; one that was killed before it had said who it is is left out.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Prediction:
         return json.dumps(fields, ensure_ascii=False, allow_nan=False)
 
 
+_parse = json.JSONDecoder().raw_decode
 _WORDS = ("corpus", "utterance_id", "speaker", "part", "truth", "predicted")
 
 
@@ -69,7 +71,7 @@ def read_predictions(path: Path, sha256: str | None = None) -> list[Prediction]:
         raise UserError(f"{path} is damaged: {error}") from error
     for number, line in enumerate(lines, start=1):
         try:
-            prediction = Prediction(**json.loads(line))
+            prediction = Prediction(**_parsed(line))
             if wrong := [name for name in _WORDS if not isinstance(getattr(prediction, name), str)]:
                 raise ValueError(f"its {wrong[0]} is no text")
             if not isinstance(prediction.probabilities, dict):
@@ -80,6 +82,15 @@ def read_predictions(path: Path, sha256: str | None = None) -> list[Prediction]:
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}:{number} is not a prediction: {error}") from error
     return predictions
+
+
+def _parsed(line: str) -> Any:
+    """Parse a line, by json.loads only where it is no plain one: two thirds of the time."""
+    with suppress(ValueError):
+        value, end = _parse(line)
+        if end == len(line):
+            return value
+    return json.loads(line)
 
 
 def clip_hashes(*columns: Iterable[str]) -> np.ndarray:

@@ -19,7 +19,7 @@ import subprocess
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from ser_hpc.core.atomic_io import read_json, write_json
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.core.versions import versions
 from ser_hpc.run import start_marks
-from ser_hpc.run.attempt_end import trained_attempts
+from ser_hpc.run.attempt_end import TrainedAttempt, trained_attempts
 from ser_hpc.run.run_dir import RunDir, Trial
 
 CodePolicy = Literal["refuse", "saved", "mixed"]
@@ -111,14 +111,15 @@ def leaves_marks(run: RunDir, digest: str | None) -> bool:
     return digest is None or not path.is_dir() or any(path.rglob(Path(start_marks.__file__).name))
 
 
-def digests_used(run: RunDir) -> dict[str, list[Trial]]:
+def digests_used(run: RunDir, attempts: Iterable[TrainedAttempt] | None = None) -> dict[str, list[Trial]]:
     """Return the trials that each code has run, by its digest; the code that was started last comes first.
 
-    An attempt that ended before its first step left nothing of its code in the run and does not count.
+    An attempt that ended before its first step left nothing of its code in the run and does not count. `attempts`: the run's,
+    if the caller has read them.
     """
     trials: dict[str, set[Trial]] = defaultdict(set)
     started: dict[str, float] = {}
-    for trial, about in trained_attempts(run):
+    for trial, about in trained_attempts(run) if attempts is None else attempts:
         with suppress(KeyError, TypeError, ValueError):
             if (digest := about["code"]) is not None:
                 started[digest] = max(float(about["started"]), started.get(digest, 0.0))
@@ -158,10 +159,10 @@ def choose_code(run: RunDir, policy: CodePolicy, queued: Mapping[str, Sequence[T
     )
 
 
-def mixture_note(run: RunDir) -> str | None:
-    """Return a sentence for the report if the trials were run by more than one code, else None."""
+def mixture_note(run: RunDir, attempts: Iterable[TrainedAttempt] | None = None) -> str | None:
+    """Return a sentence for the report if the trials were run by more than one code, else None. `attempts`: the run's."""
     alike: dict[str, dict[str, list[Trial]]] = defaultdict(dict)
-    for digest, trials in digests_used(run).items():
+    for digest, trials in digests_used(run, attempts).items():
         alike[_relevant_digest(run, digest)][digest] = trials
     if len(alike) < 2:
         return None

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -26,6 +25,7 @@ from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.shards import RATE
 from ser_hpc.shards.index import LAYOUT_VERSION
+from ser_hpc.shards.source import digest_of
 
 Grouping = Literal["session", "speaker", "speaker_bucket"]
 
@@ -134,8 +134,8 @@ def describe_utterance(utterance: Utterance) -> dict[str, Any]:
 
 
 def source_digests(shard: ShardPlan) -> dict[Path, str]:
-    """Return size and CRC-32 of every source file of a shard, or "unreadable"."""
-    return {path: _content_hash(path) for path in dict.fromkeys(utterance.audio_path for utterance in shard.utterances)}
+    """Return the digest of every source file of a shard: size and CRC-32, or "unreadable"."""
+    return {path: digest_of(path) for path in dict.fromkeys(utterance.audio_path for utterance in shard.utterances)}
 
 
 def source_hash(shard: ShardPlan, contents: Mapping[Path, str]) -> str:
@@ -157,17 +157,6 @@ def check_keys(utterances: Sequence[Utterance]) -> None:
             f"{len(long)} keys are longer than the {_LONGEST_KEY} characters that a tar can hold: {listed(long, 3)}; "
             "shorten the corpus's name or the utterance ids"
         )
-
-
-def _content_hash(path: Path) -> str:
-    size, crc = 0, 0
-    try:
-        with path.open("rb", buffering=0) as file:
-            while content := file.read(1 << 20):
-                size, crc = size + len(content), zlib.crc32(content, crc)
-    except OSError:
-        return "unreadable"  # decoding will say why
-    return f"{size} {crc:08x}"
 
 
 def _groupings(utterances: Iterable[Utterance]) -> dict[str, Grouping]:

@@ -23,6 +23,7 @@ from ser_hpc.shards import RATE
 from ser_hpc.shards.containers.contents import BadClipError as BadClipError
 from ser_hpc.shards.downmix import AS_IT_IS, Downmix, LevelMeter
 from ser_hpc.shards.recording import Recording, open_recording
+from ser_hpc.shards.source import SourceFile
 
 _FRAME = RATE // 100  # 10 ms
 _BLOCK = 1 << 20
@@ -54,28 +55,30 @@ class DecodedClip:
     cancelled: str = ""
 
 
-def read_header(path: Path, start_s: float | None = None, end_s: float | None = None) -> AudioHeader:
+def read_header(file: Path | SourceFile, start_s: float | None = None, end_s: float | None = None) -> AudioHeader:
     """Read a clip's header. Raises BadClipError for everything that can be known without decoding."""
-    with open_recording(path) as recording:
+    with open_recording(file) as recording:
         first, last = _frames(recording, start_s, end_s)
         return AudioHeader(_num_samples(last - first, recording.rate), recording.doubt)
 
 
-def decode(path: Path, start_s: float | None = None, end_s: float | None = None) -> DecodedClip:
+def decode(file: Path | SourceFile, start_s: float | None = None, end_s: float | None = None) -> DecodedClip:
     """Decode a clip to 16 kHz mono int16: channels averaged, resampled (soxr HQ), rounded, clipped. Raises BadClipError.
 
     Where the average would spoil the sound, channels are mixed in another way (`downmix.Downmix`), which the result says.
     """
     mix = AS_IT_IS
-    samples, volume, doubt = _mixed(path, start_s, end_s, mix)
+    samples, volume, doubt = _mixed(file, start_s, end_s, mix)
     while (better := mix.better(volume)) != mix:
         mix = better
-        samples, volume, doubt = _mixed(path, start_s, end_s, mix)
+        samples, volume, doubt = _mixed(file, start_s, end_s, mix)
     return DecodedClip(samples, volume.clipped, doubt, mix.out_of_range, mix.cancelled)
 
 
-def _mixed(path: Path, start_s: float | None, end_s: float | None, mix: Downmix) -> tuple[np.ndarray, LevelMeter, str]:
-    with open_recording(path) as recording:
+def _mixed(
+    file: Path | SourceFile, start_s: float | None, end_s: float | None, mix: Downmix
+) -> tuple[np.ndarray, LevelMeter, str]:
+    with open_recording(file) as recording:
         first, last = _frames(recording, start_s, end_s)
         samples = np.empty(_num_samples(last - first, recording.rate), np.int16)
         resampler = soxr.ResampleStream(recording.rate, RATE, 1, quality="HQ") if recording.rate != RATE else None
@@ -86,7 +89,7 @@ def _mixed(path: Path, start_s: float | None, end_s: float | None, mix: Downmix)
             if resampler is not None:
                 mono = resampler.resample_chunk(mono.astype(np.float32, copy=False), last=not left)
             if mono.dtype != np.int16:
-                mono = np.clip(np.rint(mono), -32768, 32767).astype(np.int16)
+                np.rint(mono, out=mono).clip(-32768, 32767, out=mono)
             samples[done : done + len(mono)] = mono
             done += len(mono)
     assert done == len(samples), "as soxr rounds"
@@ -100,8 +103,9 @@ def level_db(samples: np.ndarray) -> float:
     is no sound, and one word in a long pause is enough. Digital silence is -140.
     """
     size = min(_FRAME, len(samples))
-    frames = samples[: len(samples) // size * size].reshape(-1, size)
-    swings = frames.max(axis=1).astype(np.int32) - frames.min(axis=1)
+    whole = samples[: len(samples) // size * size]
+    starts = np.arange(0, len(whole), size)  # reduceat: in half the time of a maximum over short rows
+    swings = np.maximum.reduceat(whole, starts).astype(np.int32) - np.minimum.reduceat(whole, starts)
     rank = min(10, len(swings))
     swing = int(np.partition(swings, -rank)[-rank])
     return round(20 * math.log10(swing / 65536), 1) if swing else _DIGITAL_SILENCE_DB

@@ -68,7 +68,8 @@ class Downmix:
         if block.dtype != np.int16:
             block = self._in_range(block, volume)
         volume.samples += block.size
-        volume.full += int(np.count_nonzero(block >= _FULL) + np.count_nonzero(block <= -_FULL))
+        if block.max() >= _FULL or block.min() <= -_FULL:  # rarely
+            volume.full += int(np.count_nonzero(block >= _FULL) + np.count_nonzero(block <= -_FULL))
         if block.shape[1] == 1:
             return block[:, 0]
         channels = [np.ascontiguousarray(channel, np.float32) for channel in block.T]

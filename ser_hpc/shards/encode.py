@@ -16,27 +16,37 @@ import numpy as np
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.shards import audio
 from ser_hpc.shards.quality import ClipMeasurements, QualityRules
+from ser_hpc.shards.source import UNREADABLE, open_source
 
 _IN_MEMORY = 1 << 24  # samples; the FLAC of longer clips is made on disk
 _AT_ONCE = 1 << 20  # bytes
 
 
 def encode_clip(
-    utterance: Utterance, rules: QualityRules, unwanted: Callable[[ClipMeasurements], bool], folder: Path
+    utterance: Utterance,
+    rules: QualityRules,
+    unwanted: Callable[[ClipMeasurements], bool],
+    folder: Path,
+    digests: dict[Path, str],
 ) -> tuple[ClipMeasurements, BinaryIO | None]:
     """Measure a clip, and encode its FLAC unless it is `unwanted`. A clip that is too long by its header is not decoded.
 
-    `folder`: where the FLAC of a long clip lies, in a file without a name. Raises OSError if the disk is full.
+    `folder`: where the FLAC of a long clip lies, in a file without a name. `digests`: of the sources that were read, to which
+    this clip's is added. Raises OSError if the disk is full.
     """
-    source = utterance.audio_path, utterance.start_s, utterance.end_s
+    path, piece = utterance.audio_path, (utterance.start_s, utterance.end_s)
     try:
-        if rules.policies["too_long"] == "drop":  # hours of sound, perhaps
-            header = audio.read_header(*source)
-            announced = ClipMeasurements(utterance.key, num_samples=header.num_samples, doubtful=header.doubtful)
-            if rules.drops(announced):
-                return announced, None
-        decoded = audio.decode(*source)
+        with open_source(path, whole=path not in digests) as source:
+            if path not in digests:  # before decoding: a source that changes now is seen next time
+                digests[path] = source.digest()
+            if rules.policies["too_long"] == "drop":  # hours of sound, perhaps
+                header = audio.read_header(source, *piece)
+                announced = ClipMeasurements(utterance.key, num_samples=header.num_samples, doubtful=header.doubtful)
+                if rules.drops(announced):
+                    return announced, None
+            decoded = audio.decode(source, *piece)
     except audio.BadClipError as error:
+        digests.setdefault(path, UNREADABLE)
         return ClipMeasurements(utterance.key, reason=str(error)), None
     measures = decoded.clipped, audio.level_db(decoded.samples), "", decoded.doubtful, decoded.out_of_range, decoded.cancelled
     clip = ClipMeasurements(utterance.key, "", len(decoded.samples), *measures)
@@ -64,7 +74,10 @@ def _flac(samples: np.ndarray, folder: Path) -> BinaryIO:
 
 
 def blocks(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the content of a file in blocks, from its beginning."""
+    """Yield the content of a file in blocks, from its beginning; of one in memory in a single one, without a copy."""
+    if isinstance(file, io.BytesIO):
+        yield file.getvalue()
+        return
     file.seek(0)
     while block := file.read(_AT_ONCE):
         yield block

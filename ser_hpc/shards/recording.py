@@ -22,12 +22,13 @@ import numpy as np
 import soundfile
 
 from ser_hpc.shards.containers import flac, mpeg, ogg, plain, wav
-from ser_hpc.shards.containers.contents import AudioContents, BadClipError, behind_tag
+from ser_hpc.shards.containers.contents import RATES, AudioContents, BadClipError, behind_tag
+from ser_hpc.shards.plain_wav import PlainWav
+from ser_hpc.shards.source import SourceFile, open_source
 
 _HEAD = 4096  # bytes of a file that are looked at before libsndfile is
 _BLOCK = 1 << 16  # samples, of all channels, at once: what stays in a core's cache
 _SAMPLES_PER_BYTE = 8192  # more than the densest FLAC, digital silence, has
-_RATES = 1_000, 1_000_000
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -38,7 +39,7 @@ class Recording:
     `last_seek`: the last frame to which to seek; from there on it is read.
     """
 
-    sound: _Forward
+    sound: _Forward | PlainWav
     frames: int
     doubt: str
     last_seek: int
@@ -111,26 +112,28 @@ class _Part(io.RawIOBase):
 
 
 @contextmanager
-def open_recording(path: Path) -> Iterator[Recording]:
-    """Open a recording. Raises BadClipError for all that the file's structure shows, here and while it is read."""
+def open_recording(file: Path | SourceFile) -> Iterator[Recording]:
+    """Open a recording by its path, or in a file that is open. Raises BadClipError for all that the file's structure shows,
+    here and while it is read."""
+    if isinstance(file, Path):
+        with open_source(file) as source, open_recording(source) as recording:
+            yield recording
+        return
     head = b""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            head, status = os.pread(file, _HEAD, 0), os.fstat(file)
-            contents = _contents(path, status.st_ino, status.st_size, status.st_mtime_ns)
-            # By its descriptor: a Python file would stand between libsndfile and every read.
-            with _Forward(_Part(file, contents) if contents and contents.head else file, "r", closefd=False) as sound:
-                if contents is None:
-                    reason = "behind a player's tag" if behind_tag(head, 0) else "which cannot be held against its length"
-                    raise BadClipError(f"is {sound.format_info}, {reason}; convert it to WAV or FLAC")
-                yield _recording(sound, contents, status.st_size)
-        finally:
-            os.close(file)
-    except FileNotFoundError:
-        raise BadClipError("is a link to a file that is not there" if path.is_symlink() else "does not exist") from None
-    except OSError as error:
-        raise BadClipError(f"cannot be read: {error.strerror or error}") from error
+        head = bytes(file.read(_HEAD, 0))
+        if plain_wav := PlainWav.of(file, head):
+            yield Recording(plain_wav, plain_wav.frames, "", plain_wav.frames)
+            return
+        contents = _contents(SourceFile(file.descriptor, file.version))  # the cache keeps it: without its content
+        os.lseek(file.descriptor, 0, os.SEEK_SET)  # it may have been read before
+        # By its descriptor: a Python file would stand between libsndfile and every read.
+        part = _Part(file.descriptor, contents) if contents and contents.head else file.descriptor
+        with _Forward(part, "r", closefd=False) as sound:
+            if contents is None:
+                reason = "behind a player's tag" if behind_tag(head, 0) else "which cannot be held against its length"
+                raise BadClipError(f"is {sound.format_info}, {reason}; convert it to WAV or FLAC")
+            yield _recording(sound, contents, file.size)
     except MemoryError:
         raise BadClipError("announces more sound than memory holds") from None
     except (RuntimeError, struct.error) as error:  # libsndfile's, and our own look at a header that ends too early
@@ -138,20 +141,16 @@ def open_recording(path: Path) -> Iterator[Recording]:
 
 
 @lru_cache(maxsize=64)
-def _contents(path: Path, _inode: int, size: int, _changed: int) -> AudioContents | None:
+def _contents(file: SourceFile) -> AudioContents | None:
     """Find where the sound lies; None for a file of no format known here.
 
     Cached: of a long recording with a thousand clips, pages and frames are walked over once.
     """
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        head = os.pread(file, _HEAD, 0)
-        for look in (wav.contents, flac.contents, ogg.contents, plain.contents):
-            if (found := look(file, head, size)) is not None:
-                return found
-        return mpeg.contents(file, 0, size)
-    finally:
-        os.close(file)
+    head = os.pread(file.descriptor, _HEAD, 0)
+    for look in (wav.contents, flac.contents, ogg.contents, plain.contents):
+        if (found := look(file.descriptor, head, file.size)) is not None:
+            return found
+    return mpeg.contents(file.descriptor, 0, file.size)
 
 
 def _recording(sound: _Forward, contents: AudioContents, size: int) -> Recording:
@@ -162,7 +161,7 @@ def _recording(sound: _Forward, contents: AudioContents, size: int) -> Recording
         raise BadClipError("holds no sound (0 frames)")
     if frames > (size + len(contents.head)) * _SAMPLES_PER_BYTE:
         raise BadClipError(f"announces {frames} frames, which so few bytes cannot hold")
-    if not _RATES[0] <= sound.samplerate <= _RATES[1]:
+    if not RATES[0] <= sound.samplerate <= RATES[1]:
         raise BadClipError(f"has a damaged header: it says {sound.samplerate} Hz")
     last_seek, announced = contents.sought or (frames, frames)
     return Recording(sound, frames, contents.doubt, last_seek if announced == frames else 0)

@@ -35,6 +35,7 @@ from ser_hpc.shards.task_pool import check_stopped
 
 _RECORD = b"ser_hpc"  # the key of our record in the Parquet file's own metadata
 _BROKEN = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)
+_BUFFER = 1 << 20  # bytes that are written at once
 _MEASURES = ["key", "num_samples", "clipped", "level_db", "sound", "doubtful", "out_of_range", "cancelled"]
 
 
@@ -58,22 +59,20 @@ def write_shard(plan: ShardPlan, out: Path, rules: QualityRules, without: frozen
     is full or `out` cannot be written; then nothing half-written is there.
     """
     tar = out / plan.path
-    contents = source_digests(plan)  # before decoding: a source that changes now is seen next time
-    sources = source_hash(plan, contents)
 
     def unwanted(clip: ClipMeasurements) -> bool:
         return rules.drops(clip) if without is None else clip.key in without
 
-    with explain_disk_errors(tar), _existing_shard(plan, out, sources) as existing:
+    with explain_disk_errors(tar), _existing_shard(plan, out) as existing:
+        digests = dict(existing.digests)
         with write_aside(tar) as temporary:
-            rows, dropped, digest = _write_tar(temporary, plan, existing, rules, unwanted)
+            rows, dropped, digest = _write_tar(temporary, plan, existing, rules, unwanted, digests)
             record = {"bytes": temporary.stat().st_size, "sha256": digest} if rows else {"bytes": 0, "sha256": ""}
         if not rows:
             index_path(tar).unlink(missing_ok=True)
             tar.unlink()
-        sources_of = {utterance.key: contents[utterance.audio_path] for utterance in plan.utterances}
-        rows = [row | {"recording": sources_of[row["key"]]} for row in rows]
-        index = _Index.make(rows, {"source_hash": sources} | record | {"dropped": [asdict(clip) for clip in dropped]})
+        record = {"source_hash": source_hash(plan, digests)} | record | {"dropped": [asdict(clip) for clip in dropped]}
+        index = _Index.make(rows, record)
         content = index.serialised()
         with write_aside(index_path(tar)) as temporary:
             temporary.write_bytes(content)
@@ -114,9 +113,13 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _ExistingShard:
-    """The clips of an existing shard that is to be replaced. Its tar is open, since another part may replace it meanwhile."""
+    """The clips of an existing shard that is to be replaced, and the digests of their sources, which are as they were then.
+
+    Its tar is open, since another part may replace it meanwhile.
+    """
 
     descriptor: int = -1
+    digests: dict[Path, str] = field(default_factory=dict)
     measured: dict[str, ClipMeasurements] = field(default_factory=dict)
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -129,7 +132,7 @@ class _ExistingShard:
 
 
 @contextmanager
-def _existing_shard(plan: ShardPlan, out: Path, sources: str) -> Iterator[_ExistingShard]:
+def _existing_shard(plan: ShardPlan, out: Path) -> Iterator[_ExistingShard]:
     """Open the existing shard, if it was made from these sources and is undamaged; else an empty one."""
     tar = out / plan.path
     try:
@@ -142,31 +145,40 @@ def _existing_shard(plan: ShardPlan, out: Path, sources: str) -> Iterator[_Exist
         yield _ExistingShard()
         return
     with file:
-        same = index.record["source_hash"] == sources
+        digests = source_digests(plan)
+        same = index.record["source_hash"] == source_hash(plan, digests)
         whole = hashlib.file_digest(file, "sha256").hexdigest() == index.record["sha256"]
-        yield _ExistingShard(file.fileno(), measured, places) if same and whole else _ExistingShard()
+        yield _ExistingShard(file.fileno(), digests, measured, places) if same and whole else _ExistingShard()
 
 
 def _write_tar(
-    path: Path, plan: ShardPlan, existing: _ExistingShard, rules: QualityRules, unwanted: Callable[[ClipMeasurements], bool]
+    path: Path,
+    plan: ShardPlan,
+    existing: _ExistingShard,
+    rules: QualityRules,
+    unwanted: Callable[[ClipMeasurements], bool],
+    digests: dict[Path, str],
 ) -> tuple[list[dict[str, Any]], list[ClipMeasurements], str]:
-    """Write a tar; return the rows of what was written, what was left out, and the file's SHA-256."""
+    """Write a tar; return the rows of what was written, what was left out, and the file's SHA-256.
+
+    `digests` is completed: of every source.
+    """
     rows: list[dict[str, Any]] = []
     dropped: list[ClipMeasurements] = []
     at, digest = 0, hashlib.sha256()
-    with path.open("wb") as file:
+    with path.open("wb", buffering=_BUFFER) as file:
         for utterance in plan.utterances:
             check_stopped()
             clip, payload = existing.measured.get(utterance.key), existing.payload(utterance.key)
             if clip is None or (payload is None and not unwanted(clip)):
-                clip, payload = encode_clip(utterance, rules, unwanted, path.parent)
+                clip, payload = encode_clip(utterance, rules, unwanted, path.parent, digests)
             if payload is None or unwanted(clip):
                 announced = clip.announced()
                 dropped.append(announced if rules.drops(announced) else clip)  # the same, heard or not
                 continue
             with payload:
                 row, content = _members(utterance, clip, payload, at)
-                rows.append(row)
+                rows.append(row | {"recording": digests[utterance.audio_path]})
                 for part in content:
                     at += file.write(part)
                     digest.update(part)

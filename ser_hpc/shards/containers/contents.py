@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")  # what players and taggers put behind the sound of any format
+RATES = 1_000, 1_000_000  # Hz that a recording may have
 _HEADERS = (8, 16, 36, 44)  # bytes by which programs that count the header, or a part of it, as sound are out
 _ABOUT = 1 << 16  # how near to 2^31 or 2^32 a size is that stands for "unknown"
 
