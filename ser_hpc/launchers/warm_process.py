@@ -88,8 +88,10 @@ def become(request: dict[str, Any]) -> None:
     sys.argv[1:] = request["arguments"]
     sys.orig_argv[1:] = ["-m", request["module"], *request["arguments"]]
     Path("/proc/self/comm").write_text(request["module"][-15:], encoding="ascii")
-    if "numpy.random" in sys.modules:  # Python's own generator sees to itself, torch's begins with a constant
+    if "numpy.random" in sys.modules:  # a seed of its own, as an import draws one; Python's own generator sees to itself
         sys.modules["numpy.random"].seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
     importlib.invalidate_caches()
     gc.enable()
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
