@@ -296,27 +296,29 @@ def test_killed_at_twenty_random_moments_nothing_is_lost_and_nothing_stays(base:
         command = [sys.executable, "-m", "ser_hpc.launch", "--cluster", "local", "--gpus-per-node", "1", *words]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    assert launch(tmp_path / "whole").wait() == 0
-    disturbed = tmp_path / "disturbed"
-    launcher, kills = launch(disturbed), 0
-    while kills < 20:
-        with suppress(subprocess.TimeoutExpired):
-            launcher.wait(dice.uniform(0.5, 10))
-        if launcher.poll() is not None:
-            if launcher.returncode == 0:
-                break
-            launcher = launch(disturbed)
-            continue
-        ranks = processes(disturbed, name="ser_hpc.train")
-        others = [pid for pid in processes(disturbed, name="python") if pid != launcher.pid]
-        if victims := dice.choice([[launcher.pid], ranks, others]):
-            kills += 1
-            with suppress(ProcessLookupError):
-                os.kill(dice.choice(victims), signal.SIGKILL)
-    launcher.wait()
-    if launcher.returncode:
-        assert launch(disturbed).wait() == 0
-    (whole,), (mine,) = ([RunDir(path) for path in root.iterdir()] for root in (tmp_path / "whole", disturbed))
-    weights = [{trial: run.trial(trial).weights.read_bytes() for trial in run.trials()} for run in (whole, mine)]
-    assert kills and weights[0] == weights[1]
-    until(lambda: not processes(disturbed))
+    def disturb(root: Path, kills: int) -> int:
+        """Launch until all is done, killing at most so often; how often it was."""
+        done, launcher = 0, launch(root)
+        while (code := launcher.poll()) != 0:
+            if code is not None:
+                launcher = launch(root)
+            with suppress(subprocess.TimeoutExpired):
+                launcher.wait(dice.uniform(0.5, 10) if done < kills else None)
+            ranks = processes(root, name="ser_hpc.train")
+            others = [pid for pid in processes(root, name="python") if pid != launcher.pid]
+            if done < kills and launcher.poll() is None and (victims := dice.choice([[launcher.pid], ranks, others])):
+                done += 1
+                with suppress(ProcessLookupError):
+                    os.kill(dice.choice(victims), signal.SIGKILL)
+        return done
+
+    def weights(root: Path) -> dict[Trial, bytes]:
+        (run,) = (RunDir(path) for path in root.iterdir())
+        return {trial: run.trial(trial).weights.read_bytes() for trial in run.trials()}
+
+    disturb(tmp_path / "whole", kills=0)
+    left = 20
+    while left:
+        left -= (kills := disturb(root := tmp_path / f"disturbed-{left}", left))
+        assert kills and weights(root) == weights(tmp_path / "whole")
+        until(lambda root=root: not processes(root))  # type: ignore[misc]
