@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from ser_hpc.core.errors import UserError
-from ser_hpc.models.encoders.configuration import PACKED
 
 
 def compile_layers(encoder: Any) -> None:
@@ -27,6 +26,8 @@ def compile_layers(encoder: Any) -> None:
         raise UserError(f"train.compile needs {lacking} on the compute node; or set it to false")
     if isinstance(encoder, nn.Identity):  # its features are cached
         return
+    from ser_hpc.models.encoders.configuration import PACKED  # transformers, which not every encoder needs
+
     if encoder.config.model_type not in PACKED:
         raise UserError(
             f"train.compile compiles the layers of {', '.join(PACKED)}, not of {encoder.config.model_type}: set it to false"

@@ -23,7 +23,6 @@ from ser_hpc.config.settings import AcrnnModel, EncoderModel, ModelSettings
 from ser_hpc.config.tasks import MAIN
 from ser_hpc.core.errors import shared_by_all_trials
 from ser_hpc.models import adapters
-from ser_hpc.models.encoders import acrnn
 from ser_hpc.models.frontend import Frontend, PooledFeatureFrontend
 from ser_hpc.models.heads.attention_pool import AttentionPool
 from ser_hpc.models.heads.build import build_head
@@ -124,6 +123,8 @@ def build_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if isinstance(settings, AcrnnModel):
+            from ser_hpc.models.encoders import acrnn  # torchaudio, which no other encoder needs
+
             network = acrnn.Acrnn(settings)
             widths = [num_classes, *(task.target.width for task in others)]
             main, *rest = (AttentionPool(settings, network.width, width) for width in widths)

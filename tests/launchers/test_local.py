@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ser_hpc.launchers import local
+from ser_hpc.launchers import local, rank_process
 from ser_hpc.launchers.detect import Machine
 from ser_hpc.run.run_dir import RunDir, Trial
 
@@ -102,14 +102,14 @@ def test_a_rank_that_cannot_be_started_leaves_no_fellow(ranks: Path, monkeypatch
     """The second process of a trial: no memory, say."""
     started = []
 
-    class Popen(local.subprocess.Popen):  # type: ignore[type-arg,misc]
+    class Popen(rank_process.subprocess.Popen):  # type: ignore[type-arg,misc]
         def __init__(self, *arguments: object, **options: object) -> None:
             if started:
                 raise BlockingIOError("no more processes")
             super().__init__(*arguments, **options)  # type: ignore[arg-type]
             started.append(self)
 
-    monkeypatch.setattr(local.subprocess, "Popen", Popen)
+    monkeypatch.setattr(rank_process.subprocess, "Popen", Popen)
     machine = Machine(cores=4, gpus=(), slots=1, ranks=2, threads=1)
     with pytest.raises(BlockingIOError):
         local.run_trials(RunDir(ranks), TWO, machine, lambda jobs: None)
