@@ -44,6 +44,9 @@ ELSEWHERE = {
     # Of these, what they plan is tried here too.
     f"{_EMODB} --folds 5 --seeds 3 --partition gpu {_SHARDS} train.epochs=60": _TRAINS,
     f"{_EMODB} --folds 5 --seeds 3 --gpus-per-node 1 --cluster local {_SHARDS} train.epochs=60": _TRAINS,
+    "python -m ser_hpc.launch --folds 5 --partition gpu --seeds 2 data.order=shards data.window_mb=1": (
+        "tests/engine/test_data_side.py::test_augmented_training_goes_on_as_if_it_had_never_stopped"
+    ),
     f"{_EMODB} {_SHARDS} --code saved": "tests/results/test_runs_of_before.py::test_its_own_code_goes_on_with_it",
     f"{_EMODB} --partition gpu {_SHARDS} --queue-anyway": _ON_SLURM + "jobs_are_submitted_shown_cancelled_and_submitted_again",
     f"{_EMODB} --partition gpu {_SHARDS} --wait": _ON_SLURM + "waiting_for_the_jobs_ends_with_the_report",

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
@@ -14,6 +15,7 @@ from ser_hpc.core.errors import counted, listed
 from ser_hpc.corpora.utterance import UNKNOWN_SPEAKER
 from ser_hpc.corpora.words import WordColumn
 from ser_hpc.data import augmentation
+from ser_hpc.data.sampler import ShardOrder
 from ser_hpc.launchers.estimate import estimate_cost
 from ser_hpc.launchers.job_state import JobState
 from ser_hpc.launchers.launcher import Launcher
@@ -79,18 +81,19 @@ def print_start(
 
 
 def reading_note(experiment: Experiment) -> str:
-    """Tell what `data.order=shards` means for the largest training part: windows, and memory."""
-    data, size = experiment.settings.data, experiment.index.size
-    largest = max(int(size[fold.train.positions].sum()) for fold in experiment.folds.folds)
-    windows = -(-largest // data.window_bytes)
-    if windows == 1:
+    """Tell what `data.order=shards` means for the largest training part, in its first epoch: windows, and memory."""
+    index = experiment.index
+    largest = max((fold.train.positions for fold in experiment.folds.folds), key=lambda part: int(index.size[part].sum()))
+    windows = ShardOrder.of_index(index, experiment.settings.data.window_bytes).windows(largest, seed=0)
+    sizes = np.bincount(windows, weights=index.size[largest])
+    if len(sizes) == 1:
         return (
-            f"shards are read in sequence: a training part ({_bytes(largest)} at most) fits into one window, so that its order "
-            "is the random one"
+            f"shards are read in sequence: a training part ({_bytes(sizes[0])} at most) fits into one window, so that its "
+            "order is the random one"
         )
     return (
-        f"shards are read in sequence: an epoch of {_bytes(largest)} in {windows} windows, each about "
-        f"{_bytes(largest / windows)} in the memory of a trial's ranks together"
+        f"shards are read in sequence: an epoch of {_bytes(sizes.sum())} in {np.count_nonzero(sizes)} windows of "
+        f"{_bytes(sizes.max())} at most, each in the memory of a trial's ranks together"
     )
 
 

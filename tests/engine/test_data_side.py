@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ from engine.test_resume import EVERY_STEP, TRIAL, lines, start, wait_for_step
 from small import packed_tones, planned, run_here
 
 from ser_hpc.engine.trial_data import TrialData, shard_order
+from ser_hpc.launchers.plan_screen import reading_note
 from ser_hpc.run.attempt_end import read_end
 from ser_hpc.run.experiment import reopen_experiment
 from ser_hpc.run.run_dir import RunDir
@@ -60,6 +62,17 @@ def test_augmented_training_goes_on_as_if_it_had_never_stopped(base: Path) -> No
     assert told["data_audio_s_per_s"] > 0 and told["model_audio_s_per_s"] > 0
     log = (whole.jobs / "seed_0-fold_0.log").read_text()
     assert "is the wall" in log
+
+
+def test_the_plan_states_windows_and_memory(base: Path) -> None:
+    """As many windows as training has, and their bytes; a part that fits into one says that nothing changes."""
+    shards = packed_tones(base)
+    small = planned(base / "small", shards, "data.order=shards", "data.window_mb=0.3")
+    note, windows = reading_note(reopen_experiment(small)), windows_of(small)
+    assert len(set(windows)) > 1
+    assert re.search(rf"in {len(set(windows))} windows of \d+ MB at most, each in the memory of a trial's ranks", note), note
+    whole = reading_note(reopen_experiment(planned(base / "whole_in_one", shards, "data.order=shards")))
+    assert "fits into one window" in whole and "random one" in whole
 
 
 def damage_two(run: RunDir) -> list[tuple[str, str]]:
