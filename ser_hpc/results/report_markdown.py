@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from ser_hpc.results import markdown
@@ -50,11 +48,6 @@ def to_markdown(cv: CrossValidation) -> str:
         markdown.bullets(line.format(chosen_by=cv.plan.get("select_by", "UAR")) for line in _READING),
     ]
     return "\n\n".join(paragraphs) + "\n"
-
-
-def _reading(cv: CrossValidation) -> Iterator[str]:
-    """Yield how the scores are to be read; the last line names the dev score that chose the epochs."""
-    yield from (line.format(chosen_by=cv.plan.get("select_by", "UAR")) for line in _READING)
 
 
 def _score_table(scores: Scores) -> str:

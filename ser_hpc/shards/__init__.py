@@ -2,6 +2,7 @@
 
 write, assignment, shard_file   packing: which clip goes into which shard, and one shard, whole or not at all
 audio, recording, containers/   decoding of any sound file; headers are checked against the file
+source, plain_wav               a source is opened and read once; most WAV files need no decoder
 quality                         kinds of findings about a clip, and the policy for each
 index, read, storage            where every clip lies; random access to clips, on a disk or in an object store
 

@@ -1,6 +1,6 @@
 """How long the report and the status of a run of a thousand trials take, and how much memory.
 
-    python tools/bench/many_trials.py
+    python tools/bench/many_trials.py --out tools/bench/results/many_trials.json
 
 The run is made here, as its launcher and its trials leave it: 50 folds by 20 seeds, IEMOCAP's 5,531 clips of four classes, but
 by 100 speakers; each trial with the predictions of its dev and test parts, an attempt, its progress and its epochs. Times are
@@ -64,7 +64,9 @@ def main() -> int:
         print(name, by)
     if options.out:
         size = {"folds": FOLDS, "seeds": SEEDS, "clips": CLIPS, "speakers": SPEAKERS}
-        write_json(options.out, {"command": "python tools/bench/many_trials.py", "run": size, "results": results})
+        against = " --against FOLDER" * bool(options.against)
+        command = f"python tools/bench/many_trials.py --out tools/bench/results/many_trials.json{against}"
+        write_json(options.out, {"command": command, "run": size, "results": results})
     return 0
 
 

@@ -1,6 +1,6 @@
 """How near packing comes to what decoding, resampling and encoding cost alone.
 
-    python tools/bench/pack_speed.py tools/bench/results/pack_speed.json --emodb /data/emodb
+    python tools/bench/pack_speed.py tools/bench/results/pack_speed.json --emodb /data/emodb --workers 1 --repeats 3
 
 The limit: soundfile.read, soxr.resample, soundfile.write (FLAC) of every clip, and nothing else: no headers read beforehand, no
 checks, hashes, measures, tars, indices or syncing to disk. Limit and packing take turns, on the same cores; the first turn of
@@ -58,13 +58,23 @@ def main() -> int:
     write_json(
         options.out,
         {
-            "command": "python tools/bench/pack_speed.py tools/bench/results/pack_speed.json --emodb /data/emodb",
+            "command": command(options),
             "machine": {"architecture": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
             "packages": {name: version(name) for name in ("numpy", "soundfile", "soxr", "pyarrow")},
             "results": results,
         },
     )
     return 0
+
+
+def command(options: argparse.Namespace) -> str:
+    """The command as the pages have it: with the folders' names there."""
+    emodb_too = " --emodb /data/emodb" * bool(options.emodb)
+    workers = " ".join(map(str, options.workers))
+    return (
+        f"python tools/bench/pack_speed.py tools/bench/results/pack_speed.json{emodb_too} --workers {workers} "
+        f"--repeats {options.repeats}"
+    )
 
 
 def compare(utterances: Sequence[Utterance], workers: int, repeats: int, out: Path) -> dict[str, Any]:
