@@ -133,7 +133,7 @@ def emodb_counts(folder: Path) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.Help)
-    parser.add_argument("--runs", type=int, default=1500)
+    parser.add_argument("--runs", type=int, default=3000)
     parser.add_argument("--emodb", type=Path, help="folder with Emo-DB's wav files")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
