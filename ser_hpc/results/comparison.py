@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy.special import stdtrit
 
-from ser_hpc.results.intervals import Interval, difference_interval, mean_uar
+from ser_hpc.results.intervals import Interval, difference_interval, mean_uar, t_quantile
 from ser_hpc.results.speaker_counts import SpeakerCounts
 
 MIN_SPEAKERS = 6  # with five, the smallest p that there is is .0625
@@ -58,8 +57,8 @@ def _difference(i: int, j: int, counts: Sequence[SpeakerCounts], p: float | None
     detectable = None
     if interval.bounds is not None:
         freedom = interval.num_units - 1
-        error = (interval.bounds[1] - interval.bounds[0]) / 2 / stdtrit(freedom, 0.975)
-        detectable = float((stdtrit(freedom, 0.975) + stdtrit(freedom, _POWER)) * error)
+        reach = (interval.bounds[1] - interval.bounds[0]) / 2
+        detectable = reach * (1 + t_quantile(freedom, _POWER) / t_quantile(freedom))
     return Difference(i, j, value, interval, p, corrected, detectable, _class_recalls(ours) - _class_recalls(theirs))
 
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
-from scipy.special import expit, fdtri, logit, stdtrit  # of scipy.stats, a second to import, only quantiles are used
 
 from ser_hpc.tasks.metrics import uar
 
@@ -117,16 +117,37 @@ def logit_jackknife(value: float, without: np.ndarray) -> Jackknife:
     if ((without <= 0) | (without >= 1)).any():
         plain = plain_jackknife(value, without)
         return Jackknife(plain.error, (max(0.0, plain.bounds[0]), min(1.0, plain.bounds[1])))
-    found = plain_jackknife(float(logit(value)), logit(without))
-    return Jackknife(found.error, (float(expit(found.bounds[0])), float(expit(found.bounds[1]))))
+    found = plain_jackknife(_logit(value), _logit(without))
+    return Jackknife(found.error, (_expit(found.bounds[0]), _expit(found.bounds[1])))
 
 
 def plain_jackknife(value: float, without: np.ndarray) -> Jackknife:
     """Make the interval of any number, from it and its values without each unit, (units,)."""
     units = len(without)
     error = float(np.sqrt((units - 1) / units * ((without - without.mean()) ** 2).sum()))
-    reach = float(stdtrit(units - 1, (1 + _LEVEL) / 2)) * error
+    reach = t_quantile(units - 1) * error
     return Jackknife(error, (value - reach, value + reach))
+
+
+def t_quantile(freedom: int, level: float = (1 + _LEVEL) / 2) -> float:
+    """Compute a quantile of Student's t distribution."""
+    from scipy.special import stdtrit  # a quarter of a second to import: not for every command that knows reports
+
+    return float(stdtrit(freedom, level))
+
+
+def _f_quantile(freedom: int, other: int) -> float:
+    from scipy.special import fdtri
+
+    return float(fdtri(freedom, other, _FOLDS_FROM))
+
+
+def _logit(score: Any) -> Any:
+    return np.log(score / (1 - score))
+
+
+def _expit(value: float) -> float:
+    return float(1 / (1 + np.exp(-value)))
 
 
 def _over_best_unit(compute: Callable[[np.ndarray], Jackknife], confusions: np.ndarray, folds: np.ndarray | None) -> Interval:
@@ -138,7 +159,7 @@ def _over_best_unit(compute: Callable[[np.ndarray], Jackknife], confusions: np.n
     numbers = np.unique(folds) if folds is not None else np.arange(0)
     if MIN_UNITS <= len(numbers) < num_speakers:
         by_fold = compute(np.stack([confusions[:, folds == number].sum(1) for number in numbers], axis=1))
-        least = fdtri(len(numbers) - 1, num_speakers - len(numbers), _FOLDS_FROM)
+        least = _f_quantile(len(numbers) - 1, num_speakers - len(numbers))
         if by_fold.error**2 > least * by_speaker.error**2:
             return Interval(by_fold.bounds, None, num_speakers, "fold", len(numbers))
     return Interval(by_speaker.bounds, None, num_speakers, "speaker", num_speakers)

@@ -60,9 +60,7 @@ class Model:
         counts, fold = self.draw_counts(rng), np.arange(self.speakers) % self.folds
         effect = rng.normal(0, SPEAKER_SD, (self.speakers, 1)) + rng.normal(0, CLASS_SD, (self.speakers, self.classes))
         effect += rng.normal(0, self.fold_sd, self.folds)[fold][:, None]
-        hits = rng.binomial(counts, expit(self.means() + effect), (self.seeds, *counts.shape))
-        wrong = np.roll(np.eye(self.classes, dtype=np.int64), 1, axis=1)
-        return hits[..., None] * np.eye(self.classes, dtype=np.int64) + (counts - hits)[..., None] * wrong, fold
+        return confusions_of(counts, rng.binomial(counts, expit(self.means() + effect), (self.seeds, *counts.shape))), fold
 
     def draw_counts(self, rng: np.random.Generator) -> np.ndarray:
         if self.counts is not None:
@@ -71,6 +69,12 @@ class Model:
             return np.full((self.speakers, self.classes), CLIPS // self.classes)
         mixes = rng.dirichlet(np.full(self.classes, 4.0), self.speakers)
         return np.stack([rng.multinomial(CLIPS, mix) for mix in mixes])
+
+
+def confusions_of(counts: np.ndarray, hits: np.ndarray) -> np.ndarray:
+    """Make confusion matrices (..., C, C) of the clips and hits of each class, (..., C): a miss is taken for the next class."""
+    right = np.eye(counts.shape[-1], dtype=np.int64)
+    return hits[..., None] * right + (counts - hits)[..., None] * np.roll(right, 1, axis=1)
 
 
 def percentile(confusions: np.ndarray, fold: np.ndarray) -> Bounds | None:
