@@ -12,7 +12,7 @@ The way of one utterance:
       results.report_*                       -> report.md, report.json
 
 Rooms, each importing only from itself and from those before it: core, config, corpora, protocols, shards, data, run, results,
-models, engine, launchers, monitor, and the commands pack, inspect, launch, train, status, report.
+models, engine, launchers, monitor, and the commands pack, inspect, launch, train, status, report, compare.
 """
 
 import getpass

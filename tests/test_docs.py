@@ -25,7 +25,7 @@ import yaml
 from documents import PAGES, README, ROOT, anchors, blocks, commands, links, text
 from models.tiny import CONFIGS
 
-from ser_hpc import inspect, launch, pack, report, status
+from ser_hpc import compare, inspect, launch, pack, report, status
 from ser_hpc.config.load import load_settings
 from ser_hpc.core import cli
 from ser_hpc.corpora import labels
@@ -68,6 +68,12 @@ ELSEWHERE = {
     "apptainer build ser_hpc.sif slurm/ser_hpc.def": _CONTAINER + "it_takes_what_a_build_of_the_project_needs",
     "apptainer test ser_hpc.sif": _CONTAINER + "its_shell_is_shell",
     "rsync ser_hpc.sif cluster:/scratch/images/": _CONTAINER + "its_shell_is_shell",
+    "python -m ser_hpc.compare runs/emodb_acrnn-XXXXXXXX runs/emodb_acrnn-YYYYYYYY": (
+        "tests/results/test_comparison.py::test_it_is_shown_for_80_columns"
+    ),
+    "python -m ser_hpc.compare runs/emodb_acrnn-XXXXXXXX predictions.csv --json": (
+        "tests/results/test_comparison.py::test_a_run_and_its_own_table_do_not_differ"
+    ),
     "python tools/bench/gpu_all.py --out FOLDER": (
         "tests/tools/test_gpu_all.py::test_killed_a_call_leaves_what_it_has_and_nobody_behind"
     ),
@@ -76,7 +82,14 @@ ELSEWHERE = {
     ),
 }
 DEMO = "python -m ser_hpc.launch --folds 5 --partition gpu"
-MAINS = {"launch": launch.main, "status": status.main, "report": report.main, "inspect": inspect.main, "pack": pack.main}
+MAINS = {
+    "compare": compare.main,
+    "launch": launch.main,
+    "status": status.main,
+    "report": report.main,
+    "inspect": inspect.main,
+    "pack": pack.main,
+}
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +172,8 @@ def is_ours(command: str) -> bool:
 
 def test_the_projects_own_commands_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the order in which a reader meets them, but for the demo, whose run is what the later ones look at."""
-    need_a_slurm = ("mine.yaml", "--partition cpu")
-    ours = [command for command in commands() if is_ours(command) and not any(word in command for word in need_a_slurm)]
+    elsewhere = ("mine.yaml", "--partition cpu", "ser_hpc.compare")  # these need a Slurm, this one two runs
+    ours = [command for command in commands() if is_ours(command) and not any(word in command for word in elsewhere)]
     packed_first = sorted(ours, key=lambda command: (command != DEMO, "build_shards" not in command))
     assert packed_first[0] == DEMO and len(ours) > 25
     for command in packed_first:

@@ -17,11 +17,13 @@ import numpy as np
 
 from ser_hpc.config.extensions import import_from
 from ser_hpc.config.load import EXTENSIONS
-from ser_hpc.core.errors import UserError
+from ser_hpc.core.errors import UserError, listed
 from ser_hpc.results import intervals, plan_checks
 from ser_hpc.results.about import describe_run
+from ser_hpc.results.class_scores import ClassScores, score_classes
 from ser_hpc.results.intervals import Interval
 from ser_hpc.results.sanity import sanity_warnings
+from ser_hpc.results.speaker_counts import count_by_speaker
 from ser_hpc.results.task_scores import TaskScores, score_tasks
 from ser_hpc.run.attempt_end import TrainedAttempt, read_end
 from ser_hpc.run.plan import read_plan
@@ -49,6 +51,7 @@ class TrialScores:
     absent_classes: tuple[str, ...]
     confusion: np.ndarray
     test: tuple[Prediction, ...]
+    predictions_sha256: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class CrossValidation:
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     about: dict[str, str] = field(default_factory=dict)
+    by_class: tuple[ClassScores, ...] = ()
     tasks: tuple[TaskScores, ...] = ()
 
     @property
@@ -139,7 +143,7 @@ def _cross_validate(run: RunDir, notes: Sequence[str], attempts: Sequence[Traine
     plan_checks.refuse_overlaps({t.trial: t.test for t in trials})
     missing = tuple(Missing(folder.trial, _reason(folder)) for folder in planned if folder.trial not in finished_trials)
     finished = _aggregate(trials) if trials else None
-    interval = Interval(None, "trials are missing") if missing else _interval(trials, plan)
+    interval, by_class = _speaker_scores(trials, plan, "trials are missing" if missing else None)
     complete = [[t for t in trials if t.trial.seed == seed] for seed in plan["seeds"]]
     with import_from(run.path / EXTENSIONS):  # a target may come from outside the package
         tasks = score_tasks(plan, {t.trial: t.test for t in trials})
@@ -158,12 +162,12 @@ def _cross_validate(run: RunDir, notes: Sequence[str], attempts: Sequence[Traine
             *_dev_differences(trials),
             *_damaged_clips(done),
         ),
-        warnings=tuple(
-            sanity_warnings(
-                done, {t.trial: t.confusion for t in trials}, plan["classes"], interval, alone=not plan.get("tasks")
-            )
+        warnings=(
+            *sanity_warnings(done, {t.trial: t.confusion for t in trials}, plan["classes"], alone=not plan.get("tasks")),
+            *_identical_seeds(trials),
         ),
         about=describe_run(run, plan, done, attempts),
+        by_class=by_class,
         tasks=tasks,
     )
 
@@ -197,6 +201,7 @@ def _score(folder: TrialDir, plan: dict[str, Any]) -> TrialScores:
         absent_classes=tuple(name for name in plan["classes"] if name not in truths),
         confusion=confusion,
         test=parts["test"],
+        predictions_sha256=done.get("predictions_sha256"),
     )
 
 
@@ -207,9 +212,7 @@ def _confusion(predictions: Sequence[Prediction], classes: Sequence[str]) -> np.
 
 
 def _aggregate(trials: Sequence[TrialScores]) -> Scores:
-    each = np.stack([t.confusion for t in trials])  # (trials, C, C)
-    seeds = np.array([t.trial.seed for t in trials])
-    per_seed = np.stack([each[seeds == seed].sum(0) for seed in np.unique(seeds)])  # (seeds, C, C)
+    each, per_seed = np.stack([t.confusion for t in trials]), _sum_by_seed(trials)
 
     def spread(score: Callable[[np.ndarray], np.ndarray]) -> Spread:
         values = score(each)  # a nan stays one: a mean without it would be over some trials
@@ -228,24 +231,29 @@ def _aggregate(trials: Sequence[TrialScores]) -> Scores:
     )
 
 
+def _sum_by_seed(trials: Sequence[TrialScores]) -> np.ndarray:
+    """Add up the test clips of each seed, (seeds, C, C)."""
+    each, seeds = np.stack([t.confusion for t in trials]), np.array([t.trial.seed for t in trials])
+    return np.stack([each[seeds == seed].sum(0) for seed in np.unique(seeds)])
+
+
 def _seed_scores(folds: Sequence[TrialScores]) -> SeedScores:
     scores = _aggregate(folds)
     return SeedScores(folds[0].trial.seed, scores.uar.mean, scores.uar.pooled)
 
 
-def _interval(trials: Sequence[TrialScores], plan: dict[str, Any]) -> Interval:
-    """Compute that of the pooled UAR. A speaker is a corpus and a name; clips of unknown speakers give no interval."""
-    if not all(plan_checks.is_known(p) for t in trials for p in t.test):
-        return Interval(None, "some test clips are of unknown speakers")
-    same = plan.get("speaker_aliases", {})
-    by_speaker: dict[int, dict[str, list[Prediction]]] = {seed: {} for seed in plan["seeds"]}
-    for t in trials:
-        for p in t.test:
-            by_speaker[t.trial.seed].setdefault(plan_checks.speaker_id(p, same), []).append(p)
-    speakers = sorted(by_speaker[plan["seeds"][0]])
-    return intervals.speaker_interval(
-        np.array([[_confusion(clips[speaker], plan["classes"]) for speaker in speakers] for clips in by_speaker.values()])
-    )
+def _speaker_scores(
+    trials: Sequence[TrialScores], plan: dict[str, Any], missing: str | None
+) -> tuple[Interval, tuple[ClassScores, ...]]:
+    """Compute the interval of the pooled UAR, and the scores of each class; `missing`: why there are no intervals, or None."""
+    if not trials:
+        return Interval(None, missing), ()
+    tested = {t.trial: t.test for t in trials}
+    counts = None if missing else count_by_speaker(tested, plan["classes"], plan.get("speaker_aliases", {}))
+    by_class = score_classes(_sum_by_seed(trials), plan["classes"], counts, missing)
+    if counts is None:
+        return Interval(None, missing or "some test clips are of unknown speakers"), by_class
+    return intervals.uar_interval(counts.confusions, counts.folds), by_class
 
 
 def _dev_differences(trials: Sequence[TrialScores]) -> list[str]:
@@ -255,6 +263,21 @@ def _dev_differences(trials: Sequence[TrialScores]) -> list[str]:
         "was chosen; were they made by other weights?"
         for t in trials
         if t.chosen_dev_uar is not None and abs(t.chosen_dev_uar - t.dev_uar) > 0.01
+    ]
+
+
+def _identical_seeds(trials: Sequence[TrialScores]) -> list[str]:
+    """Warn of seeds that predicted the same to the last digit in every fold: together they tell no more than one."""
+    made: dict[int, list[tuple[int, str | None]]] = {}
+    for t in trials:
+        made.setdefault(t.trial.seed, []).append((t.trial.fold, t.predictions_sha256))
+    twins: dict[tuple[tuple[int, str | None], ...], list[int]] = {}
+    for seed, files in made.items():
+        twins.setdefault(tuple(sorted(files)), []).append(seed)
+    return [
+        f"Seeds {listed([str(seed) for seed in seeds])} predicted the same to the last digit: they count as one seed."
+        for files, seeds in twins.items()
+        if len(seeds) > 1 and all(digest for _, digest in files)
     ]
 
 

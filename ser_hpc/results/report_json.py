@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ser_hpc.results.class_scores import ClassScores
 from ser_hpc.results.cross_validation import CrossValidation, Scores, Spread
+from ser_hpc.results.intervals import Interval
 from ser_hpc.results.report_summary import SCORE_NAMES, report_notes
 from ser_hpc.results.task_scores import TaskScores
 
@@ -21,7 +23,9 @@ REPORT_FORMAT = 1
 def to_json(cv: CrossValidation) -> dict[str, Any]:
     """Return the content of `report.json`: strict JSON, null where a number is undefined or not known yet."""
     total = _aggregate_json(cv, cv.scores)
-    total["uar"] |= {"ci95": list(cv.interval.bounds) if cv.interval.bounds else None, "ci95_reason": cv.interval.reason}
+    total["uar"] |= {"ci95": _bounds(cv.interval), "ci95_reason": cv.interval.reason} | (
+        {"ci95_unit": cv.interval.unit, "ci95_units": cv.interval.num_units} if cv.interval.bounds else {}
+    )
     return {
         "format": REPORT_FORMAT,
         "name": cv.plan["name"],
@@ -35,6 +39,7 @@ def to_json(cv: CrossValidation) -> dict[str, Any]:
         "classes": cv.classes,
         "recall": total["recall"],
         "confusion": total["confusion"],
+        "by_class": {of.name: _class_json(of) for of in cv.by_class} if cv.scores else {},
         "seeds": [{"seed": s.seed, "mean": _number(s.mean), "pooled": _number(s.pooled)} for s in cv.seeds],
         "folds": [
             {
@@ -72,6 +77,21 @@ def _aggregate_json(cv: CrossValidation, scores: Scores | None) -> dict[str, Any
         "recall": {name: _number(value) for name, value in zip(cv.classes, recall, strict=True)},
         "confusion": scores.confusion.tolist() if scores else None,
     }
+
+
+def _class_json(of: ClassScores) -> dict[str, Any]:
+    return {
+        "recall": _number(of.recall),
+        "recall_ci95": _bounds(of.recall_interval),
+        "f1": _number(of.f1),
+        "f1_ci95": _bounds(of.f1_interval),
+        "num_test": of.num_clips,
+        "num_speakers": of.num_speakers,
+    }
+
+
+def _bounds(interval: Interval) -> list[float] | None:
+    return list(interval.bounds) if interval.bounds else None
 
 
 def _task_json(task: TaskScores) -> dict[str, Any]:

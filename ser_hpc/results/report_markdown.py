@@ -6,15 +6,14 @@ import numpy as np
 
 from ser_hpc.results import markdown
 from ser_hpc.results.cross_validation import CrossValidation, Scores, TrialScores
-from ser_hpc.results.report_summary import SCORE_NAMES, incomplete_sentence, report_headline, report_notes
+from ser_hpc.results.intervals import Interval
+from ser_hpc.results.report_summary import SCORE_NAMES, incomplete_sentence, interval_notes, report_headline, report_notes
 
 _READING = (
     "UAR: mean of the recalls of the classes that occur in the test part; WA: accuracy; macro-F1 over the same classes as UAR; "
     "kappa: Cohen's.",
     "Mean and standard deviation are over trials (every fold with every seed). Pooled: the test clips of all folds of a seed "
     "as one set, averaged over seeds.",
-    "The interval is of the pooled UAR: it tells how the score would vary with other test speakers (2,000 resamples of whole "
-    "speakers), not with other training data.",
     "Each trial's epoch, counted from 1, is the one with the best dev {chosen_by}; its test part has no say in it.",
 )
 
@@ -45,7 +44,7 @@ def to_markdown(cv: CrossValidation) -> str:
     paragraphs += [
         "## Notes",
         markdown.bullets(report_notes(cv)),
-        markdown.bullets(line.format(chosen_by=cv.plan.get("select_by", "UAR")) for line in _READING),
+        markdown.bullets(_reading(cv)),
     ]
     return "\n\n".join(paragraphs) + "\n"
 
@@ -56,6 +55,12 @@ def _score_table(scores: Scores) -> str:
         return [SCORE_NAMES[score], *(markdown.format_score(value) for value in (of.mean, of.std, of.pooled))]
 
     return markdown.table(["score", "mean", "± std", "pooled"], [row(score) for score in SCORE_NAMES], left=(0,))
+
+
+def _reading(cv: CrossValidation) -> Iterator[str]:
+    """Yield how the scores are to be read; the last line names the dev score that chose the epochs."""
+    yield from interval_notes(cv)
+    yield from (line.format(chosen_by=cv.plan.get("select_by", "UAR")) for line in _READING)
 
 
 def _trial_table(cv: CrossValidation) -> str:
@@ -93,17 +98,22 @@ def _absent_classes(cv: CrossValidation) -> list[str]:
 
 
 def _class_table(cv: CrossValidation, scores: Scores) -> str:
-    """Tabulate each class's recall and what it is mistaken for most often. Clips count once a seed."""
+    """Tabulate each class's recall and F1, what they rest on, and what the class is mistaken for most often."""
     rows = []
     for i, name in enumerate(cv.classes):
         wrong = scores.confusion[i].copy()
         wrong[i] = 0
         total, most = int(scores.confusion[i].sum()), int(wrong.argmax())
         taken = f"{cv.classes[most]} ({wrong[most] / total:.0%})" if wrong[most] else ""
-        rows.append([name, markdown.format_score(scores.recall[i]), str(total), taken])
-    seeds = len({t.trial.seed for t in cv.trials})
-    clips = "clips" if seeds == 1 else f"clips, {seeds} seeds"
-    return markdown.table(["class", "recall", clips, "most often taken for"], rows, left=(0, 3))
+        of = cv.by_class[i]
+        scored = [_with_interval(of.recall, of.recall_interval), _with_interval(of.f1, of.f1_interval)]
+        rows.append([name, *scored, str(of.num_clips), str(of.num_speakers or ""), taken])
+    return markdown.table(["class", "recall", "F1", "clips", "speakers", "most often taken for"], rows, left=(0, 1, 2, 5))
+
+
+def _with_interval(score: float, interval: Interval) -> str:
+    bounds = f" [{interval.bounds[0]:.2f}, {interval.bounds[1]:.2f}]" if interval.bounds else ""
+    return markdown.format_score(score) + bounds
 
 
 def _confusion_tables(cv: CrossValidation, scores: Scores) -> tuple[str, str, str, str]:

@@ -7,6 +7,7 @@ import math
 from ser_hpc.core.errors import counted
 from ser_hpc.results import markdown
 from ser_hpc.results.cross_validation import CrossValidation
+from ser_hpc.results.intervals import Interval, measured_coverage
 from ser_hpc.results.task_scores import TaskScores
 
 DEMO_NOTE = "Numbers of a demo: synthetic speech. They show that the chain works and say nothing about emotion in real speech."
@@ -28,7 +29,7 @@ def report_headline(cv: CrossValidation) -> str:
     over = f"{counted(folds, 'fold')} and {counted(seeds, 'seed')}"
     low_high = cv.interval.bounds
     interval = (
-        f"95% interval {low_high[0]:.3f} to {low_high[1]:.3f} by resampling {cv.interval.num_speakers} speakers"
+        f"95% interval {low_high[0]:.3f} to {low_high[1]:.3f} over {_units(cv.interval)}"
         if low_high
         else f"no interval ({cv.interval.reason})"
     )
@@ -37,6 +38,34 @@ def report_headline(cv: CrossValidation) -> str:
         f"{interval}; "
         f"chance is {1 / len(cv.classes):.3f}."
     )
+
+
+def _units(interval: Interval) -> str:
+    speakers = counted(interval.num_speakers, "speaker")
+    return speakers if interval.unit == "speaker" else f"{counted(interval.num_units, interval.unit)} of {speakers}"
+
+
+def interval_notes(cv: CrossValidation) -> list[str]:
+    """Say what the interval rests on, and how often such an interval holds what it should."""
+    if not cv.interval.bounds:
+        return []
+    size, held = measured_coverage(cv.interval.num_speakers)
+    method = (
+        f"The interval is of the pooled UAR: jackknife over {cv.interval.unit}s, t quantile, logit scale. It tells how the "
+        f"score would vary with other test speakers, not with other training data. Of runs simulated with {size} speakers, "
+        f"{held:.0%} of such intervals held the true UAR."
+    )
+    if cv.interval.unit == "fold":
+        method += " Folds are the unit because they differ by more than their speakers explain: each fold has its own model."
+    fewest = min((c for c in cv.by_class if c.num_speakers), key=lambda c: (c.num_speakers, c.num_clips), default=None)
+    if fewest is None:
+        return [method]
+    clips = min(cv.by_class, key=lambda c: c.num_clips)
+    return [
+        method,
+        f"Behind the classes: the fewest speakers, {fewest.num_speakers}, have {fewest.name}; the fewest clips, "
+        f"{clips.num_clips}, are of {clips.name}.",
+    ]
 
 
 def task_sentence(task: TaskScores) -> str:

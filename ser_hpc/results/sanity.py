@@ -10,9 +10,9 @@ from contextlib import suppress
 import numpy as np
 
 from ser_hpc.core.errors import listed
-from ser_hpc.results.intervals import Interval
 from ser_hpc.run.run_dir import Trial, TrialDir
 
+_FEW_CLIPS = 10  # of a class in a test part: one clip more or less right is ten points of its recall
 _DIVERGED = 2.0  # times the loss of a model that tells nothing apart
 
 
@@ -20,7 +20,6 @@ def sanity_warnings(
     folders: Iterable[TrialDir],
     confusions: Mapping[Trial, np.ndarray],
     classes: Sequence[str],
-    interval: Interval,
     *,
     alone: bool = True,
 ) -> list[str]:
@@ -36,14 +35,28 @@ def sanity_warnings(
         if same:
             each = listed([f"{trial} ({classes[i]})" for trial, i in same.items()], 12)
             found.append(f"The model has collapsed: every test clip is given the same class in {each}.")
-    if interval.bounds and interval.bounds[0] == interval.bounds[1]:
-        found.append("The interval has no width: whichever speakers are drawn, the score is the same.")
+        if few := _few_clips(confusions, classes):
+            found.append(few)
     if ran_away := [message for folder in folders if alone and (message := _diverged(folder, len(classes)))]:
         found.append(
             f"Training has diverged: the loss ended at {listed(ran_away, 12)}; telling nothing apart makes it "
             f"{math.log(len(classes)):.3g}."
         )
     return found
+
+
+def _few_clips(confusions: Mapping[Trial, np.ndarray], classes: Sequence[str]) -> str | None:
+    """Name the classes of which a test part has few clips."""
+    clips = {trial.fold: of.sum(1) for trial, of in confusions.items()}
+    few = [
+        f"{int(n)} of {name} in fold {fold}"
+        for fold, of in sorted(clips.items())
+        for name, n in zip(classes, of, strict=True)
+        if 0 < n < _FEW_CLIPS
+    ]
+    if not few:
+        return None
+    return f"Test parts with under {_FEW_CLIPS} clips of a class, whose recall there says little: {listed(few, 6)}."
 
 
 def _diverged(folder: TrialDir, num_classes: int) -> str | None:

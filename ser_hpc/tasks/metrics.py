@@ -27,6 +27,11 @@ def recalls(confusion: np.ndarray) -> np.ndarray:
     return _ratio(_hits(confusion), confusion.sum(-1))
 
 
+def f1s(confusion: np.ndarray) -> np.ndarray:
+    """Compute the F1 of every class, (..., C); nan where the class occurs neither in the truth nor among predictions."""
+    return _ratio(2 * _hits(confusion), confusion.sum(-1) + confusion.sum(-2))
+
+
 def uar(confusion: np.ndarray) -> np.ndarray:
     """Compute unweighted average recall over the classes that occur in the truth, (...); nan if there is no clip."""
     return _mean_over_present(recalls(confusion), confusion)
@@ -39,8 +44,7 @@ def wa(confusion: np.ndarray) -> np.ndarray:
 
 def macro_f1(confusion: np.ndarray) -> np.ndarray:
     """Compute mean F1 over the classes that occur in the truth, (...); nan if there is no clip."""
-    f1 = _ratio(2 * _hits(confusion), confusion.sum(-1) + confusion.sum(-2))
-    return _mean_over_present(f1, confusion)
+    return _mean_over_present(f1s(confusion), confusion)
 
 
 def cohen_kappa(confusion: np.ndarray) -> np.ndarray:

@@ -53,6 +53,8 @@ def test_report_json_keeps_its_keys(make_run: MakeRun) -> None:
         "pooled": float,
         "ci95": list,
         "ci95_reason": type(None),
+        "ci95_unit": str,
+        "ci95_units": int,
     }
     assert {type(report[name]) for name in ("wa", "macro_f1", "kappa")} == {float}
     assert {name: set(spread) for name, spread in report["over_trials"].items()} == {
@@ -100,7 +102,7 @@ def test_undefined_numbers_are_null(make_run: MakeRun) -> None:
         "std": None,
         "pooled": 1.0,
         "ci95": None,
-        "ci95_reason": "1 test speaker, and an interval needs 5",
+        "ci95_reason": "1 test speaker, and an interval needs 3",
     }
     assert report["kappa"] is None and report["folds"][0]["kappa"] is None
     assert report["recall"] == {"angry": 1.0, "sad": None, "calm": None}
@@ -153,7 +155,7 @@ def test_the_markdown_says_what_its_numbers_are(make_run: MakeRun) -> None:
     markdown, report = to_markdown(cross_validate(run)), to_json(cross_validate(run))
     headline = markdown.split("\n\n")[1]
     low, high = report["uar"]["ci95"]
-    assert f"**{report['uar']['pooled']:.3f}**, 95% interval {low:.3f} to {high:.3f} by resampling 10 speakers" in headline
+    assert f"**{report['uar']['pooled']:.3f}**, 95% interval {low:.3f} to {high:.3f} over 10 speakers" in headline
     assert "over 5 folds and 2 seeds" in headline and "chance is 0.250" in headline
     assert "left out of UAR and macro-F1 there: sad in fold 1." in markdown
     assert "- Dev speakers are in training." in markdown and f"- {DEMO_NOTE}" in markdown

@@ -1,0 +1,161 @@
+"""Read the test predictions of systems that are to be compared: finished runs, and other tools' tables of the same clips.
+
+A table is a CSV with a head: `utterance` (its id, or `corpus/id`), `truth`, `predicted`, and where there are several seeds,
+`seed`. Other columns are passed over. Who speaks, and which fold tests a clip, comes from the run that it is compared with.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ser_hpc.core.errors import UserError, listed
+from ser_hpc.results.cross_validation import cross_validate
+from ser_hpc.results.report_summary import incomplete_sentence
+from ser_hpc.results.speaker_counts import SpeakerCounts, count_by_speaker
+from ser_hpc.run.predictions import Prediction
+from ser_hpc.run.run_dir import RunDir, Trial
+from ser_hpc.tasks.metrics import uar
+
+COLUMNS = ("utterance", "truth", "predicted")
+_LONGEST = 10_000_000  # rows of a table
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """What one system predicted. `plan`: its run's, or that of the run whose clips its table is about; `tested`: by trial."""
+
+    name: str
+    plan: dict[str, Any]
+    tested: Mapping[Trial, Sequence[Prediction]]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.plan["classes"])
+
+    def count_speakers(self) -> SpeakerCounts:
+        """Count by speaker. Raises UserError where a speaker is unknown."""
+        counts = count_by_speaker(self.tested, self.classes, self.plan.get("speaker_aliases", {}))
+        if counts is None:
+            raise UserError(
+                f"{self.name}: some test clips are of unknown speakers, and speakers are the sample of a comparison"
+            )
+        return counts
+
+    def uar_by_trial(self) -> dict[Trial, float]:
+        """Return each trial's UAR."""
+        row = {name: i for i, name in enumerate(self.classes)}
+        found = {}
+        for trial, predictions in self.tested.items():
+            confusion = np.zeros((len(row), len(row)), dtype=np.int64)
+            np.add.at(confusion, ([row[p.truth] for p in predictions], [row[p.predicted] for p in predictions]), 1)
+            found[trial] = float(uar(confusion))
+        return found
+
+
+def read_systems(paths: Sequence[Path]) -> list[System]:
+    """Read runs and tables, at least one of them a run. Raises UserError where they did not test the same clips on the same
+    folds, or a run is not finished."""
+    if same := [str(path) for path in paths if paths.count(path) > 1]:
+        raise UserError(f"{same[0]} is given twice: compare it with another system")
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; give run directories, or CSV files with the columns {listed(COLUMNS)}")
+    runs = {path: _read_run(path) for path in paths if path.is_dir()}
+    if not runs:
+        raise UserError("none of these is a run directory: one is needed, for the speakers and the folds of the clips")
+    first = next(iter(runs.values()))
+    for other in runs.values():
+        _refuse_other_folds(first, other)
+    names = _short_names(paths)
+    found = [runs[path] if path in runs else _read_table(path, first) for path in paths]
+    return [System(name, system.plan, system.tested) for name, system in zip(names, found, strict=True)]
+
+
+def _read_run(path: Path) -> System:
+    cv = cross_validate(RunDir(path))
+    if cv.missing:
+        raise UserError(f"{path}: {incomplete_sentence(cv)} Finish it first: {listed([m.trial for m in cv.missing])}")
+
+    return System(str(path), cv.plan, {t.trial: t.test for t in cv.trials})
+
+
+def _refuse_other_folds(one: System, other: System) -> None:
+    """Raise UserError unless both runs have the same classes, and the same clips in each part of each fold."""
+    if one.classes != other.classes:
+        raise UserError(
+            f"{one.name} tells {listed(one.classes, 30)} apart, {other.name} {listed(other.classes, 30)}: their scores are of "
+            "other tasks"
+        )
+    ours, theirs = (
+        {(f["fold"], part): f[part].get("digest") for f in s.plan["folds"] for part in ("train", "dev", "test")}
+        for s in (one, other)
+    )
+    if different := sorted(key for key in {*ours, *theirs} if ours.get(key) is None or ours.get(key) != theirs.get(key)):
+        names = listed([f"{part} of fold {fold}" for fold, part in different], 6)
+        raise UserError(
+            f"{one.name} and {other.name} have other folds: {names} are not the same clips; launch one of them again with the "
+            "other's data.shards, data.labels and folds"
+        )
+
+
+def _read_table(path: Path, run: System) -> System:
+    """Read predictions of another tool for exactly the run's test clips. Raises UserError naming the row that is wrong."""
+    clips = {name: (trial.fold, p) for trial, found in run.tested.items() for p in found for name in _names(p)}
+    tested: dict[Trial, list[Prediction]] = {}
+    seen: set[tuple[int, str]] = set()
+    for number, row in _rows(path):
+        where = f"{path}, line {number}"
+        fold, clip = clips.get(row["utterance"], (None, None))
+        if fold is None or clip is None:
+            raise UserError(f"{where}: {row['utterance']!r} is no test clip of {run.name}")
+        for column in ("truth", "predicted"):
+            if row[column] not in run.classes:
+                raise UserError(f"{where}: {column} is {row[column]!r}, not one of {listed(run.classes, 30)}")
+        if row["truth"] != clip.truth:
+            raise UserError(f"{where}: {row['utterance']} is {clip.truth} in {run.name}, and {row['truth']} here")
+        seed = row.get("seed") or "0"
+        if not seed.isdecimal():
+            raise UserError(f"{where}: seed is {seed!r}, no whole number")
+        key = int(seed), f"{clip.corpus}/{clip.utterance_id}"
+        if key in seen:
+            raise UserError(f"{where}: {row['utterance']} a second time")
+        seen.add(key)
+        found = Prediction(clip.corpus, clip.utterance_id, clip.speaker, "test", clip.truth, row["predicted"], {})
+        tested.setdefault(Trial(int(seed), fold), []).append(found)
+    wanted = {f"{p.corpus}/{p.utterance_id}" for found in run.tested.values() for p in found}
+    for seed_number in sorted({trial.seed for trial in tested}) or [0]:
+        if missing := sorted(clip for clip in wanted if (seed_number, clip) not in seen):
+            lacking = f"{len(missing)} of {run.name}'s {len(wanted)} test clips, in seed {seed_number}"
+            raise UserError(f"{path} lacks {lacking}: {listed(missing)}")
+    return System(str(path), run.plan, tested)
+
+
+def _names(prediction: Prediction) -> Iterable[str]:
+    return prediction.utterance_id, f"{prediction.corpus}/{prediction.utterance_id}"
+
+
+def _rows(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
+    """Yield the rows of a CSV with their numbers in the file, from 2. Raises UserError for a column that is missing."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            if lacking := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+                raise UserError(f"{path} has no column {listed(lacking)}; it has {listed(reader.fieldnames or ['none'])}")
+            for number, row in enumerate(reader, start=2):
+                if number > _LONGEST:
+                    raise UserError(f"{path} has more than {_LONGEST:,} rows")
+                yield number, {name: (value or "").strip() for name, value in row.items() if isinstance(value, str) and name}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no CSV table in UTF-8 ({error})") from error
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """Name systems by their last folder or file, or by the whole path where that is another's too."""
+    names = [path.name or str(path) for path in paths]
+    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
