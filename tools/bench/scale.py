@@ -268,7 +268,7 @@ def main() -> int:
         shutil.rmtree(folder)
         if given.out:
             told = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "python": platform.python_version()}
-            told["command"] = f"python tools/bench/scale.py FOLDER --clips {' '.join(map(str, given.clips))}"
+            told["command"] = f"python tools/bench/scale.py FOLDER --clips {' '.join(str(row['clips']) for row in found)}"
             given.out.write_text(json.dumps(told | {"rows": found}, indent=1) + "\n", encoding="utf-8")
     return 0
 
