@@ -36,7 +36,8 @@ def warm_up(libraries: list[str]) -> bool:
     if (first := os.fork()) == 0:  # before a fork, OpenBLAS ends its threads, until it is used
         os._exit(_sees_cuda_broken())
     _, status = os.waitpid(first, 0)
-    return status == 0 and len([*Path("/proc/self/task").iterdir()]) == 1
+    ours = {"ser_hpc", "deepspeed"} & sys.modules.keys()  # a sitecustomize may have imported them
+    return status == 0 and not ours and len([*Path("/proc/self/task").iterdir()]) == 1
 
 
 def _sees_cuda_broken() -> bool:

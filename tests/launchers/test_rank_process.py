@@ -212,9 +212,10 @@ def test_under_zero_ranks_start_cold() -> None:
     assert not libraries_of(settings.model_copy(update={"train": settings.train.model_copy(update={"strategy": "zero2"})}))
 
 
-@pytest.mark.parametrize("library", ["broken", "threaded"])
+@pytest.mark.parametrize("library", ["broken", "threaded", "ser_hpc"])
 def test_what_cannot_be_forked_starts_cold(base: Path, library: str) -> None:
-    """A library that fails, as the trials will say, or that leaves a thread, whose locks a fork would inherit."""
+    """A library that fails, as the trials will say; that leaves a thread, whose locks a fork would inherit; that brings along
+    the package, which may be other code than the run's."""
     with RankStarter([library], os.environ, "") as starter, (base / "log").open("wb") as log:
         made_ready(starter)
         assert isinstance(rank := starter.start("ends", ["code"], {}, log), subprocess.Popen)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -29,9 +30,10 @@ ALL = "import ser_hpc.train, ser_hpc.run.experiment, ser_hpc.engine.loop, ser_hp
 KINDS = {
     "encoder": ([], ALL + "encoders.pretrained"),
     "CRNN": (["model.kind=acrnn"], ALL + "encoders.acrnn"),
-    "probe": (["model.head.kind=probe"], ALL + "encoders.pretrained, ser_hpc.engine.probe"),
+    "probe": (["model.head.kind=probe", "model.freeze=encoder"], ALL + "encoders.pretrained, ser_hpc.engine.probe"),
 }
 LAUNCH = "import sys; from ser_hpc.launchers import local; from ser_hpc.launch import main; "
+DEMO = "the demo, all of it"
 COLD = "local.libraries_of = lambda settings: (); "
 
 
@@ -41,19 +43,20 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="also keep it as JSON")
     parser.add_argument("override", nargs="*", metavar="key=value", help="any setting of the demo")
     options = parser.parse_args()
+    print(f"{'CPU seconds':24}{'cold':>8}{'warm':>8}{'once, for all':>16}", flush=True)
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        starts = {kind: start_costs(kind, Path(folder), options.rounds) for kind in KINDS}
-        demo = {way: demo_cost(Path(folder) / way, way, options.override) for way in ("cold", "warm")}
-    print(f"{'CPU seconds':24}{'cold':>8}{'warm':>8}{'once, for all':>16}")
-    for kind, costs in [*starts.items(), ("the demo, all of it", demo)]:
-        print(f"{kind:24}{costs['cold']:8.2f}{costs['warm']:8.2f}{costs.get('imports', 0.0):16.2f}")
-    if options.out:
-        machine = {"device": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-        write_json(options.out, {"machine": machine, "overrides": options.override, "start_cpu_s": starts, "demo_cpu_s": demo})
+        for kind in (*KINDS, DEMO):
+            measure = partial(demo_costs, options.override) if kind == DEMO else partial(start_costs, kind, options.rounds)
+            costs = found[kind] = measure(Path(folder))
+            print(f"{kind:24}{costs['cold']:8.2f}{costs['warm']:8.2f}{costs.get('imports', 0.0):16.2f}", flush=True)
+            if options.out:
+                machine = {"device": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+                write_json(options.out, {"machine": machine, "overrides": options.override, "cpu_s": found})
     return 0
 
 
-def start_costs(kind: str, folder: Path, rounds: int) -> dict[str, float]:
+def start_costs(kind: str, rounds: int, folder: Path) -> dict[str, float]:
     """CPU seconds of a cold start, a warm one, and the warm process's imports."""
     overrides, imports = KINDS[kind]
     (folder / "a_trial.py").write_text(imports)
@@ -74,12 +77,15 @@ def start_costs(kind: str, folder: Path, rounds: int) -> dict[str, float]:
     return {way: median(seconds) for way, seconds in spent.items()} | {"imports": children_cpu_s() - before}
 
 
-def demo_cost(root: Path, way: str, overrides: list[str]) -> float:
-    before = children_cpu_s()
-    words = ["--cluster", "local", f"run.root={root}", *overrides]
-    code = LAUNCH + (COLD if way == "cold" else "") + "sys.exit(main(sys.argv[1:]))"
-    subprocess.run([sys.executable, "-c", code, *words], check=True, stdout=subprocess.DEVNULL)
-    return children_cpu_s() - before
+def demo_costs(overrides: list[str], folder: Path) -> dict[str, float]:
+    spent = {}
+    for way, change in (("cold", COLD), ("warm", "")):
+        before = children_cpu_s()
+        words = ["--cluster", "local", f"run.root={folder / way}", *overrides]
+        code = f"{LAUNCH}{change}sys.exit(main(sys.argv[1:]))"
+        subprocess.run([sys.executable, "-c", code, *words], check=True, stdout=subprocess.DEVNULL)
+        spent[way] = children_cpu_s() - before
+    return spent
 
 
 def children_cpu_s() -> float:
