@@ -75,18 +75,18 @@ def test_together_in_any_order_is_as_alone(base: Path, pretrained: Path, head: s
 
 def test_an_encoder_drawn_from_the_seed_is_drawn_anew(base: Path, pretrained: Path) -> None:  # noqa: F811
     """Without weights each seed has another encoder: nothing of one may stay for the other."""
-    drawn = ("model.weights=null", f"model.config={wav2vec2()}", "folds.count=2")
+    drawn = ("model.weights=null", f"model.config={wav2vec2()}")
     together, single = (planned(base / f"drawn-{name}", pretrained, "mean", *drawn) for name in ("together", "single"))
-    order = sorted(together.trials(), key=lambda trial: trial.fold)  # seeds by turns
+    order = sorted(together.trials(), key=lambda trial: trial.fold)[:4]  # seeds by turns
     assert train_in_turn(together, order) == 0
-    alone(single, order[2:])
-    for trial in order[2:]:
+    alone(single, order[1:3])
+    for trial in order[1:3]:
         same(together.trial(trial), single.trial(trial))
 
 
 def test_killed_in_the_middle_the_finished_stay_and_the_rest_goes_on(base: Path, pretrained: Path) -> None:  # noqa: F811
     """By the launcher of this machine: SIGKILL in the third of five trials, whose checkpoint the next process goes on from."""
-    run, single = (planned(base / f"killed-{name}", pretrained, "mlp", "train.epochs=40") for name in ("run", "single"))
+    run, single = (planned(base / f"killed-{name}", pretrained, "mlp", "train.epochs=20") for name in ("run", "single"))
     trials, killed = run.trials()[:5], []
 
     def kill(jobs: Sequence[LocalJob]) -> None:

@@ -6,7 +6,7 @@ Packs Emo-DB, has the encoder run once over its clips, then launches each run on
 shards to the report. Its features are there already, so all that a launch costs, in all its processes, is beyond that pass.
 
 together   as the launcher does it: each slot's process trains one trial after another
-alone      with cluster.trials_per_job=1: processes of its own for each trial
+alone      with cluster.trials_per_job=1: processes of its own for each trial; one seed only, as each costs the same
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ser_hpc.core import cli
-from ser_hpc.core.atomic_io import write_json
+from ser_hpc.core.atomic_io import read_json, write_json
 from ser_hpc.core.errors import UserError
 
 HEADS = {
@@ -43,25 +43,32 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--out", type=Path, help="also keep it as JSON, anew after each launch")
+    parser.add_argument("--out", type=Path, help="also keep it as JSON, after each launch; what it has is not measured again")
     options = parser.parse_args()
     machine = {"device": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
     found: dict[str, Any] = {"machine": machine, "folds": options.folds, "seeds": options.seeds, "heads": {}}
+    if options.out and options.out.exists():
+        found = read_json(options.out)
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
         run_python(str(TOOLS / "build_shards.py"), "emodb", str(options.emodb), str(shards))
-        common = ["--folds", str(options.folds), "--seeds", str(options.seeds), f"data.shards={shards}"]
+        common = ["--folds", str(options.folds), f"data.shards={shards}"]
         common += ["data.labels=emodb_7", "folds.protocol=speaker_groups", "model.freeze=encoder"]
         common += [f"model.weights={options.weights.resolve()}"]
         for way in options.ways:
             for head in options.heads:
                 of_head = found["heads"].setdefault(head, {})
+                if way in of_head:
+                    continue
+                seeds = options.seeds if way == "together" else 1
                 given = [*common, *HEADS[head]]
-                if "encoder_s" not in of_head:
+                if not (Path(folder) / f"{head}-features").exists():
                     of_head["encoder_s"] = encode(Path(folder) / f"{head}-features", given)
                     show(head, "the encoder's own pass", of_head["encoder_s"])
-                of_head[way] = launched(Path(folder) / f"{head}-{way}", Path(folder) / f"{head}-features", [*given, *WAYS[way]])
-                show(head, f"{way}: all else", of_head[way]["cpu_s"])
+                given += ["--seeds", str(seeds), *WAYS[way]]
+                used = launched(Path(folder) / f"{head}-{way}", Path(folder) / f"{head}-features", given)
+                of_head[way] = {"trials": seeds * options.folds, **used}
+                show(head, f"{way}: all else of {seeds * options.folds}", used["cpu_s"])
                 if options.out:
                     write_json(options.out, found)
     return 0
