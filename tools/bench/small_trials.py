@@ -25,7 +25,7 @@ from typing import Any
 
 from ser_hpc.core import cli
 from ser_hpc.core.atomic_io import read_json, write_json
-from ser_hpc.core.errors import UserError
+from ser_hpc.core.errors import UserError, counted
 
 HEADS = {
     "probe": ["model.head={kind: probe, layers: all, statistics: mean}", "train.class_weights=balanced"],
@@ -58,17 +58,18 @@ def main() -> int:
         for way in options.ways:
             for head in options.heads:
                 of_head = found["heads"].setdefault(head, {})
-                if way in of_head:
-                    continue
                 seeds = options.seeds if way == "together" else 1
+                name = f"{way}, {counted(seeds * options.folds, 'trial')}"
+                if name in of_head:
+                    continue
                 given = [*common, *HEADS[head]]
                 if not (Path(folder) / f"{head}-features").exists():
                     of_head["encoder_s"] = encode(Path(folder) / f"{head}-features", given)
                     show(head, "the encoder's own pass", of_head["encoder_s"])
                 given += ["--seeds", str(seeds), *WAYS[way]]
                 used = launched(Path(folder) / f"{head}-{way}", Path(folder) / f"{head}-features", given)
-                of_head[way] = {"trials": seeds * options.folds, **used}
-                show(head, f"{way}: all else of {seeds * options.folds}", used["cpu_s"])
+                of_head[name] = used
+                show(head, name, used["cpu_s"])
                 if options.out:
                     write_json(options.out, found)
     return 0
