@@ -30,7 +30,7 @@ HEADS = {
     "mlp": ("model.head={kind: mlp, hidden: [8], dropout: 0.3}", "train.ema_decay=0.9", "train.class_weights=balanced"),
     "mean": ("train.precision=fp32", "data.balance=class"),
 }
-MORE = ("folds.protocol=speaker_groups", "folds.count=3", "seeds=2", "train.checkpoint_minutes=0.0001")
+MORE = ("folds.protocol=speaker_groups", "folds.count=3", "seeds=2")
 
 
 def planned(root: Path, weights: Path, head: str, *more: str, shards: Path | None = None) -> RunDir:
@@ -86,7 +86,8 @@ def test_an_encoder_drawn_from_the_seed_is_drawn_anew(base: Path, pretrained: Pa
 
 def test_killed_in_the_middle_the_finished_stay_and_the_rest_goes_on(base: Path, pretrained: Path) -> None:  # noqa: F811
     """By the launcher of this machine: SIGKILL in the third of five trials, whose checkpoint the next process goes on from."""
-    run, single = (planned(base / f"killed-{name}", pretrained, "mlp", "train.epochs=20") for name in ("run", "single"))
+    often = ("train.epochs=8", "train.checkpoint_minutes=0.0001")
+    run, single = (planned(base / f"killed-{name}", pretrained, "mlp", *often) for name in ("run", "single"))
     trials, killed = run.trials()[:5], []
 
     def kill(jobs: Sequence[LocalJob]) -> None:
