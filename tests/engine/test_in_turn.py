@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,15 @@ HEADS = {
     "mean": ("train.precision=fp32", "data.balance=class"),
 }
 MORE = ("folds.protocol=speaker_groups", "folds.count=3", "seeds=2")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small matrices are not worth a second one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def planned(root: Path, weights: Path, head: str, *more: str, shards: Path | None = None) -> RunDir:
