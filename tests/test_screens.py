@@ -154,7 +154,7 @@ def test_following_trials_here(tmp_path: Path, capsys: pytest.CaptureFixture[str
     attempt = run.trial(trial).claim()
     write_json(attempt.progress, {"state": "failed", "updated": 2.0})
     write_json(attempt.end, {"outcome": "failed", "error": "no [/red] file", "host": "n1", "ended": 1.0})
-    job = local.LocalJob(trial, 0, [], SimpleNamespace(close=lambda: None), 1.0, 2)  # type: ignore[arg-type]
+    job = local.LocalJob((trial,), 0, [], SimpleNamespace(close=lambda: None), 1.0, 2, {trial: 2})  # type: ignore[arg-type]
     for out in (cli.make_console(), forced_terminal()):
         with show_progress(run, [trial], out) as watch:
             watch([job])

@@ -23,6 +23,8 @@ from ser_hpc.config.tasks import MAIN, EmotionSettings, TaskChoice, with_emotion
 from ser_hpc.config.trackers import Tracker
 from ser_hpc.config.transforms import Chain
 
+_MOST_IN_TURN = 32  # trials of a job that are trained one after another
+
 
 def _seeds(value: Any) -> Any:
     """Expand `3` to seeds 0, 1 and 2; `[5, 6]` means just those."""
@@ -384,6 +386,20 @@ class Settings(Section):
         if not isinstance(model, EncoderModel) or model.freeze != "encoder":
             return False
         return self.is_probe or (self._heads_take_means and not self.data.augment)
+
+    @property
+    def trains_in_turn(self) -> bool:
+        """Tell whether one process trains several trials, one after another: each takes seconds, and to load the libraries, the
+        index and the encoder takes as long."""
+        cluster, alone = self.cluster, self.train.strategy != "ddp"  # DeepSpeed keeps its state in globals
+        return self.uses_feature_cache and not alone and cluster.nodes == 1 and cluster.trials_per_job != 1
+
+    @property
+    def trials_per_job(self) -> int:
+        """Return how many trials share a job, at most: one after another, or at the same time."""
+        if not self.trains_in_turn:
+            return self.cluster.trials_per_gpu
+        return max(self.cluster.trials_per_job or _MOST_IN_TURN, self.cluster.trials_per_gpu)
 
     @property
     def _heads_take_means(self) -> bool:

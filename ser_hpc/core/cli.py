@@ -1,4 +1,4 @@
-"""Run every command line alike: user errors as messages with exit code 2, Ctrl-C as 130; consoles and --help."""
+"""Run every command line alike: user errors as messages with exit code 2, Ctrl-C as 130; consoles, logs and --help."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 from ser_hpc.core.errors import UserError
@@ -49,6 +51,28 @@ def run_to_exit_code(main: Callable[[], int]) -> int:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
         return 2
+
+
+@contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Within it, what this process and its children print, output and errors alike, is appended to a file."""
+    before = [(number, os.dup(number)) for number in (1, 2)]
+    try:
+        with path.open("ab") as file:
+            _flush()
+            for number, _ in before:
+                os.dup2(file.fileno(), number)
+        yield
+    finally:
+        _flush()
+        for number, kept in before:
+            os.dup2(kept, number)
+            os.close(kept)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def make_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:

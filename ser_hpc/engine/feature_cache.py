@@ -17,7 +17,6 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from ser_hpc.engine.distributed.ddp import autocast
 from ser_hpc.engine.distributed.world import World
 from ser_hpc.engine.fault.preemption import StopFlag, Stopped
 from ser_hpc.engine.fault.watchdog import Watchdog
+from ser_hpc.engine.frozen_encoder import LoadedEncoder, PooledFeatures
 from ser_hpc.engine.frozen_params import FrozenParameters
 from ser_hpc.engine.memory.search import CPU_SECONDS
 from ser_hpc.engine.trial_data import TrialData, lengths, shard_order
@@ -48,19 +48,6 @@ from ser_hpc.shards.read import CorruptionCause, corruption_error
 from ser_hpc.tasks.task import ClipTargets
 
 _FEWEST_CLIPS, _MOST_BLOCKS = 64, 512  # of a block; of a run
-
-
-@dataclass(frozen=True, slots=True)
-class PooledFeatures:
-    """States of clips: row i belongs to the clip at `positions[i]` of the index; `positions` rise.
-
-    `means` (clips, width) float32: the mean of each clip's frames, or what else the head wants of them; zeros where the trial
-    has no use for them; `causes` (clips,) int64: CorruptionCause, or 0.
-    """
-
-    positions: np.ndarray
-    means: np.ndarray
-    causes: np.ndarray
 
 
 class FeatureSource(AbstractContextManager[Any]):
@@ -87,8 +74,7 @@ class FeatureSource(AbstractContextManager[Any]):
 
 
 def pool_features(
-    model: Classifier,
-    base: FrozenParameters,
+    encoder: LoadedEncoder,
     clips: BatchSource,
     trial: TrialDir,
     settings: Settings,
@@ -97,17 +83,19 @@ def pool_features(
     stop: StopFlag,
     watchdog: Watchdog,
 ) -> PooledFeatures:
-    """Return the states of the trial's clips, as the model's head takes them; those not there yet `model` makes of `clips`,
+    """Return the states of the trial's clips, as the model's head takes them; those not there yet `encoder` makes of `clips`,
     then closed.
 
     Raises Stopped on all ranks when one is asked to stop, UserError for a shard that cannot be read.
     """
-    began = awake_s()
+    began, model = awake_s(), encoder.model
     *_, width = _statistics(model)
     used = np.flatnonzero(data.targets >= 0)  # by all trials alike, so that their blocks are the same
-    states = PooledFeatures(used, np.zeros((len(used), width), np.float32), np.zeros(len(used), np.int64))
+    if encoder.states is None:
+        encoder.states = PooledFeatures(used, np.zeros((len(used), width), np.float32), np.zeros(len(used), np.int64))
+    states = encoder.states
     size = max(_FEWEST_CLIPS, -(-len(used) // _MOST_BLOCKS))
-    folder = trial.feature_cache / _fingerprint(model, base, settings, data.index, used, size)
+    folder = trial.feature_cache / _fingerprint(model, encoder.base, settings, data.index, used, size)
     folder.mkdir(parents=True, exist_ok=True)
     costs = model.frontend.costs(lengths(settings, data)[used])
     budget = settings.train.budget_seconds or CPU_SECONDS  # without gradients it is small for any GPU
@@ -118,7 +106,7 @@ def pool_features(
     ]  # an order of its own
     made, order = 0, shard_order(settings, data)
     with clips:
-        for number in numbers.tolist():
+        for number in (number for number in numbers.tolist() if number not in encoder.blocks):
             path, rows = folder / f"{number:05d}.npy", slice(number * size, (number + 1) * size)
             means, causes = states.means[rows], states.causes[rows]
             if not _read(path, means):
@@ -129,6 +117,8 @@ def pool_features(
                 made += 1
                 if not causes.any():
                     mark_progress() if _put(path, means) else _read(path, means)
+            if not causes.any():
+                encoder.blocks.add(number)
             watchdog.beat()
     model.cpu()
     gpu.release_cached_memory(world.device)  # small trials may share the GPU

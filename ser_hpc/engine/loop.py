@@ -27,6 +27,7 @@ from ser_hpc.engine.fault.corrupt_clips import CorruptClips
 from ser_hpc.engine.fault.preemption import StopFlag
 from ser_hpc.engine.fault.watchdog import Watchdog
 from ser_hpc.engine.feature_cache import FeatureSource
+from ser_hpc.engine.frozen_encoder import FrozenEncoder
 from ser_hpc.engine.frozen_params import FrozenParameters
 from ser_hpc.engine.memory import search
 from ser_hpc.engine.objective import Objective
@@ -51,9 +52,18 @@ _PROBED = 64  # steps whose clips the data side is measured on
 
 @gpu.explain_missing_kernels()
 def train_trial(
-    trial: TrialDir, attempt: AttemptDir, settings: Settings, data: TrialData, world: World, stop: StopFlag, watchdog: Watchdog
+    trial: TrialDir,
+    attempt: AttemptDir,
+    settings: Settings,
+    data: TrialData,
+    world: World,
+    stop: StopFlag,
+    watchdog: Watchdog,
+    frozen: FrozenEncoder | None = None,
 ) -> None:
     """Train, choose the epoch on dev, predict dev and test, write the marker.
+
+    `frozen`: what the trials of this process share, where their encoder is frozen.
 
     Raises Stopped when asked to stop (all is saved), Superseded when a newer attempt of the trial is there, UserError when the
     loss is not finite, the disk is full, or a single clip takes more memory than there is.
@@ -71,14 +81,15 @@ def train_trial(
 
     # Set up: the model, and how ranks share it.
     new_model, width = partial(build_for_tasks, settings.model, tasks, mix_seed(seed, 0x57E1)), None
-    model = new_model()
-    base = FrozenParameters.from_model(model)
+    encoder = (frozen or FrozenEncoder()).load(settings, seed, new_model) if settings.uses_feature_cache else None
+    model = encoder.model if encoder else new_model()
+    base = encoder.base if encoder else FrozenParameters.from_model(model)
     if saved.tensors is not None:
         base.check(saved.tensors.base)
     decoded = make_batch_source(settings, data, targets, world)
     source: Source = decoded
-    if settings.uses_feature_cache:
-        states = feature_cache.pool_features(model, base, decoded, trial, settings, data, world, stop, watchdog)
+    if encoder is not None:
+        states = feature_cache.pool_features(encoder, decoded, trial, settings, data, world, stop, watchdog)
         source, width = FeatureSource(states, data.index, targets), states.means.shape[1]
         model = new_model(pooled_width=width)
     samples = model.frontend.costs(lengths(settings, data))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,12 +29,11 @@ from ser_hpc.engine.fault.checkpoint import TrainState
 from ser_hpc.engine.fault.corrupt_clips import CorruptClips
 from ser_hpc.engine.fault.preemption import StopFlag, Stopped, Superseded
 from ser_hpc.engine.fault.watchdog import Watchdog
-from ser_hpc.engine.feature_cache import PooledFeatures
-from ser_hpc.engine.frozen_params import FrozenParameters
+from ser_hpc.engine.frozen_encoder import FrozenEncoder, LoadedEncoder, PooledFeatures
 from ser_hpc.engine.progress import Progress
 from ser_hpc.engine.trackers import build_trackers
 from ser_hpc.engine.trial_data import TrialData, make_batch_source
-from ser_hpc.models.classifier import Classifier, build_classifier
+from ser_hpc.models.classifier import build_classifier
 from ser_hpc.models.heads.linear_probe import LinearProbe
 from ser_hpc.run.attempt import describe_attempt as describe
 from ser_hpc.run.run_dir import AttemptDir, RunDir, TrialDir
@@ -46,9 +46,18 @@ _NEVER = -100.0  # the logit of a class that the training part has no clip of
 
 @gpu.explain_missing_kernels()
 def train_trial(
-    trial: TrialDir, attempt: AttemptDir, settings: Settings, data: TrialData, world: World, stop: StopFlag, watchdog: Watchdog
+    trial: TrialDir,
+    attempt: AttemptDir,
+    settings: Settings,
+    data: TrialData,
+    world: World,
+    stop: StopFlag,
+    watchdog: Watchdog,
+    frozen: FrozenEncoder | None = None,
 ) -> None:
     """Fit, choose the penalty on dev, predict dev and test, write the marker.
+
+    `frozen`: what the trials of this process share.
 
     Raises Stopped when asked to stop, Superseded when a newer attempt of the trial is there, UserError as the loop does.
     """
@@ -58,10 +67,11 @@ def train_trial(
     train, fold = settings.train, data.fold
     if world.is_main:
         describe(attempt, strategy=train.strategy, precision=train.precision)
-    model = build_classifier(settings.model, len(data.classes), seed=0)
-    base, targets = FrozenParameters.from_model(model), ClipTargets.of_tasks(data.tasks, fold.train.positions)
+    build = partial(build_classifier, settings.model, len(data.classes), seed=0)
+    encoder = (frozen or FrozenEncoder()).load(settings, 0, build)
+    model, base, targets = encoder.model, encoder.base, ClipTargets.of_tasks(data.tasks, fold.train.positions)
     clips = make_batch_source(settings, data, targets, world)
-    states = feature_cache.pool_features(model, base, clips, trial, settings, data, world, stop, watchdog)
+    states = feature_cache.pool_features(encoder, clips, trial, settings, data, world, stop, watchdog)
     penalties, state = _penalties(settings), TrainState()
     many = len(penalties)
     trackers = build_trackers(settings.trackers if world.is_main else (), attempt.path, str(trial.trial), 0)
@@ -71,7 +81,7 @@ def train_trial(
         )
         corrupt.add(fold.train.positions, _causes(states, fold.train.positions), state)
         _refuse_damaged(states, data)
-        fitting = _Fit(model, states, data, targets.weights[MAIN]) if world.is_main else None
+        fitting = _Fit(encoder, states, data, targets.weights[MAIN]) if world.is_main else None
         for number, penalty in enumerate(penalties):
             _agree(trial, attempt, world, stop)
             watchdog.beat()
@@ -97,11 +107,14 @@ def train_trial(
 
 
 class _Fit:
-    """The model's probe, fitted to the training part by one penalty after another. A damaged clip takes no part."""
+    """The model's probe, fitted to the training part by one penalty after another. A damaged clip takes no part.
 
-    def __init__(self, model: Classifier, states: PooledFeatures, data: TrialData, weights: np.ndarray) -> None:
-        assert isinstance(model.head, LinearProbe)
-        self._probe, self._states, self._data = model.head, states, data
+    What was fitted to the same clips before in this process, for another seed, is taken over: it would be the same.
+    """
+
+    def __init__(self, encoder: LoadedEncoder, states: PooledFeatures, data: TrialData, weights: np.ndarray) -> None:
+        assert isinstance(encoder.model.head, LinearProbe)
+        self._probe, self._fits, self._states, self._data = encoder.model.head, encoder.fits, states, data
         positions = data.fold.train.positions
         positions = positions[_causes(states, positions) == 0]
         self._targets, self._weights, self._positions = (
@@ -117,7 +130,11 @@ class _Fit:
 
     def fit(self, penalty: float) -> tuple[float, finish.PartScores]:
         """Fit, and return the mean training loss and the dev scores."""
-        weight, bias = fit_logistic_regression(self._features, self._targets, self._weights, penalty, len(self._data.classes))
+        key = (self._positions.tobytes(), penalty)
+        if key not in self._fits:
+            classes = len(self._data.classes)
+            self._fits[key] = fit_logistic_regression(self._features, self._targets, self._weights, penalty, classes)
+        weight, bias = self._fits[key]
         with torch.no_grad():
             self._probe.classifier.weight.copy_(torch.from_numpy(weight))
             self._probe.classifier.bias.copy_(torch.from_numpy(bias))

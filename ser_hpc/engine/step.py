@@ -45,7 +45,7 @@ def accumulate_gradients(
     try:
         of_step = objective.begin_step(strategy.forward, batches, clips, seed, world)
         for turn, batch in enumerate(batches, start=1):
-            torch.manual_seed(mix_seed(*seed, batch.number))
+            _seed_dropout(mix_seed(*seed, batch.number), device)
             last = turn == len(batches)
             losses = _forward_backward(strategy, objective, batch, of_step, device, last=last)
             if len(batch.rows):  # else a filler
@@ -60,6 +60,13 @@ def accumulate_gradients(
         print(str(error).partition("\n")[0], file=sys.stderr, flush=True)
     strategy.join_pending_collectives()  # here, where the error no longer holds what it ran out of
     return None
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed what draws on `device`. On a CPU its generator alone: torch would note for all GPUs, with a stack, what they missed,
+    which takes as long as a small head's forward pass."""
+    generator = torch.default_generator if device.type == "cpu" else torch
+    generator.manual_seed(seed)
 
 
 def _forward_backward(

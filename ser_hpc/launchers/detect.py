@@ -76,20 +76,23 @@ def choose_launcher(kind: Literal["auto", "slurm", "local"]) -> tuple[Literal["s
     )
 
 
-def describe_machine(cluster: ClusterSettings, num_trials: int | None = None) -> Machine:
-    """Divide this machine among as many trials as fit, or just `num_trials` of them.
+def describe_machine(cluster: ClusterSettings, num_trials: int | None = None, *, in_turn: bool = False) -> Machine:
+    """Divide this machine among as many trials as fit, or just `num_trials` of them at the same time.
+
+    `in_turn`: trials are small, and a slot takes one after another: on a CPU each has one rank. How many threads it has, and so
+    how it rounds, does not depend on how many trials are left.
 
     Raises UserError if one trial asks for more than there is.
     """
     share, gpus = cores.process_share(os.environ), _gpus()
     if cluster.nodes > 1:
         raise UserError(f"cluster.nodes is {cluster.nodes}, but trials on this machine have one node; set cluster.nodes=1")
-    ranks = cluster.gpus_per_node or (1 if gpus else min(2, share.cores))
+    ranks = cluster.gpus_per_node or (1 if gpus or in_turn else min(2, share.cores))
     have, what = (len(gpus), "GPUs") if gpus else (share.cores, "cores")
     if ranks > have and gpus:
         raise UserError(f"cluster.gpus_per_node is {ranks}, but this machine has {have} {what}")
     slots = max(1, have // ranks) * (cluster.trials_per_gpu if gpus else 1)
-    slots = num_trials or min(slots, cluster.max_parallel_trials or slots)
+    slots = min(slots, cluster.max_parallel_trials or slots) if in_turn or not num_trials else num_trials
     threads, reason = cores.choose_num_threads(os.environ, share, slots * ranks)
     return Machine(share.cores, gpus, slots, ranks, threads, reason)
 

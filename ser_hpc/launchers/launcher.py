@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from ser_hpc.config.cluster import ClusterSettings
+from ser_hpc.config.settings import Settings
 from ser_hpc.launchers.job_state import JobState
+from ser_hpc.run import snapshot
 from ser_hpc.run.experiment import Experiment
 from ser_hpc.run.run_dir import RunDir, Trial
 
@@ -48,6 +50,14 @@ class Batch:
     @property
     def run(self) -> RunDir:
         return self.experiment.run
+
+    @property
+    def settings(self) -> Settings:
+        """Return the experiment's settings, as far as the code that the trials run knows them."""
+        settings = self.experiment.settings
+        if snapshot.trains_in_turn(self.run, self.environment.get("SER_HPC_CODE")):
+            return settings
+        return settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"trials_per_job": 1})})
 
     def command(self, trial: Trial) -> list[str]:
         """Return the words of the command that runs a trial on one rank (several: under srun or torchrun); see `ser_hpc.train`

@@ -13,7 +13,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
@@ -38,18 +39,29 @@ _GRACE_S = 60.0
 
 @dataclass(slots=True)
 class LocalJob:
-    """One trial's ranks. `started`: epoch seconds; `exit_code`: None while they run, then a failure's, or 0; `mark`: the file
-    that they write into when the trial comes further than ever; `came_further`: whether they had, at the end."""
+    """The ranks of a trial, or of several that they train one after another.
 
-    trial: Trial
+    `started`: epoch seconds; `exit_code`: None while they run, then a failure's, or 0; `marks`: how the names of files begin
+    that they write into about each trial (`start_marks`). Of the trials: `begun`; `came_further` than ever; `codes`, the exit
+    codes of those that have ended.
+    """
+
+    trials: tuple[Trial, ...]
     slot: int
     processes: list[RankProcess]
     log: IO[bytes]
     started: float
     exit_code: int | None = None
-    mark: Path | None = None
-    came_further: bool = False
+    codes: dict[Trial, int] = field(default_factory=dict)
+    marks: Path = Path("none")
+    begun: set[Trial] = field(default_factory=set)
+    came_further: set[Trial] = field(default_factory=set)
     stop_requested: bool = False
+
+    @property
+    def current(self) -> Trial:
+        """Return the trial that is under way, or is next; the last, if all have ended."""
+        return next((trial for trial in self.trials if trial not in self.codes), self.trials[-1])
 
     def poll(self) -> int | None:
         """Return the job's exit code, None while it runs; when one rank has failed, kill the others."""
@@ -58,15 +70,35 @@ class LocalJob:
         if failed is not None and not self.stop_requested:
             self.kill()  # its fellows would wait for it in a collective
             codes = [process.poll() for process in self.processes]
+        self._read_marks()
         if all(code is not None for code in codes):
             self.exit_code = CANNOT_GO_ON if CANNOT_GO_ON in codes else failed or 0
+            # What ended them befell the trial under way; none, where it is between two of them.
+            if self.current not in self.codes and (self.current in self.begun or not self.codes):
+                self.codes[self.current] = self.exit_code
             self.log.close()
-            if self.mark is not None and self.mark.exists():
-                self.came_further = self.mark.stat().st_size > 0
-                self.mark.unlink()
-            if self.came_further:
-                start_marks.mark_progress()  # where this is a job of several trials, its batch script is told as well
+            self._remove_marks()
         return self.exit_code
+
+    def _read_marks(self) -> None:
+        """Take in what the ranks have written about each trial."""
+        for trial in self.trials:
+            mark, final = self._files(trial)
+            with suppress(OSError):
+                further = mark.stat().st_size > 0
+                self.begun.add(trial)
+                if further and trial not in self.came_further:
+                    self.came_further.add(trial)
+                    start_marks.mark_progress()  # where this is a job of several trials, its batch script is told as well
+            with suppress(OSError, ValueError):
+                self.codes[trial] = int(final.read_text(encoding="utf-8"))
+
+    def _files(self, trial: Trial) -> tuple[Path, Path]:
+        return Path(start_marks.of_trial(f"{self.marks}.mark", trial)), Path(start_marks.of_trial(f"{self.marks}.final", trial))
+
+    def _remove_marks(self) -> None:
+        for path in self.marks.parent.glob(f"{self.marks.name}.*"):
+            path.unlink(missing_ok=True)
 
     def request_stop(self) -> None:
         self.stop_requested = True
@@ -92,11 +124,14 @@ def run_trials(
     environment: Mapping[str, str] | None = None,
     *,
     alone: bool = True,
+    per_job: int = 1,
     max_starts: int = 3,
     report: Callable[[str], None] = _print_line,
 ) -> dict[Trial, int]:
     """Run every trial, as many at a time as there are slots; returns their exit codes. `on_poll` sees each trial's last job.
 
+    `per_job`: of so many trials at most that wait, a slot's processes train one after another; 1: each has processes of its
+    own.
     What was killed, or failed in a way that another attempt may get over, is started again, until `max_starts` starts in a row
     have come no further: then its exit code is CANNOT_GO_ON. After one failed for a reason that all share, no other is started,
     and those have no exit code. `environment`: more variables.
@@ -105,14 +140,14 @@ def run_trials(
 
     Raises UserError if another launcher runs trials of this run, KeyboardInterrupt after everything is ended.
     """
-    waiting, free = list(trials), list(range(machine.slots))
+    waiting, free = _deal(trials, machine.slots, per_job), list(range(machine.slots))
     jobs: list[LocalJob] = []
     in_vain: dict[Trial, int] = {}  # starts in a row
     more = {"SER_HPC_LAUNCH": uuid.uuid4().hex, **(environment or {})}
     with (
         only_launcher(run, trials) if alone else nullcontext(),
         _counted_signals() as signals,
-        _rank_starter(run, machine, more, len(trials)) as ranks,
+        _rank_starter(run, machine, more, len(waiting)) as ranks,
     ):
         try:
             while waiting or any(job.exit_code is None for job in jobs):
@@ -124,20 +159,43 @@ def run_trials(
                 for job in [job for job in jobs if job.exit_code is None]:
                     if job.poll() is not None:
                         free.append(job.slot)
-                        in_vain[job.trial] = 0 if job.came_further else in_vain.get(job.trial, 0) + 1
-                        if job.exit_code not in FINAL and in_vain[job.trial] >= max_starts:
-                            reason = _failure_reason(run, job)
-                            report(f"{job.trial}: given up after {max_starts} starts in a row without a new step: {reason}")
-                            job.exit_code = CANNOT_GO_ON
-                        if job.exit_code not in FINAL:
-                            waiting.insert(0, job.trial)
-                            jobs.remove(job)
-                        elif job.exit_code == CANNOT_GO_ON and _fails_for_all(run.trial(job.trial)):
+                        again = _unfinished(run, job, in_vain, max_starts, report)
+                        if any(_fails_for_all(run.trial(trial)) for trial in job.codes if job.codes[trial] == CANNOT_GO_ON):
                             waiting.clear()
+                        elif again:
+                            waiting.insert(0, again)
+                            job.trials = tuple(trial for trial in job.trials if trial not in again)
                 on_poll(jobs)
         finally:
             _stop([job for job in jobs if job.exit_code is None], signals, report)
-    return {job.trial: job.exit_code or 0 for job in jobs}
+    return {trial: code for job in jobs for trial, code in job.codes.items()}
+
+
+def _deal(trials: Sequence[Trial], slots: int, per_job: int) -> list[tuple[Trial, ...]]:
+    """Divide trials into those of each job, as evenly as can be, over all slots; the seeds of a fold to one, if they fit: what
+    their process has found out about the fold once it need not again."""
+    if per_job == 1:
+        return [(trial,) for trial in trials]
+    count = min(len(trials), max(slots, -(-len(trials) // per_job)))
+    by_fold = sorted(trials, key=lambda trial: trial.fold)
+    bounds = [len(trials) * number // count for number in range(count + 1)]
+    jobs = [set(by_fold[start:end]) for start, end in pairwise(bounds)]
+    return [tuple(trial for trial in trials if trial in job) for job in jobs]
+
+
+def _unfinished(
+    run: RunDir, job: LocalJob, in_vain: dict[Trial, int], max_starts: int, report: Callable[[str], None]
+) -> tuple[Trial, ...]:
+    """Return which trials of a job that has ended are to be started again, and drop their exit codes; give up on one that
+    makes no progress."""
+    for trial, code in job.codes.items():
+        in_vain[trial] = 0 if trial in job.came_further else in_vain.get(trial, 0) + 1
+        if code not in FINAL and in_vain[trial] >= max_starts:
+            reason = _failure_reason(run, trial, code)
+            report(f"{trial}: given up after {max_starts} starts in a row without a new step: {reason}")
+            job.codes[trial] = CANNOT_GO_ON
+    job.codes = {trial: code for trial, code in job.codes.items() if code in FINAL}
+    return tuple(trial for trial in job.trials if trial not in job.codes)
 
 
 def _fails_for_all(place: TrialDir) -> bool:
@@ -156,7 +214,9 @@ def _stop(running: list[LocalJob], signals: Sequence[int], report: Callable[[str
             if reported < max(1, len(signals)):
                 reported = max(1, len(signals))
                 with suppress(OSError):  # nobody listens any more
-                    report(f"{message}: {listed([job.trial for job in running])}; what is not done in {left:.0f} s is killed.")
+                    report(
+                        f"{message}: {listed([job.current for job in running])}; what is not done in {left:.0f} s is killed."
+                    )
                 message = "Ranks are still saving"
             time.sleep(_POLL_S)
             running = [job for job in running if job.poll() is None]
@@ -166,10 +226,10 @@ def _stop(running: list[LocalJob], signals: Sequence[int], report: Callable[[str
             job.poll()
 
 
-def _failure_reason(run: RunDir, job: LocalJob) -> str:
-    attempt = run.trial(job.trial).newest
+def _failure_reason(run: RunDir, trial: Trial, code: int) -> str:
+    attempt = run.trial(trial).newest
     error = read_end(attempt).error if attempt is not None else None
-    return error or f"exit code {job.exit_code}; see {log_path(run, job.trial)}"
+    return error or f"exit code {code}; see {log_path(run, trial)}"
 
 
 def log_path(run: RunDir, trial: Trial) -> Path:
@@ -177,7 +237,7 @@ def log_path(run: RunDir, trial: Trial) -> Path:
     return run.jobs / f"seed_{trial.seed}-fold_{trial.fold}.log"
 
 
-def _rank_starter(run: RunDir, machine: Machine, more: Mapping[str, str], num_trials: int) -> RankStarter:
+def _rank_starter(run: RunDir, machine: Machine, more: Mapping[str, str], num_jobs: int) -> RankStarter:
     """Make what starts the ranks: warm, if there are several of them. `more`: variables beside what is inherited."""
     inherited = {name: value for name, value in os.environ.items() if name not in (*LAUNCHER_VARIABLES, start_marks.FINAL_LINE)}
     environment = {**inherited, **more} | {
@@ -189,27 +249,33 @@ def _rank_starter(run: RunDir, machine: Machine, more: Mapping[str, str], num_tr
     }
     prepare_allocator(environment)
     libraries: Sequence[str] = ()
-    if num_trials * machine.ranks > 1:
+    if num_jobs * machine.ranks > 1:
         with suppress(UserError):  # the trials will say it
             libraries = libraries_of(load_run_settings(run.settings))
     return RankStarter(libraries, environment, about=str(run.path))
 
 
-def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, ranks: RankStarter) -> LocalJob:
+def _start(run: RunDir, trials: tuple[Trial, ...], slot: int, machine: Machine, ranks: RankStarter) -> LocalJob:
     run.jobs.mkdir(parents=True, exist_ok=True)
-    log = log_path(run, trial).open("ab")
-    arguments = ["--run-dir", str(run.path), "--fold", str(trial.fold), "--seed", str(trial.seed)]
+    first, *others = trials
+    log = log_path(run, first).open("ab")  # of several trials, what is said of each goes to its own
+    which = ["--trial", *(f"{trial.seed}:{trial.fold}" for trial in trials)]
+    if not others:  # as earlier versions of the run's code know it
+        which = ["--fold", str(first.fold), "--seed", str(first.seed)]
     start = uuid.uuid4().hex
-    mark = run.jobs / f".mark-{start}"
-    own = {"SER_HPC_START": start, start_marks.MARK: str(mark), "SER_HPC_LOG": str(log_path(run, trial))}
+    marks = run.jobs / f".{start}"
+    files = {start_marks.MARK: f"{marks}.mark", start_marks.FINAL_LINE: f"{marks}.final"}
+    if not others:
+        files = {name: start_marks.of_trial(path, first) for name, path in files.items()}
+    own = {"SER_HPC_START": start, "SER_HPC_LOG": str(log_path(run, first)), **files}
     if machine.gpus:
-        first = slot % (len(machine.gpus) // machine.ranks) * machine.ranks
-        own["CUDA_VISIBLE_DEVICES"] = ",".join(machine.gpus[first : first + machine.ranks])
-    job = LocalJob(trial, slot, [], log, time.time(), mark=mark)
+        gpu = slot % (len(machine.gpus) // machine.ranks) * machine.ranks
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(machine.gpus[gpu : gpu + machine.ranks])
+    job = LocalJob(trials, slot, [], log, time.time(), marks=marks)
     try:
         for rank in range(machine.ranks):
             of_rank = own | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            job.processes.append(ranks.start("ser_hpc.train", arguments, of_rank, log))
+            job.processes.append(ranks.start("ser_hpc.train", ["--run-dir", str(run.path), *which], of_rank, log))
     except BaseException:
         job.kill()
         raise

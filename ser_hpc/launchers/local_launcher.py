@@ -38,18 +38,22 @@ class LocalLauncher(ForegroundLauncher):
         return bool(describe_machine(cluster).gpus)
 
     def show(self, experiment: Experiment, todo: Sequence[Trial], out: Console) -> bool:
-        out.print(f"  here: {describe_machine(experiment.settings.cluster).description()}")
+        in_turn = experiment.settings.trains_in_turn
+        machine = describe_machine(experiment.settings.cluster, in_turn=in_turn)
+        each = "; each process trains several, one after another" * in_turn
+        out.print(f"  here: {machine.description()}{each}")
         out.print(f"then\n  python -m ser_hpc.report {shlex.quote(str(experiment.run.path))}", soft_wrap=True)
         return True
 
     def run(self, batch: Batch) -> None:
-        run, todo, out, cluster = batch.run, batch.todo, batch.out, batch.experiment.settings.cluster
-        machine = describe_machine(cluster)
+        run, todo, out, settings = batch.run, batch.todo, batch.out, batch.settings
+        cluster, in_turn = settings.cluster, settings.trains_in_turn
+        machine, per_job = describe_machine(cluster, in_turn=in_turn), settings.trials_per_job if in_turn else 1
         out.print(machine.description() + ".")
         try:
             with self._watch(run, todo, out) as watch:
                 most = cluster.max_starts_without_progress
-                codes = run_trials(run, todo, machine, watch, batch.environment, alone=False, max_starts=most)
+                codes = run_trials(run, todo, machine, watch, batch.environment, alone=False, per_job=per_job, max_starts=most)
         except KeyboardInterrupt:
             out.print(f"Interrupted; what was trained is saved in {run.path}. The same command goes on from there.")
             raise

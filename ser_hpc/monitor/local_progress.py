@@ -41,9 +41,9 @@ class _Bars:
         self._run, self._progress, self._tasks = run, progress, tasks
 
     def __call__(self, jobs: Sequence[LocalJob]) -> None:
-        for job in jobs:
-            heartbeat = _read(self._run, job)
-            self._progress.update(self._tasks[job.trial], completed=_part_done(heartbeat), text=_describe(heartbeat))
+        for job, trial in _under_way(jobs):
+            heartbeat = _read(self._run, job, trial)
+            self._progress.update(self._tasks[trial], completed=_part_done(heartbeat), text=_describe(heartbeat))
 
 
 class _Lines:
@@ -54,27 +54,33 @@ class _Lines:
         self._printed: dict[Trial, tuple[float, str, str]] = {}
 
     def __call__(self, jobs: Sequence[LocalJob]) -> None:
-        for job in jobs:
-            heartbeat = _read(self._run, job)
-            when, state, before = self._printed.get(job.trial, (0.0, "", ""))
+        for job, trial in _under_way(jobs):
+            heartbeat = _read(self._run, job, trial)
+            when, state, before = self._printed.get(trial, (0.0, "", ""))
             text, now = _describe(heartbeat), time.monotonic()
-            going_on = job.exit_code is None and now - when > _LINE_EVERY_S and text != before
+            going_on = trial not in job.codes and now - when > _LINE_EVERY_S and text != before
             if heartbeat["state"] != state or going_on:
                 clock = time.strftime("%H:%M:%S")
-                self._console.print(f"{clock}  {job.trial}  {_part_done(heartbeat):4.0%}  {text}", soft_wrap=True)
-                self._printed[job.trial] = (now, heartbeat["state"], text)
+                self._console.print(f"{clock}  {trial}  {_part_done(heartbeat):4.0%}  {text}", soft_wrap=True)
+                self._printed[trial] = (now, heartbeat["state"], text)
 
 
-def _read(run: RunDir, job: LocalJob) -> dict[str, Any]:
+def _under_way(jobs: Sequence[LocalJob]) -> Iterator[tuple[LocalJob, Trial]]:
+    """Yield the trials that have been come to; of those of a job the others wait for their turn."""
+    for job in jobs:
+        yield from ((job, trial) for trial in job.trials if trial in job.begun | job.codes.keys() or trial == job.current)
+
+
+def _read(run: RunDir, job: LocalJob, trial: Trial) -> dict[str, Any]:
     """Read the trial's heartbeat, overruled by how its processes ended."""
-    attempt = run.trial(job.trial).current
+    attempt = run.trial(trial).current
     try:
         heartbeat: dict[str, Any] = json.loads(attempt.progress.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         heartbeat = {"state": "starting"}
     if heartbeat.get("updated", 0.0) < job.started:
         heartbeat = {"state": "starting"}  # the heartbeat was an earlier attempt's
-    if heartbeat["state"] == "failed" or (job.exit_code and heartbeat["state"] != "stopped"):
+    if heartbeat["state"] == "failed" or (job.codes.get(trial) and heartbeat["state"] != "stopped"):
         heartbeat |= {"state": "failed", "error": read_end(attempt).error or "see its log"}
     return heartbeat
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -102,7 +102,15 @@ def read_status(
             replace(status, state="waiting", reason="for the trials that run here") if status.state == "not started" else status
             for status in statuses
         ]
-    return tuple(statuses)
+    return tuple(_wait_for_turns(statuses))
+
+
+def _wait_for_turns(statuses: Sequence[TrialStatus]) -> Iterator[TrialStatus]:
+    """Say of trials that wait for others of their job, which trains one after another, neither that they start nor are lost."""
+    at_work = {status.job.job for status in statuses if status.job and status.state in RUNNING and not status.is_untried}
+    for status in statuses:
+        waits = status.job is not None and status.job.job in at_work and status.is_untried and status.has_job
+        yield replace(status, state="waiting", reason="for other trials of its job", error=None) if waits else status
 
 
 def failed_nodes(run: RunDir, statuses: Iterable[TrialStatus]) -> tuple[str, ...]:

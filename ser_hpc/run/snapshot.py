@@ -111,6 +111,12 @@ def leaves_marks(run: RunDir, digest: str | None) -> bool:
     return digest is None or not path.is_dir() or any(path.rglob(Path(start_marks.__file__).name))
 
 
+def trains_in_turn(run: RunDir, digest: str | None) -> bool:
+    """Tell whether one process of the run's code of that digest can train several trials: not in earlier versions."""
+    path = run.code / (digest or "")
+    return digest is None or not path.is_dir() or any(path.rglob("frozen_encoder.py"))
+
+
 def digests_used(run: RunDir, attempts: Iterable[TrainedAttempt] | None = None) -> dict[str, list[Trial]]:
     """Return the trials that each code has run, by its digest; the code that was started last comes first.
 

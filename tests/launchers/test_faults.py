@@ -411,6 +411,37 @@ def test_several_trials_share_a_job(slurm: Cluster, base: Path) -> None:
 
 
 @pytest.mark.faults
+def test_heads_on_cached_features_share_a_job_one_after_another(slurm: Cluster, base: Path) -> None:
+    """Eight trials in one job, without being asked to; preempted in the middle of one: that one goes on, those before it stay,
+    the others begin; they end as when each has a process of its own."""
+    model = ["model.weights=null", f"model.config={wav2vec2()}", "model.head.projection=16", "model.freeze=encoder"]
+    shards = packed_tones(base, 4, 4)
+    common = [f"data.shards={shards}", *model, "train.epochs=12", "train.lr=1e-3", "train.checkpoint_minutes=0.0001", "seeds=2"]
+    alone = write_run(experiment.prepare_experiment(load_settings(None, [*common, f"run.root={base / 'heads-alone'}"])))
+    root = base / "heads"
+    where = ["--partition", "gpu", "--gpus-per-node", "1", *common, f"run.root={root}"]
+    assert "8 trials share 1 job, one after another." in launch(slurm, *where, "--dry-run").stdout
+    result = launch(slurm, *where)
+    assert result.returncode == 0 and "8 trials in 1 job" in result.stdout, result.stdout + result.stderr
+    (path,) = root.glob("ser-*")
+    run = RunDir(path)
+    jobs, trials = newest_jobs(run), run.trials()
+    again = launch(slurm, *where)
+    assert "8 trials are queued or running already, and are left alone" in again.stdout, again.stdout
+    wait_for_step(run.trial(trials[2]), 3)
+    preempt(slurm, run.trial(trials[2]), own_signal=True)
+    assert set(slurm.wait(jobs, timeout_s=900).values()) == {"COMPLETED"}, log_of(run)
+    attempts = [len(run.trial(trial).attempts) for trial in trials]
+    assert sorted(attempts) == [1] * 7 + [2] and attempts[:2] == [1, 1]  # a busy machine may have come further meanwhile
+    hit = attempts.index(2)
+    assert read_end(run.trial(trials[hit]).attempts[0]).outcome == "stopped"
+    few = [trials[hit - 1], trials[hit]]
+    assert set(run_here(alone, *few).values()) == {0}
+    for trial in few:
+        same(run.trial(trial), alone.trial(trial))
+
+
+@pytest.mark.faults
 def test_the_sbatch_script_alone(slurm: Cluster, base: Path, tmp_path: Path) -> None:
     """Without submitit: the tasks plan under a lock, train, start again when requeued, and the last one reports it all."""
     root = base / "sbatch"

@@ -114,3 +114,54 @@ def test_a_rank_that_cannot_be_started_leaves_no_fellow(ranks: Path, monkeypatch
     with pytest.raises(BlockingIOError):
         local.run_trials(RunDir(ranks), TWO, machine, lambda jobs: None)
     assert started[0].returncode == -signal.SIGKILL
+
+
+# Ranks that train what they are given one after another; {fate} befalls the second trial.
+IN_TURN = """#!/bin/sh
+touch $SER_HPC_MARK
+while [ "$1" != --trial ]; do shift; done
+shift
+for trial in "$@"; do
+  name=$(echo $trial | tr : -)
+  echo $trial >>{folder}/begun
+  touch $SER_HPC_MARK-$name
+  [ $trial != 0:1 ] || {fate}
+  echo further >$SER_HPC_MARK-$name
+  echo 0 >$SER_HPC_FINAL-$name
+done
+"""
+FATES = {
+    "killed": ("kill -9 $$", 2, 3),  # exit code; how often it begins
+    "a mistake": ("{ echo 2 >$SER_HPC_FINAL-$name; exit 2; }", 2, 1),
+    "superseded": ("{ echo 3 >$SER_HPC_FINAL-$name; exit 3; }", 3, 1),
+    "stopped once": ("[ -e $0.once ] || { touch $0.once; echo further >$SER_HPC_MARK-$name; exit 75; }", 0, 2),
+}
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_what_befalls_one_of_several_trials_is_counted_for_it_alone(
+    fate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The finished are not begun again, the others begin once, and only the one under way is given up."""
+    what, code, starts = FATES[fate]
+    script = tmp_path / "rank"
+    script.write_text(IN_TURN.format(folder=tmp_path, fate=what))
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(local, "_POLL_S", 0.02)
+    machine, said, trials = Machine(cores=1, gpus=(), slots=1, ranks=1, threads=1), [], [Trial(0, fold) for fold in range(4)]
+    codes = local.run_trials(RunDir(tmp_path), trials, machine, lambda jobs: None, per_job=4, report=said.append)
+    assert codes == dict.fromkeys(trials, 0) | {trials[1]: code}
+    begun = (tmp_path / "begun").read_text().split()
+    assert [begun.count(f"0:{fold}") for fold in range(4)] == [1, starts, 1, 1]
+    assert [line.partition(":")[0] for line in said] == ["seed 0 fold 1"] * (fate == "killed")
+    assert not list((tmp_path / "jobs").glob(".*"))
+
+
+def test_trials_are_dealt_evenly_and_a_folds_seeds_to_one_job() -> None:
+    trials = [Trial(seed, fold) for seed in range(3) for fold in range(5)]
+    for slots, per_job, sizes in [(2, 32, [7, 8]), (1, 4, [3, 4, 4, 4]), (64, 32, [1] * 15), (2, 1, [1] * 15)]:
+        jobs = local._deal(trials, slots, per_job)
+        assert sorted(map(len, jobs)) == sizes and sorted(trial for job in jobs for trial in job) == trials
+        assert all(list(job) == sorted(job) for job in jobs)
+    assert sum(len({trial.fold for trial in job}) for job in local._deal(trials, 2, 32)) == 6

@@ -26,7 +26,7 @@ def test_in_a_log_every_line_is_new_and_has_its_time(
     """Two minutes of starting are one line, not eight."""
     run, clock = RunDir(tmp_path), iter(range(0, 10**6, 5))
     attempt = run.trial(TRIAL).claim()
-    job = LocalJob(TRIAL, 0, [], SimpleNamespace(close=lambda: None), 1.0)  # type: ignore[arg-type]
+    job = LocalJob((TRIAL,), 0, [], SimpleNamespace(close=lambda: None), 1.0)  # type: ignore[arg-type]
     monkeypatch.setattr(local_progress.time, "monotonic", lambda: float(next(clock)))
     told = {"state": "training", "epochs": 10, "steps": 100, "seconds_left": 100.0, "updated": 9.0}
     with local_progress.show_progress(run, [TRIAL], cli.make_console()) as look:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from made_run import MadeRun, queue, slurm, states, told
 
 from ser_hpc import status
 from ser_hpc.core.atomic_io import write_text
+from ser_hpc.launchers.slurm.submissions import Submission, record_submission
 
 
 @pytest.fixture
@@ -137,3 +139,18 @@ def test_exit_codes_in_words(
     made.submit()
     slurm(monkeypatch, squeue=queue(f"0 FAILED NonZeroExitCode n1 0:01 0 {status_of_it}"), sacct="")
     assert words in told(made, capsys)[1][0]["why"]
+
+
+def test_what_waits_for_others_of_its_job_is_not_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five trials of one job, one after another: it has run for longer than a trial may be silent."""
+    made = MadeRun(tmp_path / "x", seeds=1)
+    elements = {0: tuple(made.trials)}
+    record_submission(made.run, Submission("trials", "ser-x", time.time() - 7200, elements, job="123", user=0))
+    made.attempt(1, began=90, until=50, end="done", job=False)
+    made.attempt(2, began=50, job=False)
+    slurm(monkeypatch, squeue=queue("0 RUNNING None n1 1:40:00 0"))
+    code, trials = told(made, capsys)
+    assert code == 0 and [trial["state"] for trial in trials] == ["done", "running", "waiting", "waiting", "waiting"]
+    assert trials[2]["why"] == "for other trials of its job" and trials[2]["error"] is None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ser_hpc.config import schema
 from ser_hpc.config.cluster import ClusterSettings
+from ser_hpc.config.settings import Settings
 from ser_hpc.core.errors import UserError, counted
 from ser_hpc.launchers.estimate import estimate_cost
 from ser_hpc.launchers.launcher import Batch
@@ -23,12 +24,13 @@ _OF_A_SITE = {"profile", "kind", "scratch", "partitions"}  # settings that shape
 @dataclass(frozen=True, slots=True)
 class Offer:
     """What of a batch the queue has room for now: the first `fit` of its `groups` of trials that share a job, in arrays of
-    `size` at most. `cluster`: with the type of GPU that was chosen."""
+    `size` at most. `cluster`: with the type of GPU that was chosen; `shared`: whether jobs hold several trials."""
 
     cluster: ClusterSettings
     groups: Sequence[Sequence[Trial]]
     fit: int
     size: int
+    shared: bool
 
 
 def check_offer(batch: Batch, *, own_test: bool = True) -> tuple[Offer, list[str]]:
@@ -40,17 +42,23 @@ def check_offer(batch: Batch, *, own_test: bool = True) -> tuple[Offer, list[str
     """
     run, todo = batch.run, batch.todo
     cluster, notes = site_checks.choose_gpus(batch.experiment.settings.cluster)
-    groups = [todo[start : start + cluster.trials_per_gpu] for start in range(0, len(todo), cluster.trials_per_gpu)]
+    groups, shared = group_trials(batch.settings, todo), batch.settings.trials_per_job > 1
     fit = _fitting(cluster, len(groups))
     size = min(fit, user_limits.max_array_size() or fit)
     if size:
-        scripts = submit.batch_scripts(run, size, cluster, batch.environment)
+        scripts = submit.batch_scripts(run, size, cluster, batch.environment, shared=shared)
         needed = estimate_cost(batch.experiment, on_gpu=True).disk_peak
-        return Offer(cluster, groups, fit, size), [
+        return Offer(cluster, groups, fit, size, shared), [
             *notes,
             *site_checks.check_trial_jobs(cluster, run.path, needed, scripts, own_test=own_test),
         ]
-    return Offer(cluster, groups, fit, size), []
+    return Offer(cluster, groups, fit, size, shared), []
+
+
+def group_trials(settings: Settings, todo: Sequence[Trial]) -> list[Sequence[Trial]]:
+    """Divide trials into those that share a job."""
+    size = settings.trials_per_job
+    return [todo[start : start + size] for start in range(0, len(todo), size)]
 
 
 def enqueue_trials(batch: Batch, offer: Offer) -> list[Trial]:
@@ -63,9 +71,7 @@ def enqueue_trials(batch: Batch, offer: Offer) -> list[Trial]:
     queued = {trial for submission in made for trial in submission.trials}
     left = [trial for trial in batch.todo if trial not in queued]
     if made:
-        what = counted(len(queued), "trial") + (
-            f" in {counted(sum(len(m.elements) for m in made), 'job')}" * (offer.cluster.trials_per_gpu > 1)
-        )
+        what = counted(len(queued), "trial") + (f" in {counted(sum(len(m.elements) for m in made), 'job')}" * offer.shared)
         out.print(f"Submitted {what} as job {', '.join(str(submission.job) for submission in made)}.")
     if left:
         out.print(
@@ -119,7 +125,9 @@ def _arrays(batch: Batch, offer: Offer) -> list[Submission]:
     while start < len(groups):
         part = groups[start : start + size]
         try:
-            made.append(submit.submit_trials(batch.run, part, offer.cluster, batch.environment, _lock(batch)))
+            made.append(
+                submit.submit_trials(batch.run, part, offer.cluster, batch.environment, _lock(batch), shared=offer.shared)
+            )
             start += len(part)
         except RefusedError as error:
             if error.too_many and len(part) > 1:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ser_hpc.config.cluster import ClusterSettings
-from ser_hpc.core.errors import UserError, listed
+from ser_hpc.core.errors import UserError, counted, listed
 from ser_hpc.launchers.estimate import estimate_cost
 from ser_hpc.launchers.job_state import JobState
 from ser_hpc.launchers.launcher import Batch, Held, Launcher
@@ -37,13 +37,16 @@ class SlurmLauncher(Launcher):
 
     def show(self, experiment: Experiment, todo: Sequence[Trial], out: Console) -> bool:
         """Print the exact batch scripts and the site's verdict on them."""
-        run, cluster = experiment.run, experiment.settings.cluster
-        num_jobs = -(-len(todo) // cluster.trials_per_gpu)
+        run, settings = experiment.run, experiment.settings
+        num_jobs, shared = len(enqueue.group_trials(settings, todo)), settings.trials_per_job > 1
         if not num_jobs:
             return True
-        cluster, chosen = site_checks.choose_gpus(cluster)
+        if shared:
+            how = "one after another" if settings.trains_in_turn else "at the same time"
+            out.print(f"{counted(len(todo), 'trial')} share {counted(num_jobs, 'job')}, {how}.")
+        cluster, chosen = site_checks.choose_gpus(settings.cluster)
         environment = snapshot.snapshot_environment(snapshot.CodeSnapshot(run.code.resolve() / snapshot.present_digest()))
-        scripts = submit.batch_scripts(run, num_jobs, cluster, environment)
+        scripts = submit.batch_scripts(run, num_jobs, cluster, environment, shared=shared)
         for name, text in scripts:
             out.print(f"\n----- the batch script of the {name}")
             out.print(text, soft_wrap=True)

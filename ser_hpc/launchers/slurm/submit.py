@@ -1,6 +1,6 @@
 """Submit trials as a Slurm array, one task per rank under srun, and a report job after all of them; scripts are submitit's.
 
-Where several trials share a job (`trials_per_gpu`), it has one task, which runs them side by side as this machine would.
+Where several trials share a job (`trials_per_gpu`, `trials_per_job`), it has one task, which runs them as this machine would.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from ser_hpc.run.run_dir import RunDir, Trial
 REPORT_MIN, REPORT_MEM_GB = 20, 4
 
 
-def trial_parameters(cluster: ClusterSettings, setup: Sequence[str] = (), first: Sequence[str] = ()) -> dict[str, Any]:
+def trial_parameters(
+    cluster: ClusterSettings, setup: Sequence[str] = (), first: Sequence[str] = (), *, shared: bool = False
+) -> dict[str, Any]:
     """Return submitit's parameters of the trials' jobs; memory and CPUs always stated.
 
-    `first`, `setup`: shell lines before and after the profile's.
+    `first`, `setup`: shell lines before and after the profile's; `shared`: a job holds several trials.
     """
     ranks = max(1, gpus_per_node(cluster))
-    tasks = 1 if cluster.trials_per_gpu > 1 else ranks
+    tasks = 1 if shared else ranks
     cpus = cluster.cpus_per_gpu * ranks // tasks
     options, gpus = dict(cluster.sbatch), _gpus(cluster)
     if "gres" in gpus and (others := options.pop("gres", None)):
@@ -75,9 +77,10 @@ def gpus_per_node(cluster: ClusterSettings) -> int:
 
 
 def batch_scripts(
-    run: RunDir, num_jobs: int, cluster: ClusterSettings, environment: Mapping[str, str]
+    run: RunDir, num_jobs: int, cluster: ClusterSettings, environment: Mapping[str, str], *, shared: bool = False
 ) -> list[tuple[str, str]]:
-    """Return name and exact text of the batch scripts of `num_jobs` trials and of their report, as they are handed to sbatch.
+    """Return name and exact text of the batch scripts of `num_jobs` jobs of trials and of their report, as they are handed to
+    sbatch; `shared`: each job holds several trials.
 
     ARRAY_JOB_ID stands for the number that Slurm will give the trials' job, THE_MARK for what makes its names its own.
     Writes nothing.
@@ -85,21 +88,27 @@ def batch_scripts(
     here = RunDir(run.path.resolve())
     dependency = "afterany:ARRAY_JOB_ID"
     return [
-        ("trials", _trials_script(here, "THE_MARK", num_jobs, cluster, environment)),
+        ("trials", _trials_script(here, "THE_MARK", num_jobs, cluster, environment, shared=shared)),
         ("report", _report_script(here, "THE_MARK", dependency, cluster, environment)),
     ]
 
 
 def submit_trials(
-    run: RunDir, elements: Sequence[Sequence[Trial]], cluster: ClusterSettings, environment: Mapping[str, str], lock: int
+    run: RunDir,
+    elements: Sequence[Sequence[Trial]],
+    cluster: ClusterSettings,
+    environment: Mapping[str, str],
+    lock: int,
+    *,
+    shared: bool = False,
 ) -> Submission:
-    """Submit one array, an element for each group of trials that share a job; see `submit_once`.
+    """Submit one array, an element for each group of trials that share a job (if any do: `shared`); see `submit_once`.
 
     `environment`: variables under which the jobs' Python runs; `lock`: descriptor of the run's lock. Raises UserError.
     """
     here = RunDir(run.path.resolve())
     submission = _new_submission(here, "trials", cluster, environment, dict(enumerate(map(tuple, elements))))
-    script = _trials_script(here, str(submission.mark), len(elements), cluster, environment)
+    script = _trials_script(here, str(submission.mark), len(elements), cluster, environment, shared=shared)
     return submit_once(here, submission, script, lock)
 
 
@@ -140,16 +149,19 @@ def _name(run: RunDir, kind: str, mark: str) -> str:
     return f"{'ser' if kind == 'trials' else 'report'}-{run.path.name}-{mark}"
 
 
-def _trials_script(run: RunDir, mark: str, num_jobs: int, cluster: ClusterSettings, environment: Mapping[str, str]) -> str:
+def _trials_script(
+    run: RunDir, mark: str, num_jobs: int, cluster: ClusterSettings, environment: Mapping[str, str], *, shared: bool
+) -> str:
     folder = run.jobs / mark
     marks = snapshot.leaves_marks(run, environment.get("SER_HPC_CODE"))
     most = cluster.max_starts_without_progress
     again = requeue_script.requeue_lines(cluster.stop_before_end_s, run.jobs, max_starts=most, leaves_marks=marks)
     # The trap stands before the profile's lines: also one that leaves the shell is this node's fault.
-    values = trial_parameters(cluster, requeue_script.export_lines(environment), [*requeue_script.element(folder), again])
+    setup, first = requeue_script.export_lines(environment), [*requeue_script.element(folder), again]
+    values = trial_parameters(cluster, setup, first, shared=shared)
     executor = _executor(folder / "%a", _name(run, "trials", mark), cluster, values)
     executor.parameters["map_count"] = num_jobs
-    together = " --side-by-side" if cluster.trials_per_gpu > 1 else ""
+    together = " --side-by-side" * shared
     command = f"-u -m ser_hpc.train --run-dir {shlex.quote(str(run.path))}{together} --trial $ser_trials"
     return _script(executor, command)
 
