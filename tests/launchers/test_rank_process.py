@@ -118,14 +118,14 @@ def run(base: Path) -> RunDir:
 @pytest.fixture(scope="module")
 def warm(run: RunDir) -> Iterator[RankStarter]:
     """What starts the ranks of that run, with all libraries that it may import; shared: they take seconds."""
-    with local._rank_starter(run, MACHINE, {}, num_trials=2) as starter:
+    with local._rank_starter(run, MACHINE, {}, num_jobs=2) as starter:
         made_ready(starter)
         yield starter
 
 
 @pytest.fixture(scope="module")
 def cold(run: RunDir) -> RankStarter:
-    return local._rank_starter(run, MACHINE, {}, num_trials=1)
+    return local._rank_starter(run, MACHINE, {}, num_jobs=1)
 
 
 def until(true: Callable[[], object], seconds: float = 60) -> None:

@@ -145,7 +145,8 @@ def test_folds_are_the_unit_where_their_models_differ() -> None:
     good, bad = simulated(rng, 20), simulated(rng, 20)[:, :, :, [1, 2, 3, 0]]  # the latter is wrong where it was right
     mixed = np.where((folds < 2)[None, :, None, None], good, bad)
     assert intervals.uar_interval(mixed, folds).unit == "fold" and intervals.uar_interval(mixed, folds).num_units == 5
-    assert intervals.uar_interval(good, folds).unit == "speaker"
+    alike = [intervals.uar_interval(simulated(rng, 20), folds).unit for _ in range(100)]
+    assert alike.count("fold") < 40
     assert intervals.uar_interval(mixed, None).unit == "speaker", "where a speaker is tested in several folds"
     assert np.diff(bounds(mixed, folds)) > np.diff(bounds(mixed))
 

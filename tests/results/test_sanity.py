@@ -72,7 +72,7 @@ def test_a_good_run_raises_no_alarm(make_run: MakeRun) -> None:
 
 def test_a_class_that_nobody_spoke_need_not_be_predicted() -> None:
     confusion = np.array([[3, 1, 0], [1, 3, 0], [0, 0, 0]])
-    assert sanity_warnings([], {Trial(0, 0): confusion}, ["a", "b", "c"]) == []
+    assert sanity_warnings([], {Trial(0, 0): 3 * confusion}, ["a", "b", "c"]) == []
 
 
 def test_what_was_trained_on_what_and_how_long(make_run: MakeRun) -> None:
