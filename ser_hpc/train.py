@@ -18,7 +18,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -32,7 +32,7 @@ from ser_hpc.engine.fault.preemption import StopFlag, Stopped, Superseded, stop_
 from ser_hpc.run import attempt as attempts
 from ser_hpc.run import start_marks
 from ser_hpc.run.attempt import CANNOT_GO_ON, FAILED, STOPPED, SUPERSEDED
-from ser_hpc.run.rank import Rank, rank_from_env, unconfirmed_ranks
+from ser_hpc.run.rank import Rank, prepare_allocator, rank_from_env, unconfirmed_ranks
 from ser_hpc.run.run_dir import AttemptDir, RunDir, Trial, TrialDir
 
 if TYPE_CHECKING:
@@ -204,13 +204,6 @@ def _leave(trial: Trial, mine: Sequence[AttemptDir], reason: str) -> None:
         attempts.end_attempt(attempt, "stopped")
     print(f"{trial} stopped before training began, while ranks gathered ({reason})", flush=True)
     os._exit(STOPPED)
-
-
-def prepare_allocator(environment: MutableMapping[str, str]) -> None:
-    """Make torch's GPU memory one piece that grows, without holes for other clip lengths; call it before torch is imported.
-    The user's own setting of the allocator stays."""
-    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
-        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def _check_node(experiment: Experiment, run: RunDir, rank: Rank) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,15 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from ser_hpc.config.load import load_run_settings
 from ser_hpc.core.awake_clock import awake_s
 from ser_hpc.core.cores import THREADS
-from ser_hpc.core.errors import listed
+from ser_hpc.core.errors import UserError, listed
 from ser_hpc.launchers.detect import Machine
 from ser_hpc.launchers.foreground import only_launcher
+from ser_hpc.launchers.rank_process import RankProcess, RankStarter, libraries_of
 from ser_hpc.run import start_marks
 from ser_hpc.run.attempt import CANNOT_GO_ON, SUPERSEDED
 from ser_hpc.run.attempt_end import read_end
-from ser_hpc.run.rank import LAUNCHER_VARIABLES
+from ser_hpc.run.rank import LAUNCHER_VARIABLES, prepare_allocator
 from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
 
 FINAL = (0, CANNOT_GO_ON, SUPERSEDED)  # exit codes after which a trial is not started again
@@ -43,7 +43,7 @@ class LocalJob:
 
     trial: Trial
     slot: int
-    processes: list[subprocess.Popen[bytes]]
+    processes: list[RankProcess]
     log: IO[bytes]
     started: float
     exit_code: int | None = None
@@ -109,11 +109,15 @@ def run_trials(
     jobs: list[LocalJob] = []
     in_vain: dict[Trial, int] = {}  # starts in a row
     more = {"SER_HPC_LAUNCH": uuid.uuid4().hex, **(environment or {})}
-    with only_launcher(run, trials) if alone else nullcontext(), _counted_signals() as signals:
+    with (
+        only_launcher(run, trials) if alone else nullcontext(),
+        _counted_signals() as signals,
+        _rank_starter(run, machine, more, len(trials)) as ranks,
+    ):
         try:
             while waiting or any(job.exit_code is None for job in jobs):
-                while waiting and free:
-                    jobs.append(_start(run, waiting.pop(0), free.pop(0), machine, more))
+                while waiting and free and ranks.is_ready():
+                    jobs.append(_start(run, waiting.pop(0), free.pop(0), machine, ranks))
                 time.sleep(_POLL_S)
                 if signals:
                     raise KeyboardInterrupt
@@ -173,44 +177,46 @@ def log_path(run: RunDir, trial: Trial) -> Path:
     return run.jobs / f"seed_{trial.seed}-fold_{trial.fold}.log"
 
 
-def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, more: Mapping[str, str]) -> LocalJob:
-    run.jobs.mkdir(parents=True, exist_ok=True)
-    log = log_path(run, trial).open("ab")
-    command = [sys.executable, "-m", "ser_hpc.train", "--run-dir", str(run.path), "--fold", str(trial.fold)]
+def _rank_starter(run: RunDir, machine: Machine, more: Mapping[str, str], num_trials: int) -> RankStarter:
+    """Make what starts the ranks: warm, if there are several of them. `more`: variables beside what is inherited."""
     inherited = {name: value for name, value in os.environ.items() if name not in (*LAUNCHER_VARIABLES, start_marks.FINAL_LINE)}
-    start = uuid.uuid4().hex
     environment = {**inherited, **more} | {
         "WORLD_SIZE": str(machine.ranks),
         "LOCAL_WORLD_SIZE": str(machine.ranks),
-        "SER_HPC_START": start,
-        start_marks.MARK: str(run.jobs / f".mark-{start}"),
         "SER_HPC_TRIALS_HERE": str(machine.slots),
-        "SER_HPC_LOG": str(log_path(run, trial)),
         THREADS: str(machine.threads),
         "PYTHONUNBUFFERED": "1",
     }
+    prepare_allocator(environment)
+    libraries: Sequence[str] = ()
+    if num_trials * machine.ranks > 1:
+        with suppress(UserError):  # the trials will say it
+            libraries = libraries_of(load_run_settings(run.settings))
+    return RankStarter(libraries, environment, about=str(run.path))
+
+
+def _start(run: RunDir, trial: Trial, slot: int, machine: Machine, ranks: RankStarter) -> LocalJob:
+    run.jobs.mkdir(parents=True, exist_ok=True)
+    log = log_path(run, trial).open("ab")
+    arguments = ["--run-dir", str(run.path), "--fold", str(trial.fold), "--seed", str(trial.seed)]
+    start = uuid.uuid4().hex
+    mark = run.jobs / f".mark-{start}"
+    own = {"SER_HPC_START": start, start_marks.MARK: str(mark), "SER_HPC_LOG": str(log_path(run, trial))}
     if machine.gpus:
         first = slot % (len(machine.gpus) // machine.ranks) * machine.ranks
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(machine.gpus[first : first + machine.ranks])
-    job = LocalJob(trial, slot, [], log, time.time(), mark=run.jobs / f".mark-{start}")
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(machine.gpus[first : first + machine.ranks])
+    job = LocalJob(trial, slot, [], log, time.time(), mark=mark)
     try:
         for rank in range(machine.ranks):
-            process = subprocess.Popen(
-                [*command, "--seed", str(trial.seed)],
-                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            job.processes.append(process)
+            of_rank = own | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            job.processes.append(ranks.start("ser_hpc.train", arguments, of_rank, log))
     except BaseException:
         job.kill()
         raise
     return job
 
 
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _signal(process: RankProcess, number: signal.Signals) -> None:
     """Signal the rank's whole session; it may have ended a moment ago."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)

@@ -7,7 +7,7 @@ too, are believed only beside the mark of a launcher that sets them all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from ser_hpc.core.errors import UserError
@@ -104,3 +104,10 @@ def submission_id(env: Mapping[str, str]) -> str | None:
     if "SLURM_ARRAY_JOB_ID" in env:
         return f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '0')}"
     return env.get("SLURM_JOB_ID")
+
+
+def prepare_allocator(environment: MutableMapping[str, str]) -> None:
+    """Make torch's GPU memory one piece that grows, without holes for other clip lengths; call it before torch is imported.
+    The user's own setting of the allocator stays."""
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
+        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"

@@ -14,8 +14,8 @@ from small import packed_tones, planned, train_on_ranks
 
 from ser_hpc.core.errors import UserError
 from ser_hpc.engine import gpu
+from ser_hpc.run.rank import prepare_allocator
 from ser_hpc.run.run_dir import Trial
-from ser_hpc.train import prepare_allocator
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ser_hpc.train import prepare_allocator
+from ser_hpc.run.rank import prepare_allocator
 
 if "torch" not in sys.modules:
     prepare_allocator(os.environ)  # as in training
