@@ -9,7 +9,6 @@ from collections import Counter
 import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
-from xdist.workermanage import WorkerController
 
 import ser_hpc  # noqa: F401  (before torch: gives a nameless user id the name that torch asks for)
 
