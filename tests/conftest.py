@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 import ser_hpc  # noqa: F401  (before torch: gives a nameless user id the name that torch asks for)
 
@@ -28,3 +30,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(f"not run here: {len(skipped)} tests", sep="-")
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"{count:5}  {reason}")
+
+
+class ByFile(LoadScopeScheduling):
+    """Deals out whole files, for a file's tests share what they train, in the order of `pytest_collection_modifyitems`; those
+    that need the test Slurm count as one file, for they share a cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::")[0]
+        return "slurm" if path.startswith("tests/launchers/") else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
+    return ByFile(config, log)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One for each core that this process may use, four at most, and one more, as tests of Slurm and of signals mostly wait."""
+    return min(len(os.sched_getaffinity(0)), 4) + 1

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from ranks import Started, warm_ranks
 
 from ser_hpc.config.load import load_settings
 from ser_hpc.corpora.utterance import Utterance
@@ -113,21 +112,16 @@ def planned(root: Path, shards: Path, *overrides: str, encoder: dict[str, Any] |
 def run_here(run: RunDir, *trials: Trial, ranks: int = 1) -> dict[Trial, int]:
     """The trials' exit codes, each trained by `ranks` processes, one trial at a time."""
     machine = Machine(cores=2, gpus=(), slots=1, ranks=ranks, threads=1)
-    return run_trials(run, trials or run.trials(), machine, lambda jobs: None)
+    with warm_ranks():
+        return run_trials(run, trials or run.trials(), machine, lambda jobs: None)
 
 
 def train_on_ranks(runs: Sequence[RunDir], ranks: int) -> None:
     """Trial (0, 0) of each run, one after another in the same processes: their start-up is paid once."""
-    environment = os.environ | {"WORLD_SIZE": str(ranks), "SER_HPC_START": uuid.uuid4().hex, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).parent / "engine" / "train_many.py"), *(str(run.path) for run in runs)]
+    environment = os.environ | {"WORLD_SIZE": str(ranks), "SER_HPC_START": uuid.uuid4().hex}
+    program = (Path(__file__).parent / "engine" / "train_many.py").read_text()
     processes = [
-        subprocess.Popen(
-            command,
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        Started("", [str(run.path) for run in runs], environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, program)
         for rank in range(ranks)
     ]
     outputs = [process.communicate(timeout=500)[0] for process in processes]

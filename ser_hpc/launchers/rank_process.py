@@ -24,7 +24,7 @@ from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.launchers import warm_process
 
 # What differs from rank to rank, and no library reads while it is imported; nor anything of ours.
-_OF_A_RANK = ("RANK", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")
+_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES")
 _OURS = "SER_HPC_"
 # With these, OpenMP binds the thread that loads it to a core: ranks would inherit that.
 _BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")

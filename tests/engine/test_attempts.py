@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import Started
 from small import packed_tones, planned, run_here
 from torch import nn
 
@@ -56,26 +57,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(
     run: RunDir, program: str | None = None, ranks: int = 1, late_s: float = 0.0, **environment: str
-) -> list[subprocess.Popen[str]]:
+) -> list[Started]:
     """`late_s`: so much later than the others rank 0 starts."""
-    command = ["-c", program] if program else ["-m", "ser_hpc.train"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "SER_HPC_START": "one"} | environment
+    environment = os.environ | {"WORLD_SIZE": str(ranks), "SER_HPC_START": "one"} | environment
     processes = []
     for rank in reversed(range(ranks)):
         time.sleep(0 if rank else late_s)
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *command, "--run-dir", str(run.path), "--fold", "0"],
-                env=environment | {"RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+        arguments = ["--run-dir", str(run.path), "--fold", "0"]
+        processes.append(Started("ser_hpc.train", arguments, environment | {"RANK": str(rank)}, program))
     return processes[::-1]
 
 
-def wait_for_checkpoint(trial: TrialDir, process: subprocess.Popen[str] | None = None) -> None:
+def wait_for_checkpoint(trial: TrialDir, process: Started | None = None) -> None:
     deadline = time.monotonic() + 120
     while not list(trial.path.glob("attempt_*/checkpoints/step_*.json")):
         assert time.monotonic() < deadline and (process is None or process.poll() is None), "no checkpoint came"

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ranks import Started
 from safetensors.torch import load_file
 from small import packed_tones, planned, run_here, wav2vec2
 from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
@@ -41,14 +38,11 @@ def uninterrupted(base: Path) -> TrialDir:
     return run.trial(TRIAL)
 
 
-def start(run: RunDir, program: str | None = None) -> subprocess.Popen[bytes]:
-    what = ["-c", program] if program else ["-m", "ser_hpc.train"]
-    command = [sys.executable, *what, "--run-dir", str(run.path), "--fold", "0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(run: RunDir, program: str | None = None) -> Started:
+    return Started("ser_hpc.train", ["--run-dir", str(run.path), "--fold", "0"], program=program)
 
 
-def wait_for_step(trial: TrialDir, step: int, process: subprocess.Popen[Any]) -> None:
+def wait_for_step(trial: TrialDir, step: int, process: Started) -> None:
     """Until a checkpoint of `step` or later is there."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:

@@ -1,0 +1,122 @@
+"""Start processes of the package in tests from warm ones of the session's own: importing torch in each would take 5 CPU seconds.
+
+The launcher's own way of doing so (`launchers.rank_process`), kept over several runs of trials. What is inherited differs from
+what a new process has in nothing that a test looks at; tests of a cold start itself start one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Self
+from unittest import mock
+
+from ser_hpc.core.cores import THREADS
+from ser_hpc.launchers import local, rank_process
+from ser_hpc.launchers.rank_process import RankProcess, RankStarter
+from ser_hpc.run.rank import prepare_allocator
+
+_MOST = 3  # warm processes of a session: each holds some 300 MB
+_LIBRARIES = (*rank_process._ALWAYS, *rank_process._TRANSFORMERS, *rank_process._PROBE, "torchaudio", "audiomentations")
+_OF_TESTS = ("PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID")
+_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+_starters: dict[frozenset[tuple[str, str]], RankStarter] = {}
+
+
+class _SharedStarter:
+    """A RankStarter that stays warm for the next one with such an environment."""
+
+    def __init__(self, libraries: Sequence[str], environment: Mapping[str, str], about: str) -> None:
+        self._own = {name: value for name, value in environment.items() if _is_own(name)}
+        shared = {name: value for name, value in environment.items() if not _is_own(name) and name not in _OF_TESTS}
+        key = frozenset(shared.items())
+        self._starter = _starters.pop(key, None) or RankStarter(_LIBRARIES, shared, "tests")
+        _starters[key] = self._starter  # the latest used stands last
+        if len(_starters) > _MOST:
+            _starters.pop(next(iter(_starters))).__exit__()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def is_ready(self) -> bool:
+        return self._starter.is_ready()
+
+    def start(self, module: str, arguments: Sequence[str], own: Mapping[str, str], log: IO[bytes]) -> RankProcess:
+        return self._starter.start(module, arguments, {**self._own, **own}, log)
+
+
+@atexit.register
+def _close() -> None:
+    for starter in _starters.values():
+        starter.__exit__()
+
+
+@contextmanager
+def warm_ranks() -> Iterator[None]:
+    """Within it, the local launcher of this process starts ranks from warm processes that stay."""
+    with mock.patch.object(local, "RankStarter", _SharedStarter):
+        yield
+
+
+class Started:
+    """`python -m module arguments` on one thread, to be waited for as subprocess.Popen; what it says goes to a file.
+
+    `program`: Python's text, instead of a module.
+    """
+
+    def __init__(
+        self, module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None, program: str | None = None
+    ) -> None:
+        self._log = tempfile.TemporaryFile()
+        common = {**(os.environ if environment is None else environment), THREADS: "1", "PYTHONUNBUFFERED": "1"}
+        prepare_allocator(common)
+        if program is not None:
+            module, arguments = "program", [program, *arguments]
+            common["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), common.get("PYTHONPATH", "")]).strip(os.pathsep)
+        starter = _SharedStarter(_LIBRARIES, common, "tests")
+        while not starter.is_ready():
+            time.sleep(0.05)
+        self._rank = starter.start(module, arguments, {}, self._log)
+        self.pid = self._rank.pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        self.returncode = self._rank.poll()
+        return self.returncode
+
+    def wait(self, timeout: float = 300.0) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("a process of the test", timeout)
+            time.sleep(0.01)
+        return code
+
+    def communicate(self, timeout: float = 300.0) -> tuple[str, None]:
+        self.wait(timeout)
+        return self.output(), None
+
+    def output(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _is_own(name: str) -> bool:
+    return name in _OF_A_RANK or name.startswith("SER_HPC_") or name == "CUDA_VISIBLE_DEVICES"
