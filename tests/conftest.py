@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -32,16 +34,32 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{count:5}  {reason}")
 
 
+# Tests of these take longest: dealt out first, they do not run alone at the end.
+_FIRST = ("tests/launchers/", "tests/engine/", "tests/launch/", "tests/test_", "tests/results/", "tests/shards/", "tests/run/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest first; a file's tests stay together and in order."""
+    place = {name: number for number, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: min((n for name, n in place.items() if item.nodeid.startswith(name)), default=len(place)))
+
+
 class ByFile(LoadScopeScheduling):
-    """Deals out whole files, for a file's tests share what they train, in the order of `pytest_collection_modifyitems`; those
-    that need the test Slurm count as one file, for they share a cluster."""
+    """Deals out whole files to the processes of pytest-xdist, as a file's tests share what they train. Those that need the test
+    Slurm count as one file: they share a cluster."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::")[0]
-        return "slurm" if path.startswith("tests/launchers/") else path
+        return "slurm" if _needs_slurm(path) else path
+
+
+@functools.cache
+def _needs_slurm(path: str) -> bool:
+    return "slurm: Cluster" in (Path(__file__).parents[1] / path).read_text(encoding="utf-8")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
+    config.option.loadscopereorder = False  # the order is `pytest_collection_modifyitems`'
     return ByFile(config, log)
 
 

@@ -1,4 +1,4 @@
-"""Start processes of the package in tests from warm ones of the session's own: importing torch in each would take 5 CPU seconds.
+"""Start processes of the package in tests from warm ones of the session's own: importing torch in each takes 5 CPU seconds.
 
 The launcher's own way of doing so (`launchers.rank_process`), kept over several runs of trials. What is inherited differs from
 what a new process has in nothing that a test looks at; tests of a cold start itself start one.
@@ -77,7 +77,7 @@ class Started:
     def __init__(
         self, module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None, program: str | None = None
     ) -> None:
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the process
         common = {**(os.environ if environment is None else environment), THREADS: "1", "PYTHONUNBUFFERED": "1"}
         prepare_allocator(common)
         if program is not None:

@@ -55,9 +55,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("attempts")
 
 
-def start(
-    run: RunDir, program: str | None = None, ranks: int = 1, late_s: float = 0.0, **environment: str
-) -> list[Started]:
+def start(run: RunDir, program: str | None = None, ranks: int = 1, late_s: float = 0.0, **environment: str) -> list[Started]:
     """`late_s`: so much later than the others rank 0 starts."""
     environment = os.environ | {"WORLD_SIZE": str(ranks), "SER_HPC_START": "one"} | environment
     processes = []
