@@ -7,17 +7,19 @@ what a new process has in nothing that a test looks at; tests of a cold start it
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import IO, Self
 from unittest import mock
 
+from ser_hpc.core import cli
 from ser_hpc.core.cores import THREADS
 from ser_hpc.launchers import local, rank_process
 from ser_hpc.launchers.rank_process import RankProcess, RankStarter
@@ -61,6 +63,14 @@ def _close() -> None:
         starter.__exit__()
 
 
+def call(main: Callable[[Sequence[str]], int], words: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the package in this process, as a shell would see it; ranks that it starts are warm."""
+    out, err = io.StringIO(), io.StringIO()
+    with mock.patch.dict(os.environ, environment), redirect_stdout(out), redirect_stderr(err), warm_ranks():
+        code = cli.run_to_exit_code(lambda: main(words))
+    return subprocess.CompletedProcess(list(words), code, out.getvalue(), err.getvalue())
+
+
 @contextmanager
 def warm_ranks() -> Iterator[None]:
     """Within it, the local launcher of this process starts ranks from warm processes that stay."""
@@ -71,17 +81,23 @@ def warm_ranks() -> Iterator[None]:
 class Started:
     """`python -m module arguments` on one thread, to be waited for as subprocess.Popen; what it says goes to a file.
 
-    `program`: Python's text, instead of a module.
+    `program`: Python's text, instead of a module; `cwd`: where it runs, and looks for modules first.
     """
 
     def __init__(
-        self, module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None, program: str | None = None
+        self,
+        module: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        program: str | None = None,
+        cwd: Path | None = None,
     ) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the process
         common = {**(os.environ if environment is None else environment), THREADS: "1", "PYTHONUNBUFFERED": "1"}
         prepare_allocator(common)
-        if program is not None:
-            module, arguments = "program", [program, *arguments]
+        if program is not None or cwd is not None:
+            arguments = [str(cwd or ""), module, program or "", *arguments]
+            module = "program"
             common["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), common.get("PYTHONPATH", "")]).strip(os.pathsep)
         starter = _SharedStarter(_LIBRARIES, common, "tests")
         while not starter.is_ready():

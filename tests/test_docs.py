@@ -24,6 +24,7 @@ import webdataset
 import yaml
 from documents import PAGES, README, ROOT, anchors, blocks, commands, links, text
 from models.tiny import CONFIGS
+from ranks import warm_ranks
 
 from ser_hpc import compare, inspect, launch, pack, report, status
 from ser_hpc.config.load import load_settings
@@ -161,7 +162,8 @@ def run(command: str, place: Path) -> int:
         small = ["train.epochs=1", "--gpus-per-node", "1"] if command == DEMO else ["--dry-run"]
         arguments += [*small, "--cluster", "local"]
     try:
-        return cli.run_to_exit_code(lambda: MAINS[name](arguments))
+        with warm_ranks():
+            return cli.run_to_exit_code(lambda: MAINS[name](arguments))
     except SystemExit as end:
         return int(end.code or 0)
 

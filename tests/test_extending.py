@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from documents import ROOT, blocks
+from ranks import Started
 from small import curve, tones
 
 from ser_hpc.run.run_dir import RunDir, Trial
@@ -43,10 +44,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ser_hpc(place: Path, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", *words]
-    environment = os.environ | {"COLUMNS": "300", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd or place, env=environment, capture_output=True, text=True)
+def ser_hpc(place: Path, module: str, *words: str, cwd: Path | None = None) -> Started:
+    done = Started(module, words, os.environ | {"COLUMNS": "300"}, cwd=cwd or place)
+    done.wait()
+    return done
 
 
 def copy_of(place: Path, folder: Path) -> None:
@@ -58,8 +59,8 @@ def copy_of(place: Path, folder: Path) -> None:
 
 def planned(place: Path, root: str, *overrides: str) -> RunDir:
     done = ser_hpc(place, "ser_hpc.launch", "--config", "mine.yaml", "--prepare", f"run.root={root}", *overrides)
-    assert done.returncode == 0, done.stderr
-    return RunDir(place / done.stdout.strip().splitlines()[-1])
+    assert done.returncode == 0, done.output()
+    return RunDir(place / done.output().strip().splitlines()[-1])
 
 
 def environment(run: RunDir, rank: int = 0, ranks: int = 1) -> dict[str, str]:
@@ -67,19 +68,16 @@ def environment(run: RunDir, rank: int = 0, ranks: int = 1) -> dict[str, str]:
     return os.environ | of_rank | {"SER_HPC_START": run.path.name + str(ranks), "OMP_NUM_THREADS": "1"}
 
 
-def train(run: RunDir, ranks: int = 1) -> list[subprocess.Popen[bytes]]:
+def train(run: RunDir, ranks: int = 1) -> list[Started]:
     """The ranks of the run's trial, in another folder than the user's."""
-    command = [sys.executable, "-m", "ser_hpc.train", "--run-dir", str(run.path), "--fold", "0"]
-    return [
-        subprocess.Popen(command, cwd=run.path, env=environment(run, rank, ranks), stdout=subprocess.DEVNULL)
-        for rank in range(ranks)
-    ]
+    words = ["--run-dir", str(run.path), "--fold", "0"]
+    return [Started("ser_hpc.train", words, environment(run, rank, ranks), cwd=run.path) for rank in range(ranks)]
 
 
 def test_one_of_each_kind_trains_and_is_reported(place: Path, tmp_path: Path) -> None:
     done = ser_hpc(place, "ser_hpc.launch", "--config", "mine.yaml", "--cluster", "local", "run.root=runs")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "age: UAR" in done.stdout
+    assert done.returncode == 0, done.output()
+    assert "age: UAR" in done.output()
     (run,) = (RunDir(path) for path in (place / "runs").glob("mine-*"))
     copies = {path.name for path in (run.path / "code" / "extensions").iterdir()}
     assert copies >= {path.name for path in place.glob("my_*.py")} - {"my_adapter.py"}
@@ -90,7 +88,7 @@ def test_one_of_each_kind_trains_and_is_reported(place: Path, tmp_path: Path) ->
     (place / "my_head.py").write_text("this is no Python any more")
     try:
         again = ser_hpc(place, "ser_hpc.report", str(run.path), cwd=tmp_path)
-        assert again.returncode == 0, again.stdout + again.stderr
+        assert again.returncode == 0, again.output()
     finally:
         (place / "my_head.py").write_text(source)
 
@@ -132,10 +130,10 @@ def test_a_mistake_is_told_with_its_file_and_line(
     assert source.count(old) == 1
     (tmp_path / file).write_text(source.replace(old, new))
     done = ser_hpc(tmp_path, "ser_hpc.launch", "--config", "mine.yaml", "--cluster", "local", "run.root=runs")
-    assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+    assert done.returncode in (1, 2) and "Traceback" not in done.output()
     ends = [path.read_text() for path in tmp_path.glob("runs/mine-*/seed_0/fold_0/attempt_*/end.json")]
     assert len(ends) <= 1, "it is not started again"
-    assert re.search(told, " ".join([done.stdout, done.stderr, *ends]).replace("\\n", " "), re.S), done.stdout + done.stderr
+    assert re.search(told, " ".join([done.output(), *ends]).replace("\\n", " "), re.S), done.output()
 
 
 def test_another_code_is_another_run(place: Path, tmp_path: Path) -> None:

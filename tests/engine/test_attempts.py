@@ -26,6 +26,7 @@ from ser_hpc.engine.distributed.world import World
 from ser_hpc.engine.fault.checkpoint import TrainState
 from ser_hpc.engine.progress import Progress
 from ser_hpc.launchers import local
+from ser_hpc.launchers.detect import Machine
 from ser_hpc.run import attempt as attempts
 from ser_hpc.run import snapshot, start_marks
 from ser_hpc.run.attempt import CANNOT_GO_ON, SUPERSEDED
@@ -153,8 +154,9 @@ def test_what_comes_no_further_is_given_up(
     fire = AT_STEP_3.replace("WHAT", "raise RuntimeError('the device is on fire')")
     program.write_text(f"#!{sys.executable}\nimport sys\nsys.argv[1:3] = []{fire}")
     program.chmod(0o755)
-    monkeypatch.setattr(local.sys, "executable", str(program))
-    assert run_here(run, TRIAL) == {TRIAL: CANNOT_GO_ON}
+    monkeypatch.setattr(sys, "executable", str(program))
+    machine = Machine(cores=2, gpus=(), slots=1, ranks=1, threads=1)
+    assert local.run_trials(run, [TRIAL], machine, lambda jobs: None) == {TRIAL: CANNOT_GO_ON}
     assert [read_end(attempt).step for attempt in run.trial(TRIAL).attempts] == [3] * 4
     said = "seed 0 fold 0: given up after 3 starts in a row without a new step: RuntimeError: the device is on fire"
     assert said in capsys.readouterr().out

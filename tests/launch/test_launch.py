@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from ranks import call
 from small import packed_tones, wav2vec2
 
+from ser_hpc.launch import main
 from ser_hpc.shards.index import ShardIndex
 
 
@@ -31,9 +33,7 @@ def command(root: Path, shards: Path, *more: str) -> list[str]:
 
 
 def launch(root: Path, shards: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(root, shards, *more), env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    return call(main, command(root, shards, *more)[3:], OMP_NUM_THREADS="1", **environment)
 
 
 def the_run(root: Path) -> Path:

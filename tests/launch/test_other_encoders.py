@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from models.tiny import OTHERS
+from ranks import Started
 
 from ser_hpc.run import predictions
 from ser_hpc.run.run_dir import RunDir, Trial
@@ -23,9 +22,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    done = Started(arguments[0], arguments[1:])
+    output, _ = done.communicate()
+    assert done.returncode == 0, output
+    return output
 
 
 @pytest.mark.parametrize("name", CONFIGS)

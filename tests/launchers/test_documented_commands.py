@@ -132,13 +132,13 @@ def test_jobs_on_another_cluster_hold_their_trials_until_they_ended(slurm: Clust
 
 
 @pytest.mark.skipif(slurm_here.missing() is not None, reason=str(slurm_here.missing()))
-def test_a_slurm_on_one_machine_is_started_cut_mended_and_stopped(tmp_path: Path) -> None:
+def test_a_slurm_on_one_machine_is_started_cut_mended_and_stopped(short_path: Path) -> None:
     said = [command for command in commands() if command.startswith("python tools/slurm_here")]
     assert [command.split()[2] for command in said] == ["start", "cut", "mend", "stop"]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
     try:
         for command in said:
-            words = shlex.split(command.replace("/tmp/slurm", str(tmp_path / "slurm")))[1:]
+            words = shlex.split(command.replace("/tmp/slurm", str(short_path / "slurm")))[1:]
             done = subprocess.run([sys.executable, *words], cwd=ROOT, env=inherited, capture_output=True, text=True)
             unable = "cut" in words and "network" in done.stderr  # where the system permits no networks of nodes' own
             assert done.returncode == 0 or unable, f"{command}\n{done.stdout}{done.stderr}"
@@ -151,5 +151,5 @@ def test_a_slurm_on_one_machine_is_started_cut_mended_and_stopped(tmp_path: Path
                 assert {line.split()[1].strip("*") for line in nodes.stdout.splitlines()} == {"gpu", "urgent", "short", "cpu"}
     finally:
         subprocess.run(
-            [sys.executable, "tools/slurm_here", "stop", tmp_path / "slurm"], cwd=ROOT, env=inherited, capture_output=True
+            [sys.executable, "tools/slurm_here", "stop", short_path / "slurm"], cwd=ROOT, env=inherited, capture_output=True
         )

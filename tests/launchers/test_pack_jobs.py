@@ -87,8 +87,8 @@ def test_a_job_near_its_time_limit_is_queued_again_and_goes_on(slurm: Cluster, t
     """The signal comes while it packs its second shard; its next start keeps the first one."""
     (tmp_path / "sitecustomize.py").write_text(
         "import soundfile, time\n"
-        "read = soundfile.SoundFile.read\n"
-        "soundfile.SoundFile.read = lambda *a, **o: (time.sleep(0.2), read(*a, **o))[1]\n"
+        "write = soundfile.SoundFile.write\n"
+        "soundfile.SoundFile.write = lambda *a, **o: (time.sleep(0.2), write(*a, **o))[1]\n"
     )
     out = tmp_path / "out"
     submitted = command(slurm, *sources[2:], out, "--partition", "cpu", "--jobs", "1", "--time", "5", path=tmp_path)

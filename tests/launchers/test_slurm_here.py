@@ -139,19 +139,19 @@ def steps(starts: Path) -> list[str]:
 
 @needs_slurm
 @pytest.mark.parametrize("network", [True, False], ids=["networks", "one host"])
-def test_nothing_outlives_a_killed_owner(tmp_path: Path, network: bool) -> None:
+def test_nothing_outlives_a_killed_owner(short_path: Path, network: bool) -> None:
     """A killed pytest leaves no daemon, no job, not even one that hides from its session and environment's names."""
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(tmp_path / "c"), str(network)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", OWNER, str(short_path / "c"), str(network)], stdout=subprocess.PIPE, text=True
     )
     assert owner.stdout
     assert owner.stdout.readline() == "ready\n"
-    cluster = Cluster(tmp_path / "c")
+    cluster = Cluster(short_path / "c")
     assert len(cluster.processes()) >= 4  # munged, slurmctld, slurmd and the job
     owner.send_signal(signal.SIGKILL)
     owner.wait()
     deadline = time.monotonic() + 20
-    while cluster.processes() or steps(tmp_path / "c"):
+    while cluster.processes() or steps(short_path / "c"):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     owner.stdout.close()
@@ -173,19 +173,19 @@ time.sleep(300)
 
 
 @needs_slurm
-def test_a_start_that_fails_halfway_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = tmp_path / "bin" / "slurmctld"
+def test_a_start_that_fails_halfway_says_why_and_leaves_nothing(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = short_path / "bin" / "slurmctld"
     broken.parent.mkdir()
     broken.write_text("#!/bin/sh\necho 'out of order'\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", f"{broken.parent}:{os.environ['PATH']}")
     with pytest.raises(UserError, match=r"slurmctld has ended(.|\n)*out of order"):
-        start(tmp_path / "c", Options(accounting=False))
-    assert not Cluster(tmp_path / "c").processes()
+        start(short_path / "c", Options(accounting=False))
+    assert not Cluster(short_path / "c").processes()
 
 
 @needs_slurm
-def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "mine").touch()
+def test_a_folder_with_something_in_it_is_refused(short_path: Path) -> None:
+    (short_path / "mine").touch()
     with pytest.raises(UserError, match="not empty"):
-        start(tmp_path)
+        start(short_path)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from made import as_of_before
+from ranks import call
 from small import packed_tones, planned, wav2vec2
 
 from ser_hpc import status
@@ -118,7 +119,8 @@ def test_the_same_words_point_to_the_run_though_a_default_has_changed(base: Path
 
 def test_its_own_code_goes_on_with_it(base: Path, tmp_path: Path) -> None:
     run = of_before(base, tmp_path / "runs")
-    assert main(["--cluster", "local", "--gpus-per-node", "1", "--code", "saved", *lines(base, run.path.parent)]) == 0
+    words = ["--cluster", "local", "--gpus-per-node", "1", "--code", "saved", *lines(base, run.path.parent)]
+    assert call(main, words).returncode == 0
     assert all(run.trial(trial).is_done for trial in run.trials())
     assert not run.identity.exists() and read_json(run.plan)["format"] == 1
 
@@ -148,7 +150,7 @@ def test_a_run_of_schema_2_is_found_and_goes_on_in_the_names_that_its_own_code_k
 def test_launching_again_mends_what_was_lost_of_a_finished_run(base: Path, tmp_path: Path) -> None:
     """The advice that a refused report gives is true: every seed that was trained is there again, and nothing is trained."""
     arguments = ["--cluster", "local", "--gpus-per-node", "1", *lines(base, tmp_path / "runs")]
-    assert main([*arguments, "--seeds", "2"]) == 0
+    assert call(main, [*arguments, "--seeds", "2"]).returncode == 0
     (path,) = (tmp_path / "runs").iterdir()
     run = RunDir(path)
     write_report(run)
