@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import signal
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,11 @@ import ser_hpc  # noqa: F401  (before torch: gives a nameless user id the name t
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    import torch
+
+    torch.set_num_threads(1)  # for models of some thousand weights more threads only wait for each other
 
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 settings.load_profile("busy")
@@ -46,10 +52,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 class ByFile(LoadScopeScheduling):
     """Deals out whole files to the processes of pytest-xdist, as a file's tests share what they train. Those that need the test
-    Slurm count as one file: they share a cluster."""
+    Slurm count as one file: they share a cluster. Interruptions (`-m faults`), minutes each, are dealt out one by one."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::")[0]
+        if re.search(r"(?<!not )\b(all_)?faults", self.config.option.markexpr):
+            return nodeid
         return "slurm" if _needs_slurm(path) else path
 
 
