@@ -84,7 +84,7 @@ def test_of_many_that_are_held_one_sentence_tells_how_to_let_them_go(
     held = (f"{number - 1} PENDING JobHeldUser - 0:00 0" for number in range(RUNNING + 1, 1000))
     slurm(monkeypatch, squeue=queue(*held, "998 SUSPENDED None n1 1:00 0"), sacct="")
     out = shown(many, capsys)
-    assert re.findall("scontrol [a-z]+ [0-9_]+", out) == ["scontrol release 123", "scontrol resume 123_998"]
+    assert re.findall("scontrol [a-z]+ [0-9_]+", " ".join(out.split())) == ["scontrol release 123", "scontrol resume 123_998"]
 
 
 def test_what_is_asked_for_is_shown_whole(many: MadeRun, capsys: pytest.CaptureFixture[str]) -> None:
