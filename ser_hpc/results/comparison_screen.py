@@ -48,11 +48,11 @@ def difference_sentence(of: Difference, names: Sequence[str]) -> str:
         return f"{value}, no interval ({of.interval.reason})."
     low, high = (100 * bound for bound in of.interval.bounds)
     over = f"{of.interval.num_units} {of.interval.unit}s"
-    test = "no test" if of.p is None else f"p = {_p(of.p)}"
+    test = "no test" if of.p is None else f"p {_p(of.p)}"
     if of.corrected_p is not None and of.corrected_p != of.p:
-        test += f", {_p(of.corrected_p)} by Holm"
-    assert of.detectable is not None
-    return f"{value} [{low:+.1f}, {high:+.1f}] over {over}; {test}; smallest difference to be seen {100 * of.detectable:.1f}."
+        test += f", by Holm {_p(of.corrected_p)}"
+    seen = "" if of.detectable is None else f"; smallest difference to be seen {100 * of.detectable:.1f}"
+    return f"{value} [{low:+.1f}, {high:+.1f}] over {over}; {test}{seen}."
 
 
 def comparison_notes(found: Sequence[Difference]) -> list[str]:
@@ -97,7 +97,7 @@ def comparison_json(systems: Sequence[System], counts: Sequence[SpeakerCounts], 
                 "p": of.p,
                 "p_holm": of.corrected_p,
                 "smallest_seen": of.detectable,
-                "recall": dict(zip(systems[0].classes, of.recalls.tolist(), strict=True)),
+                "recall": dict(zip(systems[0].classes, map(_number, of.recalls), strict=True)),
             }
             for of in found
         ],
@@ -154,7 +154,7 @@ def _cells(*texts: str) -> list[RenderableType]:
 
 
 def _p(value: float) -> str:
-    return f"{value:.3f}".lstrip("0") if value >= 0.001 else "<.001"
+    return f"= {value:.3f}".replace("= 0.", "= .") if value >= 0.001 else "< .001"
 
 
 def _bounds(bounds: tuple[float, float] | None) -> list[float] | None:

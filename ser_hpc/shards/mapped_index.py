@@ -170,6 +170,10 @@ def parse_index_file(content: pa.Buffer) -> pa.RecordBatch:
             raise ValueError(f"its column {name} has a word twice")
     if any(column.null_count for column in batch.columns):
         raise ValueError("its clips lack something")
+    if "overlap" in schema.names:  # a number of a group, and no more groups than clips: it sizes tables
+        overlap = batch.column("overlap").to_numpy()
+        if ((overlap < -1) | (overlap >= len(batch))).any():
+            raise ValueError("its column overlap numbers what is not there")
     return batch
 
 
