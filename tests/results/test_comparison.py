@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -261,3 +262,23 @@ def test_what_cannot_be_told_is_left_out(make_run: MakeRun, tmp_path: Path, caps
     assert command.main([str(run.path), str(as_table(run, tmp_path / "same.csv"))]) == 0
     said = capsys.readouterr().out
     assert "p = 1.000." in said and "to be seen 0.0" not in said
+
+
+def test_many_systems_stay_readable_and_what_holm_makes_impossible_is_said(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No number is broken over lines, every system has its column; ten speakers cannot tell 28 pairs apart at 5 %."""
+    monkeypatch.setenv("COLUMNS", "80")
+    classes = ("angry", "disappointment", "neutral")
+    runs = [make_run(seeds=(0, 1), accuracy=0.3 + 0.08 * i, classes=classes, name=f"of_{i}") for i in range(8)]
+    assert command.main([str(run.path) for run in runs]) == 0
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    folds = [re.findall(r"\d\.\d{3}", line) for line in re.findall(r"^ {6,}[0-4] .*", said, re.M)]
+    assert [len(scores) for scores in folds] == [7] * 5 + [3] * 5  # the eighth has room for its spread
+    assert len(re.findall(r"^ disappointment +60(?: +\d\.\d{3})+$", said, re.M)) == 2
+    words = " ".join(said.split())
+    assert "With 10 speakers and so many pairs no corrected p can be below .055" in words
+    assert command.main([str(run.path) for run in runs[:3]]) == 0
+    few = " ".join(capsys.readouterr().out.split())
+    assert "no corrected p" not in few and "for 3 pairs" in few and few.count("(by Holm") == 3
