@@ -20,6 +20,7 @@ from ser_hpc.tasks.metrics import recalls
 MIN_SPEAKERS = 6  # with five, the smallest p that there is is .0625
 _EXACT_UP_TO = 20  # speakers: a million assignments of signs
 _DRAWS = 100_000
+_AT_ONCE = 1000
 _POWER = 0.8
 _SEED = 19790601
 
@@ -89,8 +90,10 @@ def sign_flip_test(ours: np.ndarray, theirs: np.ndarray) -> float | None:
         for difference in differences[1:]:  # the first keeps its sign: the others' mirror images give the same
             sums = np.concatenate([sums + difference, sums - difference])
         return float((np.abs(sums + differences[0]) >= observed).mean())
-    signs = np.random.default_rng(_SEED).integers(0, 2, (_DRAWS, len(differences)), dtype=np.int8) * 2 - 1
-    as_large = int((np.abs(signs @ differences) >= observed).sum())
+    rng, as_large = np.random.default_rng(_SEED), 0
+    for _ in range(_DRAWS // _AT_ONCE):  # all at once would be gigabytes for thousands of speakers
+        signs = rng.integers(0, 2, (_AT_ONCE, len(differences)), dtype=np.int8) * 2 - 1
+        as_large += int((np.abs(signs @ differences) >= observed).sum())
     return (as_large + 1) / (_DRAWS + 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -68,6 +69,16 @@ def test_many_speakers_are_tested_by_drawing_signs() -> None:
     drawn_p = comparison.sign_flip_test(*(np.concatenate([of, nobody], axis=1) for of in (ours, theirs)))
     assert exact is not None and drawn_p is not None and drawn_p == pytest.approx(exact, abs=0.006)
     assert comparison.sign_flip_test(drawn(rng, 40, 1, 3.0), drawn(rng, 40, 1, -3.0)) == pytest.approx(1 / 100_001)
+
+
+def test_thousands_of_speakers_are_tested_in_little_memory() -> None:
+    """Ten million signs and more; the arrays of one test stay under a hundred megabytes."""
+    rng = np.random.default_rng(6)
+    ours, theirs = (rng.integers(0, 3, (1, 3000, 2, 2)) for _ in range(2))
+    tracemalloc.start()
+    assert comparison.sign_flip_test(ours, theirs) is not None
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
 
 
 def test_equal_systems_are_told_apart_as_often_as_the_test_says() -> None:
