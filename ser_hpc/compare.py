@@ -21,7 +21,7 @@ from ser_hpc.core import cli
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.results.comparison import compare
 from ser_hpc.results.comparison_screen import comparison_json, comparison_screen
-from ser_hpc.results.systems import read_systems
+from ser_hpc.results.systems import count_systems, read_systems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(options.systems) < 2:
         raise UserError(f"one system alone, {listed(options.systems)}, cannot be compared; give two or more")
     systems = read_systems(options.systems)
-    counts = [system.count_speakers() for system in systems]
+    counts = count_systems(systems)
     differences = compare(counts)
     if options.json:
         print(json.dumps(comparison_json(systems, counts, differences), indent=1, ensure_ascii=False, allow_nan=False))

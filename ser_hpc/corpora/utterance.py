@@ -10,6 +10,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -171,11 +172,12 @@ class Metadata:
         return len(self.seconds)
 
     def column(self, name: str) -> WordColumn:
-        """Return a text column, or a field of `extra` ("" where a clip lacks it). Raises UserError naming what there is."""
+        """Return a text column, or a field of `extra` ("" where a clip lacks it). Raises UserError naming what there is, or
+        where `extra` is not what packing writes."""
         if name in COLUMNS:
             values: WordColumn = getattr(self, name)
             return values
-        parsed = {text: json.loads(text) if text else {} for text in self.extra.occurring()}
+        parsed = {text: _parse_extra(text) for text in self.extra.occurring()}
         known = sorted({name for fields in parsed.values() for name in fields})
         if name not in known:
             raise UserError(f"the clips have no column {name!r}; they have {listed([*COLUMNS, *known], 40)}")
@@ -188,3 +190,12 @@ class Metadata:
             return column.take(positions) if isinstance(column, WordColumn) else None if column is None else column[positions]
 
         return Metadata(**{field.name: rows(getattr(self, field.name)) for field in fields(self)})
+
+
+def _parse_extra(text: str) -> dict[str, Any]:
+    """Parse a clip's further fields. Raises UserError for what no packing writes."""
+    with suppress(ValueError, RecursionError):
+        fields = json.loads(text or "{}")
+        if isinstance(fields, dict):
+            return fields
+    raise UserError(f"the further fields of a clip are {text[:60]!r}, no JSON object; pack the corpus again")

@@ -15,10 +15,12 @@ import numpy as np
 
 from ser_hpc.results.intervals import Interval, difference_interval, mean_uar, t_quantile
 from ser_hpc.results.speaker_counts import SpeakerCounts
+from ser_hpc.tasks.metrics import recalls
 
 MIN_SPEAKERS = 6  # with five, the smallest p that there is is .0625
 _EXACT_UP_TO = 20  # speakers: a million assignments of signs
 _DRAWS = 100_000
+_AT_ONCE = 1000
 _POWER = 0.8
 _SEED = 19790601
 
@@ -27,7 +29,7 @@ _SEED = 19790601
 class Difference:
     """One system less another, in pooled UAR averaged over seeds. `p`: of the sign-flip test, None with too few speakers;
     `corrected_p`: by Holm over all pairs; `detectable`: the least difference that would be found in 80 of 100 such comparisons;
-    `recalls`: the difference of each class's recall, (C,)."""
+    None where no speaker differs from another; `recalls`: the difference of each class's recall, (C,), nan without clips."""
 
     one: int
     other: int
@@ -55,11 +57,11 @@ def _difference(i: int, j: int, counts: Sequence[SpeakerCounts], p: float | None
     value = float(mean_uar(ours.sum(1)) - mean_uar(theirs.sum(1)))
     interval = difference_interval(ours, theirs, counts[i].folds)
     detectable = None
-    if interval.bounds is not None:
+    if interval.bounds is not None and interval.bounds[0] < interval.bounds[1]:
         freedom = interval.num_units - 1
         reach = (interval.bounds[1] - interval.bounds[0]) / 2
         detectable = reach * (1 + t_quantile(freedom, _POWER) / t_quantile(freedom))
-    return Difference(i, j, value, interval, p, corrected, detectable, _class_recalls(ours) - _class_recalls(theirs))
+    return Difference(i, j, value, interval, p, corrected, detectable, recalls(ours.sum((0, 1))) - recalls(theirs.sum((0, 1))))
 
 
 def shares_of_uar(confusions: np.ndarray) -> np.ndarray:
@@ -88,8 +90,10 @@ def sign_flip_test(ours: np.ndarray, theirs: np.ndarray) -> float | None:
         for difference in differences[1:]:  # the first keeps its sign: the others' mirror images give the same
             sums = np.concatenate([sums + difference, sums - difference])
         return float((np.abs(sums + differences[0]) >= observed).mean())
-    signs = np.random.default_rng(_SEED).integers(0, 2, (_DRAWS, len(differences)), dtype=np.int8) * 2 - 1
-    as_large = int((np.abs(signs @ differences) >= observed).sum())
+    rng, as_large = np.random.default_rng(_SEED), 0
+    for _ in range(_DRAWS // _AT_ONCE):  # all at once would be gigabytes for thousands of speakers
+        signs = rng.integers(0, 2, (_AT_ONCE, len(differences)), dtype=np.int8) * 2 - 1
+        as_large += int((np.abs(signs @ differences) >= observed).sum())
     return (as_large + 1) / (_DRAWS + 1)
 
 
@@ -100,9 +104,3 @@ def holm(values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(values) - rank) * values[i]))
         corrected[i] = highest
     return corrected
-
-
-def _class_recalls(confusions: np.ndarray) -> np.ndarray:
-    pooled = confusions.sum((0, 1))
-    recalls: np.ndarray = np.diagonal(pooled) / np.maximum(pooled.sum(-1), 1)
-    return recalls

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+_BESIDE = 7  # systems, in 80 columns; two have room for the spread over their seeds
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -33,7 +34,9 @@ def comparison_screen(
     lines: list[RenderableType] = [_systems_table(systems, counts, names), Text("")]
     lines += [Text(difference_sentence(each, names)) for each in found]
     lines += [Text(note) for note in comparison_notes(found)]
-    return Group(*lines, Text(""), _trials_table(systems, names), _classes_table(systems, counts, names))
+    groups = [slice(start, start + _BESIDE) for start in range(0, len(systems), _BESIDE)]
+    trials = [_trials_table(systems[some], names[some]) for some in groups]
+    return Group(*lines, Text(""), *trials, *(_classes_table(systems[some], counts[some], names[some]) for some in groups))
 
 
 def system_letters(systems: Sequence[System]) -> list[str]:
@@ -48,11 +51,11 @@ def difference_sentence(of: Difference, names: Sequence[str]) -> str:
         return f"{value}, no interval ({of.interval.reason})."
     low, high = (100 * bound for bound in of.interval.bounds)
     over = f"{of.interval.num_units} {of.interval.unit}s"
-    test = "no test" if of.p is None else f"p = {_p(of.p)}"
-    if of.corrected_p is not None and of.corrected_p != of.p:
-        test += f", {_p(of.corrected_p)} by Holm"
-    assert of.detectable is not None
-    return f"{value} [{low:+.1f}, {high:+.1f}] over {over}; {test}; smallest difference to be seen {100 * of.detectable:.1f}."
+    test = "no test" if of.p is None else f"p {_p(of.p)}"
+    if of.corrected_p is not None and len(names) > 2:
+        test += f" (by Holm {_p(of.corrected_p)})"
+    seen = "" if of.detectable is None else f"; smallest difference to be seen {100 * of.detectable:.1f}"
+    return f"{value} [{low:+.1f}, {high:+.1f}] over {over}; {test}{seen}."
 
 
 def comparison_notes(found: Sequence[Difference]) -> list[str]:
@@ -64,6 +67,13 @@ def comparison_notes(found: Sequence[Difference]) -> list[str]:
     ]
     if speakers < MIN_SPEAKERS:
         notes.append(f"No test with {counted(speakers, 'speaker')}: p could not fall below .05.")
+    elif len(found) > 1:
+        notes.append(f"Holm's correction is for {len(found)} pairs; intervals are of each pair alone, not corrected.")
+        if (least := len(found) * 2 / 2**speakers) > 0.05:
+            notes.append(
+                f"With {counted(speakers, 'speaker')} and so many pairs no corrected p can be below {_p(least).lstrip('= ')}, "
+                "however large a difference: compare fewer systems at once."
+            )
     return notes
 
 
@@ -97,7 +107,7 @@ def comparison_json(systems: Sequence[System], counts: Sequence[SpeakerCounts], 
                 "p": of.p,
                 "p_holm": of.corrected_p,
                 "smallest_seen": of.detectable,
-                "recall": dict(zip(systems[0].classes, of.recalls.tolist(), strict=True)),
+                "recall": dict(zip(systems[0].classes, map(_number, of.recalls), strict=True)),
             }
             for of in found
         ],
@@ -115,21 +125,21 @@ def _systems_table(systems: Sequence[System], counts: Sequence[SpeakerCounts], n
 
 
 def _trials_table(systems: Sequence[System], names: Sequence[str]) -> RenderableType:
-    """UAR of each fold, over the system's seeds: the mean, and the least and most where there are several."""
-    table = _table(["fold", *(f"{name}: UAR" for name in names)])
+    """UAR of each fold, over the system's seeds: the mean, and of two systems the least and most where there are several."""
+    table = _table(["UAR in fold", *names])
     scores = [system.uar_by_trial() for system in systems]
     for fold in sorted({trial.fold for trial in scores[0]}):
         row = []
         for of in scores:
             here = [score for trial, score in sorted(of.items()) if trial.fold == fold]
-            spread = f" ({min(here):.3f} to {max(here):.3f})" if len(here) > 1 else ""
+            spread = f" ({min(here):.3f} to {max(here):.3f})" if len(here) > 1 and len(names) <= 2 else ""
             row.append(markdown.format_score(float(np.mean(here))) + spread)
         table.add_row(*_cells(str(fold), *row))
     return table
 
 
 def _classes_table(systems: Sequence[System], counts: Sequence[SpeakerCounts], names: Sequence[str]) -> RenderableType:
-    table = _table(["class", "clips", *(f"{name}: recall" for name in names)], left=(0,))
+    table = _table(["recall of", "clips", *names], left=(0,))
     each = [recalls(of.confusions.sum((0, 1))) for of in counts]
     clips = counts[0].confusions[0].sum((0, -1))
     for i, name in enumerate(systems[0].classes):
@@ -154,7 +164,7 @@ def _cells(*texts: str) -> list[RenderableType]:
 
 
 def _p(value: float) -> str:
-    return f"{value:.3f}".lstrip("0") if value >= 0.001 else "<.001"
+    return f"= {value:.3f}".replace("= 0.", "= .") if value >= 0.001 else "< .001"
 
 
 def _bounds(bounds: tuple[float, float] | None) -> list[float] | None:

@@ -87,10 +87,12 @@ def class_intervals(score: Score, confusions: np.ndarray) -> list[Interval]:
 
 @dataclass(frozen=True, slots=True)
 class Jackknife:
-    """The standard error of a score, on the scale that was chosen for it, and the bounds of its 95 % interval."""
+    """The standard error of a score and the bounds of its 95 % interval. `logit_error`: of its logit; None where the bounds
+    were not made on that scale."""
 
     error: float
     bounds: tuple[float, float]
+    logit_error: float | None = None
 
 
 def mean_uar(confusions: np.ndarray) -> np.ndarray:
@@ -114,11 +116,11 @@ def logit_jackknife(value: float, without: np.ndarray) -> Jackknife:
     if value in (0.0, 1.0):
         reach = 1 - ((1 - _LEVEL) / 2) ** (1 / len(without))
         return Jackknife(0.0, (0.0, reach) if value == 0 else (1 - reach, 1.0))
+    plain = plain_jackknife(value, without)
     if ((without <= 0) | (without >= 1)).any():
-        plain = plain_jackknife(value, without)
         return Jackknife(plain.error, (max(0.0, plain.bounds[0]), min(1.0, plain.bounds[1])))
     found = plain_jackknife(_logit(value), _logit(without))
-    return Jackknife(found.error, (_expit(found.bounds[0]), _expit(found.bounds[1])))
+    return Jackknife(plain.error, (_expit(found.bounds[0]), _expit(found.bounds[1])), found.error)
 
 
 def plain_jackknife(value: float, without: np.ndarray) -> Jackknife:
@@ -160,7 +162,10 @@ def _over_best_unit(compute: Callable[[np.ndarray], Jackknife], confusions: np.n
     if MIN_UNITS <= len(numbers) < num_speakers:
         by_fold = compute(np.stack([confusions[:, folds == number].sum(1) for number in numbers], axis=1))
         least = _f_quantile(len(numbers) - 1, num_speakers - len(numbers))
-        if by_fold.error**2 > least * by_speaker.error**2:
+        one, other = by_fold.logit_error, by_speaker.logit_error
+        if one is None or other is None:  # two scales do not compare
+            one, other = by_fold.error, by_speaker.error
+        if one**2 > least * other**2:
             return Interval(by_fold.bounds, None, num_speakers, "fold", len(numbers))
     return Interval(by_speaker.bounds, None, num_speakers, "speaker", num_speakers)
 

@@ -23,7 +23,9 @@ from ser_hpc.run.run_dir import RunDir, Trial
 from ser_hpc.tasks.metrics import uar
 
 COLUMNS = ("utterance", "truth", "predicted")
-_LONGEST = 10_000_000  # rows of a table
+_LONGEST = 10_000_000  # lines of a table
+_SHOWN = 60  # letters of a cell
+_SEED_DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +72,24 @@ def read_systems(paths: Sequence[Path]) -> list[System]:
     if not runs:
         raise UserError("none of these is a run directory: one is needed, for the speakers and the folds of the clips")
     first = next(iter(runs.values()))
-    for other in runs.values():
+    for other in [*runs.values()][1:]:
         _refuse_other_folds(first, other)
     names = _short_names(paths)
     found = [runs[path] if path in runs else _read_table(path, first) for path in paths]
     return [System(name, system.plan, system.tested) for name, system in zip(names, found, strict=True)]
+
+
+def count_systems(systems: Sequence[System]) -> list[SpeakerCounts]:
+    """Count each system by speaker. Raises UserError where one is unknown, or two runs take other names for one person."""
+    counts = [system.count_speakers() for system in systems]
+    for system, of in zip(systems, counts, strict=True):
+        if of.speakers != counts[0].speakers:
+            names = listed(sorted({*of.speakers} ^ {*counts[0].speakers}))
+            raise UserError(
+                f"{systems[0].name} and {system.name} count other speakers, though of the same clips: {names}; launch one of "
+                "them again with the other's folds.speaker_aliases"
+            )
+    return counts
 
 
 def _read_run(path: Path) -> System:
@@ -96,7 +111,12 @@ def _refuse_other_folds(one: System, other: System) -> None:
         {(f["fold"], part): f[part].get("digest") for f in s.plan["folds"] for part in ("train", "dev", "test")}
         for s in (one, other)
     )
-    if different := sorted(key for key in {*ours, *theirs} if ours.get(key) is None or ours.get(key) != theirs.get(key)):
+    if old := [s.name for s, digests in ((one, ours), (other, theirs)) if None in digests.values()]:
+        raise UserError(
+            f"{listed(old)}: planned by an earlier version, which did not note what identifies a fold's clips: such a run can "
+            "be compared with tables of predictions, and not with another run"
+        )
+    if different := sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)):
         names = listed([f"{part} of fold {fold}" for fold, part in different], 6)
         raise UserError(
             f"{one.name} and {other.name} have other folds: {names} are not the same clips; launch one of them again with the "
@@ -106,29 +126,31 @@ def _refuse_other_folds(one: System, other: System) -> None:
 
 def _read_table(path: Path, run: System) -> System:
     """Read predictions of another tool for exactly the run's test clips. Raises UserError naming the row that is wrong."""
-    clips = {name: (trial.fold, p) for trial, found in run.tested.items() for p in found for name in _names(p)}
+    clips = _clips_by_name(run)
     tested: dict[Trial, list[Prediction]] = {}
     seen: set[tuple[int, str]] = set()
     for number, row in _rows(path):
         where = f"{path}, line {number}"
-        fold, clip = clips.get(row["utterance"], (None, None))
-        if fold is None or clip is None:
-            raise UserError(f"{where}: {row['utterance']!r} is no test clip of {run.name}")
+        if (name := row["utterance"]) not in clips:
+            raise UserError(f"{where}: {_shown(name)} is no test clip of {run.name}")
+        if (known := clips[name]) is None:
+            raise UserError(f"{where}: several corpora have a clip {name}; write CORPUS/{name}, with the name of the one meant")
+        fold, clip = known
         for column in ("truth", "predicted"):
             if row[column] not in run.classes:
-                raise UserError(f"{where}: {column} is {row[column]!r}, not one of {listed(run.classes, 30)}")
+                raise UserError(f"{where}: {column} is {_shown(row[column])}, not one of {listed(run.classes, 30)}")
         if row["truth"] != clip.truth:
             raise UserError(f"{where}: {row['utterance']} is {clip.truth} in {run.name}, and {row['truth']} here")
         seed = row.get("seed") or "0"
-        if not seed.isdecimal():
-            raise UserError(f"{where}: seed is {seed!r}, no whole number")
-        key = int(seed), f"{clip.corpus}/{clip.utterance_id}"
+        if not seed.isdecimal() or len(seed) > _SEED_DIGITS:
+            raise UserError(f"{where}: seed is {_shown(seed)}, no whole number of up to {_SEED_DIGITS} digits")
+        key = int(seed), _full_name(clip)
         if key in seen:
             raise UserError(f"{where}: {row['utterance']} a second time")
         seen.add(key)
         found = Prediction(clip.corpus, clip.utterance_id, clip.speaker, "test", clip.truth, row["predicted"], {})
         tested.setdefault(Trial(int(seed), fold), []).append(found)
-    wanted = {f"{p.corpus}/{p.utterance_id}" for found in run.tested.values() for p in found}
+    wanted = {_full_name(p) for found in run.tested.values() for p in found}
     for seed_number in sorted({trial.seed for trial in tested}) or [0]:
         if missing := sorted(clip for clip in wanted if (seed_number, clip) not in seen):
             lacking = f"{len(missing)} of {run.name}'s {len(wanted)} test clips, in seed {seed_number}"
@@ -136,23 +158,46 @@ def _read_table(path: Path, run: System) -> System:
     return System(str(path), run.plan, tested)
 
 
-def _names(prediction: Prediction) -> Iterable[str]:
-    return prediction.utterance_id, f"{prediction.corpus}/{prediction.utterance_id}"
+def _clips_by_name(run: System) -> dict[str, tuple[int, Prediction] | None]:
+    """Find the run's test clips by id and by `corpus/id`, each with its fold; None for an id that several corpora have."""
+    found: dict[str, tuple[int, Prediction] | None] = {}
+    for trial, predictions in run.tested.items():
+        for p in predictions:
+            for name in (p.utterance_id, _full_name(p)):
+                known = found.setdefault(name, (trial.fold, p))
+                if known and known[1].corpus != p.corpus:
+                    found[name] = None
+    return found
+
+
+def _full_name(prediction: Prediction) -> str:
+    return f"{prediction.corpus}/{prediction.utterance_id}"
 
 
 def _rows(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
-    """Yield the rows of a CSV with their numbers in the file, from 2. Raises UserError for a column that is missing."""
+    """Yield the rows of a CSV with their lines in the file. Raises UserError for a column that is missing, or there twice."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if lacking := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-                raise UserError(f"{path} has no column {listed(lacking)}; it has {listed(reader.fieldnames or ['none'])}")
-            for number, row in enumerate(reader, start=2):
-                if number > _LONGEST:
-                    raise UserError(f"{path} has more than {_LONGEST:,} rows")
-                yield number, {name: (value or "").strip() for name, value in row.items() if isinstance(value, str) and name}
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            columns = [name for name in (*COLUMNS, "seed") if name in header]
+            if lacking := [name for name in COLUMNS if name not in header]:
+                has = listed([_shown(name) for name in header]) or "none"
+                raise UserError(f"{path} has no column {listed(lacking)}; its columns, between commas, are {has}")
+            if twice := [name for name in columns if header.count(name) > 1]:
+                raise UserError(f"{path} has the column {twice[0]} twice; which one counts?")
+            place = {name: header.index(name) for name in columns}
+            for row in filter(None, reader):
+                if reader.line_num > _LONGEST:
+                    raise UserError(f"{path} has more than {_LONGEST:,} lines")
+                yield reader.line_num, {name: row[i].strip() if i < len(row) else "" for name, i in place.items()}
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no CSV table in UTF-8 ({error})") from error
+
+
+def _shown(text: str) -> str:
+    """Quote a cell for a message: without control characters, and never a whole file that one quote has swallowed."""
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

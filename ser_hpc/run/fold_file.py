@@ -8,6 +8,7 @@ digest in plan.json, over every clip's name and every position. Without such a f
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,8 +26,7 @@ _SIDES = {"train": TRAIN, "dev": DEV, "test": TEST}
 def write_folds(run: RunDir, folds: FoldPlan, num_clips: int) -> None:
     """Write the sides of all clips of the index, whose parts `folds` names by position."""
     with write_aside(run.folds) as temporary, temporary.open("wb") as file:
-        header = {"descr": "|i1", "fortran_order": False, "shape": (len(folds.folds), num_clips)}
-        np.lib.format.write_array_header_1_0(file, header)
+        file.write(_header(len(folds.folds), num_clips))
         for fold in folds.folds:
             side = np.full(num_clips, NOWHERE, dtype=np.int8)
             for name, number in _SIDES.items():
@@ -42,11 +42,7 @@ def read_folds(run: RunDir, plan: dict[str, Any], metadata: Metadata, other_note
     notes = plan["notes"][: len(plan["notes"]) - len(other_notes)]
     if plan["notes"] != [*notes, *other_notes]:
         return None
-    try:
-        sides = np.load(run.folds, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    if sides.dtype != np.int8 or sides.shape != (len(plan["folds"]), len(metadata)):
+    if (sides := _read_sides(run, len(plan["folds"]), len(metadata))) is None:
         return None
 
     def part(side: np.ndarray, fold: dict[str, Any], name: str) -> Part:
@@ -59,3 +55,26 @@ def read_folds(run: RunDir, plan: dict[str, Any], metadata: Metadata, other_note
     )
     digest = digest_folds(metadata, folds)
     return FoldPlan(plan["protocol"], folds, tuple(notes), digest) if digest == plan["folds_digest"] else None
+
+
+def _read_sides(run: RunDir, num_folds: int, num_clips: int) -> list[np.ndarray] | None:
+    """Read the side of every clip, int8 (num_clips,) for each fold; None where the file is not one of such a shape.
+
+    Not by np.load: it opens archives too, parses a damaged header, and a mapped page that cannot be read ends the process.
+    """
+    header = _header(num_folds, num_clips)
+    try:
+        if run.folds.stat().st_size != len(header) + num_folds * num_clips:
+            return None
+        with run.folds.open("rb") as file:
+            if file.read(len(header)) != header:
+                return None
+            return [np.frombuffer(file.read(num_clips), np.int8) for _ in range(num_folds)]
+    except (OSError, ValueError):
+        return None
+
+
+def _header(num_folds: int, num_clips: int) -> bytes:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|i1", "fortran_order": False, "shape": (num_folds, num_clips)})
+    return header.getvalue()

@@ -148,12 +148,13 @@ def map_index(path: Path, described: IndexFile) -> pa.RecordBatch:
 
 def parse_index_file(content: pa.Buffer) -> pa.RecordBatch:
     """Parse the file's content without a copy. Raises ValueError, pyarrow.ArrowException where packing wrote no such thing."""
-    messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(content))
-    for number, message in enumerate(messages):
-        if number > len(WORDS) + 1 or _is_compressed(message):
-            raise ValueError("it is compressed, or has too many parts")
-    stream = pa.ipc.open_stream(pa.BufferReader(content))
-    batch = stream.read_next_batch()
+    try:
+        for number, message in enumerate(pa.ipc.MessageReader.open_stream(pa.BufferReader(content))):
+            if number > len(WORDS) + 1 or _is_compressed(message):
+                raise ValueError("it is compressed, or has too many parts")
+        batch = pa.ipc.open_stream(pa.BufferReader(content)).read_next_batch()
+    except (struct.error, StopIteration) as error:  # a message without a body, a schema without a batch
+        raise ValueError(f"its structure is broken ({error})") from error
     schema = batch.schema
     expected = [*_FIXED, *((name, _TEXT) for name in TEXTS), *((name, None) for name in WORDS)]
     expected += _PIECES if len(schema) > len(expected) else []
@@ -170,6 +171,10 @@ def parse_index_file(content: pa.Buffer) -> pa.RecordBatch:
             raise ValueError(f"its column {name} has a word twice")
     if any(column.null_count for column in batch.columns):
         raise ValueError("its clips lack something")
+    if "overlap" in schema.names:  # a number of a group, and no more groups than clips: it sizes tables
+        overlap = batch.column("overlap").to_numpy()
+        if ((overlap < -1) | (overlap >= len(batch))).any():
+            raise ValueError("its column overlap numbers what is not there")
     return batch
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ser_hpc.core.atomic_io import file_lock, write_aside
+from ser_hpc.core.atomic_io import DISK_FULL_ERRNOS, file_lock, write_aside
 from ser_hpc.core.errors import UserError
 
 _WAITS_S = (0.5, 2.0, 8.0)  # before a request is tried again
@@ -89,12 +89,9 @@ def copy_to_node(url: Url, sha256: str, num_bytes: int) -> Path:
     Raises FileNotFoundError; UserError if the store does not answer or has a file of another size, or the folder is not ours
     alone or cannot be written. What was copied is the caller's to check.
     """
-    folder = Path(tempfile.gettempdir()) / f"ser_hpc-{os.getuid()}"
+    folder = _own_folder()
     copy = folder / f"{sha256}.arrow"
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if not _is_ours(folder):
-            raise UserError(f"{folder} is not a folder of yours alone; set TMPDIR to another place")
         with file_lock(folder / f"{sha256}.lock"):
             if not _is(copy, sha256, num_bytes):
                 if (found := url.size()) != num_bytes:
@@ -109,6 +106,18 @@ def copy_to_node(url: Url, sha256: str, num_bytes: int) -> Path:
             f"{num_bytes / 1e6:.0f} MB free"
         ) from error
     return copy
+
+
+def _own_folder() -> Path:
+    """Make our folder for temporary files, if it is not there. Raises UserError where it cannot be made, or is another's."""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"ser_hpc-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"there is no folder for temporary files ({error}); set TMPDIR to one that you can write to") from error
+    if not _is_ours(folder):
+        raise UserError(f"{folder} is not a folder of yours alone; set TMPDIR to another place")
+    return folder
 
 
 def _is_ours(folder: Path) -> bool:
@@ -159,6 +168,8 @@ def _with_retries(request: Callable[[], Result], url: str) -> Result:
         except FileNotFoundError:
             raise
         except Exception as error:  # each store has exceptions of its own
+            if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
+                raise  # it is this machine's disk, to which something is copied
             if wait is None:
                 raise UserError(f"{url} cannot be read ({type(error).__name__}: {error}); does its store answer?") from error
             time.sleep(wait)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import tracemalloc
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made import as_of_before, replan
 
 from ser_hpc import compare as command
 from ser_hpc.core.errors import UserError
 from ser_hpc.results import comparison
 from ser_hpc.results.intervals import difference_interval, mean_uar
-from ser_hpc.results.systems import read_systems
-from ser_hpc.run.predictions import read_predictions
-from ser_hpc.run.run_dir import RunDir
+from ser_hpc.results.systems import System, _read_table, count_systems, read_systems
+from ser_hpc.run.predictions import Prediction, read_predictions
+from ser_hpc.run.run_dir import RunDir, Trial
 
 MakeRun = Callable[..., RunDir]
 
@@ -66,6 +69,16 @@ def test_many_speakers_are_tested_by_drawing_signs() -> None:
     drawn_p = comparison.sign_flip_test(*(np.concatenate([of, nobody], axis=1) for of in (ours, theirs)))
     assert exact is not None and drawn_p is not None and drawn_p == pytest.approx(exact, abs=0.006)
     assert comparison.sign_flip_test(drawn(rng, 40, 1, 3.0), drawn(rng, 40, 1, -3.0)) == pytest.approx(1 / 100_001)
+
+
+def test_thousands_of_speakers_are_tested_in_little_memory() -> None:
+    """Ten million signs and more; the arrays of one test stay under a hundred megabytes."""
+    rng = np.random.default_rng(6)
+    ours, theirs = (rng.integers(0, 3, (1, 3000, 2, 2)) for _ in range(2))
+    tracemalloc.start()
+    assert comparison.sign_flip_test(ours, theirs) is not None
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
 
 
 def test_equal_systems_are_told_apart_as_often_as_the_test_says() -> None:
@@ -174,3 +187,109 @@ def test_what_cannot_be_compared_is_refused(make_run: MakeRun, tmp_path: Path) -
     unfinished.trial(unfinished.trials()[0]).done.unlink()
     with pytest.raises(UserError, match="1 of 5 trials is missing"):
         read_systems([run.path, unfinished.path])
+
+
+HEAD, ROW = "utterance,truth,predicted\n", "00_angry_0,angry,sad\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (HEAD + "00_angry_0,angry\n", "line 2: predicted is '', not one of"),  # cut off
+        (HEAD + "\n\n" + ROW + '"no\nbody",angry,sad\n', r"line 6: 'no\\nbody' is no test clip"),
+        (HEAD + '"' + ROW + ROW * 3000, r"line 3002: '00_angry_0,angry,sad\\n.{1,60}\.\.\.' is no test clip"),
+        ("utterance;truth;predicted\n", "its columns, between commas, are 'utterance;truth;predicted'"),
+        ("\x1b[2J," + "x" * 9000 + "\n", r"are '\\x1b\[2J', 'x{60}\.\.\.'$"),
+        ("utterance,truth,predicted,predicted\n", "has the column predicted twice"),
+        (
+            "utterance,truth,predicted,seed\n00_angry_0,angry,sad," + "1" * 5000 + "\n",
+            "seed is '1{60}...', no whole number of up",
+        ),
+    ],
+)
+def test_a_table_that_is_none_is_refused_in_few_words(make_run: MakeRun, tmp_path: Path, content: str, words: str) -> None:
+    """With the line as an editor counts it, and nothing of it that would clear the screen or fill it."""
+    (tmp_path / "other.csv").write_text(content)
+    with pytest.raises(UserError, match=words) as refused:
+        read_systems([make_run().path, tmp_path / "other.csv"])
+    assert len(str(refused.value)) < 600 and "\x1b" not in str(refused.value)
+
+
+def test_blanks_around_names_and_cells_do_not_matter(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(seeds=(0, 1))
+    table = as_table(run, tmp_path / "other.csv")
+    table.write_text("\ufeff" + table.read_text().replace(",", " , "))
+    ours, theirs = (system.tested for system in read_systems([run.path, table]))
+    assert {t: sorted((p.utterance_id, p.predicted) for p in of) for t, of in ours.items()} == {
+        t: sorted((p.utterance_id, p.predicted) for p in of) for t, of in theirs.items()
+    }
+
+
+def test_an_id_of_two_corpora_is_asked_for_with_its_corpus(make_run: MakeRun, tmp_path: Path) -> None:
+    one, other = (
+        System("run", {"classes": ["a", "b"]}, {Trial(0, 0): [_clip(c, "b") for c in names]}) for names in ("c", "cd")
+    )
+    table = tmp_path / "other.csv"
+    table.write_text(HEAD + "u1,a,b\n")
+    assert len(_read_table(table, one).tested[Trial(0, 0)]) == 1
+    with pytest.raises(UserError, match="line 2: several corpora have a clip u1; write CORPUS/u1"):
+        _read_table(table, other)
+    table.write_text(HEAD + "c/u1,a,b\nd/u1,a,a\n")
+    assert {p.corpus: p.predicted for p in _read_table(table, other).tested[Trial(0, 0)]} == {"c": "b", "d": "a"}
+
+
+def _clip(corpus: str, predicted: str) -> Prediction:
+    return Prediction(corpus, "u1", "anna", "test", "a", predicted, {})
+
+
+def test_runs_of_earlier_versions_are_compared_with_tables_alone(make_run: MakeRun, tmp_path: Path) -> None:
+    old = as_of_before(make_run(name="old"))
+    assert len(read_systems([old.path, as_table(old, tmp_path / "other.csv")])) == 2
+    with pytest.raises(UserError, match=r"old: planned by an earlier version, .* with tables of predictions"):
+        read_systems([make_run().path, old.path])
+
+
+def test_other_names_for_one_speaker_are_refused(make_run: MakeRun) -> None:
+    """The folds may be of the same clips all the same."""
+    run, merged = make_run(), make_run(name="merged", speaker_aliases={"emodb/00": "emodb/01"})
+    plan = merged.read_plan()
+    for part in (fold[name] for fold in plan["folds"] for name in ("train", "dev", "test")):
+        part["speakers"] = [name for name in part["speakers"] if name != "00"]
+    replan(merged, plan)
+    systems = read_systems([run.path, merged.path])
+    with pytest.raises(UserError, match=r"count other speakers, though of the same clips: emodb/00;.*speaker_aliases"):
+        count_systems(systems)
+
+
+def test_what_cannot_be_told_is_left_out(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No difference of recalls without clips, and no smallest difference where no speaker differs: not a 0 for either."""
+    everybody = {f"{speaker:02}": "sad" for speaker in range(10)}
+    run, worse = make_run(absent=everybody), make_run(absent=everybody, accuracy=0.3, name="worse")
+    assert command.main([str(run.path), str(worse.path), "--json"]) == 0
+    (difference,) = json.loads(capsys.readouterr().out)["differences"]
+    assert difference["recall"]["sad"] is None and difference["recall"]["angry"] > 0 and difference["smallest_seen"] > 0
+    assert command.main([str(run.path), str(worse.path)]) == 0
+    assert "p = <" not in capsys.readouterr().out
+    assert command.main([str(run.path), str(as_table(run, tmp_path / "same.csv"))]) == 0
+    said = capsys.readouterr().out
+    assert "p = 1.000." in said and "to be seen 0.0" not in said
+
+
+def test_many_systems_stay_readable_and_what_holm_makes_impossible_is_said(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No number is broken over lines, every system has its column; ten speakers cannot tell 28 pairs apart at 5 %."""
+    monkeypatch.setenv("COLUMNS", "80")
+    classes = ("angry", "disappointment", "neutral")
+    runs = [make_run(seeds=(0, 1), accuracy=0.3 + 0.08 * i, classes=classes, name=f"of_{i}") for i in range(8)]
+    assert command.main([str(run.path) for run in runs]) == 0
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    folds = [re.findall(r"\d\.\d{3}", line) for line in re.findall(r"^ {6,}[0-4] .*", said, re.M)]
+    assert [len(scores) for scores in folds] == [7] * 5 + [3] * 5  # the eighth has room for its spread
+    assert len(re.findall(r"^ disappointment +60(?: +\d\.\d{3})+$", said, re.M)) == 2
+    words = " ".join(said.split())
+    assert "With 10 speakers and so many pairs no corrected p can be below .055" in words
+    assert command.main([str(run.path) for run in runs[:3]]) == 0
+    few = " ".join(capsys.readouterr().out.split())
+    assert "no corrected p" not in few and "for 3 pairs" in few and few.count("(by Holm") == 3

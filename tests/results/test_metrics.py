@@ -194,3 +194,13 @@ def test_the_coverage_that_reports_name_was_measured() -> None:
             least[row["speakers"]] = min(least.get(row["speakers"], 1.0), row["coverage"]["report"])
     assert dict(intervals.COVERAGE) == {size: round(share, 2) for size, share in least.items()}
     assert intervals.measured_coverage(12) == (10, intervals.COVERAGE[10])
+
+
+def test_a_fold_that_alone_errs_is_the_unit() -> None:
+    """Without it the score is 1, which has no logit; without one of its speakers it is not. They are compared all the same."""
+    hits, wrong = np.full((1, 10, 4), 10), np.roll(np.eye(4, dtype=np.int64), 1, axis=1)
+    hits[:, :2] = 7
+    counts = hits[..., None] * np.eye(4, dtype=np.int64) + (10 - hits)[..., None] * wrong
+    found = intervals.uar_interval(counts, np.repeat(np.arange(5), 2))
+    assert found.bounds is not None and (found.unit, found.num_units) == ("fold", 5)
+    assert found.bounds[0] < 0.94 < found.bounds[1] == 1

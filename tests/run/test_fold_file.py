@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -65,12 +66,22 @@ def swapped(run: RunDir) -> None:
     np.save(run.folds, sides)
 
 
+def archived(run: RunDir) -> None:
+    sides = np.load(run.folds)
+    with run.folds.open("wb") as file:
+        np.savez(file, sides=sides)
+
+
 DAMAGE: dict[str, Callable[[RunDir], object]] = {
     "a run of earlier versions": lambda run: run.folds.unlink(),
     "cut off": lambda run: run.folds.write_bytes(run.folds.read_bytes()[:-1]),
     "empty": lambda run: run.folds.write_bytes(b""),
     "no array": lambda run: run.folds.write_bytes(b"sides" * 99),
     "a pickle": lambda run: np.save(run.folds, np.array([{}], dtype=object)),
+    "an archive": archived,
+    "a byte of its header": lambda run: run.folds.write_bytes(run.folds.read_bytes().replace(b"}", b"]", 1)),
+    "a pipe": lambda run: (run.folds.unlink(), os.mkfifo(run.folds)),
+    "a folder": lambda run: (run.folds.unlink(), run.folds.mkdir()),
     "another type": lambda run: np.save(run.folds, np.load(run.folds).astype(np.int16)),
     "fewer folds": lambda run: np.save(run.folds, np.load(run.folds)[1:]),
     "folds in another order": lambda run: np.save(run.folds, np.load(run.folds)[::-1]),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -129,6 +131,14 @@ def unchecked_words(codes: list[int], names: list[str | None]) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8()), pa.array(names, pa.large_string()), safe=False)
 
 
+def with_overlap(batch: pa.RecordBatch, number: int) -> pa.RecordBatch:
+    """The columns of pieces, where a clip is of a group of that number: two thousand million would take as many bytes."""
+    nothing = {"recording": np.zeros(len(batch), np.int64)} | dict.fromkeys(("begins", "ends"), np.zeros(len(batch)))
+    columns = {"overlap": np.array([number, *[-1] * (len(batch) - 1)], np.int32)} | nothing
+    names = [name for name in batch.schema.names if name not in columns]
+    return pa.RecordBatch.from_pydict({name: batch.column(name) for name in names} | columns)
+
+
 def broken_text(rows: int) -> pa.Array:
     """Texts whose offsets go back and lead out of the buffer."""
     offsets = np.array([0, 1 << 40, *range(1, rows)], dtype=np.int64)
@@ -154,7 +164,10 @@ ENEMIES: dict[str, tuple[Callable[[pa.RecordBatch], bytes], str]] = {
     "no word": (lambda b: stream(with_column(b, "speaker", unchecked_words([0] * len(b), [None]))), "twice"),
     "null": (lambda b: stream(with_column(b, "sound", pa.array([None] * len(b), pa.large_string()))), "lack something"),
     "text out of bounds": (lambda b: stream(with_column(b, "sound", broken_text(len(b)))), "damaged"),
+    "group that is none": (lambda b: stream(with_overlap(b, 2**31 - 2)), "column overlap"),
+    "group below none": (lambda b: stream(with_overlap(b, -2)), "column overlap"),
     "no text": (lambda b: stream(b).replace(b.column("sound")[0].as_py().encode(), b"\xff" * 32), "damaged"),
+    "schema alone": (lambda b: b.schema.serialize().to_pybytes(), "damaged"),
     "nothing": (lambda b: b"", "damaged"),
     "zeros": (lambda b: bytes(4096), "damaged"),
     "half": (lambda b: stream(b)[:-700], "damaged"),
@@ -173,15 +186,18 @@ def test_an_enemys_file_is_refused_in_words(packed: Path, name: str) -> None:
     assert any(INDEX in problem for problem in verify(packed))
 
 
-def test_any_flipped_byte_under_right_checksums_is_refused_or_stays_within_the_file(packed: Path) -> None:
+def test_any_changed_bytes_under_right_checksums_are_refused_or_stay_within_the_file(packed: Path) -> None:
     """Structure and all: whatever is read of it, nothing leads out of the mapping, and nothing ends the process."""
     content = (packed / INDEX).read_bytes()
     rng = np.random.default_rng(0)
-    for _ in range(400):
-        at, value = int(rng.integers(len(content))), int(rng.integers(256))
-        changed = content[:at] + bytes([value]) + content[at + 1 :]
+    starts = [match.start() for match in re.finditer(rb"\xff{4}[^\0].\0\0", content, re.DOTALL)]  # messages, and their lengths
+    structure = np.concatenate([np.arange(at, at + 8 + int.from_bytes(content[at + 4 : at + 8], "little")) for at in starts])
+    for turn in range(2500):
+        changed = bytearray(content)
+        for at in rng.choice(structure if turn % 5 else len(content), rng.integers(1, 4)).tolist():
+            changed[at] = rng.choice([0, 4, 8, 20, 127, 255, int(rng.integers(256))])
         try:
-            batch = parse_index_file(pa.py_buffer(changed))
+            batch = parse_index_file(pa.py_buffer(bytes(changed)))
         except (ValueError, OSError, pa.ArrowException):
             continue
         assert len(batch.to_pylist()) == len(batch)
@@ -310,3 +326,33 @@ def test_the_written_file_is_read_by_arrow_alone(packed: Path) -> None:
     assert table.column("utterance_id").to_pylist() == ShardIndex.load(packed).metadata.utterance_id.tolist()
     batch = parse_index_file(pa.py_buffer((packed / INDEX).read_bytes()))
     assert write_index(packed / INDEX, batch) == described(packed)
+
+
+@pytest.mark.parametrize("extra", ["no JSON", "7", "null", '["age"]', "[" * 100_000])
+def test_further_fields_that_packing_never_wrote_are_refused_in_words(packed: Path, extra: str) -> None:
+    batch = parse_index_file(pa.py_buffer((packed / INDEX).read_bytes()))
+    reseal(packed, stream(with_column(batch, "extra", unchecked_words([0] * len(batch), [extra]))))
+    with pytest.raises(UserError, match="no JSON object; pack the corpus again"):
+        ShardIndex.load(packed).metadata.column("age")
+
+
+def test_a_place_for_copies_that_is_none_is_not_taken_for_a_missing_index(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """$TMPDIR that is gone, is no folder, or is full while the index is copied; nothing is asked again of the store."""
+    store = fsspec.filesystem("memory")
+    for path in packed.rglob("*"):
+        if path.is_file():
+            store.pipe_file(f"/places/{path.relative_to(packed)}", path.read_bytes())
+    for place in (tmp_path / "gone", packed / DATASET):
+        monkeypatch.setattr("tempfile.tempdir", str(place))
+        with pytest.raises(UserError, match=r"no folder for temporary files .*; set TMPDIR"):
+            ShardIndex.load(parse_location("memory://places"))
+
+    def full(path: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(store, "get_file", full)
+    with pytest.raises(UserError, match=r"cannot be copied to .*No space left on device.*; set TMPDIR to a folder with"):
+        ShardIndex.load(parse_location("memory://places"))
