@@ -60,8 +60,10 @@ class LocalJob:
 
     @property
     def current(self) -> Trial:
-        """Return the trial that is under way, or is next; the last, if all have ended."""
-        return next((trial for trial in self.trials if trial not in self.codes), self.trials[-1])
+        """Return the trial that is under way, or is next; the last, if all have ended. One that another launcher has completed
+        is never begun."""
+        left = [trial for trial in self.trials if trial not in self.codes]
+        return next((trial for trial in left if trial in self.begun), (left or self.trials[-1:])[0])
 
     def poll(self) -> int | None:
         """Return the job's exit code, None while it runs; when one rank has failed, kill the others."""

@@ -158,6 +158,18 @@ def test_what_befalls_one_of_several_trials_is_counted_for_it_alone(
     assert not list((tmp_path / "jobs").glob(".*"))
 
 
+def test_a_trial_that_another_launcher_has_completed_is_not_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process passes over it, and is killed in the next one each time."""
+    script = tmp_path / "rank"
+    script.write_text("#!/bin/sh\ntouch $SER_HPC_MARK-0-1\nkill -9 $$\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(local, "_POLL_S", 0.02)
+    machine, said = Machine(cores=1, gpus=(), slots=1, ranks=1, threads=1), []
+    local.run_trials(RunDir(tmp_path), TWO, machine, lambda jobs: None, per_job=2, report=said.append)
+    assert said[0].startswith("seed 0 fold 1: given up after 3 starts")
+
+
 def test_trials_are_dealt_evenly_and_a_folds_seeds_to_one_job() -> None:
     trials = [Trial(seed, fold) for seed in range(3) for fold in range(5)]
     for slots, per_job, sizes in [(2, 32, [7, 8]), (1, 4, [3, 4, 4, 4]), (64, 32, [1] * 15), (2, 1, [1] * 15)]:
