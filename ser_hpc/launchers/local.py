@@ -297,6 +297,8 @@ def _counted_signals() -> Iterator[Sequence[int]]:
     # What is ignored stays so: a shell has it that way for what it starts in the background.
     numbers = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # inherited: of ended ranks the kernel would keep no exit code
+        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield received
     finally:

@@ -98,6 +98,20 @@ def test_what_a_shell_has_ignored_stays_ignored(ranks: Path) -> None:
     assert first.startswith("Stopping") and not left(ranks)
 
 
+def test_exit_codes_are_known_where_ends_of_children_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever started the launcher may ignore SIGCHLD, which is inherited: a rank that failed would count as done."""
+    (script := tmp_path / "rank").write_text("#!/bin/sh\nexit 2\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        machine = Machine(cores=1, gpus=(), slots=1, ranks=1, threads=1)
+        assert local.run_trials(RunDir(tmp_path), TWO, machine, lambda jobs: None) == dict.fromkeys(TWO, 2)
+        assert signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_a_rank_that_cannot_be_started_leaves_no_fellow(ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second process of a trial: no memory, say."""
     started = []
