@@ -146,7 +146,8 @@ def train_in_turn(run: RunDir, trials: Sequence[Trial]) -> int:
     """Run trials on this rank, one after another; return the exit code.
 
     One that cannot go on leaves the others alone, unless all share its mistake; of several ranks, which may not agree on that,
-    the others wait for another start. Raises UserError if the run's trials need a process each.
+    the others wait for another start. A process that is superseded in one leaves the others, too, to whoever has begun it anew.
+    Raises UserError if the run's trials need a process each.
     """
     _check_in_turn(run)
     loaded, alone = _Loaded(), rank_from_env(os.environ).size == 1
@@ -164,7 +165,7 @@ def train_in_turn(run: RunDir, trials: Sequence[Trial]) -> int:
                 if code in (CANNOT_GO_ON, SUPERSEDED) or run.trial(trial).is_done:
                     start_marks.write_final_line(code)
             codes.append(code)
-            if code == STOPPED or (code and not alone):
+            if code in (STOPPED, SUPERSEDED) or (code and not alone):
                 return code
     return _worst(codes)
 

@@ -32,6 +32,7 @@ def run_main(main: Callable[[], int]) -> None:
 
 def run_to_exit_code(main: Callable[[], int]) -> int:
     """Run an entry point and return the exit code that a shell would see."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks is no reason to fall
@@ -51,6 +52,15 @@ def run_to_exit_code(main: Callable[[], int]) -> int:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
         return 2
+
+
+def _open_closed_streams() -> None:
+    """Open what a shell has closed (`>&-`) to nowhere: no file of ours may take its number, which children would write into."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode)  # noqa: SIM115  # gets the lowest free number, its own
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 @contextmanager

@@ -109,6 +109,7 @@ def pool_features(
         for number in (number for number in numbers.tolist() if number not in encoder.blocks):
             path, rows = folder / f"{number:05d}.npy", slice(number * size, (number + 1) * size)
             means, causes = states.means[rows], states.causes[rows]
+            causes[:] = 0  # what an earlier trial of this process could not read, another may have by now
             if not _read(path, means):
                 micros = evaluation_micro_batches(used[rows], costs[rows], cut, rank=0, order=order)
                 batches = clips.prefetch(micros, training=True)

@@ -74,6 +74,14 @@ class _AtWork:
         return self.host == socket.gethostname() and self.began == _began(self.pid)
 
 
+def waiting_trials(run: RunDir) -> Mapping[Trial, float]:
+    """Return the trials that a launcher at work has yet to finish, and since when it has had them, in epoch seconds."""
+    other, since = _at_work(run), 0.0
+    with suppress(OSError):
+        since = run.launcher_lock.stat().st_mtime
+    return {trial: since for trial in other.trials if not run.trial(trial).is_done} if other else {}
+
+
 @contextmanager
 def only_launcher(run: RunDir, trials: Sequence[Trial]) -> Iterator[None]:
     """Be the run's only launcher of this sort, for these trials. Raises UserError if there is another."""

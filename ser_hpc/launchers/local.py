@@ -60,8 +60,10 @@ class LocalJob:
 
     @property
     def current(self) -> Trial:
-        """Return the trial that is under way, or is next; the last, if all have ended."""
-        return next((trial for trial in self.trials if trial not in self.codes), self.trials[-1])
+        """Return the trial that is under way, or is next; the last, if all have ended. One that another launcher has completed
+        is never begun."""
+        left = [trial for trial in self.trials if trial not in self.codes]
+        return next((trial for trial in left if trial in self.begun), (left or self.trials[-1:])[0])
 
     def poll(self) -> int | None:
         """Return the job's exit code, None while it runs; when one rank has failed, kill the others."""
@@ -295,6 +297,8 @@ def _counted_signals() -> Iterator[Sequence[int]]:
     # What is ignored stays so: a shell has it that way for what it starts in the background.
     numbers = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # inherited: of ended ranks the kernel would keep no exit code
+        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield received
     finally:

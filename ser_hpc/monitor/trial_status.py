@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ser_hpc.launchers.foreground import waiting_trials
 from ser_hpc.launchers.job_state import JobState
 from ser_hpc.launchers.slurm import starts
 from ser_hpc.launchers.slurm.submissions import Submission, read_submissions
@@ -97,12 +98,20 @@ def read_status(
     trials = run.trials()
     with ThreadPoolExecutor(_READERS) as pool:  # thousands of small files: on a network's file system each one is a wait
         statuses = list(pool.map(one, range(1, len(trials) + 1), trials))
-    if any(status.runs_without_slurm for status in statuses):
-        statuses = [
-            replace(status, state="waiting", reason="for the trials that run here") if status.state == "not started" else status
-            for status in statuses
-        ]
-    return tuple(_wait_for_turns(statuses))
+    return tuple(_wait_for_turns(_wait_here(run, statuses)))
+
+
+def _wait_here(run: RunDir, statuses: Sequence[TrialStatus]) -> list[TrialStatus]:
+    """Say of trials that a launcher on this machine has not come to yet that they wait, however their last attempt ended."""
+    taken, some_run = waiting_trials(run), any(status.runs_without_slurm for status in statuses)
+
+    def waits(status: TrialStatus) -> bool:
+        if not status.attempts:
+            return status.state == "not started" and (some_run or status.trial in taken)
+        return status.is_open and status.attempts[-1].started < taken.get(status.trial, 0.0)
+
+    reason = "for the trials that run here"
+    return [replace(status, state="waiting", reason=reason, error=None) if waits(status) else status for status in statuses]
 
 
 def _wait_for_turns(statuses: Sequence[TrialStatus]) -> Iterator[TrialStatus]:

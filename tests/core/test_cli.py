@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,25 @@ def test_what_is_nobodys_mistake_but_ours_keeps_its_traceback(tmp_path: Path) ->
         with pytest.raises(type(error)):
             ending(error)
     assert ending(UserError("x")) == 2 and ending(KeyboardInterrupt()) == 130
+
+
+def test_output_that_a_shell_has_closed_goes_nowhere(tmp_path: Path) -> None:
+    """And no file of ours takes its number: what a child prints would be written into it."""
+    program = """
+import os, subprocess, sys
+from ser_hpc.core import cli
+def main():
+    with open(sys.argv[1], "w") as file:
+        cli.make_console().print("shown")
+        print("said")
+        subprocess.run([sys.executable, "-c", "print(1)"], check=True)
+        file.write("whole")
+    return 3
+cli.run_main(main)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "file")]
+    done = subprocess.run(["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], check=False)
+    assert done.returncode == 3 and (tmp_path / "file").read_text() == "whole"
 
 
 def test_numbers_and_nouns() -> None:

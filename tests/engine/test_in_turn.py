@@ -16,13 +16,15 @@ from engine.test_data_side import damage_two
 from engine.test_feature_cache import CLIPS, base, encoded, frozen, pretrained  # noqa: F401  (fixtures)
 from small import packed_tones, wav2vec2
 
+from ser_hpc import train as train_module
 from ser_hpc.core.atomic_io import read_json
 from ser_hpc.core.errors import UserError
+from ser_hpc.engine.fault.preemption import Superseded
 from ser_hpc.launchers.detect import Machine
 from ser_hpc.launchers.local import LocalJob, log_path, run_trials
-from ser_hpc.run.attempt import CANNOT_GO_ON
+from ser_hpc.run.attempt import CANNOT_GO_ON, SUPERSEDED
 from ser_hpc.run.attempt_end import read_end
-from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
+from ser_hpc.run.run_dir import AttemptDir, RunDir, Trial, TrialDir
 from ser_hpc.train import train, train_in_turn
 
 HEADS = {
@@ -137,6 +139,54 @@ def test_a_mistake_of_one_leaves_the_others_alone(base: Path, pretrained: Path, 
     ends = [read_end(run.trial(trial).current) for trial in run.trials()]
     assert {end.outcome for end in ends} == {"done", "failed"} and not any(end.shared for end in ends)
     assert capfd.readouterr().err.count("error: ") == sum(not there for there in done.values())
+
+
+def test_damage_that_one_met_is_forgotten_once_another_process_could_read_the_clip(
+    base: Path,  # noqa: F811
+    pretrained: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The shards are put in order while the first of two trials trains, and somebody computes the states of them all."""
+    whole, shards = packed_tones(pretrained.parent), base / "mended-shards"
+    shutil.copytree(whole, shards)
+    more = ("seeds=1", "data.max_corrupt=0.5")
+    together, single = (
+        planned(base / f"mended-{name}", pretrained, "mean", *more, shards=shards) for name in ("run", "single")
+    )
+    first, second, third = together.trials()
+    real = train_module._train_and_record
+
+    def mended_after_the_first(run: RunDir, trial: Trial, *rest: object) -> int:
+        code: int = real(run, trial, *rest)  # type: ignore[arg-type]
+        if trial == first:
+            shutil.copytree(whole, shards, dirs_exist_ok=True)
+            assert [train(single, each) for each in (second, third)] == [0, 0]
+            shutil.copytree(single.path / "states", run.path / "states", dirs_exist_ok=True)
+        return code
+
+    damage_two(together)
+    monkeypatch.setattr(train_module, "_train_and_record", mended_after_the_first)
+    assert train_in_turn(together, [first, second]) == 0
+    assert together.trial(first).current.damaged.exists()
+    same(together.trial(second), single.trial(second))
+
+
+def test_superseded_in_one_the_others_are_left_too(
+    base: Path,  # noqa: F811
+    pretrained: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process whose launcher was killed must not go before the next launcher's, and begin each trial that comes to it."""
+    run = planned(base / "superseded", pretrained, "mean", "seeds=1")
+    first, *others = (run.trial(trial) for trial in run.trials())
+
+    def while_another_begins(place: TrialDir, attempt: AttemptDir, *_: object) -> None:
+        place.claim()
+        raise Superseded("a newer attempt has begun")
+
+    monkeypatch.setattr(train_module, "_trainer", lambda settings: while_another_begins)
+    assert train_in_turn(run, run.trials()) == SUPERSEDED
+    assert read_end(first.attempt(1)).outcome == "superseded" and not any(place.attempts for place in others)
 
 
 def test_a_mistake_that_all_share_ends_them(base: Path, pretrained: Path) -> None:  # noqa: F811

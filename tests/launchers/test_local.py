@@ -98,6 +98,20 @@ def test_what_a_shell_has_ignored_stays_ignored(ranks: Path) -> None:
     assert first.startswith("Stopping") and not left(ranks)
 
 
+def test_exit_codes_are_known_where_ends_of_children_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever started the launcher may ignore SIGCHLD, which is inherited: a rank that failed would count as done."""
+    (script := tmp_path / "rank").write_text("#!/bin/sh\nexit 2\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        machine = Machine(cores=1, gpus=(), slots=1, ranks=1, threads=1)
+        assert local.run_trials(RunDir(tmp_path), TWO, machine, lambda jobs: None) == dict.fromkeys(TWO, 2)
+        assert signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_a_rank_that_cannot_be_started_leaves_no_fellow(ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second process of a trial: no memory, say."""
     started = []
@@ -156,6 +170,18 @@ def test_what_befalls_one_of_several_trials_is_counted_for_it_alone(
     assert [begun.count(f"0:{fold}") for fold in range(4)] == [1, starts, 1, 1]
     assert [line.partition(":")[0] for line in said] == ["seed 0 fold 1"] * (fate == "killed")
     assert not list((tmp_path / "jobs").glob(".*"))
+
+
+def test_a_trial_that_another_launcher_has_completed_is_not_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process passes over it, and is killed in the next one each time."""
+    script = tmp_path / "rank"
+    script.write_text("#!/bin/sh\ntouch $SER_HPC_MARK-0-1\nkill -9 $$\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(local, "_POLL_S", 0.02)
+    machine, said = Machine(cores=1, gpus=(), slots=1, ranks=1, threads=1), []
+    local.run_trials(RunDir(tmp_path), TWO, machine, lambda jobs: None, per_job=2, report=said.append)
+    assert said[0].startswith("seed 0 fold 1: given up after 3 starts")
 
 
 def test_trials_are_dealt_evenly_and_a_folds_seeds_to_one_job() -> None:

@@ -17,6 +17,7 @@ from made_run import MIN, MadeRun, queue, slurm, states, told
 from ser_hpc import launch, report, status
 from ser_hpc.core.atomic_io import write_json, write_text
 from ser_hpc.core.errors import UserError
+from ser_hpc.launchers.foreground import only_launcher
 from ser_hpc.monitor import poll
 
 BEGIN = "submitit INFO (2026-11-21 12:35:07,424) - Starting with JobEnvironment(job_id=123_4, hostname=n2, local_rank=0(2))\n"
@@ -167,6 +168,21 @@ def test_a_run_on_this_machine_is_told_from_its_heartbeats(tmp_path: Path, capsy
     made.attempt(3, began=0, job=False, node=here, end="done")
     _, trials = told(made, capsys)
     assert trials[4]["state"] == "not started" and trials[0]["error"] == "ValueError: no"
+
+
+def test_what_a_launcher_here_has_yet_to_begin_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before its first trial has begun, too; however an attempt before it ended, but not one of its own."""
+    made, here = MadeRun(tmp_path / "x", seeds=1), socket.gethostname()
+    for number, end in ((1, "failed"), (2, "stopped"), (3, None)):
+        made.attempt(number, began=9, until=8, job=False, node=here, pid=2**22 + 1, end=end)
+    before = (1, ["failed", "stopped", "lost", "not started", "not started"])
+    assert states(made, capsys) == before
+    with only_launcher(made.run, made.trials[:4]):
+        os.utime(made.run.launcher_lock, times=(now := time.time() - MIN, now))
+        assert states(made, capsys) == (1, ["waiting"] * 4 + ["not started"])
+        made.attempt(1, began=0, job=False, node=here, end="failed")
+        assert states(made, capsys)[1][:2] == ["failed", "waiting"]
+    assert states(made, capsys) == before
 
 
 def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
