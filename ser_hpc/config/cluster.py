@@ -72,7 +72,7 @@ class ClusterSettings(Section):
     nodes: Positive = 1
     """Nodes per trial."""
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
-    """GPUs, and so ranks, per node and trial; none: 1 on a cluster; here, 1 GPU, or 2 ranks on a CPU with 2 cores or more."""
+    """GPUs, and so ranks, per node and trial; none: 1."""
     gpu_type: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Kind of GPU as the site writes it (`h100`), or several in order of preference (`[h100, a100]`): the first whose nodes fit
     and are not down, else the first whose nodes fit; none: any."""

@@ -76,22 +76,28 @@ def choose_launcher(kind: Literal["auto", "slurm", "local"]) -> tuple[Literal["s
     )
 
 
-def describe_machine(cluster: ClusterSettings, num_trials: int | None = None, *, in_turn: bool = False) -> Machine:
+def describe_machine(
+    cluster: ClusterSettings, num_trials: int | None = None, *, num_folds: int | None = None, in_turn: bool = False
+) -> Machine:
     """Divide this machine among as many trials as fit, or just `num_trials` of them at the same time.
 
-    `in_turn`: trials are small, and a slot takes one after another: on a CPU each has one rank. How many threads it has, and so
-    how it rounds, does not depend on how many trials are left.
+    On a CPU a trial has one rank: trials side by side make more of the cores than ranks that wait for each other at every step.
+    `num_folds`: the run has no more folds, so on a CPU no more of its trials run at a time, and each has the more threads; that
+    is a number which stays, whatever is left of the run, as results round by it. `in_turn`: a slot takes one trial after
+    another.
 
     Raises UserError if one trial asks for more than there is.
     """
     share, gpus = cores.process_share(os.environ), _gpus()
     if cluster.nodes > 1:
         raise UserError(f"cluster.nodes is {cluster.nodes}, but trials on this machine have one node; set cluster.nodes=1")
-    ranks = cluster.gpus_per_node or (1 if gpus or in_turn else min(2, share.cores))
+    ranks = cluster.gpus_per_node or 1
     have, what = (len(gpus), "GPUs") if gpus else (share.cores, "cores")
     if ranks > have and gpus:
         raise UserError(f"cluster.gpus_per_node is {ranks}, but this machine has {have} {what}")
     slots = max(1, have // ranks) * (cluster.trials_per_gpu if gpus else 1)
+    if num_folds is not None and not gpus:
+        slots = min(slots, num_folds)
     slots = min(slots, cluster.max_parallel_trials or slots) if in_turn or not num_trials else num_trials
     threads, reason = cores.choose_num_threads(os.environ, share, slots * ranks)
     return Machine(share.cores, gpus, slots, ranks, threads, reason)

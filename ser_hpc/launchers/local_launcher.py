@@ -39,7 +39,7 @@ class LocalLauncher(ForegroundLauncher):
 
     def show(self, experiment: Experiment, todo: Sequence[Trial], out: Console) -> bool:
         in_turn = experiment.settings.trains_in_turn
-        machine = describe_machine(experiment.settings.cluster, in_turn=in_turn)
+        machine = describe_machine(experiment.settings.cluster, num_folds=len(experiment.folds.folds), in_turn=in_turn)
         each = "; each process trains several, one after another" * in_turn
         out.print(f"  here: {machine.description()}{each}")
         out.print(f"then\n  python -m ser_hpc.report {shlex.quote(str(experiment.run.path))}", soft_wrap=True)
@@ -48,7 +48,8 @@ class LocalLauncher(ForegroundLauncher):
     def run(self, batch: Batch) -> None:
         run, todo, out, settings = batch.run, batch.todo, batch.out, batch.settings
         cluster, in_turn = settings.cluster, settings.trains_in_turn
-        machine, per_job = describe_machine(cluster, in_turn=in_turn), settings.trials_per_job if in_turn else 1
+        machine = describe_machine(cluster, num_folds=len(batch.experiment.folds.folds), in_turn=in_turn)
+        per_job = settings.trials_per_job if in_turn else 1
         out.print(machine.description() + ".")
         try:
             with self._watch(run, todo, out) as watch:

@@ -107,6 +107,16 @@ def test_trials_on_this_machine_share_its_share(monkeypatch: pytest.MonkeyPatch)
     assert detect.describe_machine(ClusterSettings(gpus_per_node=2), num_trials=2).threads == 1
 
 
+def test_folds_have_the_cores_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU trials run side by side, a rank each; where there are more cores than folds, each has several threads."""
+    monkeypatch.setattr(detect, "_gpus", lambda: ())
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for have, slots, threads in ((16, 5, 3), (2, 2, 1), (1, 1, 1)):
+        monkeypatch.setattr(cores, "process_share", lambda env, have=have: cores.Share(have, "the cores"))
+        found = detect.describe_machine(ClusterSettings(), num_folds=5)
+        assert (found.slots, found.ranks, found.threads) == (slots, 1, threads)
+
+
 def test_libraries_go_by_it() -> None:
     """torch and Arrow, each as it says itself; they read one variable, before they are loaded."""
     code = """
