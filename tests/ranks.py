@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import atexit
 import io
+import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -27,19 +29,26 @@ from ser_hpc.run.rank import prepare_allocator
 
 _MOST = 3  # warm processes of a session: each holds some 300 MB
 _LIBRARIES = (*rank_process._ALWAYS, *rank_process._TRANSFORMERS, *rank_process._PROBE, "torchaudio", "audiomentations")
-_OF_TESTS = ("PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID")
-_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+# Variables that libraries may read while they are imported. All others are set in the new process, by program.py.
+_OF_IMPORTS = re.compile(
+    r"(OMP|MKL|KMP|GOMP|OPENBLAS|NUMEXPR|TORCH|PYTORCH|CUDA|HF|TRANSFORMERS|LD|MALLOC|JE|PYTHON)_?(?!PATH$)"
+)
+_ALWAYS_THERE = ("PATH", "HOME", "TMPDIR")
+_TESTS = str(Path(__file__).parent)
 _starters: dict[frozenset[tuple[str, str]], RankStarter] = {}
 
 
 class _SharedStarter:
-    """A RankStarter that stays warm for the next one with such an environment."""
+    """A RankStarter that stays warm for the next one whose libraries would be imported under the same variables."""
 
     def __init__(self, libraries: Sequence[str], environment: Mapping[str, str], about: str) -> None:
-        self._own = {name: value for name, value in environment.items() if _is_own(name)}
-        shared = {name: value for name, value in environment.items() if not _is_own(name) and name not in _OF_TESTS}
-        key = frozenset(shared.items())
-        self._starter = _starters.pop(key, None) or RankStarter(_LIBRARIES, shared, "tests")
+        self._environment = dict(environment)
+        of_imports = {name: value for name, value in environment.items() if _OF_IMPORTS.match(name)}
+        key = frozenset(of_imports.items())
+        there = {name: os.environ[name] for name in _ALWAYS_THERE if name in os.environ}
+        self._starter = _starters.pop(key, None) or RankStarter(
+            _LIBRARIES, {**there, **of_imports, "PYTHONPATH": os.pathsep.join([_TESTS, str(Path(_TESTS).parent)])}, "tests"
+        )
         _starters[key] = self._starter  # the latest used stands last
         if len(_starters) > _MOST:
             _starters.pop(next(iter(_starters))).__exit__()
@@ -53,8 +62,11 @@ class _SharedStarter:
     def is_ready(self) -> bool:
         return self._starter.is_ready()
 
-    def start(self, module: str, arguments: Sequence[str], own: Mapping[str, str], log: IO[bytes]) -> RankProcess:
-        return self._starter.start(module, arguments, {**self._own, **own}, log)
+    def start(
+        self, module: str, arguments: Sequence[str], own: Mapping[str, str], log: IO[bytes], text: str = "", cwd: str = ""
+    ) -> RankProcess:
+        environment = {"SER_HPC_TESTS": json.dumps({**self._environment, **own})}
+        return self._starter.start("program", [cwd, module, text, *arguments], environment, log)
 
 
 @atexit.register
@@ -95,14 +107,10 @@ class Started:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as the process
         common = {**(os.environ if environment is None else environment), THREADS: "1", "PYTHONUNBUFFERED": "1"}
         prepare_allocator(common)
-        if program is not None or cwd is not None:
-            arguments = [str(cwd or ""), module, program or "", *arguments]
-            module = "program"
-            common["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), common.get("PYTHONPATH", "")]).strip(os.pathsep)
         starter = _SharedStarter(_LIBRARIES, common, "tests")
         while not starter.is_ready():
             time.sleep(0.05)
-        self._rank = starter.start(module, arguments, {}, self._log)
+        self._rank = starter.start(module, arguments, {}, self._log, program or "", str(cwd or ""))
         self.pid = self._rank.pid
         self.returncode: int | None = None
 
@@ -132,7 +140,3 @@ class Started:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
-
-
-def _is_own(name: str) -> bool:
-    return name in _OF_A_RANK or name.startswith("SER_HPC_") or name == "CUDA_VISIBLE_DEVICES"
