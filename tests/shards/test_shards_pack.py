@@ -74,7 +74,7 @@ def processes(group: int) -> int:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_packer_leaves_no_process_and_can_go_on(tmp_path: Path, make_corpus: Callable, tree: Tree, number: int) -> None:
     """Killed (the parent alone: its workers must notice) or Ctrl-C (within a shard; exit code 130, no temporaries)."""
-    utterances, out = make_corpus(sessions=2, clips=80, seconds=15.0), tmp_path / "out"
+    utterances, out = make_corpus(sessions=2, clips=160, seconds=15.0), tmp_path / "out"
     packer = started(tmp_path, utterances, out)
     began = time.monotonic()
     packer.send_signal(number)
