@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import signal
 from collections import Counter
 from pathlib import Path
@@ -52,12 +51,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 class ByFile(LoadScopeScheduling):
     """Deals out whole files to the processes of pytest-xdist, as a file's tests share what they train. Those that need the test
-    Slurm count as one file: they share a cluster. Interruptions (`-m faults`), minutes each, are dealt out one by one."""
+    Slurm count as one file: they share a cluster."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::")[0]
-        if re.search(r"(?<!not )\b(all_)?faults", self.config.option.markexpr):
-            return nodeid
         return "slurm" if _needs_slurm(path) else path
 
 

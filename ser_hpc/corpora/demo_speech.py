@@ -21,6 +21,8 @@ A score on it says that the machinery works, and nothing about speech.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -28,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from ser_hpc.core import cores
 from ser_hpc.core.atomic_io import read_json, write_json
 from ser_hpc.core.errors import UserError
 from ser_hpc.corpora.parse_result import ParseResult, make_result, require_folder
@@ -113,8 +116,9 @@ def make_demo_corpus(root: Path, clips_per_speaker_and_emotion: int = 10, seed: 
     if _settings_of_complete(root) != settings:
         (root / MARKER).unlink(missing_ok=True)
         (root / "wav").mkdir(parents=True, exist_ok=True)
-        for clip in _utterances(root, clips_per_speaker_and_emotion):
-            _write_wav(clip.audio_path, _speak(clip, seed))
+        with ThreadPoolExecutor(cores.process_share(os.environ).cores) as pool:  # most of it is numpy's, which takes no lock
+            clips = _utterances(root, clips_per_speaker_and_emotion)
+            list(pool.map(lambda clip: _write_wav(clip.audio_path, _speak(clip, seed)), clips))
         write_json(root / MARKER, settings | {"bytes": _num_bytes(root, clips_per_speaker_and_emotion)})
     return parse(root)
 
