@@ -119,7 +119,7 @@ def _side_by_side(run: RunDir, trials: Sequence[Trial]) -> int:
     settings = load_run_settings(run.settings)
     in_turn, most = settings.trains_in_turn, settings.cluster.max_starts_without_progress
     per_job = settings.trials_per_job if in_turn else 1
-    shared = describe_machine(settings.cluster, num_trials=len(trials), in_turn=in_turn)
+    shared = describe_machine(settings.cluster, None if in_turn else len(trials))
     print(shared.description(), flush=True)
     try:
         codes = run_trials(run, trials, shared, lambda jobs: None, alone=False, per_job=per_job, max_starts=most)

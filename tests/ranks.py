@@ -21,14 +21,15 @@ from pathlib import Path
 from typing import IO, Self
 from unittest import mock
 
+from ser_hpc.config.settings import Settings
 from ser_hpc.core import cli
 from ser_hpc.core.cores import THREADS
-from ser_hpc.launchers import local, rank_process
-from ser_hpc.launchers.rank_process import RankProcess, RankStarter
+from ser_hpc.launchers import local
+from ser_hpc.launchers.rank_process import RankProcess, RankStarter, libraries_of
 from ser_hpc.run.rank import prepare_allocator
 
 _MOST = 3  # warm processes of a session: each holds some 300 MB
-_LIBRARIES = (*rank_process._ALWAYS, *rank_process._TRANSFORMERS, *rank_process._PROBE, "torchaudio", "audiomentations")
+_LIBRARIES = (*libraries_of(Settings()), "sklearn.linear_model", "sklearn.preprocessing", "torchaudio", "audiomentations")
 # Variables that libraries may read while they are imported. All others are set in the new process, by program.py.
 _OF_IMPORTS = re.compile(
     r"(OMP|MKL|KMP|GOMP|OPENBLAS|NUMEXPR|TORCH|PYTORCH|CUDA|HF|TRANSFORMERS|LD|MALLOC|JE|PYTHON)_?(?!PATH$)"

@@ -391,8 +391,8 @@ class Settings(Section):
     def trains_in_turn(self) -> bool:
         """Tell whether one process trains several trials, one after another: each takes seconds, and to load the libraries, the
         index and the encoder takes as long."""
-        cluster, alone = self.cluster, self.train.strategy != "ddp"  # DeepSpeed keeps its state in globals
-        return self.uses_feature_cache and not alone and cluster.nodes == 1 and cluster.trials_per_job != 1
+        shares_a_process = self.train.strategy == "ddp"  # DeepSpeed keeps its state in globals
+        return self.uses_feature_cache and shares_a_process and self.cluster.nodes == 1 and self.cluster.trials_per_job != 1
 
     @property
     def trials_per_job(self) -> int:

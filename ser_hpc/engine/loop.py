@@ -59,7 +59,7 @@ def train_trial(
     world: World,
     stop: StopFlag,
     watchdog: Watchdog,
-    frozen: FrozenEncoder | None = None,
+    frozen: FrozenEncoder,
 ) -> None:
     """Train, choose the epoch on dev, predict dev and test, write the marker.
 
@@ -81,7 +81,7 @@ def train_trial(
 
     # Set up: the model, and how ranks share it.
     new_model, width = partial(build_for_tasks, settings.model, tasks, mix_seed(seed, 0x57E1)), None
-    encoder = (frozen or FrozenEncoder()).load(settings, seed, new_model) if settings.uses_feature_cache else None
+    encoder = frozen.load(settings, seed, new_model) if settings.uses_feature_cache else None
     model = encoder.model if encoder else new_model()
     base = encoder.base if encoder else FrozenParameters.from_model(model)
     if saved.tensors is not None:

@@ -53,7 +53,7 @@ def train_trial(
     world: World,
     stop: StopFlag,
     watchdog: Watchdog,
-    frozen: FrozenEncoder | None = None,
+    frozen: FrozenEncoder,
 ) -> None:
     """Fit, choose the penalty on dev, predict dev and test, write the marker.
 
@@ -68,7 +68,7 @@ def train_trial(
     if world.is_main:
         describe(attempt, strategy=train.strategy, precision=train.precision)
     build = partial(build_classifier, settings.model, len(data.classes), seed=0)
-    encoder = (frozen or FrozenEncoder()).load(settings, 0, build)
+    encoder = frozen.load(settings, 0, build)
     model, base, targets = encoder.model, encoder.base, ClipTargets.of_tasks(data.tasks, fold.train.positions)
     clips = make_batch_source(settings, data, targets, world)
     states = feature_cache.pool_features(encoder, clips, trial, settings, data, world, stop, watchdog)

@@ -76,15 +76,12 @@ def choose_launcher(kind: Literal["auto", "slurm", "local"]) -> tuple[Literal["s
     )
 
 
-def describe_machine(
-    cluster: ClusterSettings, num_trials: int | None = None, *, num_folds: int | None = None, in_turn: bool = False
-) -> Machine:
+def describe_machine(cluster: ClusterSettings, num_trials: int | None = None, *, num_folds: int | None = None) -> Machine:
     """Divide this machine among as many trials as fit, or just `num_trials` of them at the same time.
 
     On a CPU a trial has one rank: trials side by side make more of the cores than ranks that wait for each other at every step.
     `num_folds`: the run has no more folds, so on a CPU no more of its trials run at a time, and each has the more threads; that
-    is a number which stays, whatever is left of the run, as results round by it. `in_turn`: a slot takes one trial after
-    another.
+    is a number which stays, whatever is left of the run, as results round by it.
 
     Raises UserError if one trial asks for more than there is.
     """
@@ -98,7 +95,7 @@ def describe_machine(
     slots = max(1, have // ranks) * (cluster.trials_per_gpu if gpus else 1)
     if num_folds is not None and not gpus:
         slots = min(slots, num_folds)
-    slots = min(slots, cluster.max_parallel_trials or slots) if in_turn or not num_trials else num_trials
+    slots = num_trials or min(slots, cluster.max_parallel_trials or slots)
     threads, reason = cores.choose_num_threads(os.environ, share, slots * ranks)
     return Machine(share.cores, gpus, slots, ranks, threads, reason)
 

@@ -83,17 +83,17 @@ class LocalJob:
         return self.exit_code
 
     def _read_marks(self) -> None:
-        """Take in what the ranks have written about each trial."""
-        for trial in self.trials:
+        """Take in what the ranks have written about each trial that has not ended: its end first, for nothing follows that."""
+        for trial in [trial for trial in self.trials if trial not in self.codes]:
             mark, final = self._files(trial)
+            with suppress(OSError, ValueError):
+                self.codes[trial] = int(final.read_text(encoding="utf-8"))
             with suppress(OSError):
                 further = mark.stat().st_size > 0
                 self.begun.add(trial)
                 if further and trial not in self.came_further:
                     self.came_further.add(trial)
                     start_marks.mark_progress()  # where this is a job of several trials, its batch script is told as well
-            with suppress(OSError, ValueError):
-                self.codes[trial] = int(final.read_text(encoding="utf-8"))
 
     def _files(self, trial: Trial) -> tuple[Path, Path]:
         return Path(start_marks.of_trial(f"{self.marks}.mark", trial)), Path(start_marks.of_trial(f"{self.marks}.final", trial))

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.core.errors import counted
-from ser_hpc.launchers.detect import describe_machine
+from ser_hpc.launchers.detect import Machine, describe_machine
 from ser_hpc.launchers.foreground import ForegroundLauncher
 from ser_hpc.launchers.launcher import Batch
 from ser_hpc.launchers.local import LocalJob, log_path, run_trials
@@ -38,22 +38,18 @@ class LocalLauncher(ForegroundLauncher):
         return bool(describe_machine(cluster).gpus)
 
     def show(self, experiment: Experiment, todo: Sequence[Trial], out: Console) -> bool:
-        in_turn = experiment.settings.trains_in_turn
-        machine = describe_machine(experiment.settings.cluster, num_folds=len(experiment.folds.folds), in_turn=in_turn)
-        each = "; each process trains several, one after another" * in_turn
-        out.print(f"  here: {machine.description()}{each}")
+        each = "; each process trains several, one after another" * experiment.settings.trains_in_turn
+        out.print(f"  here: {_machine(experiment).description()}{each}")
         out.print(f"then\n  python -m ser_hpc.report {shlex.quote(str(experiment.run.path))}", soft_wrap=True)
         return True
 
     def run(self, batch: Batch) -> None:
         run, todo, out, settings = batch.run, batch.todo, batch.out, batch.settings
-        cluster, in_turn = settings.cluster, settings.trains_in_turn
-        machine = describe_machine(cluster, num_folds=len(batch.experiment.folds.folds), in_turn=in_turn)
-        per_job = settings.trials_per_job if in_turn else 1
+        machine, per_job = _machine(batch.experiment), settings.trials_per_job if settings.trains_in_turn else 1
         out.print(machine.description() + ".")
         try:
             with self._watch(run, todo, out) as watch:
-                most = cluster.max_starts_without_progress
+                most = settings.cluster.max_starts_without_progress
                 codes = run_trials(run, todo, machine, watch, batch.environment, alone=False, per_job=per_job, max_starts=most)
         except KeyboardInterrupt:
             out.print(f"Interrupted; what was trained is saved in {run.path}. The same command goes on from there.")
@@ -64,3 +60,7 @@ class LocalLauncher(ForegroundLauncher):
                 out.print(Text.assemble(failed, f"; its log: {log_path(run, trial)}"), soft_wrap=True)
         if left := len(todo) - len(codes):
             out.print(f"{counted(left, 'trial')} not started: each would end in the same error. Mend it, then launch again.")
+
+
+def _machine(experiment: Experiment) -> Machine:
+    return describe_machine(experiment.settings.cluster, num_folds=len(experiment.folds.folds))

@@ -32,19 +32,18 @@ def score_classes(
 ) -> tuple[ClassScores, ...]:
     """Score every class. `by_seed`: counts of all trials (seeds, C, C); `counts`: None where there are no intervals, for that
     `reason`."""
-    none = [Interval(None, reason or "some test clips are of unknown speakers")] * len(classes)
-    recalls, f1s = (
-        (none, none) if counts is None else (class_intervals(of, counts.confusions) for of in (metrics.recalls, metrics.f1s))
-    )
-    confusion = by_seed.sum(0)
+    measures = (metrics.recalls, metrics.f1s)
+    recalls, f1s = (of(by_seed.sum(0)) for of in measures)
+    none = [Interval(None, reason)] * len(classes)
+    recall_intervals, f1_intervals = (none if counts is None else class_intervals(of, counts.confusions) for of in measures)
     has = None if counts is None else (counts.confusions[0].sum(-1) > 0).sum(0)
     return tuple(
         ClassScores(
             name=name,
-            recall=float(metrics.recalls(confusion)[i]),
-            f1=float(metrics.f1s(confusion)[i]),
-            recall_interval=recalls[i],
-            f1_interval=f1s[i],
+            recall=float(recalls[i]),
+            f1=float(f1s[i]),
+            recall_interval=recall_intervals[i],
+            f1_interval=f1_intervals[i],
             num_clips=int(by_seed[:, i].sum(-1).max()),
             num_speakers=None if has is None else int(has[i]),
         )

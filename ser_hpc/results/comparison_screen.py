@@ -11,6 +11,7 @@ from ser_hpc.core.errors import counted
 from ser_hpc.results import markdown
 from ser_hpc.results.comparison import MIN_SPEAKERS, Difference
 from ser_hpc.results.intervals import mean_uar, uar_interval
+from ser_hpc.results.report_json import json_bounds, json_number
 from ser_hpc.results.speaker_counts import SpeakerCounts
 from ser_hpc.results.systems import System
 from ser_hpc.tasks.metrics import recalls
@@ -88,10 +89,10 @@ def comparison_json(systems: Sequence[System], counts: Sequence[SpeakerCounts], 
                 "name": system.name,
                 "seeds": list(of.seeds),
                 "pooled_uar": float(mean_uar(of.confusions.sum(1))),
-                "ci95": _bounds(uar_interval(of.confusions, of.folds).bounds),
-                "recall": dict(zip(system.classes, map(_number, recalls(of.confusions.sum((0, 1)))), strict=True)),
+                "ci95": json_bounds(uar_interval(of.confusions, of.folds)),
+                "recall": dict(zip(system.classes, map(json_number, recalls(of.confusions.sum((0, 1)))), strict=True)),
                 "trials": [
-                    {"seed": trial.seed, "fold": trial.fold, "uar": _number(score)}
+                    {"seed": trial.seed, "fold": trial.fold, "uar": json_number(score)}
                     for trial, score in sorted(system.uar_by_trial().items())
                 ],
             }
@@ -102,12 +103,12 @@ def comparison_json(systems: Sequence[System], counts: Sequence[SpeakerCounts], 
                 "one": systems[of.one].name,
                 "other": systems[of.other].name,
                 "difference": of.value,
-                "ci95": _bounds(of.interval.bounds),
+                "ci95": json_bounds(of.interval),
                 "unit": of.interval.unit,
                 "p": of.p,
                 "p_holm": of.corrected_p,
                 "smallest_seen": of.detectable,
-                "recall": dict(zip(systems[0].classes, map(_number, of.recalls), strict=True)),
+                "recall": dict(zip(systems[0].classes, map(json_number, of.recalls), strict=True)),
             }
             for of in found
         ],
@@ -165,11 +166,3 @@ def _cells(*texts: str) -> list[RenderableType]:
 
 def _p(value: float) -> str:
     return f"= {value:.3f}".replace("= 0.", "= .") if value >= 0.001 else "< .001"
-
-
-def _bounds(bounds: tuple[float, float] | None) -> list[float] | None:
-    return list(bounds) if bounds else None
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

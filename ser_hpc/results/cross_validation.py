@@ -186,7 +186,7 @@ def _score(folder: TrialDir, plan: dict[str, Any]) -> TrialScores:
     """Read, check and score one finished trial."""
     done = plan_checks.read_done(folder, plan)
     parts = plan_checks.read_trial_predictions(folder, plan, done)
-    confusion = _confusion(parts["test"], plan["classes"])
+    confusion = confusion_of(parts["test"], plan["classes"])
     truths = {p.truth for p in parts["test"]}
     return TrialScores(
         trial=folder.trial,
@@ -194,7 +194,7 @@ def _score(folder: TrialDir, plan: dict[str, Any]) -> TrialScores:
         wa=float(metrics.wa(confusion)),
         macro_f1=float(metrics.macro_f1(confusion)),
         kappa=float(metrics.cohen_kappa(confusion)),
-        dev_uar=float(metrics.uar(_confusion(parts["dev"], plan["classes"]))),
+        dev_uar=float(metrics.uar(confusion_of(parts["dev"], plan["classes"]))),
         chosen_dev_uar=done.get("best_dev_uar"),
         best_epoch=done["best_epoch"],
         num_test=len(parts["test"]),
@@ -205,7 +205,8 @@ def _score(folder: TrialDir, plan: dict[str, Any]) -> TrialScores:
     )
 
 
-def _confusion(predictions: Sequence[Prediction], classes: Sequence[str]) -> np.ndarray:
+def confusion_of(predictions: Sequence[Prediction], classes: Sequence[str]) -> np.ndarray:
+    """Count predictions by true (row) and predicted class, int64 (C, C)."""
     index = {name: i for i, name in enumerate(classes)}
     pairs = np.array([(index[p.truth], index[p.predicted]) for p in predictions], dtype=np.int64).reshape(-1, 2)
     return metrics.confusion_matrix(pairs[:, 0], pairs[:, 1], len(classes))
@@ -250,9 +251,10 @@ def _speaker_scores(
         return Interval(None, missing), ()
     tested = {t.trial: t.test for t in trials}
     counts = None if missing else count_by_speaker(tested, plan["classes"], plan.get("speaker_aliases", {}))
-    by_class = score_classes(_sum_by_seed(trials), plan["classes"], counts, missing)
+    reason = missing or "some test clips are of unknown speakers"
+    by_class = score_classes(_sum_by_seed(trials), plan["classes"], counts, reason)
     if counts is None:
-        return Interval(None, missing or "some test clips are of unknown speakers"), by_class
+        return Interval(None, reason), by_class
     return intervals.uar_interval(counts.confusions, counts.folds), by_class
 
 

@@ -23,7 +23,7 @@ REPORT_FORMAT = 1
 def to_json(cv: CrossValidation) -> dict[str, Any]:
     """Return the content of `report.json`: strict JSON, null where a number is undefined or not known yet."""
     total = _aggregate_json(cv, cv.scores)
-    total["uar"] |= {"ci95": _bounds(cv.interval), "ci95_reason": cv.interval.reason} | (
+    total["uar"] |= {"ci95": json_bounds(cv.interval), "ci95_reason": cv.interval.reason} | (
         {"ci95_unit": cv.interval.unit, "ci95_units": cv.interval.num_units} if cv.interval.bounds else {}
     )
     return {
@@ -40,12 +40,12 @@ def to_json(cv: CrossValidation) -> dict[str, Any]:
         "recall": total["recall"],
         "confusion": total["confusion"],
         "by_class": {of.name: _class_json(of) for of in cv.by_class} if cv.scores else {},
-        "seeds": [{"seed": s.seed, "mean": _number(s.mean), "pooled": _number(s.pooled)} for s in cv.seeds],
+        "seeds": [{"seed": s.seed, "mean": json_number(s.mean), "pooled": json_number(s.pooled)} for s in cv.seeds],
         "folds": [
             {
                 "seed": t.trial.seed,
                 "fold": t.trial.fold,
-                **{score: _number(getattr(t, score)) for score in (*SCORE_NAMES, "dev_uar")},
+                **{score: json_number(getattr(t, score)) for score in (*SCORE_NAMES, "dev_uar")},
                 "num_test": t.num_test,
                 "best_epoch": t.best_epoch,
                 "absent_classes": list(t.absent_classes),
@@ -66,7 +66,7 @@ def _aggregate_json(cv: CrossValidation, scores: Scores | None) -> dict[str, Any
     """Convert scores over several trials to JSON; the same keys with null in them where there are none."""
 
     def spread(of: Spread | None) -> dict[str, float | None]:
-        return {key: _number(getattr(of, key)) if of else None for key in ("mean", "std", "pooled")}
+        return {key: json_number(getattr(of, key)) if of else None for key in ("mean", "std", "pooled")}
 
     spreads = {score: spread(getattr(scores, score) if scores else None) for score in SCORE_NAMES}
     recall = scores.recall if scores else np.full(len(cv.classes), np.nan)
@@ -74,23 +74,24 @@ def _aggregate_json(cv: CrossValidation, scores: Scores | None) -> dict[str, Any
         "uar": spreads.pop("uar"),
         **{score: of["pooled"] for score, of in spreads.items()},
         "over_trials": {score: {"mean": of["mean"], "std": of["std"]} for score, of in spreads.items()},
-        "recall": {name: _number(value) for name, value in zip(cv.classes, recall, strict=True)},
+        "recall": {name: json_number(value) for name, value in zip(cv.classes, recall, strict=True)},
         "confusion": scores.confusion.tolist() if scores else None,
     }
 
 
 def _class_json(of: ClassScores) -> dict[str, Any]:
     return {
-        "recall": _number(of.recall),
-        "recall_ci95": _bounds(of.recall_interval),
-        "f1": _number(of.f1),
-        "f1_ci95": _bounds(of.f1_interval),
+        "recall": json_number(of.recall),
+        "recall_ci95": json_bounds(of.recall_interval),
+        "f1": json_number(of.f1),
+        "f1_ci95": json_bounds(of.f1_interval),
         "num_test": of.num_clips,
         "num_speakers": of.num_speakers,
     }
 
 
-def _bounds(interval: Interval) -> list[float] | None:
+def json_bounds(interval: Interval) -> list[float] | None:
+    """Convert an interval; null where it has no bounds."""
     return list(interval.bounds) if interval.bounds else None
 
 
@@ -101,11 +102,16 @@ def _task_json(task: TaskScores) -> dict[str, Any]:
         "num_test": task.num_clips,
         "best": task.best,
         "scores": {
-            name: {"mean": _number(task.mean[name]), "std": _number(task.std[name]), "pooled": _number(task.pooled[name])}
+            name: {
+                "mean": json_number(task.mean[name]),
+                "std": json_number(task.std[name]),
+                "pooled": json_number(task.pooled[name]),
+            }
             for name in task.mean
         },
     }
 
 
-def _number(value: float) -> float | None:
+def json_number(value: float) -> float | None:
+    """Convert a number; null where it is undefined."""
     return None if math.isnan(value) else float(value)

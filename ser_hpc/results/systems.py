@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ser_hpc.core.errors import UserError, listed
-from ser_hpc.results.cross_validation import cross_validate
+from ser_hpc.results.cross_validation import confusion_of, cross_validate
 from ser_hpc.results.report_summary import incomplete_sentence
 from ser_hpc.results.speaker_counts import SpeakerCounts, count_by_speaker
 from ser_hpc.run.predictions import Prediction
@@ -51,13 +49,7 @@ class System:
 
     def uar_by_trial(self) -> dict[Trial, float]:
         """Return each trial's UAR."""
-        row = {name: i for i, name in enumerate(self.classes)}
-        found = {}
-        for trial, predictions in self.tested.items():
-            confusion = np.zeros((len(row), len(row)), dtype=np.int64)
-            np.add.at(confusion, ([row[p.truth] for p in predictions], [row[p.predicted] for p in predictions]), 1)
-            found[trial] = float(uar(confusion))
-        return found
+        return {trial: float(uar(confusion_of(predictions, self.classes))) for trial, predictions in self.tested.items()}
 
 
 def read_systems(paths: Sequence[Path]) -> list[System]:
@@ -93,10 +85,9 @@ def count_systems(systems: Sequence[System]) -> list[SpeakerCounts]:
 
 
 def _read_run(path: Path) -> System:
-    cv = cross_validate(RunDir(path))
+    cv = cross_validate(RunDir(path), attempts=())  # by whom and with what they were made is not compared
     if cv.missing:
         raise UserError(f"{path}: {incomplete_sentence(cv)} Finish it first: {listed([m.trial for m in cv.missing])}")
-
     return System(str(path), cv.plan, {t.trial: t.test for t in cv.trials})
 
 

@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ser_hpc.corpora.utterance import Metadata, TextColumn
 from ser_hpc.corpora.words import WordColumn
 from ser_hpc.shards import RATE, mapped_index
 from ser_hpc.shards.mapped_index import INDEX, NUMBERS, TEXTS, WORDS, IndexFile, find_overlaps, join_indices
-from ser_hpc.shards.storage import Location, Url, copy_to_node, size
+from ser_hpc.shards.storage import Location, Url, open_on_node, size
 
 LAYOUT_VERSION = 2  # of tars, indexes, plan.json and dataset.json; a change of it re-packs everything
 DATASET = "dataset.json"
@@ -312,8 +313,8 @@ def map_dataset(root: Location, shards: Sequence[Shard], described: IndexFile) -
     path = root / INDEX
     try:
         if isinstance(path, Url):
-            copy = copy_to_node(path, described.sha256, described.bytes)
-            batch = mapped_index.map_index(copy, described)
+            name, map_copy = f"{described.sha256}.arrow", partial(mapped_index.map_content, described=described)
+            batch = mapped_index.parse_index_file(open_on_node(path, name, described.bytes, map_copy))
         else:
             batch = mapped_index.map_index(path, described)
         offset, size, length = (batch.column(name).to_numpy() for name in ("offset", "size", "num_samples"))

@@ -135,6 +135,11 @@ def _write(sink: Any, batch: pa.RecordBatch) -> None:
 
 def map_index(path: Path, described: IndexFile) -> pa.RecordBatch:
     """Map the file into memory. Raises OSError; ValueError or pyarrow.ArrowException where it is not what packing wrote."""
+    return parse_index_file(map_content(path, described))
+
+
+def map_content(path: Path, described: IndexFile) -> pa.Buffer:
+    """Map the bytes of the file. Raises OSError; ValueError where they are others than dataset.json says."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe in its place would never open
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
@@ -142,8 +147,7 @@ def map_index(path: Path, described: IndexFile) -> pa.RecordBatch:
             raise ValueError(f"it has {status.st_size} bytes instead of {described.bytes}")
         if hashlib.file_digest(file, "sha256").hexdigest() != described.sha256:
             raise ValueError("other content than when it was packed")
-        content = pa.py_buffer(mmap.mmap(descriptor, described.bytes, access=mmap.ACCESS_READ))
-    return parse_index_file(content)
+        return pa.py_buffer(mmap.mmap(descriptor, described.bytes, access=mmap.ACCESS_READ))
 
 
 def parse_index_file(content: pa.Buffer) -> pa.RecordBatch:

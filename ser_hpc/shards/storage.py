@@ -7,12 +7,12 @@ URL; a store's own package (`aiohttp` for https, `s3fs` for s3) must be installe
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,21 +83,23 @@ def size(location: Location) -> int:
     return location.size() if isinstance(location, Url) else location.stat().st_size
 
 
-def copy_to_node(url: Url, sha256: str, num_bytes: int) -> Path:
-    """Copy a file to this machine's folder for temporary files ($TMPDIR), once for all processes; return its path.
+def open_on_node(url: Url, name: str, num_bytes: int, open_checked: Callable[[Path], Result]) -> Result:
+    """Open a copy of a file in this machine's folder for temporary files ($TMPDIR), copied once for all processes.
 
-    Raises FileNotFoundError; UserError if the store does not answer or has a file of another size, or the folder is not ours
-    alone or cannot be written. What was copied is the caller's to check.
+    `open_checked` opens a path; it raises OSError or ValueError where that is not the file: an earlier copy is then replaced.
+    Raises what it raises of the new one; FileNotFoundError; UserError if the store does not answer or has a file of another
+    size, or the folder is not ours alone or cannot be written.
     """
     folder = _own_folder()
-    copy = folder / f"{sha256}.arrow"
+    copy = folder / name
     try:
-        with file_lock(folder / f"{sha256}.lock"):
-            if not _is(copy, sha256, num_bytes):
-                if (found := url.size()) != num_bytes:
-                    raise UserError(f"{url} has {found} bytes instead of {num_bytes}; copy it again")
-                with write_aside(copy) as temporary:
-                    url.copy_to(temporary)
+        with file_lock(copy.with_suffix(".lock")):
+            with suppress(OSError, ValueError):
+                return open_checked(copy)
+            if (found := url.size()) != num_bytes:
+                raise UserError(f"{url} has {found} bytes instead of {num_bytes}; copy it again")
+            with write_aside(copy) as temporary:
+                url.copy_to(temporary)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -105,7 +107,7 @@ def copy_to_node(url: Url, sha256: str, num_bytes: int) -> Path:
             f"{url} cannot be copied to {folder} ({error.strerror or error}); set TMPDIR to a folder with "
             f"{num_bytes / 1e6:.0f} MB free"
         ) from error
-    return copy
+    return open_checked(copy)
 
 
 def _own_folder() -> Path:
@@ -124,13 +126,6 @@ def _is_ours(folder: Path) -> bool:
     """Tell whether nobody else can write into the folder: what is mapped must stay as it was checked."""
     found = folder.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
-
-
-def _is(copy: Path, sha256: str, num_bytes: int) -> bool:
-    if not copy.is_file() or copy.stat().st_size != num_bytes:
-        return False
-    with copy.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
 
 def read_ranges(ranges: Sequence[tuple[Url, int, int]]) -> list[bytes]:

@@ -26,6 +26,7 @@ from ser_hpc.core.errors import UserError
 from ser_hpc.engine.distributed.world import World
 from ser_hpc.engine.fault.preemption import StopFlag, Stopped
 from ser_hpc.engine.fault.watchdog import Watchdog
+from ser_hpc.engine.frozen_encoder import FrozenEncoder
 from ser_hpc.engine.loop import train_trial
 from ser_hpc.engine.trial_data import TrialData
 from ser_hpc.models.classifier import build_classifier
@@ -86,7 +87,7 @@ def train(run: RunDir, trial: Trial = TRIAL, stop: StopFlag | None = None, world
     data = TrialData(experiment.index, experiment.tasks, fold)
     world = world or World(0, 1, 0, 1, torch.device("cpu"))
     with Watchdog(300, lambda: None, exit_code=1) as watchdog:
-        train_trial(place, attempt, experiment.settings, data, world, stop or StopFlag(), watchdog)
+        train_trial(place, attempt, experiment.settings, data, world, stop or StopFlag(), watchdog, FrozenEncoder())
     return place
 
 

@@ -16,6 +16,7 @@ from ser_hpc.data.sampler import epoch_steps, mix_seed
 from ser_hpc.engine.distributed import world
 from ser_hpc.engine.fault.preemption import StopFlag
 from ser_hpc.engine.fault.watchdog import Watchdog
+from ser_hpc.engine.frozen_encoder import FrozenEncoder
 from ser_hpc.engine.loop import train_trial
 from ser_hpc.engine.optim import learning_rate
 from ser_hpc.engine.trial_data import TrialData
@@ -39,7 +40,7 @@ def test_one_clip_a_batch_trains_as_transformers_does(tmp_path: Path) -> None:
     attempt = claim_attempt(run.trial(trial), alone)
     with StopFlag() as stop, Watchdog(300, lambda: None, exit_code=1) as watchdog:
         ranks = world.join_world(tmp_path, alone, timedelta(minutes=5))
-        train_trial(run.trial(trial), attempt, settings, data, ranks, stop, watchdog)
+        train_trial(run.trial(trial), attempt, settings, data, ranks, stop, watchdog, FrozenEncoder())
     ours = [json.loads(line)["loss"] for line in run.trial(trial).current.steps.read_text().splitlines()][:50]
 
     config = AutoConfig.for_model(

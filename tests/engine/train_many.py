@@ -13,6 +13,7 @@ from pathlib import Path
 from ser_hpc.engine.distributed import world
 from ser_hpc.engine.fault.preemption import StopFlag
 from ser_hpc.engine.fault.watchdog import Watchdog
+from ser_hpc.engine.frozen_encoder import FrozenEncoder
 from ser_hpc.engine.loop import train_trial
 from ser_hpc.engine.trial_data import TrialData
 from ser_hpc.run.attempt import claim_attempt
@@ -31,5 +32,5 @@ if __name__ == "__main__":
         (number,) = ranks.broadcast_numbers(claim_attempt(trial, rank).number if rank.is_main else 0)
         data = TrialData(experiment.index, experiment.tasks, experiment.folds.folds[0])
         with StopFlag() as stop, Watchdog(300, lambda: None, exit_code=1) as watchdog:
-            train_trial(trial, trial.attempt(number), experiment.settings, data, ranks, stop, watchdog)
+            train_trial(trial, trial.attempt(number), experiment.settings, data, ranks, stop, watchdog, FrozenEncoder())
     ranks.shut_down()

@@ -9,10 +9,7 @@ often its interval of the difference holds the true one.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import interval_coverage as simulation
@@ -20,7 +17,6 @@ import numpy as np
 from scipy.special import expit
 
 from ser_hpc.core import cli
-from ser_hpc.core.atomic_io import write_json
 from ser_hpc.results.comparison import sign_flip_test
 from ser_hpc.results.intervals import difference_interval
 
@@ -59,16 +55,13 @@ def measure(noise: float, runs: int) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.Help)
-    parser.add_argument("--runs", type=int, default=1500)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(argv)
+    options = simulation.read_options(parser, argv, runs=1500)
     found = []
     for noise in NOISES:
         found.append(measure(noise, options.runs))
         print("  ".join(f"{name} {value}" for name, value in found[-1].items()), flush=True)
     if options.out:
-        command = ["python", "tools/bench/comparison_errors.py", *(sys.argv[1:] if argv is None else argv)]
-        write_json(options.out, {"command": shlex.join(command), "runs": options.runs, "comparisons": found})
+        simulation.keep(options, "comparison_errors.py", argv, comparisons=found)
     return 0
 
 

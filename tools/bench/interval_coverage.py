@@ -137,10 +137,8 @@ def emodb_counts(folder: Path) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.Help)
-    parser.add_argument("--runs", type=int, default=3000)
     parser.add_argument("--emodb", type=Path, help="folder with Emo-DB's wav files")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(argv)
+    options = read_options(parser, argv, runs=3000)
     print(
         f"{'model':20} {'speakers':>8} {'folds':>5}  " + "  ".join(f"{name:>10}" for name in METHODS) + "   fold was the unit"
     )
@@ -150,9 +148,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         shares = "  ".join(f"{row['coverage'][name]:10.3f}" for name in METHODS)
         print(f"{model.name:20} {model.speakers:8} {model.folds:5}  {shares}   {row['folds_were_the_unit']:.2f}", flush=True)
     if options.out:
-        command = ["python", "tools/bench/interval_coverage.py", *(sys.argv[1:] if argv is None else argv)]
-        write_json(options.out, {"command": shlex.join(command), "runs": options.runs, "models": found})
+        keep(options, "interval_coverage.py", argv, models=found)
     return 0
+
+
+def read_options(parser: argparse.ArgumentParser, argv: Sequence[str] | None, runs: int) -> argparse.Namespace:
+    """Read the options of a simulation: `parser`'s own, how many runs, and where to keep the result."""
+    parser.add_argument("--runs", type=int, default=runs)
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args(argv)
+
+
+def keep(options: argparse.Namespace, script: str, argv: Sequence[str] | None, **found: Any) -> None:
+    """Keep what a simulation found, with its command."""
+    command = shlex.join(["python", f"tools/bench/{script}", *(sys.argv[1:] if argv is None else argv)])
+    write_json(options.out, {"command": command, "runs": options.runs, **found})
 
 
 if __name__ == "__main__":
