@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ser_hpc.config import schema as schemas
-from ser_hpc.config.choice import choice_of, is_by_name, section_asked
+from ser_hpc.config.choice import Choice, choice_of, is_by_name, section_asked
 from ser_hpc.config.extensions import import_from
 from ser_hpc.config.settings import Settings
 from ser_hpc.core.errors import ConfigError, UserError
@@ -48,6 +48,7 @@ def load_settings(file: Path | None, overrides: Sequence[str], schema: int | Non
         raise UserError(f"{file} is of schema {written!r}, and {known}: use the version that wrote it")
     if any(override.startswith("cluster.profile=") for override in overrides) and isinstance(tree.get("cluster"), dict):
         tree["cluster"].pop("kind", None)  # the file's belongs to the file's profile
+    _switch_kinds(tree, overrides)
     problems = [problem for override in overrides if (problem := _set(tree, override))]
     schemas.migrate(tree, written)
     profile = _profile(tree, problems)
@@ -146,6 +147,23 @@ def _read(file: Path) -> dict[str, Any]:
     return tree
 
 
+def _switch_kinds(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Drop from a section of the file what its own kind has and the kind that the command line chooses has not."""
+    for override in overrides:
+        path, _, kind = override.partition("=")
+        *keys, last = path.split(".")
+        section: Any = tree
+        for key in keys:
+            section = section.get(key) if isinstance(section, dict) else None
+        if last != "kind" or not isinstance(section, dict):
+            continue
+        choice, own = _chosen(keys, tree)
+        new = choice.kinds.get(kind) if choice else None
+        if new is not None and own is not None and new is not own:
+            for name in [name for name in section if name in own.model_fields and name not in new.model_fields]:
+                del section[name]
+
+
 def _set(tree: dict[str, Any], override: str) -> str | None:
     """Put one `key.path=value` into the tree; returns what is wrong with it, if anything."""
     path, equals, text = override.partition("=")
@@ -200,22 +218,28 @@ def _hint(section: Sequence[str], key: str, tree: dict[str, Any]) -> str:
 
 def _kinds_with(section: Sequence[str], key: str, tree: Any) -> str | None:
     """Say which kinds of the section's have that key, where the one that is chosen lacks it."""
+    choice, model = _chosen(section, tree)
+    having = [kind for kind, each in choice.kinds.items() if key in each.model_fields] if choice and model else []
+    if not having or model is None:
+        return None
+    given = model.model_fields["kind"].default
+    return f"this is of the kind {given}, and {key} of {' and '.join(having)}: add {'.'.join(section)}.kind={having[0]}"
+
+
+def _chosen(section: Sequence[str], tree: Any) -> tuple[Choice | None, type[BaseModel] | None]:
+    """Return how the section at a path is chosen, if it is, and the settings class that the user's tree asks for there."""
     model: type[BaseModel] | None = Settings
     choice, steps = None, iter(section)
     for name in steps:
         if model is None or name not in model.model_fields:
-            return None
+            return None, None
         field = model.model_fields[name]
         tree, choice = tree.get(name) if isinstance(tree, dict) else None, choice_of(field)
         if is_by_name(field):
             entry = next(steps, None)
             tree = tree.get(entry) if isinstance(tree, dict) else None
         model = section_asked(field, tree if isinstance(tree, dict) else {})
-    having = [kind for kind, each in choice.kinds.items() if key in each.model_fields] if choice and model else []
-    if not having or model is None:
-        return None
-    given = model.model_fields["kind"].default
-    return f"this is of the kind {given}, and {key} of {' and '.join(having)}: add {'.'.join(section)}.kind={having[0]}"
+    return choice, model
 
 
 def _paths(section: type[BaseModel], tree: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

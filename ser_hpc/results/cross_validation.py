@@ -277,7 +277,8 @@ def _identical_seeds(trials: Sequence[TrialScores]) -> list[str]:
     for seed, files in made.items():
         twins.setdefault(tuple(sorted(files)), []).append(seed)
     return [
-        f"Seeds {listed([str(seed) for seed in seeds])} predicted the same to the last digit: they count as one seed."
+        f"Seeds {listed([str(seed) for seed in seeds])} predicted the same to the last digit: they count as one "
+        "seed, and the deviation over trials is of copies, too."
         for files, seeds in twins.items()
         if len(seeds) > 1 and all(digest for _, digest in files)
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ser_hpc.config.load import dump_settings, find_config, load_settings
+from ser_hpc.config.settings import EncoderModel
 from ser_hpc.config.settings_help import settings_help
 from ser_hpc.core.errors import ConfigError, UserError
 
@@ -91,3 +92,13 @@ def test_every_setting_is_described() -> None:
     text = "\n".join(settings_help())
     for path in ("train.budget_seconds", "model.head.projection", "model.time_mask_s", "cluster.partition", "seeds"):
         assert f"  {path} = " in text
+
+
+def test_another_kind_on_the_command_line_leaves_behind_what_only_the_files_kind_has(tmp_path: Path) -> None:
+    file = tmp_path / "probe.yaml"
+    file.write_text("model: {weights: x/y, freeze: encoder, head: {kind: probe, layers: all, l2: [0.1]}}\n")
+    model = load_settings(file, ["model.head.hidden=[64]", "model.head.kind=mlp"]).model
+    assert isinstance(model, EncoderModel) and model.weights == "x/y"
+    assert model.head.model_dump(exclude_defaults=True) == {"hidden": (64,)}
+    with pytest.raises(ConfigError, match=r"model.head.layers: unknown key"):  # what is asked for stays, and is refused
+        load_settings(file, ["model.head.layers=all", "model.head.kind=mlp"])

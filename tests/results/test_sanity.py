@@ -20,6 +20,7 @@ from ser_hpc.results.report_json import to_json
 from ser_hpc.results.report_markdown import to_markdown
 from ser_hpc.results.report_terminal import to_terminal
 from ser_hpc.results.sanity import sanity_warnings
+from ser_hpc.run.predictions import read_predictions
 from ser_hpc.run.run_dir import RunDir, Trial
 
 MakeRun = Callable[..., RunDir]
@@ -131,3 +132,18 @@ def test_the_fold_column_is_whole_however_narrow_the_screen(make_run: MakeRun, t
             console.print(to_terminal(cv))
         lines = captured.get().splitlines()
         assert all(any(line.split()[:2] == [str(fold), "speakers"] for line in lines) for fold in range(12))
+
+
+def test_few_clips_of_a_class_in_a_test_part_are_named(make_run: MakeRun) -> None:
+    """A recall over eight clips moves by 12 points with one of them."""
+    assert "under 10 clips of a class" in top(cross_validate(make_run(each=4, name="few")))
+    assert "under 10 clips" not in top(cross_validate(make_run(each=6, name="enough")))
+
+
+def test_seeds_that_are_copies_are_named(make_run: MakeRun) -> None:
+    run = make_run(seeds=(0, 1, 2))
+    for fold in range(5):
+        first = read_predictions(run.trial(Trial(0, fold)).current.predictions)
+        rewrite(run, Trial(2, fold), lambda _, first=first: first)  # type: ignore[misc]
+    (warning,) = cross_validate(run).warnings
+    assert "Seeds 0, 2 predicted the same to the last digit" in warning
