@@ -69,15 +69,27 @@ class MeanPoolSettings(HeadSettings):
 
 
 class MlpSettings(HeadSettings):
-    """A pooling (`pooling`), hidden layers with ReLU and dropout, linear classifier. Under a frozen encoder, that runs in every
-    epoch."""
+    """A pooling (`pooling`), hidden layers with normalisation, ReLU and dropout, linear classifier. Under a frozen encoder it
+    runs in every epoch, but for the pooling `mean`."""
 
     kind: Literal["mlp"] = "mlp"
     pooling: Pooling = MeanPooling()
     hidden: Annotated[tuple[Positive, ...], Field(max_length=8)] = (256,)
     """Widths of the hidden layers."""
+    norm: Literal["none", "layer", "batch"] = "none"
+    """Normalisation of each hidden layer, before its ReLU. `batch` takes its statistics, in training, over groups of clips;
+    evaluation is clip by clip."""
+    norm_group: Annotated[int, Field(ge=2)] = 32
+    """Clips of such a group, at most: a step, in its order, is divided into as few groups as that allows, as equal as can be.
+    A group is one micro-batch: ranks, accumulation and budget never divide it. So it must fit on a GPU, and ranks beyond a
+    step's groups are idle."""
     dropout: Probability = 0.0
     """Dropout after each hidden layer."""
+
+
+def norm_group_of(head: HeadSettings) -> int | None:
+    """Return how many clips a head's batch normalisation takes its statistics over; None: it has none."""
+    return head.norm_group if isinstance(head, MlpSettings) and head.norm == "batch" and head.hidden else None
 
 
 def _tuple_of_numbers(value: Any) -> Any:

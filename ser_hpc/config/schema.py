@@ -35,7 +35,19 @@ RENAMED_VALUES: dict[int, dict[str, dict[str, str]]] = {2: {"model[encoder].free
 
 # By the last schema that did not have them: whatever they say, no run of an older schema is meant.
 ADDED: dict[int, tuple[str, ...]] = {
-    2: ("tasks", "trackers", "train.select_by", "model[encoder].adapter", "data.order", "data.window_mb")
+    2: (
+        "tasks",
+        "trackers",
+        "train.select_by",
+        "train.optimizer",
+        "train.head_lr",
+        "train.layer_decay",
+        "model[encoder].adapter",
+        "data.order",
+        "data.window_mb",
+        "model[encoder].num_layers",
+        "model[encoder].layers",
+    )
 }
 
 # Where and how an experiment runs: settings, or whole sections. Whatever does not stand here is part of the identity.

@@ -16,7 +16,7 @@ from ser_hpc.config.adapters import Adapter
 from ser_hpc.config.choice import Choice
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.extensions import is_outside
-from ser_hpc.config.heads import Head, MeanPooling, MeanPoolSettings, MlpSettings, ProbeSettings
+from ser_hpc.config.heads import Head, HeadSettings, MeanPooling, MeanPoolSettings, MlpSettings, ProbeSettings, norm_group_of
 from ser_hpc.config.protocols import Protocol
 from ser_hpc.config.section import Fraction, Positive, PositiveFloat, Probability, Section, Strings
 from ser_hpc.config.tasks import MAIN, EmotionSettings, TaskChoice, with_emotion
@@ -174,6 +174,11 @@ class EncoderModel(ModelSettings):
     """What is not trained: `none`, the convolutional `feature_encoder`, or the whole `encoder`."""
     freeze_layers: Annotated[int, Field(ge=0)] = 0
     """The lowest so many transformer layers are not trained, nor is anything below them."""
+    num_layers: Positive | None = None
+    """The encoder ends after so many transformer layers, and those above are not loaded; none: all are there."""
+    layers: Literal["last", "weighted"] = "last"
+    """What heads see: the frames of the `last` layer, or a sum of all layers' frames, each normalised, `weighted` by what is
+    learnt (not with the head `probe`, which has `layers` of its own)."""
     whisper_pad_to_30s: bool = False
     """Whisper only: every clip is padded with silence to 30 s, as Whisper was trained, at 7 times the work for clips of 4.5 s;
     else its encoder runs on the real frames alone, which pre-training has not shown it. Pooled are the real frames anyway."""
@@ -193,6 +198,8 @@ class EncoderModel(ModelSettings):
             raise ValueError("config.model_type is missing; use wav2vec2, hubert, wavlm, whisper or another (docs/training.md)")
         if self.adapter is not None and self.freeze == "encoder":
             raise ValueError("freeze=encoder trains nothing of the encoder, its adapter included: leave one of the two out")
+        if self.layers != "last" and isinstance(self.head, ProbeSettings):
+            raise ValueError("layers=weighted learns a sum of layers, and a probe sees them side by side: use head.layers")
         return self
 
 
@@ -260,18 +267,25 @@ class TrainSettings(Section):
     activation_checkpointing: Literal["auto", "always", "never"] = "auto"
     """Layers keep their inputs alone and are run again in the backward pass: a third more work, far less memory, the same
     gradients. `auto`: where the budget is found and the longest clip would not fit otherwise."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """`adam`: its weight decay is part of the gradient."""
     lr: PositiveFloat = 3e-5
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
+    head_lr: PositiveFloat | None = None
+    """That of all outside the encoder: heads, and the weights of layers; none: `lr`."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """A transformer layer has the learning rate of the one above times so much; the highest has `lr`, and what lies below the
+    layers counts as one more."""
     warmup: Fraction = 0.1
     """Part of all steps in which the learning rate rises linearly from zero."""
     decay: Literal["cosine", "linear", "constant"] = "linear"
     """How it falls to zero afterwards."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Decoupled; not applied to biases and normalisation."""
+    """Not applied to biases and normalisation."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)
-    """AdamW's decay of its averages of the gradient and of its square, per step."""
+    """Decay of the optimizer's averages of the gradient and of its square, per step."""
     eps: PositiveFloat = 1e-8
-    """AdamW's term that keeps its division from zero."""
+    """The optimizer's term that keeps its division from zero."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient over all parameters; none: no clipping."""
     ema_decay: Probability = 0.0
@@ -280,9 +294,9 @@ class TrainSettings(Section):
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced`: a clip weighs as much as its class is rare in the training part."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """What the layers compute in; the weights that AdamW updates, its averages and the loss stay fp32. fp16 scales the loss.
-    `auto`: bf16 on GPUs that have it (compute capability 8.0 and newer), and TF32 for what is left of fp32 there; else fp32. A
-    run's first trial fixes it for all of them."""
+    """What the layers compute in; the weights that are updated, the optimizer's averages and the loss stay fp32. fp16 scales
+    the loss. `auto`: bf16 on GPUs that have it (compute capability 8.0 and newer), and TF32 for what is left of fp32 there;
+    else fp32. A run's first trial fixes it for all of them."""
     compile: bool = False
     """Compile the encoder's layers with torch.compile: fewer and larger GPU kernels, for a minute or so at each start."""
     deterministic: bool = False
@@ -347,11 +361,18 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _layers_that_decay(self) -> Self:
+        if self.train.layer_decay != 1 and not isinstance(self.model, EncoderModel):
+            raise ValueError("train.layer_decay is of transformer layers, which this model does not have: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _groups_as_micro_batches(self) -> Self:
-        if self.train.accumulation is not None and isinstance(self.model, AcrnnModel) and self.model.norm == "batch":
+        if self.train.accumulation is not None and self.norm_group is not None:
+            norm, group = self.norm_group
             raise ValueError(
-                "train.accumulation would divide clips that model.norm=batch normalises by each other: leave it out "
-                "(micro-batches are groups of model.norm_group clips), or use model.norm=none"
+                f"train.accumulation would divide clips that {norm}=batch normalises by each other: leave it out "
+                f"(micro-batches are groups of {norm}_group={group} clips), or use another {norm}"
             )
         return self
 
@@ -372,6 +393,22 @@ class Settings(Section):
         if len(self.tasks) > 1 or self.tasks[MAIN] != EmotionSettings():
             raise ValueError("model.head.kind=probe is fitted to the classes of data.labels alone: leave out `tasks`")
         return self
+
+    @property
+    def heads(self) -> dict[str, HeadSettings]:
+        """Return the heads of a model that lets them be chosen, by their settings' paths."""
+        chosen = getattr(self.model, "head", None)
+        found = {"model.head": chosen} if chosen is not None else {}
+        return found | {f"tasks.{name}.head": task.head for name, task in self.tasks.items() if task.head is not None}
+
+    @property
+    def norm_group(self) -> tuple[str, int] | None:
+        """Return the setting of a batch normalisation, and how many clips it normalises by each other, where there is one: of
+        several the smallest."""
+        found = [(f"{path}.norm", group) for path, head in self.heads.items() if (group := norm_group_of(head)) is not None]
+        if isinstance(self.model, AcrnnModel) and self.model.norm == "batch":
+            found.append(("model.norm", self.model.norm_group))
+        return min(found, key=lambda each: each[1], default=None)
 
     @property
     def is_probe(self) -> bool:
@@ -403,11 +440,10 @@ class Settings(Section):
 
     @property
     def _heads_take_means(self) -> bool:
-        heads = [getattr(self.model, "head", None), *(task.head for task in self.tasks.values() if task.head is not None)]
         return all(
             (isinstance(head, MeanPoolSettings) and not head.dropout)
             or (isinstance(head, MlpSettings) and isinstance(head.pooling, MeanPooling))
-            for head in heads
+            for head in self.heads.values()
         )
 
     def outsiders(self) -> tuple[str, ...]:

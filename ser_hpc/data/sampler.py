@@ -213,7 +213,7 @@ def reduce_budget(spec: BatchSpec, positions: np.ndarray, samples: np.ndarray) -
         raise UserError(
             f"memory ran out on a group of {len(largest)} clips, {_size(largest, spec.padded) / RATE:.1f} s with padding, "
             "which normalise each other and cannot be divided: cut clips with data.max_seconds, use train.precision=bf16, a "
-            "smaller model, a GPU with more memory, or smaller groups (model.norm_group; that is another experiment)"
+            "smaller model, a GPU with more memory, or smaller groups (norm_group; that is another experiment)"
         )
     if len(largest) == 1:
         raise UserError(

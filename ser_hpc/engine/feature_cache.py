@@ -17,6 +17,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from ser_hpc.engine.memory.search import CPU_SECONDS
 from ser_hpc.engine.trial_data import TrialData, lengths, shard_order
 from ser_hpc.models.classifier import Classifier, frames_of_layers
 from ser_hpc.models.heads.linear_probe import LinearProbe, pool_states
+from ser_hpc.models.layer_sum import normalise
 from ser_hpc.models.packed import to_device
 from ser_hpc.run.run_dir import TrialDir
 from ser_hpc.run.start_marks import mark_progress
@@ -89,7 +91,7 @@ def pool_features(
     Raises Stopped on all ranks when one is asked to stop, UserError for a shard that cannot be read.
     """
     began, model = awake_s(), encoder.model
-    *_, width = _statistics(model)
+    width = _Statistics.of(model).width
     used = np.flatnonzero(data.targets >= 0)  # by all trials alike, so that their blocks are the same
     if encoder.states is None:
         encoder.states = PooledFeatures(used, np.zeros((len(used), width), np.float32), np.zeros(len(used), np.int64))
@@ -135,12 +137,25 @@ def pool_features(
     return states
 
 
-def _statistics(model: Classifier) -> tuple[tuple[int, ...] | None, bool, int]:
-    """Return the layers whose frames are averaged (None: the last alone), whether their deviation is kept, and the width."""
-    if isinstance(model.head, LinearProbe):
-        return model.head.layers, model.head.std, model.head.width
-    encoder: Any = model.encoder
-    return None, False, int(encoder.config.hidden_size)
+@dataclass(frozen=True, slots=True)
+class _Statistics:
+    """What is kept of a clip, `width` numbers: the mean of its frames in these layers (None: in what calling the front
+    returns), each frame normalised first or not, and their standard deviation or not."""
+
+    layers: Sequence[int] | None
+    width: int
+    std: bool = False
+    normalised: bool = False
+
+    @classmethod
+    def of(cls, model: Classifier) -> _Statistics:
+        if isinstance(model.head, LinearProbe):
+            return cls(model.head.layers, model.head.width, std=model.head.std)
+        encoder: Any = model.encoder
+        width = int(encoder.config.hidden_size)
+        if model.layer_sum is not None:
+            return cls(model.layer_sum.layers, len(model.layer_sum.layers) * width, normalised=True)
+        return cls(None, width)
 
 
 @torch.no_grad()
@@ -155,7 +170,7 @@ def _encoded(
     causes: np.ndarray,
 ) -> bool:
     """Fill in the means and causes of a block's clips, row by row. False if asked to stop."""
-    layers, std, _ = _statistics(model)
+    kept = _Statistics.of(model)
     model.to(device)
     for batch in batches:
         watchdog.beat()
@@ -163,9 +178,10 @@ def _encoded(
             return False
         with autocast(settings, device):
             states, lengths = frames_of_layers(
-                model.frontend, model.encoder, to_device(batch.samples, device), batch.offsets, layers
+                model.frontend, model.encoder, to_device(batch.samples, device), batch.offsets, kept.layers
             )
-            means[batch.rows] = pool_states(states, lengths, std).cpu().numpy()
+            seen = map(normalise, states) if kept.normalised else states
+            means[batch.rows] = pool_states(seen, lengths, kept.std).cpu().numpy()
         causes[batch.rows] = batch.damaged.numpy()
     return True
 
@@ -187,9 +203,10 @@ def _fingerprint(
         "clips": hashlib.sha256(positions.tobytes()).hexdigest(),
         "block": block,
     }
-    layers, std, _ = _statistics(model)
-    if layers is not None or std:
-        what["statistics"] = {"layers": layers, "std": std}
+    kept = _Statistics.of(model)
+    if kept.layers is not None or kept.std:
+        what["statistics"] = {"layers": list(kept.layers) if kept.layers is not None else None, "std": kept.std}
+        what["statistics"] |= {"normalised": True} if kept.normalised else {}
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

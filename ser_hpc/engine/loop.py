@@ -33,6 +33,7 @@ from ser_hpc.engine.memory import search
 from ser_hpc.engine.objective import Objective
 from ser_hpc.engine.optim import learning_rate
 from ser_hpc.engine.progress import Progress
+from ser_hpc.engine.reached import ReachedParameters
 from ser_hpc.engine.step import accumulate_gradients
 from ser_hpc.engine.step_metrics import StepMetrics
 from ser_hpc.engine.supervisor import Supervisor
@@ -101,6 +102,7 @@ def train_trial(
         compile_layers(model.encoder)
     strategy = build_strategy(model, train, world, saved.tensors)
     batch_norms = RunningStatistics(strategy.module, train.global_batch)
+    reached = ReachedParameters(strategy.module)
     ema = WeightEma(strategy.module, train.ema_decay, saved.tensors.ema if saved.tensors else {})
 
     # Set up: what is recorded.
@@ -137,6 +139,7 @@ def train_trial(
                     cut = reduce_budget(cut, clips, samples[clips])
                     supervisor.reduce_budget(cut.budget_samples, number)
                     break
+                reached.check(world)
                 losses, lr = world.sum_over_ranks(losses), learning_rate(number, total_steps, train)
                 grad_norm = strategy.step(lr)
                 batch_norms.update(len(step), world.sum_over_ranks)

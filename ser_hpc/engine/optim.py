@@ -1,24 +1,48 @@
-"""Make AdamW with decay on matrices only, and the learning rate as a pure function of the step."""
+"""Make the optimizer with decay on matrices only, and the learning rate as a pure function of step and layer."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from ser_hpc.config.settings import TrainSettings
 
+_LAYER = re.compile(r"^encoder\.(?:.*\.)?layers\.(\d+)\.")
 
-def adamw(module: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """Make the optimizer; biases, gains and other vectors are not decayed (Loshchilov & Hutter 2019)."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+
+def build_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """Make it; biases, gains and other vectors are not decayed (Loshchilov & Hutter 2019).
+
+    `lr_scale` of a group of parameters: its learning rate relative to the step's.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    scales = _scales(module, settings)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((scales[name], decay), []).append(parameter)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(
+        [
+            {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+            for (scale, decay), parameters in sorted(groups.items(), key=lambda group: (-group[0][0], -group[0][1]))
+        ],
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        fused=True,
+    )
+
+
+def set_learning_rate(groups: Iterable[dict[str, Any]], lr: float) -> None:
+    """Give an optimizer's groups the learning rate of a step."""
+    for group in groups:
+        group["lr"] = lr * group["lr_scale"]
 
 
 def learning_rate(step: int, total_steps: int, settings: TrainSettings) -> float:
@@ -34,3 +58,18 @@ def learning_rate(step: int, total_steps: int, settings: TrainSettings) -> float
             return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
         case "constant":
             return settings.lr
+
+
+def _scales(module: nn.Module, settings: TrainSettings) -> dict[str, float]:
+    """Return each parameter's learning rate relative to `train.lr`, by name: `train.layer_decay` per layer from the highest
+    down, what lies below the layers as one more (Clark et al. 2020, ELECTRA); `train.head_lr` outside the encoder."""
+    layers = {name: int(found[1]) for name, _ in module.named_parameters() if (found := _LAYER.match(name))}
+    top, seen, scales = max(layers.values(), default=-1), False, {}
+    for name, _ in module.named_parameters():
+        if not name.startswith("encoder."):
+            scales[name] = (settings.head_lr or settings.lr) / settings.lr
+        else:
+            seen |= name in layers
+            layer = layers.get(name, top if seen else -1)  # what comes after the layers belongs to the highest
+            scales[name] = settings.layer_decay ** (top - layer)
+    return scales

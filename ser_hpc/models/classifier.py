@@ -3,6 +3,7 @@
     front     int16 clips -> what the encoder takes, on the encoder's device, in its dtype; has no parameters
     encoder   -> frames and how many each clip has: transformers' encoders pack all clips' frames one after another, (T, D);
               the recurrent one pads them, (B, T, D)
+    layer sum -> of the frames of all its layers one, where the heads are not to see the last layer alone
     heads     -> of each task (B, width), float32: logits, or numbers
 
 A clip's outputs do not change with what it is batched with, up to rounding.
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from ser_hpc.config.extension_errors import check_made, explain_errors
 from ser_hpc.config.extensions import is_outside
-from ser_hpc.config.heads import HeadSettings, MeanPoolSettings, ProbeSettings
+from ser_hpc.config.heads import HeadSettings, MeanPoolSettings, ProbeSettings, norm_group_of
 from ser_hpc.config.settings import AcrnnModel, EncoderModel, ModelSettings
 from ser_hpc.config.tasks import MAIN
 from ser_hpc.core.errors import shared_by_all_trials
@@ -27,6 +28,7 @@ from ser_hpc.models.frontend import Frontend, PooledFeatureFrontend
 from ser_hpc.models.heads.attention_pool import AttentionPool
 from ser_hpc.models.heads.build import build_head
 from ser_hpc.models.heads.linear_probe import LinearProbe
+from ser_hpc.models.layer_sum import LayerSum
 from ser_hpc.tasks.task import Task
 
 
@@ -55,10 +57,12 @@ class Classifier(nn.Module):
         head: nn.Module,
         task_heads: Mapping[str, nn.Module] | None = None,
         freeze_encoder: bool = False,
+        layer_sum: LayerSum | None = None,
     ) -> None:
         super().__init__()
         self.frontend = frontend
         self.encoder = encoder
+        self.layer_sum = layer_sum
         self.head = head
         # With a mark: a module may not be named as what every module has, which a task may be (`type`, `values`).
         self.task_heads = nn.ModuleDict({f"{name}_": each for name, each in (task_heads or {}).items()})
@@ -73,15 +77,24 @@ class Classifier(nn.Module):
 
         Returns by task (B, width) float32 (float64 where the parameters are).
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
-            if isinstance(self.head, LinearProbe):
+        if isinstance(self.head, LinearProbe):
+            with torch.no_grad():
                 states, lengths = frames_of_layers(self.frontend, self.encoder, samples, offsets, self.head.layers)
                 return {MAIN: self.head(states, lengths)}
-            frames, lengths = self.frontend(self.encoder, samples, offsets)
+        frames, lengths = self._frames(samples, offsets)
         outputs = {MAIN: self.head(frames, lengths)}
         for name, head in self.task_heads.items():
             outputs[name.removesuffix("_")] = head(frames, lengths)
         return outputs
+
+    def _frames(self, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the heads see: frames (T, width), and the number of each clip's, (B,) on the CPU."""
+        if self.layer_sum is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
+                return self.frontend(self.encoder, samples, offsets)
+        # A frozen encoder's parameters need no gradient, so none of its layers is kept for one.
+        states, lengths = frames_of_layers(self.frontend, self.encoder, samples, offsets, self.layer_sum.layers)
+        return self.layer_sum(states), lengths
 
     def train(self, mode: bool = True) -> Self:
         """Leave a frozen encoder in evaluation mode: without dropout its frames are the same in every epoch."""
@@ -131,11 +144,16 @@ def build_classifier(
             named = {task.name: each for task, each in zip(others, rest, strict=True)}
             return Classifier(acrnn.MelFrontend(settings), network, main, named)
         front, model, width, frozen = _encoder(settings, pooled_width)
+        layer_sum = None
+        if isinstance(settings, EncoderModel) and settings.layers == "weighted":
+            layer_sum = LayerSum(num_states(settings), normalised=pooled_width is not None)
         torch.default_generator.manual_seed(seed)  # the head's weights, whatever loading the encoder drew
         chosen: HeadSettings = getattr(settings, "head", MeanPoolSettings())
         main_head = _probe_or_head(head or chosen, width, num_classes, model)
         heads = {task.name: build_head(task.head or chosen, width, task.target.width) for task in others}
-        return Classifier(front, model, main_head, heads, freeze_encoder=frozen)
+        groups = [norm_group_of(each) for each in (head or chosen, *(task.head or chosen for task in others))]
+        front.group = min((group for group in groups if group is not None), default=front.group)
+        return Classifier(front, model, main_head, heads, freeze_encoder=frozen, layer_sum=layer_sum)
 
 
 def build_for_tasks(settings: ModelSettings, tasks: Sequence[Task], seed: int, pooled_width: int | None = None) -> Classifier:
@@ -153,11 +171,20 @@ def _probe_or_head(settings: HeadSettings, width: int, num_classes: int, encoder
     return LinearProbe(settings, width, num_layers(encoder.config), num_classes)
 
 
+def num_states(settings: EncoderModel) -> int:
+    """Count what `LayeredFrontend.hidden_states` yields: one more than the encoder has layers."""
+    from ser_hpc.models.encoders.configuration import num_layers, read_configuration
+
+    return num_layers(read_configuration(settings)) + 1
+
+
 def _encoder(settings: ModelSettings, pooled_width: int | None) -> tuple[Frontend, nn.Module, int, bool]:
     """Return front, encoder, the width of its frames, and whether the settings freeze it whole."""
     frozen = isinstance(settings, EncoderModel) and settings.freeze == "encoder"
     if pooled_width is not None:
-        return PooledFeatureFrontend(pooled_width), nn.Identity(), pooled_width, frozen
+        assert isinstance(settings, EncoderModel)
+        pooled = PooledFeatureFrontend(pooled_width, num_states(settings) if settings.layers == "weighted" else 1)
+        return pooled, nn.Identity(), pooled.width, frozen
     if isinstance(settings, EncoderModel):
         from ser_hpc.models.encoders import pretrained  # transformers takes seconds to import
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 
@@ -32,15 +34,19 @@ class Frontend(Protocol):
 
 
 class PooledFeatureFrontend(Frontend):
-    """The front of a head alone. What goes in is each clip's mean frame, float (B, width), in the place of its samples: to the
-    head, a clip of one frame."""
+    """The front of a head alone. What goes in is each clip's mean frame, float (B, numbers), in the place of its samples: to
+    the head, a clip of one frame. Of `states` layers it is their mean frames side by side, `width` each."""
 
-    def __init__(self, width: int) -> None:
-        self.width = width
+    def __init__(self, numbers: int, states: int = 1) -> None:
+        self.numbers, self.width = numbers, numbers // states
 
     def costs(self, samples: np.ndarray) -> np.ndarray:
         """Count as many samples as a state has numbers."""
-        return np.full_like(samples, self.width)
+        return np.full_like(samples, self.numbers)
+
+    def hidden_states(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Iterator[Tensor], Tensor]:
+        """Return the mean frames of each layer, see `LayeredFrontend`."""
+        return iter(torch.split(samples, self.width, dim=1)), offsets.diff()
 
     def __call__(self, encoder: nn.Module, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         return samples, offsets.diff()

@@ -19,7 +19,7 @@ from ser_hpc.config import extensions
 from ser_hpc.config import schema as schemas
 from ser_hpc.config.load import find_config, load_run_settings
 from ser_hpc.config.schema import SCHEMA
-from ser_hpc.config.settings import AcrnnModel, EncoderModel, Settings
+from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import labels
 from ser_hpc.corpora.labels import DROPPED, LabelSet
@@ -149,14 +149,16 @@ def check_norm_groups(settings: Settings, seconds: np.ndarray) -> None:
 
     `seconds`: lengths of the clips that have a class, (num_clips,).
     """
-    model, train = settings.model, settings.train
-    if not isinstance(model, AcrnnModel) or model.norm != "batch" or train.budget_seconds is None:
+    budget = settings.train.budget_seconds
+    if settings.norm_group is None or settings.uses_feature_cache or budget is None:
         return
-    clips, longest = min(model.norm_group, train.global_batch), min(float(seconds.max()), settings.data.max_seconds or math.inf)
-    if clips * longest > train.budget_seconds:
+    norm, group = settings.norm_group
+    clips = min(group, settings.train.global_batch)
+    longest = min(float(seconds.max()), settings.data.max_seconds or math.inf)
+    if clips * longest > budget:
         raise UserError(
-            f"model.norm=batch normalises {clips} clips by each other (model.norm_group), padded to the longest of them: up to "
-            f"{clips} x {longest:.1f} s, which train.budget_seconds={train.budget_seconds:g} would divide. Leave "
+            f"{norm}=batch normalises {clips} clips by each other ({norm}_group), padded to the longest of them: up to "
+            f"{clips} x {longest:.1f} s, which train.budget_seconds={budget:g} would divide. Leave "
             "train.budget_seconds out or raise it, cut clips with data.max_seconds, or take smaller groups"
         )
 

@@ -15,7 +15,7 @@ from ser_hpc.config.settings import TrainSettings
 from ser_hpc.engine import gpu
 from ser_hpc.engine.distributed.strategy import LOSS_SCALE_WINDOW, TrainTensors
 from ser_hpc.engine.distributed.world import World
-from ser_hpc.engine.optim import adamw
+from ser_hpc.engine.optim import build_optimizer, set_learning_rate
 
 DTYPES = {  # `auto` has become one of these (precision.py)
     "fp32": torch.float32,
@@ -67,7 +67,7 @@ class DdpStrategy:
         self._module, self._settings, self._world = module, settings, world
         self._buckets = GradientBuckets()
         self._parallel = self._distributed(module) if world.size > 1 else None
-        self._optimizer = adamw(module, settings)
+        self._optimizer = build_optimizer(module, settings)
         self._scaler = GradScaler(world.device.type, enabled=settings.precision == "fp16", growth_interval=LOSS_SCALE_WINDOW)
         if saved is not None:
             self._restore(saved)
@@ -113,8 +113,7 @@ class DdpStrategy:
             self._parallel = self._distributed(self._module)
 
     def step(self, lr: float) -> Tensor:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self._optimizer.param_groups, lr)
         self._scaler.unscale_(self._optimizer)
         limit = self._settings.clip_norm or float("inf")
         norm = nn.utils.clip_grad_norm_([p for p in self._module.parameters() if p.grad is not None], limit)

@@ -20,7 +20,7 @@ from ser_hpc.engine import gpu
 from ser_hpc.engine.distributed.strategy import LOSS_SCALE_WINDOW, TrainTensors
 from ser_hpc.engine.distributed.world import World, need_group, wait_for_ever
 from ser_hpc.engine.memory.model import REDUCE_BUCKET
-from ser_hpc.engine.optim import adamw
+from ser_hpc.engine.optim import build_optimizer, set_learning_rate
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -54,7 +54,10 @@ class ZeroStrategy:
         need_group(world)
         os.environ |= world.environment
         self._engine: Any = deepspeed.initialize(
-            model=module, optimizer=adamw(module, settings), config=self._config(module, saved), dist_init_required=False
+            model=module,
+            optimizer=build_optimizer(module, settings),
+            config=self._config(module, saved),
+            dist_init_required=False,
         )[0]
         wait_for_ever()  # DeepSpeed makes groups of its own
         if saved is not None and saved.updates:
@@ -104,8 +107,7 @@ class ZeroStrategy:
         raise AssertionError("no rank goes on after join_pending_collectives")
 
     def step(self, lr: float) -> Tensor:
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self._engine.optimizer.param_groups, lr)
         self._engine.step()
         return torch.as_tensor(self._engine.get_global_grad_norm())
 

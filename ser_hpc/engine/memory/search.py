@@ -48,7 +48,7 @@ def find_budget(
     fits.
     """
     train = settings.train
-    if world.is_main and (message := _idle(train, model.frontend.group, world.size)):
+    if world.is_main and (message := _idle(settings, world.size)):
         print(message, flush=True)
     if train.activation_checkpointing == "always":
         checkpointing.enable(model)
@@ -68,14 +68,16 @@ def find_budget(
     return Budget(found, checkpointing.is_on(model), hardware)
 
 
-def _idle(train: TrainSettings, group: int | None, ranks: int) -> str:
+def _idle(settings: Settings, ranks: int) -> str:
     """Return a warning where a step has fewer groups than there are ranks, else ""."""
-    groups = ranks if group is None else -(-train.global_batch // group)
-    if groups >= ranks:
+    if settings.norm_group is None:
+        return ""
+    (norm, group), clips = settings.norm_group, settings.train.global_batch
+    if (groups := -(-clips // group)) >= ranks:
         return ""
     return (
-        f"{ranks - groups} of {ranks} ranks are idle: a step of {train.global_batch} clips is {groups} of the groups that "
-        f"model.norm=batch keeps together. Start fewer ranks, raise train.global_batch, or lower model.norm_group={group}"
+        f"{ranks - groups} of {ranks} ranks are idle: a step of {clips} clips is {groups} of the groups that "
+        f"{norm}=batch keeps together. Start fewer ranks, raise train.global_batch, or lower {norm}_group={group}"
     )
 
 
@@ -147,7 +149,7 @@ def _largest(model: Classifier, train: TrainSettings, worst: np.ndarray, world: 
         needs = f"{_gb(need)}, of which {_gb(static)} are weights and optimizer"
     what = "the longest clip" if train.accumulation is None else "a micro-batch as train.accumulation cuts it"
     if model.frontend.group is not None:
-        what = "a group of the longest clips, normalised by each other (model.norm_group)"
+        what = "a group of the longest clips, normalised by each other (norm_group)"
     raise UserError(
         f"{what}, {useful.min_seconds:.1f} s of audio, needs {needs}, and {_gb(free_bytes)} are free for it on this GPU. "
         "Cut long clips (data.max_seconds), train in half precision (train.precision=bf16), freeze more (model.freeze), split "

@@ -48,7 +48,8 @@ def read_configuration(settings: EncoderModel, *, cached: bool = False) -> Any:
         config, source = _pretrained(settings.weights, cached), f"model.weights {settings.weights}"
     if config.model_type not in FAMILIES:
         raise UserError(f"{source}: its model_type is {config.model_type!r}; use one of {', '.join(FAMILIES)}")
-    if problems := [*_unsupported(config, settings), *_impossible(config, settings.freeze_layers)]:
+    too_few = _cut(config, settings.num_layers)
+    if problems := [*too_few, *_unsupported(config, settings), *_impossible(config, settings.freeze_layers)]:
         raise UserError(
             "\n  ".join([f"{source} cannot be built:", *problems]) if len(problems) > 1 else f"{source}: {problems[0]}"
         )
@@ -166,12 +167,26 @@ def _unsupported(config: Any, settings: EncoderModel) -> Iterator[str]:
             yield f"model.head.layers: the layers of {config.model_type} have fewer frames than it returns; use last"
         elif settings.head.layers != "all" and max(settings.head.layers, default=0) > num_layers(config):
             yield f"model.head.layers has {max(settings.head.layers)}, but this encoder's are 0 to {num_layers(config)}"
+    if settings.layers == "weighted" and is_squeezed(config):
+        yield f"model.layers=weighted: the layers of {config.model_type} have fewer frames than it returns; use last"
     if settings.freeze_layers and config.model_type == "sew-d":
         yield "model.freeze_layers: sew-d's layers share their position embeddings; use model.freeze"
     if getattr(config, "add_adapter", False):
         yield "encoders with a convolutional adapter (add_adapter) are not supported"
     if getattr(config, "conv_pos_batch_norm", False):
         yield "conv_pos_batch_norm is not supported: a clip's score would depend on its batch"
+
+
+def _cut(config: Any, layers: int | None) -> list[str]:
+    """Let the configuration end after so many layers, None: where it does. Returns what is wrong with that."""
+    if layers is None:
+        return []
+    if layers > num_layers(config):
+        return [f"model.num_layers is {layers}, but this encoder has {num_layers(config)} layers"]
+    config.num_hidden_layers = layers
+    if config.model_type == "whisper":
+        config.encoder_layers = layers
+    return []
 
 
 def _impossible(config: Any, freeze_layers: int) -> Iterator[str]:
