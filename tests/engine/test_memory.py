@@ -164,7 +164,8 @@ def test_a_group_that_is_normalised_together_must_fit() -> None:
 def test_idle_ranks_are_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a step has fewer groups than ranks."""
     monkeypatch.setattr(World, "any_rank", lambda self, *flags: flags)
-    model, settings = build_classifier(ACRNN.model_copy(update={"norm_group": 3}), 4, 0), Settings()
+    acrnn = ACRNN.model_copy(update={"norm_group": 3})
+    model, settings = build_classifier(acrnn, 4, 0), Settings(model=acrnn)
     find_budget(model, settings, CLIPS, replace(ALONE, size=11), None)
     assert not capsys.readouterr().out
     find_budget(model, settings, CLIPS, replace(ALONE, size=12), None)
