@@ -22,6 +22,13 @@ VOTES = (
     '"3","1002_IEO_HAP_LO","F:H:N","57:50:41","H","61.6","N","58.88"\n'
 )
 
+TABULATED = (
+    '"","A","D","F","H","N","S","fileName","numResponses"\n'
+    '"100010",2,6,0,0,1,0,"1001_IEO_ANG_HI",9\n'
+    '"200010",9,0,0,0,0,0,"1001_IEO_ANG_HI",9\n'
+    '"300010",7,3,0,0,0,0,"1001_IEO_ANG_HI",10\n'
+)
+
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -41,6 +48,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "VideoDemographics.csv").write_text(PEOPLE)
     (root / "processedResults").mkdir()
     (root / "processedResults" / "summaryTable.csv").write_text(VOTES)
+    (root / "processedResults" / "tabulatedVotes.csv").write_text(TABULATED)
     return root
 
 
@@ -63,7 +71,7 @@ def test_each_clip_is_found_once_with_what_its_name_says(parsed: ParseResult) ->
 
 def test_perceived_labels_stand_beside_the_intended_one_and_ties_are_named(parsed: ParseResult) -> None:
     """`emotion` never changes with the table: a label set chooses."""
-    extra = {u.utterance_id: dict(u.extra) for u in parsed.utterances}
+    extra = {u.utterance_id: {k: v for k, v in u.extra.items() if not k.startswith("votes")} for u in parsed.utterances}
     people = {"age": "51", "race": "Caucasian", "ethnicity": "Not Hispanic"}
     assert extra["1001_IEO_ANG_HI"] == people | {"perceived_multimodal": "anger", "perceived_voice": "anger"}
     tied = {"perceived_multimodal": "tie", "tied_multimodal": "disgust:neutral", "perceived_voice": "neutral"}
@@ -130,3 +138,19 @@ def test_known_counts_agree_with_each_other_and_with_the_label_sets() -> None:
     perceived = labels.load_label_set(CONFIGS / "crema_d_6_perceived.yaml")
     assert perceived.columns == ("perceived_multimodal",)
     assert {*perceived.classes, *perceived.mapping} == {*crema_d.VOTES.values(), "tie"}
+
+
+def test_every_listeners_vote_is_a_soft_label(parsed: ParseResult) -> None:
+    """By voice and by both; the face alone, 200010, is no label of speech."""
+    of = {u.utterance_id: u.extra for u in parsed.utterances}
+    assert of["1001_IEO_ANG_HI"]["votes_voice"] == "anger=2 disgust=6 neutral=1"
+    assert of["1001_IEO_ANG_HI"]["votes_multimodal"] == "anger=7 disgust=3"
+    assert not any("face" in name for name in of["1001_IEO_ANG_HI"])
+    assert "votes_voice" not in of["1001_TIE_NEU_XX"]
+
+
+def test_votes_that_are_no_numbers_are_refused(tree: Path, tmp_path: Path) -> None:
+    clip(tmp_path / "AudioWAV" / "1001_IEO_ANG_HI.wav")
+    (tmp_path / "tabulatedVotes.csv").write_text(TABULATED.replace(",2,6", ",2.5,6"))
+    with pytest.raises(UserError, match=r"tabulatedVotes.csv: votes must be whole numbers; not anger '2.5'"):
+        crema_d.parse(tmp_path)

@@ -118,3 +118,21 @@ def test_missing_labels_columns_or_recordings_are_refused(tmp_path: Path) -> Non
 def test_label_sets_know_every_emotion_of_the_corpus(name: str) -> None:
     known = labels.load_label_set(CONFIGS / f"{name}.yaml")
     assert {*known.classes, *known.mapping} == set(msp_podcast.EMOTIONS.values())
+
+
+@pytest.mark.parametrize("form", ["columns", "detail"])
+def test_annotators_votes_are_soft_labels(tmp_path: Path, form: str) -> None:
+    """In the forms of older and of newer releases; a word of their own is other."""
+    make_release(tmp_path, "labels_consensus.csv", "Audios", "Development")
+    said = ["Angry", "Neutral", "Neutral", "Other-curious", "Surprise", "Angry"]
+    name = "MSP-PODCAST_0001_0008.wav"
+    table = ["FileName,Workers,EmoClass_Major", *(f"{name},WORKER{i},{word}" for i, word in enumerate(said))]
+    if form == "detail":
+        table = [
+            "FileName,EmoDetail",
+            *(f'{name},"WORKER{i}; {word}; {word},Annoyed; A:4; V:4; D:4; "' for i, word in enumerate(said)),
+        ]
+    (tmp_path / "Labels" / "labels_detailed.csv").write_text("\n".join(table) + "\n")
+    of = {u.utterance_id: u.extra.get("votes") for u in msp_podcast.parse(tmp_path).utterances}
+    assert of["MSP-PODCAST_0001_0008"] == "angry=2 neutral=2 other=1 surprised=1"
+    assert of["MSP-PODCAST_0001_0019"] is None

@@ -1,12 +1,14 @@
 """CREMA-D (Cao et al., IEEE Trans. Affective Computing 2014): acted English, 91 actors of many ages and origins, 12 sentences.
 
-Layout   ROOT/AudioWAV/*.wav, 16 kHz; beside it VideoDemographics.csv (the actors) and processedResults/summaryTable.csv (what
-         listeners perceived). Any folders will do. A clone of the repository holds every clip as MP3 too: those are left out.
+Layout   ROOT/AudioWAV/*.wav, 16 kHz; beside it VideoDemographics.csv (the actors), and in processedResults summaryTable.csv and
+         tabulatedVotes.csv (what listeners perceived, most of them and each). Any folders will do. A clone of the repository
+         holds every clip as MP3 too: those are left out.
 Names    `<actor>_<sentence>_<emotion>_<level>.wav`, as in 1001_IEO_ANG_HI.wav; level LO MD HI, or XX where none was asked for.
 Counts   7,442 clips: 1,271 an emotion, neutral 1,087; a level for sentence IEO only, 455 of each.
 Labels   `emotion` is the intended one, which the actor was asked to act. What most listeners perceived is in `extra`, in the
          same words or as "tie": `perceived_multimodal` (sound and picture; equal to the intended one for 72 % of the clips) and
-         `perceived_voice` (sound alone; 42 %). What tied is in `tied_multimodal` and `tied_voice`, as "disgust:neutral".
+         `perceived_voice` (sound alone; 42 %). What tied is in `tied_multimodal` and `tied_voice`, as "disgust:neutral". How
+         many listeners chose what is in `votes_multimodal` and `votes_voice`, as "anger=2 disgust=6 neutral=1": soft labels.
 Defects  1076_MTI_SAD_XX is 2.6 s of silence. Three recordings stand under two labels each: 1006_TIE HAP = NEU, 1013_WSI DIS =
          SAD, 1017_IWW ANG = FEA. A zip of the repository holds git-lfs pointers instead of sound. Packing finds these, as it
          looks at the sound. Old copies have 1040_ITH_SAD_X.wav. All actors say the same sentences: `text_id` is the sentence.
@@ -28,6 +30,7 @@ NAME = re.compile(r"(?P<actor>\d{4})_(?P<sentence>[A-Z]{3})_(?P<emotion>[A-Z]{3}
 SENTENCES = frozenset(["DFA", "IEO", "IOM", "ITH", "ITS", "IWL", "IWW", "MTI", "TAI", "TIE", "TSI", "WSI"])
 EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
 LEVELS = {"LO": "low", "MD": "medium", "HI": "high", "XX": "unspecified", "X": "unspecified"}
+_MODALITIES = {"1": "voice", "3": "multimodal"}  # of 100001 and so on; 2: the face alone
 VOTES = {code[0]: emotion for code, emotion in EMOTIONS.items()}
 ACTORS = frozenset(str(number) for number in range(1001, 1092))
 _WOMEN = """
@@ -45,6 +48,8 @@ def parse(root: Path) -> ParseResult:
     warnings: list[str] = []
     people = _people(require_folder(root, LAYOUT), warnings)
     perceived = _perceived(root, warnings)
+    for name, votes in _votes(root).items():
+        perceived.setdefault(name, {}).update(votes)
     found, skipped = parse_files(find_recordings(root), lambda path: _utterance(path, people, perceived))
     result = make_result(root, LAYOUT, found, skipped, {"emotion": CLIPS_BY_EMOTION})
     clips = result.utterances
@@ -80,6 +85,18 @@ def _perceived(root: Path, warnings: list[str]) -> dict[str, dict[str, str]]:
         row["FileName"].upper(): {k: v for name, kind in columns.items() for k, v in _vote(row[name], kind, path).items()}
         for row in rows
     }
+
+
+def _votes(root: Path) -> dict[str, dict[str, str]]:
+    """Read how many listeners chose each emotion; of a copy without the table nothing. A row is of a clip in one modality,
+    which the first digit of its number names."""
+    path = csv_file.find_nearest(root, "tabulatedVotes.csv")
+    votes: dict[str, dict[str, str]] = {}
+    for row in csv_file.read_rows(path, ["", *VOTES, "fileName"]) if path else ():
+        if (modality := _MODALITIES.get(row[""][:1])) is not None:
+            counts = {emotion: row[letter] for letter, emotion in VOTES.items()}
+            votes.setdefault(row["fileName"].upper(), {})[f"votes_{modality}"] = csv_file.votes(counts, path)
+    return votes
 
 
 def _vote(code: str, modality: str, table: Path) -> dict[str, str]:

@@ -1,9 +1,9 @@
-"""Find and read a CSV file that belongs to a corpus, wherever a copy keeps it. For the parsers."""
+"""Find and read a CSV file that belongs to a corpus, wherever a copy keeps it; write votes as one text. For the parsers."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ser_hpc.core.errors import UserError, listed
@@ -16,14 +16,23 @@ def find_nearest(root: Path, *names: str) -> Path | None:
     return min(found, key=lambda path: (len(path.parts), str(path)), default=None)
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Read a CSV file with a header, each value stripped. Raises UserError where it cannot be read or lacks a column."""
+def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Read a CSV file with a header, each value stripped; a column that is `optional` and not there is empty. Raises UserError
+    where it cannot be read or lacks a column."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, restval="")
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
                 raise UserError(f"{path}: no column {listed(missing)}; its columns are {listed(reader.fieldnames or (), 20)}")
-            return [{name: row[name].strip() for name in columns} for row in reader]
+            return [{name: (row.get(name) or "").strip() for name in (*columns, *optional)} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a UTF-8 table: {error}") from error
+
+
+def votes(counts: Mapping[str, str | int], table: Path | None) -> str:
+    """Write annotators' votes as a distribution task reads them: `anger=2 neutral=7`. Raises UserError for what is no count."""
+    wrong = [f"{name} {count!r}" for name, count in counts.items() if not str(count or 0).isdecimal()]
+    if wrong:
+        raise UserError(f"{table}: votes must be whole numbers; not {listed(wrong)}")
+    return " ".join(f"{name}={int(count)}" for name, count in counts.items() if int(count or 0))

@@ -4,6 +4,9 @@ Layout   ROOT/Labels/labels_consensus.csv (in older releases labels_concensus.cs
 Labels   A line a clip: FileName; EmoClass A angry, S sad, H happy, U surprised, F fear, D disgust, C contempt, N neutral, O
          other, X no agreement; EmoAct, EmoVal, EmoDom from 1 to 7; SpkrID, or Unknown; Gender; Split_Set Train, Development
          (or Validation), Test1, Test2, Test3. `split` is train, dev or test, and `split_set` in `extra` the corpus's own name.
+Votes    Beside it labels_detailed.csv, a line an annotator, in either of two forms: EmoClass_Major is a column, or EmoDetail is
+         `WORKER1; Neutral; Neutral,Concerned; A:4; V:4; D:4;`. The primary emotions are counted in `extra`, as `votes`:
+         "angry=1 neutral=4"; what is none of the eight is other.
 Names    `MSP-PODCAST_<podcast>_<segment>.wav`; the podcast is in `extra`.
 Counts   It grows with each release. Release 1.11: 149,307 labelled clips, and 2,347 in Test3 whose labels are not published.
 Defects  The speaker of many training clips is not known. Test1 and Test2 share some speakers: as `test` they are one part, and
@@ -39,6 +42,8 @@ EMOTIONS = {
     "O": "other",
     "X": "no_agreement",
 }
+DETAILED = "labels_detailed.csv"
+_NAMED = {name: name for name in EMOTIONS.values() if name not in ("other", "no_agreement")} | {"surprise": "surprised"}
 SPLITS = {"train": "train", "development": "dev", "validation": "dev", "test1": "test", "test2": "test", "test3": "test"}
 GENDERS = {"female": "female", "male": "male", "unknown": "", "": ""}
 RELEASE = "1.11"  # whose counts are published
@@ -51,12 +56,13 @@ def parse(root: Path) -> ParseResult:
     if labels is None:
         raise UserError(f"{root} holds no {' or '.join(LABELS)}; expected {LAYOUT}")
     audio, skipped = _audio(root)
+    votes = _votes(root)
     utterances: list[Utterance] = []
     unlabelled = dict(audio)
     for line, row in enumerate(csv_file.read_rows(labels, COLUMNS), 2):
         stem = Path(row["FileName"]).stem
         unlabelled.pop(stem.lower(), None)
-        clip = _utterance(row, stem, audio.get(stem.lower()))
+        clip = _utterance(row, stem, audio.get(stem.lower()), votes.get(stem.lower(), ""))
         if isinstance(clip, Utterance):
             utterances.append(clip)
         else:
@@ -74,6 +80,22 @@ def _audio(root: Path) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
     return first, [(path, "the same name as another file, which is used") for path in copies]
 
 
+def _votes(root: Path) -> dict[str, str]:
+    """Read how many annotators chose each primary emotion, by clip in lower case; of a copy without the table nothing."""
+    path = csv_file.find_nearest(root, DETAILED)
+    if path is None:
+        return {}
+    rows = csv_file.read_rows(path, ["FileName"], optional=["EmoClass_Major", "EmoDetail"])
+    counts: dict[str, Counter[str]] = {}
+    for row in rows:
+        detail = row["EmoDetail"].split(";")
+        said = (row["EmoClass_Major"] or (detail[1] if len(detail) > 1 else "")).strip().lower()
+        said = EMOTIONS.get(said.upper(), said)
+        if said:
+            counts.setdefault(Path(row["FileName"]).stem.lower(), Counter())[_NAMED.get(said, "other")] += 1
+    return {name: csv_file.votes(dict(sorted(of.items())), path) for name, of in counts.items()}
+
+
 def _warnings(clips: Sequence[Utterance]) -> list[str]:
     counts = Counter(u.extra["split_set"] for u in clips)
     unknown = sum(u.speaker == UNKNOWN_SPEAKER for u in clips)
@@ -85,7 +107,7 @@ def _warnings(clips: Sequence[Utterance]) -> list[str]:
     return warnings
 
 
-def _utterance(row: Mapping[str, str], stem: str, path: Path | None) -> Utterance | str:
+def _utterance(row: Mapping[str, str], stem: str, path: Path | None, votes: str) -> Utterance | str:
     """Return the clip that a line of labels describes, or the reason why there is none."""
     if path is None:
         return f"no recording {row['FileName']}"
@@ -110,7 +132,9 @@ def _utterance(row: Mapping[str, str], stem: str, path: Path | None) -> Utteranc
         arousal=arousal,
         valence=valence,
         dominance=dominance,
-        extra={"split_set": row["Split_Set"]} | ({"podcast": name["podcast"]} if name else {}),
+        extra={"split_set": row["Split_Set"]}
+        | ({"podcast": name["podcast"]} if name else {})
+        | ({"votes": votes} if votes else {}),
     )
 
 
