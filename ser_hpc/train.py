@@ -299,7 +299,7 @@ def _check_node(experiment: Experiment, run: RunDir, rank: Rank) -> None:
     from ser_hpc.launchers.estimate import estimate_cost
 
     if rank.local == 0:
-        a_checkpoint = 3 * 4 * estimate_cost(experiment, on_gpu=True).parameters  # weights and two moments, fp32
+        a_checkpoint = 3 * 4 * estimate_cost(experiment, on_gpu=True).model.parameters  # weights and two moments, fp32
         for warning in node_check.check(experiment.settings.train.precision, run.path, a_checkpoint):
             print(warning, flush=True)
 

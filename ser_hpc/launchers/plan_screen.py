@@ -101,8 +101,14 @@ def _costs(experiment: Experiment, launcher: Launcher, out: Console) -> None:
     on_gpu = launcher.uses_gpus(experiment.settings.cluster)
     cost = estimate_cost(experiment, on_gpu=on_gpu)
     free = shutil.disk_usage(_existing(experiment.run.path)).free
+    model = cost.model
+    parts = ", ".join(f"{name} {_count(count)}" for name, count in model.parts.items())
     out.print(
-        f"\nestimated, roughly: {cost.parameters / 1e6:.1f} M parameters; disk {_bytes(cost.disk_peak)} while all train, "
+        f"\nmodel: {'' if model.exact else 'about '}{_count(model.parameters)} parameters ({parts}), {_count(model.trained)} "
+        f"of them trained; {model.flops / 1e9:.2g} GFLOP a second of audio"
+    )
+    out.print(
+        f"estimated, roughly: disk {_bytes(cost.disk_peak)} while all train, "
         f"{_bytes(cost.disk_end)} at the end ({_bytes(free)} free); {_duration(cost.hours)} of one "
         f"{'GPU' if on_gpu else 'core'} for all trials"
     )
@@ -113,6 +119,10 @@ def _costs(experiment: Experiment, launcher: Launcher, out: Console) -> None:
 
 def _existing(path: Path) -> Path:
     return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.2f} M" if number >= 1e6 else f"{number:,}"
 
 
 def _bytes(number: float) -> str:

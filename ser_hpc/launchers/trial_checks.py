@@ -18,6 +18,7 @@ from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.core.errors import UserError, counted
 from ser_hpc.run.experiment import Experiment, old_defaults_note
 
+_HEADS_LR = 2e-4
 _MODEL_S = 180.0  # on a login node with a slow file system, transformers takes its time
 
 
@@ -25,7 +26,7 @@ def check_trials(experiment: Experiment) -> list[str]:
     """Return notes worth reading. Raises UserError with everything that would make each trial fail."""
     settings = experiment.settings
     problems = [*_root(settings.run.root), *_steps(experiment)]
-    notes = old_defaults_note(experiment)
+    notes = [*old_defaults_note(experiment), *_slow_head(settings)]
     if isinstance(settings.model, EncoderModel):
         error, model_notes = _model(settings.model)
         problems += [error] if error else []
@@ -65,6 +66,18 @@ def _steps(experiment: Experiment) -> list[str]:
     if requested <= clips:
         return []
     return [f"train.global_batch={requested}: fold {smallest.index} trains on {counted(clips, 'clip')}; take {clips} at most"]
+
+
+def _slow_head(settings: Settings) -> list[str]:
+    """Tell that a head alone learns next to nothing at a learning rate made for encoders."""
+    frozen = isinstance(settings.model, EncoderModel) and settings.model.freeze == "encoder" and not settings.is_probe
+    rate = settings.train.head_lr or settings.train.lr
+    if not frozen or rate >= _HEADS_LR:
+        return []
+    return [
+        f"the encoder is frozen, and a head alone hardly moves at a learning rate of {rate:g}: try train.lr=1e-3, or fit a "
+        "probe (model.head=probe)"
+    ]
 
 
 def _model(model: EncoderModel) -> tuple[str | None, list[str]]:
