@@ -37,6 +37,7 @@ from ser_hpc.engine.fault.watchdog import Watchdog
 from ser_hpc.engine.frozen_encoder import LoadedEncoder, PooledFeatures
 from ser_hpc.engine.frozen_params import FrozenParameters
 from ser_hpc.engine.memory.search import CPU_SECONDS
+from ser_hpc.engine.progress import write_encoding
 from ser_hpc.engine.trial_data import TrialData, lengths, shard_order
 from ser_hpc.models.classifier import Classifier, frames_of_layers
 from ser_hpc.models.heads.linear_probe import LinearProbe, pool_states
@@ -108,7 +109,10 @@ def pool_features(
     ]  # an order of its own
     made, order = 0, shard_order(settings, data)
     with clips:
-        for number in (number for number in numbers.tolist() if number not in encoder.blocks):
+        todo = [number for number in numbers.tolist() if number not in encoder.blocks]
+        for turn, number in enumerate(todo):
+            if world.is_main:
+                write_encoding(trial.current, turn, len(todo))
             path, rows = folder / f"{number:05d}.npy", slice(number * size, (number + 1) * size)
             means, causes = states.means[rows], states.causes[rows]
             causes[:] = 0  # what an earlier trial of this process could not read, another may have by now

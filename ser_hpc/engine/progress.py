@@ -138,9 +138,7 @@ class Progress:
             **self._last,
             "updated": time.time(),
         }
-        temporary = self._path.with_name(f".{self._path.name}.tmp")
-        temporary.write_text(json.dumps(fields), encoding="utf-8")
-        replace_file(temporary, self._path)
+        _replace(self._path, fields)
         self._steps.flush()
         self._epoch_lines.flush()
 
@@ -150,6 +148,17 @@ class Progress:
             for file in (self._steps, self._epoch_lines):
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def write_encoding(attempt: AttemptDir, made: int, blocks: int) -> None:
+    """Replace progress.json while a frozen encoder runs over each clip, before there are steps: `made` of so many blocks."""
+    _replace(attempt.progress, {"state": "encoding", "blocks_made": made, "blocks": blocks, "updated": time.time()})
+
+
+def _replace(path: Path, fields: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(fields), encoding="utf-8")
+    replace_file(temporary, path)
 
 
 def continue_lines(path: Path, before: Path | None, counter: str, until: int) -> TextIOWrapper:

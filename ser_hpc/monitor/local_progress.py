@@ -92,6 +92,8 @@ def _part_done(heartbeat: dict[str, Any]) -> float:
 def _describe(heartbeat: dict[str, Any]) -> str:
     if heartbeat["state"] == "failed":
         return f"failed: {heartbeat['error'].splitlines()[0]}"
+    if heartbeat["state"] == "encoding":
+        return f"the encoder runs over each clip once: {heartbeat['blocks_made']} of {heartbeat['blocks']} blocks"
     parts = (
         [heartbeat["state"]]
         if heartbeat["state"] != "training"

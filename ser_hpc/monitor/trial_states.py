@@ -99,7 +99,7 @@ def _on_nodes(job: JobState, newest: AttemptStatus | None, known: TrialEvidence)
         return "lost", f"no sign of life for {silent_s / 60:.0f} min, although Slurm says that it runs on {job.nodes}"
     if newest is None:
         return "starting", ""
-    return ("ending" if newest.has_ended else _at_work(newest)), ""
+    return ("ending", "") if newest.has_ended else _at_work(newest)
 
 
 def _by_itself(newest: AttemptStatus | None, known: TrialEvidence) -> tuple[str, str]:
@@ -115,8 +115,12 @@ def _by_itself(newest: AttemptStatus | None, known: TrialEvidence) -> tuple[str,
         return "lost", f"no sign of life for {silent_s / 60:.0f} min" + (
             "; its process is gone" if newest.process_is_gone else ""
         )
-    return _at_work(newest), ""
+    return _at_work(newest)
 
 
-def _at_work(newest: AttemptStatus) -> str:
-    return "starting" if newest.progress.get("state", "starting") == "starting" else "running"
+def _at_work(newest: AttemptStatus) -> tuple[str, str]:
+    state = newest.progress.get("state", "starting")
+    if state == "encoding":
+        made, blocks = newest.progress.get("blocks_made", 0), newest.progress.get("blocks", 0)
+        return "running", f"its frozen encoder runs over each clip once: {made} of {blocks} blocks"
+    return "starting" if state == "starting" else "running", ""
