@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from ser_hpc.config.choice import Choice
-from ser_hpc.config.section import Section
+from ser_hpc.config.section import Positive, PositiveFloat, Probability, Section, Strings
 
 
 class AdapterSettings(Section):
@@ -28,4 +28,22 @@ class BitFitSettings(AdapterSettings):
     kind: Literal["bitfit"] = "bitfit"
 
 
-Adapter = Annotated[AdapterSettings | None, Choice(AdapterSettings, BitFitSettings, optional=True)]
+class LoraSettings(AdapterSettings):
+    """Beside each chosen matrix of the encoder, which stays as it was, the product of two thin ones is trained (LoRA, Hu et al.
+    2021, by the PEFT package: pip install 'ser_hpc[adapters]')."""
+
+    kind: Literal["lora"] = "lora"
+    rank: Positive = 8
+    """Width of the thin matrices."""
+    alpha: PositiveFloat = 16.0
+    """Their product is added `alpha / rank` times."""
+    dropout: Probability = 0.0
+    """Dropout before them."""
+    dora: bool = False
+    """Train each row's length on its own, too (DoRA, Liu et al. 2024)."""
+    targets: Strings = ()
+    """Linear layers of the encoder that get them, by the end of their names, where `*` stands for anything (`[q_proj,
+    "layers.1?.*.v_proj"]`); none: the attention's four and the feed-forward layers'."""
+
+
+Adapter = Annotated[AdapterSettings | None, Choice(AdapterSettings, BitFitSettings, LoraSettings, optional=True)]

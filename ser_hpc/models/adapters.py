@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+from typing import Any
+
 from torch import nn
 
-from ser_hpc.config.adapters import AdapterSettings, BitFitSettings
+from ser_hpc.config.adapters import AdapterSettings, BitFitSettings, LoraSettings
 from ser_hpc.config.extension_errors import explain_errors
-from ser_hpc.core.errors import UserError
+from ser_hpc.core.errors import UserError, listed
+
+# By the names that transformers' encoders give them: Wav2Vec2 and its kin, Whisper, the conformers.
+LORA_TARGETS = (
+    *("q_proj", "k_proj", "v_proj", "out_proj", "linear_q", "linear_k", "linear_v", "linear_out"),
+    *("intermediate_dense", "output_dense", "fc1", "fc2", "query_proj", "key_proj", "value_proj"),
+)
 
 
 def apply_adapter(settings: AdapterSettings | None, encoder: nn.Module) -> None:
@@ -16,6 +25,8 @@ def apply_adapter(settings: AdapterSettings | None, encoder: nn.Module) -> None:
             return
         case BitFitSettings():
             train_biases_only(encoder)
+        case LoraSettings():
+            add_lora(settings, encoder)
         case _:
             with explain_errors(settings.kind):
                 settings.build(encoder)
@@ -30,3 +41,46 @@ def train_biases_only(encoder: nn.Module) -> None:
     """Freeze all but the biases (of those that are not frozen already), normalisations' too (Ben Zaken et al. 2022, BitFit)."""
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name.endswith("bias"))
+
+
+def add_lora(settings: LoraSettings, encoder: nn.Module) -> None:
+    """Put LoRA beside the chosen linear layers, of those that are not frozen, and freeze all else. Raises UserError where
+    there is none of these names, or no PEFT."""
+    try:
+        import peft
+    except ImportError as error:
+        raise UserError(f"model.adapter=lora needs the PEFT package ({error}): pip install 'ser_hpc[adapters]'") from error
+    linear = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
+    learning = [name for name, module in linear.items() if module.weight.requires_grad]
+    wanted = settings.targets or LORA_TARGETS
+    chosen = [name for name in learning if any(_is_end(name, target) for target in wanted)]
+    unknown = [target for target in settings.targets if not any(_is_end(name, target) for name in linear)]
+    if unknown or not chosen:
+        ends = sorted({name.rpartition(".")[2] for name in linear})
+        what = f"has no linear layer {listed(unknown)}" if unknown else "has no such layer that is not frozen"
+        raise UserError(f"model.adapter.targets: this encoder {what}; its linear layers end in {listed(ends, 20)}")
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_dropout=settings.dropout,
+        use_dora=settings.dora,
+        target_modules=chosen,
+        bias="none",
+    )
+    encoder.requires_grad_(False)
+    peft.inject_adapter_in_model(config, encoder)
+
+
+def merge_lora(encoder: nn.Module) -> None:
+    """Add what LoRA has learnt to the matrices that it stands beside, in place: the encoder is a plain one again."""
+    for name, module in list(encoder.named_modules()):
+        layer: Any = module
+        if hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer"):
+            layer.merge(safe_merge=True)
+            parent, _, last = name.rpartition(".")
+            setattr(encoder.get_submodule(parent), last, layer.get_base_layer())
+
+
+def _is_end(name: str, target: str) -> bool:
+    """Tell whether a pattern matches a module's name, or its last parts."""
+    return fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}")

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ser_hpc.config.adapters import LoraSettings
 from ser_hpc.config.heads import (
     AttentionPooling,
     HeadSettings,
@@ -71,8 +72,12 @@ def model_size(model: ModelSettings, heads: Mapping[str, tuple[HeadSettings, int
         parts["sum of layers"] = states
     counts = [_head(settings, width, outputs, states) for settings, outputs in heads.values()]
     parts["heads" if len(counts) > 1 else "head"] = sum(count for count in counts if count is not None)
-    exact = exact and known and shape["model_type"] in (*_SPEECH, "whisper") and None not in counts and model.adapter is None
     frozen = _frozen(model, parts["encoder"], stem, below, layer, shape)
+    lora = _lora(model, shape)
+    if lora:
+        parts["adapter"], frozen = lora, parts["encoder"]
+    known = known and None not in counts and (model.adapter is None or lora is not None)
+    exact = exact and known and shape["model_type"] in (*_SPEECH, "whisper")
     flops = _stem_flops(shape) + layers * (
         2 * _FRAMES_A_SECOND * layer + 4 * _FRAMES_A_SECOND * (_FRAMES_A_SECOND * clip_seconds) * width
     )
@@ -160,6 +165,16 @@ def _frozen(model: EncoderModel, encoder: int, stem: int, below: int, layer: int
         below -= 2 * int(shape["hidden_size"])  # the last norm, which such an encoder has above its layers
     relative = _relative(shape) if shape["model_type"] == "wavlm" else 0
     return stem + below + model.freeze_layers * layer + relative
+
+
+def _lora(model: EncoderModel, shape: Mapping[str, Any]) -> int | None:
+    """Count what LoRA adds beside its default targets, in the layers that are not frozen; None: there is none, or elsewhere."""
+    adapter = model.adapter
+    if not isinstance(adapter, LoraSettings) or adapter.targets:
+        return None
+    width, ff = int(shape["hidden_size"]), int(shape["encoder_ffn_dim" if "encoder_ffn_dim" in shape else "intermediate_size"])
+    layer = adapter.rank * (4 * 2 * width + 2 * (width + ff)) + adapter.dora * (4 * width + ff + width)
+    return (int(shape["num_hidden_layers"]) - model.freeze_layers) * layer
 
 
 def _head(head: HeadSettings, width: int, outputs: int, states: int) -> int | None:

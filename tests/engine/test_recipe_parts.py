@@ -71,6 +71,24 @@ def test_killed_it_goes_on_bit_for_bit(base: Path) -> None:
     assert one.weights.read_bytes() == other.weights.read_bytes()
 
 
+def test_lora_is_killed_and_gone_on_with_and_shared(base: Path) -> None:
+    """Its checkpoints hold what is trained alone."""
+    told = ("model.adapter={kind: lora, rank: 2, dropout: 0.1}", "train.epochs=1", "train.global_batch=7", EVERY_STEP)
+    whole, killed, two = (planned(base / f"lora-{name}", packed_tones(base), *told) for name in ("whole", "killed", "two"))
+    assert run_here(whole, TRIAL) == {TRIAL: 0}
+    process = start(killed)
+    wait_for_step(killed.trial(TRIAL), 7, process)
+    process.kill()
+    process.wait()
+    assert run_here(killed, TRIAL) == {TRIAL: 0}
+    train_on_ranks([two], 2)
+    expected, found, shared = (load_file(run.trial(TRIAL).weights) for run in (whole, killed, two))
+    assert all(".lora_" in key for key in expected if key.startswith("encoder.")) and len(expected) > 8
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert np.abs(curve(two) - curve(whole)).max() < 1e-4
+    assert max(float((shared[key] - expected[key]).abs().max()) for key in expected) < 1e-4
+
+
 def rates(model: nn.Module, train: TrainSettings, lr: float) -> dict[str, float]:
     optimizer = build_optimizer(model, train)
     set_learning_rate(optimizer.param_groups, lr)
