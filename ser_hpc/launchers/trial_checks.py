@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.core.errors import UserError, counted
+from ser_hpc.corpora.public_checkpoints import contamination
 from ser_hpc.run.experiment import Experiment, old_defaults_note
 
 _MODEL_S = 180.0  # on a login node with a slow file system, transformers takes its time
@@ -30,9 +31,16 @@ def check_trials(experiment: Experiment) -> list[str]:
         error, model_notes = _model(settings.model)
         problems += [error] if error else []
         notes += model_notes
+        if learnt := contamination(settings.model.weights, _tested_corpora(experiment)):
+            notes.append(learnt)
     if problems:
         raise UserError("\n".join(problems))
     return notes
+
+
+def _tested_corpora(experiment: Experiment) -> set[str]:
+    corpus = experiment.index.metadata.corpus
+    return {name for fold in experiment.folds.folds for name in corpus.take(fold.test.positions).occurring()}
 
 
 def check_run_root(settings: Settings) -> None:
