@@ -82,7 +82,7 @@ def _beside(beside: WithoutListening) -> Iterator[str]:
             ]
             for row in beside.panel.rows
         ]
-        yield markdown.table(["known is only", "UAR", "95% interval", "control"], rows, left=(0, 1, 2))
+        yield markdown.table(["from this alone", "UAR", "95% interval", "control"], rows, left=(0, 1, 2))
         yield _HOW
     if remarks := beside.remarks():
         yield markdown.bullets(remarks)

@@ -55,8 +55,8 @@ class ScoreLedger:
             return f"{counted(len(self.uars), 'configuration')} scored on these test clips so far; {self._scores()}." + where
         if len(self.uars) == 1:
             return "The first configuration that is scored on these test clips." + where
-        of = f" of {len(self.uars)}" if self.number < len(self.uars) else ""
-        return f"The {ordinal(self.number)}{of} configuration scored on these test clips; {self._scores()}." + where
+        which = f"of {len(self.uars)} configurations" if self.number < len(self.uars) else "configuration"
+        return f"The {ordinal(self.number)} {which} scored on these test clips; {self._scores()}." + where
 
     def _scores(self) -> str:
         best, middle = (markdown.format_score(value) for value in (self.best, self.median))

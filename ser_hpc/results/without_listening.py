@@ -18,6 +18,7 @@ from ser_hpc.run.run_dir import RunDir
 from ser_hpc.run.shared_folder import SharedFolder
 
 _CLEARLY = 0.05  # above chance, where there is no interval
+_ROUNDING = 0.0005  # of a share, as it is shown
 _OF_SPEAKERS = 0.5  # the part of a shortcut's gain that its control has too, from which on it tells the speaker
 
 
@@ -69,7 +70,7 @@ class WithoutListening:
         best = ", ".join(f"{row.name} {markdown.format_score(_or_nan(row.uar))}" for row in self.telling[:2])
         if self.tells_speakers:
             best = f"{self.telling[0].name} {markdown.format_score(_or_nan(self.telling[0].uar))}, by the speakers"
-        return f"Without listening: {best} (chance {self.chance:.3f})."
+        return f"Without listening: {best}; chance {self.chance:.3f}."
 
     def warnings(self, uar: float | None) -> list[str]:
         """Return what belongs to the top of a report; `uar`: the run's pooled one, None while it has none."""
@@ -123,8 +124,10 @@ class WithoutListening:
             return []
         name, fold, train, test = of.prior_gap
         notes = [
-            f"Class priors differ most for {name} in fold {fold}: {train:.1%} of the training clips, {test:.1%} of the test "
-            "clips."
+            f"Class priors of training and test differ by {100 * abs(train - test):.1f} points at most: {name} in fold {fold}, "
+            f"{train:.1%} of training and {test:.1%} of test clips."
+            if abs(train - test) >= _ROUNDING
+            else "Training and test parts have the same class priors."
         ]
         if of.speaker_share is not None:
             notes.append(

@@ -4,7 +4,7 @@
     level                root mean square and peak, in dB of full scale
     first 200 ms         spectrum and level of the first 200 ms, which are seldom more than a breath
     noise floor          spectrum and level of the quietest tenth of the frames
-    silence at the edges seconds before and behind the sound
+    silence at edges     seconds before and behind the sound
     digital zeros        seconds of them at the beginning, at the end and between
     long-term spectrum   the mean spectrum, whatever the level: of the microphone and the room, but of the voice too
 
@@ -35,7 +35,7 @@ _WIDTHS = {
     "level": 2,
     "first 200 ms": _BANDS + 1,
     "noise floor": _BANDS + 1,
-    "silence at the edges": 2,
+    "silence at edges": 2,
     "digital zeros": 3,
     "long-term spectrum": _BANDS,
 }
@@ -60,7 +60,7 @@ def measure_clip(samples: np.ndarray) -> np.ndarray:
         energy = bands.sum(1)
         quietest = np.argsort(energy, kind="stable")[: max(1, round(_QUIET_SHARE * len(energy)))]
         row[COLUMNS["noise floor"]] = _spectrum(bands[quietest])
-        row[COLUMNS["silence at the edges"]] = _edges(energy)
+        row[COLUMNS["silence at edges"]] = _edges(energy)
         row[COLUMNS["long-term spectrum"]] = _db(bands.mean(0)) - _db(energy.mean())
     return row
 
