@@ -48,6 +48,16 @@ def find_confounding(plan: Mapping[str, Any], tested: Iterable[Prediction]) -> C
     )
 
 
+def confounding_warning(speaker_share: float, class_share: float, what: str) -> str | None:
+    """Say that emotion and person are nearly one, where they are; `what`: the clips that the shares are of."""
+    if not speaker_share >= CONFOUNDED > class_share:
+        return None
+    return (
+        f"{speaker_share:.0%} of the {what} are of their speaker's most frequent class: emotion and person are nearly one "
+        "here, and speaker-disjoint folds cannot part them."
+    )
+
+
 def _shares(fold: Mapping[str, Any], name: str) -> tuple[float, float]:
     """Return the class's share of a fold's training part, and of its test part."""
     train, test = (fold[part]["classes"].get(name, 0) / max(1, fold[part]["num_clips"]) for part in ("train", "test"))

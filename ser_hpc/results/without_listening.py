@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ser_hpc.core.errors import counted, listed
 from ser_hpc.results import markdown, run_panel
-from ser_hpc.results.confounding import CONFOUNDED, Confounding, find_confounding
+from ser_hpc.results.confounding import Confounding, confounding_warning, find_confounding
 from ser_hpc.results.cross_validation import CrossValidation
 from ser_hpc.results.run_panel import Panel
 from ser_hpc.results.score_ledger import FOLDER, ScoreLedger, enter_score
@@ -75,11 +75,9 @@ class WithoutListening:
     def warnings(self, uar: float | None) -> list[str]:
         """Return what belongs to the top of a report; `uar`: the run's pooled one, None while it has none."""
         found, of = [], self.confounding
-        if of and of.speaker_share is not None and of.speaker_share >= CONFOUNDED > of.class_share:
-            found.append(
-                f"{of.speaker_share:.0%} of the test clips are of their speaker's most frequent class: emotion and person are "
-                "nearly one here, and speaker-disjoint folds cannot part them."
-            )
+        share = of.speaker_share if of else None
+        if of and share is not None and (told := confounding_warning(share, of.class_share, "test clips")):
+            found.append(told)
         if uar is not None and self.telling and _or_nan(self.telling[0].uar) >= uar > self.chance:
             best = self.telling[0]
             found.append(

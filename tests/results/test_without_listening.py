@@ -16,6 +16,7 @@ from small import planned
 
 from ser_hpc.core.atomic_io import read_json, write_sealed
 from ser_hpc.corpora.utterance import Utterance
+from ser_hpc.launchers import trial_checks
 from ser_hpc.report import main
 from ser_hpc.results import run_panel, score_ledger
 from ser_hpc.results.score_ledger import enter_score, ordinal
@@ -137,13 +138,15 @@ def test_a_text_that_goes_with_the_class_is_named(tmp_path: Path, report: Report
     assert "72 of 72 test clips say a text that training has too; from the text alone, UAR 1.000" in run.report_md.read_text()
 
 
-def test_a_corpus_whose_speakers_are_their_emotion(tmp_path: Path, report: Report) -> None:
+def test_a_corpus_whose_speakers_are_their_emotion(tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     """As URDU: disjoint speakers do not help where each has one emotion, and a microphone that goes with it."""
     shards = corpus(tmp_path, by_class([0.001, 0.004, 0.016])("noise"), lambda speaker, take: speaker % 3)
     run = trained(planned(tmp_path / "runs", shards, "folds.protocol=leave_one_speaker_out", "folds.count=6"))
+    monkeypatch.setattr(trial_checks, "_model", lambda model: (None, []))
     screen = report(run)
     assert "100% of the test clips are of their speaker's most frequent class" in " ".join(screen.split())
     assert "by the speakers" in screen
+    assert any("emotion and person are nearly one" in note for note in trial_checks.check_trials(reopen_experiment(run)))
     assert "it tells who speaks, not how" in run.report_md.read_text()
 
 
@@ -309,7 +312,6 @@ def test_a_checkpoint_that_knows_the_corpus_is_told_when_planning_and_in_the_rep
     place: str, tmp_path: Path, report: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ser_hpc import launch
-    from ser_hpc.launchers import trial_checks
 
     monkeypatch.setattr(trial_checks, "_model", lambda model: (None, []))
     shards = corpus(tmp_path, hum(), balanced, name="iemocap_3")
