@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 
 import numpy as np
 
@@ -75,6 +76,7 @@ def choose_part(used: np.ndarray, seconds: np.ndarray, num_folds: int) -> Part:
 
 def compute_panel(clips: Clips, folds: Sequence[tuple[np.ndarray, np.ndarray]], num_classes: int) -> tuple[Shortcut, ...]:
     """Compute a row for each feature. `folds`: the rows of each fold's training and test part."""
+    import_module("sklearn.linear_model")  # only threads of libraries that are there can be limited
     from threadpoolctl import threadpool_limits
 
     rng = np.random.default_rng(0)

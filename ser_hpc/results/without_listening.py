@@ -18,7 +18,7 @@ from ser_hpc.run.run_dir import RunDir
 from ser_hpc.run.shared_folder import SharedFolder
 
 _CLEARLY = 0.05  # above chance, where there is no interval
-_ROUNDING = 0.0005  # of a share, as it is shown
+_ROUNDING = 0.005  # of a share, as it is shown
 _OF_SPEAKERS = 0.5  # the part of a shortcut's gain that its control has too, from which on it tells the speaker
 
 
@@ -122,8 +122,8 @@ class WithoutListening:
             return []
         name, fold, train, test = of.prior_gap
         notes = [
-            f"Class priors of training and test differ by {100 * abs(train - test):.1f} points at most: {name} in fold {fold}, "
-            f"{train:.1%} of training and {test:.1%} of test clips."
+            f"Class priors of training and test differ by {100 * abs(train - test):.0f} points at most: {name} in fold {fold}, "
+            f"{train:.0%} of training and {test:.0%} of test clips."
             if abs(train - test) >= _ROUNDING
             else "Training and test parts have the same class priors."
         ]

@@ -17,11 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from ser_hpc.core.atomic_io import write_aside
+from ser_hpc.shards import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ClipReader, CorruptClipError, clip_extents
 from ser_hpc.shards.shortcut_features import VERSION, WIDTH, measure_clip
 
-_AT_ONCE = 64  # clips
+_AT_ONCE = 120 * RATE  # samples that a thread holds
 _THREADS = 4
 _LARGEST = 1 << 30  # bytes of a file
 
@@ -59,13 +60,18 @@ def measure_clips(index: ShardIndex, positions: np.ndarray, folder_of: Callable[
 def _measure(index: ShardIndex, positions: np.ndarray) -> np.ndarray:
     reader = ClipReader(index.roots, coalesce=True)
 
-    def block(start: int) -> np.ndarray:
-        clips = reader.read(clip_extents(index, positions[start : start + _AT_ONCE]))
+    def block(some: np.ndarray) -> np.ndarray:
+        clips = reader.read(clip_extents(index, some))
         damaged = np.full(WIDTH, np.nan)
         return np.stack([damaged if isinstance(clip, CorruptClipError) else measure_clip(clip) for clip in clips])
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        return np.concatenate([*pool.map(block, range(0, len(positions), _AT_ONCE))])
+        return np.concatenate([*pool.map(block, _blocks(positions, index.num_samples[positions]))])
+
+
+def _blocks(positions: np.ndarray, num_samples: np.ndarray) -> list[np.ndarray]:
+    """Cut into blocks of about `_AT_ONCE` samples, or one clip that is longer."""
+    return np.split(positions, np.flatnonzero(np.diff(np.cumsum(num_samples) // _AT_ONCE)) + 1)
 
 
 def _write_table(path: Path, table: np.ndarray) -> None:
