@@ -100,10 +100,10 @@ def _compute(run: RunDir, plan: dict[str, Any]) -> Panel:
 
     planned = open_planned_clips(run, plan)
     index, metadata, folds = planned.index, planned.index.metadata, planned.folds.folds
-    used = np.zeros(len(metadata), dtype=bool)
+    used, tested = np.zeros((2, len(metadata)), dtype=bool)
     for fold in folds:
-        used[fold.train.positions] = used[fold.test.positions] = True
-    part = shortcut_panel.choose_part(np.flatnonzero(used), metadata.seconds, len(folds))
+        used[fold.train.positions] = used[fold.test.positions] = tested[fold.test.positions] = True
+    part = shortcut_panel.choose_part(np.flatnonzero(used), np.flatnonzero(tested), metadata.seconds, len(folds))
     places = [SharedFolder.of(run, root, FOLDER) for root in index.roots]
     features = measure_clips(index, part.rows, places.__getitem__)
     clips = Clips(

@@ -81,21 +81,30 @@ def enter_score(folder: SharedFolder, plan: Mapping[str, Any], uar: float | None
     own, entries = plan["run"][:_DIGITS], _read_entries(folder, key)
     place: str | None = "shards" if folder.beside_shards else "runs"
     if uar is not None:
-        name = f"{key}/{own}.json"
-        entry = entries.get(own) or {"name": plan["name"], "run": plan["run"], "first": round(time.time(), 3), "scores": []}
-        score = {"seeds": len(plan["seeds"]), "uar": round(uar, 9)}
-        if entry["scores"][-1:] != [score]:
-            entry = entry | {"scores": [*entry["scores"], score]}
-        first = folder.places[0] / name
-        same = _read_entry(first) == entry
-        path = first if same else folder.write(name, lambda path: write_json(path, entry))
-        place = None if path is None else "shards" if path.parents[1] == folder.beside_shards else "runs"
-        entries[own] = entry
-    order = sorted(entries, key=lambda name: (entries[name]["first"], name))
+        entries[own] = _with_score(entries.get(own), plan, uar)
+        place = _write_entry(folder, f"{key}/{own}.json", entries[own])
     if not entries:
         return None
+    order = sorted(entries, key=lambda name: (entries[name]["first"], name))
     uars = tuple(float(entries[name]["scores"][-1]["uar"]) for name in order)
     return ScoreLedger(order.index(own) + 1 if own in entries else None, uars, place)
+
+
+def _with_score(entry: dict[str, Any] | None, plan: Mapping[str, Any], uar: float) -> dict[str, Any]:
+    """Return the entry of a run with this score as its last; None: it has no entry yet."""
+    entry = entry or {"name": plan["name"], "run": plan["run"], "first": round(time.time(), 3), "scores": []}
+    score = {"seeds": len(plan["seeds"]), "uar": round(uar, 9)}
+    return entry if entry["scores"][-1:] == [score] else entry | {"scores": [*entry["scores"], score]}
+
+
+def _write_entry(folder: SharedFolder, name: str, entry: dict[str, Any]) -> str | None:
+    """Write an entry, unless it is there already; return where it is, None where nothing could be written."""
+    path: Path | None = folder.places[0] / name
+    if _read_entry(folder.places[0] / name) != entry:
+        path = folder.write(name, lambda path: write_json(path, entry))
+    if path is None:
+        return None
+    return "shards" if path.parents[1] == folder.beside_shards else "runs"
 
 
 def _read_entries(folder: SharedFolder, key: str) -> dict[str, dict[str, Any]]:

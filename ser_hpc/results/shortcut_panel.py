@@ -62,16 +62,24 @@ class Part:
     folds: tuple[int, ...]
 
 
-def choose_part(used: np.ndarray, seconds: np.ndarray, num_folds: int) -> Part:
+def choose_part(used: np.ndarray, tested: np.ndarray, seconds: np.ndarray, num_folds: int) -> Part:
     """Choose at most MOST_CLIPS clips, of MOST_HOURS, and MOST_FOLDS folds, spread evenly; the same at each call.
 
-    `used`: positions of the clips that are in a fold; `seconds`: of all clips.
+    `used`: positions of the clips that are in a fold; `tested`: of these, those in a test part, which get half of the places,
+    however few they are; `seconds`: of all clips.
     """
-    order = used[np.argsort((used.astype(np.uint64) + np.uint64(1)) * _GOLDEN, kind="stable")][:MOST_CLIPS]
-    within = np.cumsum(seconds[order]) <= MOST_HOURS * 3600
-    within[:1] = True
+    first = _spread(tested, seconds, MOST_CLIPS // 2, MOST_HOURS / 2)
+    hours_left = MOST_HOURS - float(seconds[first].sum()) / 3600
+    rest = _spread(np.setdiff1d(used, first), seconds, MOST_CLIPS - len(first), hours_left)
     folds = np.unique(np.linspace(0, num_folds - 1, min(num_folds, MOST_FOLDS)).round().astype(int))
-    return Part(np.sort(order[within]), tuple(folds.tolist()))
+    return Part(np.sort(np.concatenate([first, rest])), tuple(folds.tolist()))
+
+
+def _spread(positions: np.ndarray, seconds: np.ndarray, clips: int, hours: float) -> np.ndarray:
+    """Take so many clips and hours at most, evenly over the positions, in an order that each has whatever the others are."""
+    order = positions[np.argsort((positions.astype(np.uint64) + np.uint64(1)) * _GOLDEN, kind="stable")][:clips]
+    taken: np.ndarray = order[np.cumsum(seconds[order]) <= hours * 3600]
+    return taken
 
 
 def compute_panel(clips: Clips, folds: Sequence[tuple[np.ndarray, np.ndarray]], num_classes: int) -> tuple[Shortcut, ...]:

@@ -49,7 +49,9 @@ class WithoutListening:
         if self.panel is None:
             return f"What could be scored without listening is not known: {self.reason}."
         if not self.telling:
-            return f"Nothing that was measured without listening tells the classes apart (chance is {self.chance:.3f})."
+            voice = next((row for row in self.panel.rows if row.name == VOICE and _tells(row, self.chance)), None)
+            but = f" but the {VOICE} ({_score(voice)}), which voices make too," if voice else ""
+            return f"Nothing{but} tells the classes apart without listening (chance is {self.chance:.3f})."
         best = self.telling[0]
         reached = f"Without listening, from the {best.name} alone, UAR {_score(best)} is reached"
         exchanged = f"{markdown.format_score(_or_nan(best.control))} with labels exchanged within each speaker"

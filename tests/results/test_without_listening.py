@@ -33,13 +33,17 @@ Sound = Callable[[int, int, np.random.Generator], np.ndarray]
 Report = Callable[..., str]
 
 
-def hum(seconds: float = 0.5, level: float = 0.1, noise: float = 0.003, zeros: float = 0.0) -> Sound:
-    """A voice that is the same for all classes, over noise."""
+def hum(
+    seconds: float = 0.5, level: float = 0.1, noise: float = 0.003, zeros: float = 0.0, pause: float = 0.0, click: float = 0.0
+) -> Sound:
+    """A voice that is the same for all classes, over noise; before it a pause or a click, behind it zeros."""
 
     def make(speaker: int, emotion: int, rng: np.random.Generator) -> np.ndarray:
         time = np.arange(int(seconds * 16_000)) / 16_000
         voice = level * np.sin(2 * np.pi * (100 + 20 * speaker) * time) * (np.sin(2 * np.pi * 4 * time) > 0)
-        return np.concatenate([voice + noise * rng.standard_normal(len(time)), np.zeros(int(zeros * 16_000))])
+        voice[:800] += click * np.sin(2 * np.pi * 3000 * time[:800])
+        voice = np.concatenate([np.zeros(int(pause * 16_000)), voice])
+        return np.concatenate([voice + noise * rng.standard_normal(len(voice)), np.zeros(int(zeros * 16_000))])
 
     return make
 
@@ -116,8 +120,10 @@ def by_class(values: Sequence[float], **more: float) -> Callable[[str], Sound]:
         (by_class([0.03, 0.1, 0.3], noise=0.0003)("level"), "level", 0.8),
         (by_class([0.4, 0.5, 0.6])("seconds"), "duration", 0.8),
         (by_class([0.05, 0.10, 0.15])("zeros"), "digital zeros", 0.8),
+        (by_class([0.0, 0.05, 0.10], noise=0.0003)("pause"), "silence at edges", 0.8),
+        (by_class([0.001, 0.01, 0.1])("click"), "first 200 ms", 0.6),
     ],
-    ids=["noise", "level", "duration", "zeros"],
+    ids=["noise", "level", "duration", "zeros", "pause", "click"],
 )
 def test_a_planted_shortcut_is_named(sound: Sound, name: str, least: float, tmp_path: Path, report: Report) -> None:
     run = trained(planned(tmp_path / "runs", corpus(tmp_path, sound, balanced), *folds()), 0.1)
