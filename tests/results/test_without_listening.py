@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import soundfile
@@ -205,6 +206,20 @@ def test_a_report_does_without_the_shards(plain: Path, tmp_path: Path, report: R
     shutil.copytree(corpus(tmp_path / "new", hum(0.3), balanced), shards)
     report(run)
     assert "the shards are others than those that the run was planned from" in run.report_md.read_text()
+
+
+def test_shards_in_a_store_are_measured_too(plain: Path, tmp_path: Path, report: Report) -> None:
+    """What is kept of them lies beside the runs, and is found there by the next report."""
+    store = fsspec.filesystem("memory")
+    store.put(f"{plain}/", "/plain", recursive=True)
+    try:
+        run = trained(planned(tmp_path / "runs", Path("memory:") / "plain", *folds("data.shards=memory://plain")))
+        assert "Scoring what can be told" in report(run)
+        assert "Scoring what can be told" not in report(run)
+        assert "nothing can be written beside the shards" in run.report_md.read_text()
+        assert {path.name for path in run.path.parent.iterdir()} == {run.path.name, "shortcuts", "scored"}
+    finally:
+        store.rm("/plain", recursive=True)
 
 
 def test_a_damaged_clip_does_not_stop_it(plain: Path, tmp_path: Path, report: Report) -> None:
