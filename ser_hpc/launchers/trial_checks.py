@@ -14,8 +14,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.core.errors import UserError, counted
+from ser_hpc.corpora.names import is_unknown
+from ser_hpc.corpora.public_checkpoints import contamination
+from ser_hpc.corpora.words import WordColumn
+from ser_hpc.results.confounding import confounding_warning
 from ser_hpc.run.experiment import Experiment, old_defaults_note
 
 _HEADS_LR = 2e-4
@@ -31,9 +37,28 @@ def check_trials(experiment: Experiment) -> list[str]:
         error, model_notes = _model(settings.model)
         problems += [error] if error else []
         notes += model_notes
+        if learnt := contamination(settings.model.weights, _tested_corpora(experiment)):
+            notes.append(learnt)
+    notes += _confounding(experiment)
     if problems:
         raise UserError("\n".join(problems))
     return notes
+
+
+def _confounding(experiment: Experiment) -> list[str]:
+    """Tell where nearly all clips are of their speaker's most frequent class: before anything is trained, not behind it."""
+    metadata = experiment.index.metadata
+    names, speakers = WordColumn.join(metadata.corpus, metadata.speaker).number()
+    known = np.array([not is_unknown(name.partition("/")[2]) for name in names])[speakers] & (experiment.targets >= 0)
+    counts = np.zeros((len(names), len(experiment.label_set.classes)), dtype=np.int64)
+    np.add.at(counts, (speakers[known], experiment.targets[known]), 1)
+    share, of_all = (float(most) / max(1, int(counts.sum())) for most in (counts.max(1).sum(), counts.sum(0).max()))
+    return [confounded] if (confounded := confounding_warning(share, of_all, "clips")) else []
+
+
+def _tested_corpora(experiment: Experiment) -> set[str]:
+    corpus = experiment.index.metadata.corpus
+    return {name for fold in experiment.folds.folds for name in corpus.take(fold.test.positions).occurring()}
 
 
 def check_run_root(settings: Settings) -> None:

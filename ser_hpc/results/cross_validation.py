@@ -10,14 +10,16 @@ While trials are missing the run has no scores, only those of its `finished` tri
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ser_hpc.config.extensions import import_from
-from ser_hpc.config.load import EXTENSIONS
+from ser_hpc.config.load import EXTENSIONS, load_run_settings
 from ser_hpc.core.errors import UserError, listed
+from ser_hpc.corpora.public_checkpoints import contamination
 from ser_hpc.results import intervals, plan_checks
 from ser_hpc.results.about import describe_run
 from ser_hpc.results.class_scores import ClassScores, score_classes
@@ -30,6 +32,9 @@ from ser_hpc.run.plan import read_plan
 from ser_hpc.run.predictions import Prediction
 from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
 from ser_hpc.tasks import metrics
+
+if TYPE_CHECKING:
+    from ser_hpc.results.without_listening import WithoutListening
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ class CrossValidation:
     """The content of a report. `scores` is None while a trial is missing; `finished` is None if no trial is finished.
 
     `warnings`: why this may be no result; `about`: what was trained, by topic; `tasks`: those beside the main one, over the
-    finished trials.
+    finished trials; `without_listening`: what the scores are to be held against, where it was looked for.
     """
 
     plan: dict[str, Any]
@@ -113,6 +118,7 @@ class CrossValidation:
     about: dict[str, str] = field(default_factory=dict)
     by_class: tuple[ClassScores, ...] = ()
     tasks: tuple[TaskScores, ...] = ()
+    without_listening: WithoutListening | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -165,6 +171,7 @@ def _cross_validate(run: RunDir, notes: Sequence[str], attempts: Sequence[Traine
         warnings=(
             *sanity_warnings(done, {t.trial: t.confusion for t in trials}, plan["classes"], alone=not plan.get("tasks")),
             *_identical_seeds(trials),
+            *_contaminated_weights(run, trials),
         ),
         about=describe_run(run, plan, done, attempts),
         by_class=by_class,
@@ -282,6 +289,16 @@ def _identical_seeds(trials: Sequence[TrialScores]) -> list[str]:
         for files, seeds in twins.items()
         if len(seeds) > 1 and all(digest for _, digest in files)
     ]
+
+
+def _contaminated_weights(run: RunDir, trials: Sequence[TrialScores]) -> list[str]:
+    """Warn of pre-trained weights that are known to have learnt from a corpus that is tested."""
+    with suppress(UserError, OSError):
+        model = load_run_settings(run.settings).model
+        tested = {p.corpus for t in trials for p in t.test}
+        if told := contamination(getattr(model, "weights", None), tested):
+            return [told]
+    return []
 
 
 def _damaged_clips(done: Sequence[TrialDir]) -> list[str]:

@@ -31,6 +31,11 @@ def format_score(value: float) -> str:
     return "-" if math.isnan(value) else f"{round(value, 9):.3f}"
 
 
+def format_bounds(bounds: tuple[float, float] | None) -> str:
+    """Format an interval, nothing where there is none."""
+    return f"[{format_score(bounds[0])}, {format_score(bounds[1])}]" if bounds else ""
+
+
 def shorten_names(names: Sequence[str]) -> list[str]:
     """Cut names to column heads: the fewest letters, three or more, that still tell them apart."""
     assert len(set(names)) == len(names)

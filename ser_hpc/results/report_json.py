@@ -15,7 +15,10 @@ from ser_hpc.results.class_scores import ClassScores
 from ser_hpc.results.cross_validation import CrossValidation, Scores, Spread
 from ser_hpc.results.intervals import Interval
 from ser_hpc.results.report_summary import SCORE_NAMES, report_notes
+from ser_hpc.results.run_panel import PANEL_NUMBERS
+from ser_hpc.results.shortcut_panel import Shortcut
 from ser_hpc.results.task_scores import TaskScores
+from ser_hpc.results.without_listening import WithoutListening
 
 REPORT_FORMAT = 1
 
@@ -58,6 +61,7 @@ def to_json(cv: CrossValidation) -> dict[str, Any]:
         "notes": report_notes(cv),
         "warnings": list(cv.warnings),
         **({"tasks": {task.name: _task_json(task) for task in cv.tasks}} if cv.tasks else {}),
+        **({"without_listening": _beside_json(cv, cv.without_listening)} if cv.without_listening else {}),
         "about": cv.about,
     }
 
@@ -110,6 +114,29 @@ def _task_json(task: TaskScores) -> dict[str, Any]:
             for name in task.mean
         },
     }
+
+
+def _beside_json(cv: CrossValidation, beside: WithoutListening) -> dict[str, Any]:
+    """Convert what stands beside the scores: the shortcut panel, what is confounded, how often these clips were scored."""
+    panel, of, ledger = beside.panel, beside.confounding, beside.ledger
+    return {
+        "meaning": beside.meaning(cv.scores.uar.pooled if cv.scores else None),
+        "panel": panel and {row.name.replace(" ", "_"): _row_json(row) for row in panel.rows},
+        "panel_reason": beside.reason,
+        **({name: getattr(panel, name) for name in PANEL_NUMBERS} if panel else {}),
+        "confounding": of
+        and {
+            "speaker_majority": of.speaker_share,
+            "class_majority": of.class_share,
+            "prior_gap": dict(zip(("class", "fold", "train", "test"), of.prior_gap, strict=True)),
+        },
+        "scored": ledger
+        and {"number": ledger.number, "configurations": len(ledger.uars), "best": ledger.best, "median": ledger.median},
+    }
+
+
+def _row_json(row: Shortcut) -> dict[str, Any]:
+    return {"uar": row.uar, "ci95": json_bounds(row.interval), "ci95_reason": row.interval.reason, "control": row.control}
 
 
 def json_number(value: float) -> float | None:

@@ -10,6 +10,7 @@ from ser_hpc.results import markdown
 from ser_hpc.results.cross_validation import CrossValidation, Scores, TrialScores
 from ser_hpc.results.intervals import Interval
 from ser_hpc.results.report_summary import SCORE_NAMES, incomplete_sentence, interval_notes, report_headline, report_notes
+from ser_hpc.results.without_listening import WithoutListening
 
 _READING = (
     "UAR: mean of the recalls of the classes that occur in the test part; WA: accuracy; macro-F1 over the same classes as UAR; "
@@ -17,6 +18,10 @@ _READING = (
     "Mean and standard deviation are over trials (every fold with every seed). Pooled: the test clips of all folds of a seed "
     "as one set, averaged over seeds.",
     "Each trial's epoch, counted from 1, is the one with the best dev {chosen_by}; its test part has no say in it.",
+)
+_HOW = (
+    "Logistic regression on the folds of this run, trained on the training parts; pooled as above. Control: labels exchanged "
+    "within each speaker. The long-term spectrum is of the microphone and the room, but of the voice too."
 )
 
 
@@ -28,6 +33,8 @@ def to_markdown(cv: CrossValidation) -> str:
     if cv.missing:
         paragraphs += [f"**{incomplete_sentence(cv)}**", markdown.bullets(f"{m.trial}: {m.reason}" for m in cv.missing)]
     paragraphs += [report_headline(cv)]
+    if cv.without_listening:
+        paragraphs += [cv.without_listening.meaning(cv.scores.uar.pooled if cv.scores else None)]
     if cv.about:
         paragraphs += ["## What was trained", markdown.bullets(f"{topic}: {text}" for topic, text in cv.about.items())]
     if cv.finished:
@@ -37,6 +44,8 @@ def to_markdown(cv: CrossValidation) -> str:
         if len(cv.seeds) > 1:
             rows = [[str(s.seed), markdown.format_score(s.mean), markdown.format_score(s.pooled)] for s in cv.seeds]
             paragraphs += ["UAR of each seed, over all its folds:", markdown.table(["seed", "mean", "pooled"], rows)]
+        if cv.without_listening:
+            paragraphs += ["## Without listening", *_beside(cv.without_listening)]
         if cv.tasks:
             paragraphs += [f"## Other tasks{over}", _task_table(cv)]
         paragraphs += [f"## Classes{over}", _class_table(cv, cv.finished)]
@@ -57,6 +66,26 @@ def _score_table(scores: Scores) -> str:
         return [SCORE_NAMES[score], *(markdown.format_score(value) for value in (of.mean, of.std, of.pooled))]
 
     return markdown.table(["score", "mean", "± std", "pooled"], [row(score) for score in SCORE_NAMES], left=(0,))
+
+
+def _beside(beside: WithoutListening) -> Iterator[str]:
+    """Tabulate the shortcut panel, and say what else the scores are to be held against."""
+    if beside.panel:
+        rows = [
+            [row.name, row.interval.reason or "", "", ""]
+            if row.uar is None
+            else [
+                row.name,
+                markdown.format_score(row.uar),
+                markdown.format_bounds(row.interval.bounds),
+                "" if row.control is None else markdown.format_score(row.control),
+            ]
+            for row in beside.panel.rows
+        ]
+        yield markdown.table(["from this alone", "UAR", "95% interval", "control"], rows, left=(0, 1, 2))
+        yield _HOW
+    if remarks := beside.remarks():
+        yield markdown.bullets(remarks)
 
 
 def _reading(cv: CrossValidation) -> Iterator[str]:

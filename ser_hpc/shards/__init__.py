@@ -4,6 +4,7 @@ write, assignment, shard_file   packing: which clip goes into which shard, and o
 audio, recording, containers/   decoding of any sound file; headers are checked against the file
 source, plain_wav               a source is opened and read once; most WAV files need no decoder
 quality                         kinds of findings about a clip, and the policy for each
+shortcut_features, _table       what a clip gives away without being listened to, measured once
 index, read, storage            where every clip lies; random access to clips, on a disk or in an object store
 
 fold_stream                     a fold's clips for anyone's own training code: `from ser_hpc.shards import as_webdataset`

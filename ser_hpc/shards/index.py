@@ -8,6 +8,7 @@
     OUT/<group>/<corpus>-<group>-000000.parquet one row a clip of that tar, in its order (`clipped` to
                                                 `cancelled`: quality.ClipMeasurements); its sources, and what was left out
 
+Runs on the shards keep beside them what they share: OUT/shortcuts/ and OUT/scored/ (results/run_panel.py, score_ledger.py).
 A clip's *position* is its row over all shards, in dataset.json's order.
 """
 
