@@ -1,7 +1,7 @@
 """Know public checkpoints that have learnt from the corpora that people test on: a score of one on its corpus is no test.
 
-Each line is from the checkpoint's own page or its authors' paper: its name on the Hugging Face hub, and the corpora it was trained or
-tuned on. Weights in a folder are known by `_name_or_path` in their config.json, and by the folder's name.
+Each line is from the checkpoint's own page or its authors' paper: its name on the Hugging Face hub, and the corpora that it was
+trained or tuned on. Weights in a folder are known by `_name_or_path` in their config.json, and by the folder's name.
 """
 
 from __future__ import annotations
