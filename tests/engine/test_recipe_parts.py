@@ -73,7 +73,7 @@ def test_killed_it_goes_on_bit_for_bit(base: Path) -> None:
 
 def test_lora_is_killed_and_gone_on_with_and_shared(base: Path) -> None:
     """Its checkpoints hold what is trained alone."""
-    told = ("model.adapter={kind: lora, rank: 2}", "train.epochs=1", "train.global_batch=7", EVERY_STEP)
+    told = ("model.adapter={kind: lora, rank: 2}", "model.dropout=0", "train.epochs=1", "train.global_batch=7", EVERY_STEP)
     whole, killed, two = (planned(base / f"lora-{name}", packed_tones(base), *told) for name in ("whole", "killed", "two"))
     assert run_here(whole, TRIAL) == {TRIAL: 0}
     process = start(killed)
