@@ -35,7 +35,10 @@ RENAMED_VALUES: dict[int, dict[str, dict[str, str]]] = {2: {"model[encoder].free
 
 # By the last schema that did not have them: whatever they say, no run of an older schema is meant.
 ADDED: dict[int, tuple[str, ...]] = {
-    2: ("tasks", "trackers", "train.select_by", "model[encoder].adapter", "data.order", "data.window_mb")
+    2: (
+        *("tasks", "trackers", "train.select_by", "model[encoder].adapter", "data.order", "data.window_mb"),
+        "folds.harmless_pairs",
+    )
 }
 
 # Where and how an experiment runs: settings, or whole sections. Whatever does not stand here is part of the identity.
@@ -50,6 +53,7 @@ _NO_PART = {
         "data.max_corrupt",
         "data.workers",
         "data.prefetch_mb",
+        "folds.harmless_pairs",
     ),
     *("data.cache_gb", "train.strategy", "train.compile", "train.budget_seconds", "train.accumulation"),
     *("train.activation_checkpointing", "train.deterministic", "train.checkpoint_minutes", "train.hang_minutes"),
