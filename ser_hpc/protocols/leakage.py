@@ -54,7 +54,7 @@ def check_leakage(
         *_speakers(clips, folds, protocol),
         *_sounds(clips, folds, protocol),
         *_overlaps(clips, folds, protocol),
-        *check_near_duplicates(clips, folds, near or NearDuplicates(), harmless, official=protocol in _SHARED_SOUNDS),
+        *check_near_duplicates(clips, folds, near, harmless, official=protocol in _SHARED_SOUNDS),
         *_classes(clips, folds),
         *_texts(clips, folds),
         *_shortcuts(clips),

@@ -4,7 +4,7 @@
     candidates    two clips with a key in common, and how far one lies behind the other; a key of more than COMMON clips
                   (a hum, a beep, a hundred copies) leads from each to the first and the next of them only
     error         the share of bits that differ where they overlap: 0.5 for what has nothing in common
-    pairs         whose error is below MOST_ERRORS, over a third of the shorter clip at least
+    pairs         whose error is below MOST_ERRORS, over a quarter of the shorter clip at least
 
 Every key is looked at: nothing is sampled. They are sorted a range at a time, so that memory is bounded, whatever the number of
 clips. Error rates, on real speech: docs/data.md.
@@ -24,7 +24,7 @@ MOST_ERRORS = 0.15  # share of bits
 MOST_ERRORS_SHORT = 0.10  # where fewer than LONG words are compared
 LONG = 40  # words
 LEAST_WORDS = 17  # what a key spans
-LEAST_SHARE = 1 / 3  # of the shorter clip
+LEAST_SHARE = 1 / 4  # of the shorter clip
 _KEY_WORDS, _KEY_STEP = 3, 8
 _SPAN = (_KEY_WORDS - 1) * _KEY_STEP
 _AT_ONCE = 1 << 22  # words
