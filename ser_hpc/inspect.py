@@ -27,7 +27,7 @@ from ser_hpc.protocols.fold_tables import print_folds
 from ser_hpc.protocols.folds import PROTOCOLS, FoldPlan, Part, plan_folds
 from ser_hpc.shards import inspect_screen, pack_screen, stats
 from ser_hpc.shards.index import ShardIndex
-from ser_hpc.shards.pair_file import find_near_duplicates, make_missing_fingerprints
+from ser_hpc.shards.pair_file import find_near_duplicates, make_missing_fingerprints, num_pairs_kept
 from ser_hpc.shards.storage import parse_location
 from ser_hpc.shards.verify import verify
 
@@ -120,6 +120,7 @@ def _summary(index: ShardIndex, label_set: LabelSet) -> dict[str, Any]:
     names = [*label_set.classes, NO_CLASS] if (targets < 0).any() else label_set.classes
     columns = {name: stats.count_by_column(index, name) for name in ("gender", "language", "split", "speaker")}
     whole = {"corpus": stats.count_by_column(index, "corpus"), "class": stats.tally(names, codes, metadata.seconds)}
+    in_dataset = np.bincount(np.array(index.dataset)[index.shard]).tolist()
     counted = whole | columns | {"group": stats.count_by_group(index)}
     return {
         "datasets": [
@@ -129,8 +130,9 @@ def _summary(index: ShardIndex, label_set: LabelSet) -> dict[str, Any]:
                 "shards": index.dataset.count(number),
                 "bytes": sum(s.bytes for s, d in zip(index.shards, index.dataset, strict=True) if d == number),
                 "packed": stats.read_pack_report(root),
+                "near_duplicates": num_pairs_kept(root, fingerprint, clips),
             }
-            for number, (root, fingerprint) in enumerate(zip(index.roots, index.fingerprints, strict=True))
+            for number, (root, fingerprint, clips) in enumerate(zip(index.roots, index.fingerprints, in_dataset, strict=True))
         ],
         "clips": len(metadata),
         "seconds": round(float(metadata.seconds.sum()), 3),
@@ -162,6 +164,7 @@ def _near_duplicates(index: ShardIndex) -> dict[str, Any]:
             for pair, seconds, error in zip(found.positions.tolist(), found.seconds.tolist(), found.error.tolist(), strict=True)
         ],
         "clips": len(metadata),
+        "too_short": found.too_short,
         "not_looked_for": found.not_looked_for,
     }
 

@@ -24,12 +24,14 @@ SETTING = "folds.harmless_pairs"
 class NearDuplicates:
     """Pairs of clips that share sound. `positions`: rows of the metadata, int64 (num_pairs, 2); `seconds` that were compared
     and the share of fingerprint bits that differ there (`error`), float64 (num_pairs,). `not_looked_for`: a sentence on shards
-    that have no fingerprints, "" if all have."""
+    that have no fingerprints, "" if all have; `too_short`: number of clips of which no pair can be found.
+    """
 
     positions: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     seconds: np.ndarray = field(default_factory=lambda: np.zeros(0))
     error: np.ndarray = field(default_factory=lambda: np.zeros(0))
     not_looked_for: str = ""
+    too_short: int = 0
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -74,6 +76,8 @@ def check_near_duplicates(
     if near is None:
         return []
     notes = [near.not_looked_for] if near.not_looked_for else []
+    if near.too_short and not near.not_looked_for:
+        notes.append(f"{counted(near.too_short, 'clip')} too short to be compared with others for near-duplicates.")
     declared = parse_harmless(harmless)
     pairs = _named_pairs(clips, near)
     names = {pair.names for pair in pairs}

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from ser_hpc.shards.fingerprint import BITS, SILENCE, words_to_seconds
+from ser_hpc.shards.fingerprint import BITS, HOP, SHORTEST, SILENCE, words_to_seconds
 
 COMMON = 64
 MOST_ERRORS = 0.15  # share of bits
@@ -25,6 +25,7 @@ MOST_ERRORS_SHORT = 0.10  # where fewer than LONG words are compared
 LONG = 40  # words
 LEAST_WORDS = 17  # what a key spans
 LEAST_SHARE = 1 / 4  # of the shorter clip
+SHORTEST_COMPARED = SHORTEST + (LEAST_WORDS - 1) * HOP  # samples
 _KEY_WORDS, _KEY_STEP = 3, 8
 _SPAN = (_KEY_WORDS - 1) * _KEY_STEP
 _AT_ONCE = 1 << 22  # words

@@ -58,6 +58,9 @@ def _show_summary(summary: Mapping[str, Any], out: Console) -> None:
     _show_durations(summary["durations"], out)
     for dataset in summary["datasets"]:
         _show_packed(dataset, out)
+        if dataset["near_duplicates"] is None:
+            command = f"python -m ser_hpc.inspect {dataset['root']} --near-duplicates"
+            out.print(f"near-duplicates were not looked for; {command} does it", soft_wrap=True)
 
 
 def _show_near_duplicates(found: Mapping[str, Any], out: Console) -> None:
@@ -71,7 +74,8 @@ def _show_near_duplicates(found: Mapping[str, Any], out: Console) -> None:
         )
     if found["not_looked_for"]:
         out.print(found["not_looked_for"], soft_wrap=True)
-    out.print(f"{counted(len(found['pairs']), 'pair')} of near-duplicates among {counted(found['clips'], 'clip')}")
+    too_short = f", of which {found['too_short']:,} are too short to be compared" if found["too_short"] else ""
+    out.print(f"{counted(len(found['pairs']), 'pair')} of near-duplicates among {counted(found['clips'], 'clip')}{too_short}")
 
 
 def _is_informative(name: str, counts: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -27,7 +27,7 @@ from ser_hpc.protocols.near_duplicates import NearDuplicates
 from ser_hpc.shards import fingerprint, fingerprint_search
 from ser_hpc.shards.fingerprint import words_to_seconds
 from ser_hpc.shards.fingerprint_file import make_fingerprints, read_fingerprints
-from ser_hpc.shards.fingerprint_search import Fingerprints, Pairs, find_pairs
+from ser_hpc.shards.fingerprint_search import SHORTEST_COMPARED, Fingerprints, Pairs, find_pairs
 from ser_hpc.shards.index import Shard, ShardIndex
 from ser_hpc.shards.shard_file import explain_disk_errors
 from ser_hpc.shards.storage import Location, own_folder
@@ -37,6 +37,7 @@ FINGERPRINTING = "making fingerprints"
 NEAR_DUPLICATES = "near_duplicates.json"
 BETWEEN = "near_duplicates-????????.json"
 MOST_AT_PLANNING = 100_000  # clips: some ten seconds
+MOST_AT_PACKING = 2_000_000  # clips: some ten minutes, and 8 GB
 _AT_ONCE = 16  # files: network file systems and stores answer slowly, but many at a time
 
 
@@ -70,11 +71,14 @@ def find_near_duplicates(index: ShardIndex, most_clips: int | None = MOST_AT_PLA
             parts.append(between)
     pairs = Pairs.join(parts)
     command = f"python -m ser_hpc.inspect {' '.join(str(root) for root in index.roots)} --near-duplicates"
+    if not all(isinstance(root, Path) for root in index.roots):
+        command = "python -m ser_hpc.inspect FOLDER --near-duplicates, before the shards are copied to a store,"
     message = (
         f"Near-duplicates (the same recording, altered a little) were not looked for in {listed(lacking)}. "
         f"{command} does it, once."
     )
-    return NearDuplicates(pairs.positions, pairs.seconds, pairs.error, message if lacking else "")
+    too_short = int((index.num_samples < SHORTEST_COMPARED).sum())
+    return NearDuplicates(pairs.positions, pairs.seconds, pairs.error, message if lacking else "", too_short)
 
 
 def _key_from(index: ShardIndex, start: int, position: int) -> str:
@@ -102,6 +106,12 @@ def search_dataset(
     pairs = _unequal(find_pairs(prints), sound, overlap)
     _keep([root / NEAR_DUPLICATES], [printed], len(sound), pairs, key)
     return pairs
+
+
+def num_pairs_kept(root: Location, printed: str, num_clips: int) -> int | None:
+    """Return how many near-duplicates a dataset has, as it is kept; None where nobody has looked."""
+    kept = _read(root / NEAR_DUPLICATES, [printed], num_clips)
+    return None if kept is None else len(kept)
 
 
 def load_fingerprints(shards: Sequence[tuple[Location, Shard]]) -> Fingerprints | None:

@@ -175,18 +175,22 @@ class _Packing:
         with explain_disk_errors(self.out):
             rows = join_dataset(self.out, shards)
             description = dataset_description(shards, self.distinct, write_index(self.out / INDEX, rows))
-            near = self._near_duplicates(written, shards, rows, description["fingerprint"]) if self.fingerprinted else []
-            self.rules.refuse(near)
-            findings = [*findings, *near]
-            summary = pack_report.make_pack_report(written, findings, self.rules, self.left_out, unchanged, self.fingerprinted)
+            near = self._near_duplicates(written, shards, rows, description["fingerprint"]) if self.fingerprinted else None
+            self.rules.refuse(near or [])
+            summary = pack_report.make_pack_report(
+                written, [*findings, *(near or [])], self.rules, self.left_out, unchanged, near is not None
+            )
             write_json(self.out / REPORT, summary.as_json())
             write_json(self.out / DATASET, description)
         return summary
 
     def _near_duplicates(
         self, written: Sequence[Written], shards: Sequence[Shard], rows: pa.RecordBatch, printed: str
-    ) -> list[Finding]:
-        """Find clips that share sound; make the fingerprints that are lacking. `printed`: the dataset's fingerprint."""
+    ) -> list[Finding] | None:
+        """Find clips that share sound, None: there are too many to look at now; make the fingerprints that are lacking.
+
+        `printed`: the dataset's fingerprint.
+        """
         lacking = [shard for shard in shards if read_fingerprints(self.out / shard.path, shard.sha256, shard.clips) is None]
         done, total = 0.0, sum(shard.seconds for shard in lacking)
         for shard in self.pool.run(make_fingerprints, [(self.out, shard) for shard in lacking]):
@@ -199,10 +203,14 @@ class _Packing:
             return "-".join(column[position].as_py() for column in names)
 
         overlap = rows.column("overlap").to_numpy() if "overlap" in rows.schema.names else None
-        pairs = pair_file.search_dataset(self.out, shards, printed, TextColumn(rows.column("sound")), overlap, key)
-        assert pairs is not None
+        sound = TextColumn(rows.column("sound"))
+        pairs = pair_file.search_dataset(
+            self.out, shards, printed, sound, overlap, key, search=len(rows) <= pair_file.MOST_AT_PACKING
+        )
         if not (self.out / DATASET).exists():  # it is another dataset now
             pair_file.forget_pairs(self.out)
+        if pairs is None:
+            return None
         together = [(utterances[key(a)], utterances[key(b)]) for a, b in pairs.positions.tolist()]
         return judge_near_duplicates(together, pairs.seconds, pairs.error)
 

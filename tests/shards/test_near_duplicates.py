@@ -184,6 +184,9 @@ def test_halves_of_a_recording_match_and_what_fills_clips_up_does_not(
     soundfile.write(folder / "early.wav", whole[: 2 * RATE], RATE)
     soundfile.write(folder / "late.wav", 0.5 * whole[RATE:], RATE)
     rows += [("early.wav", "sad", "s1f", "1"), ("late.wav", "sad", "s2f", "2")]
+    for name in ("brief", "brief2"):  # a third of a second, twice: nothing can be told
+        soundfile.write(folder / f"{name}.wav", (0.9 if name == "brief" else 0.8) * whole[: RATE // 3], RATE)
+        rows.append((f"{name}.wav", "sad", "s1f", "1"))
     for number in range(8):  # half a second, filled up with zeros to two; and one of zeros and a click
         soundfile.write(folder / f"z{number}.wav", np.concatenate([babble(rng, 0.5), np.zeros(3 * RATE // 2)]), RATE)
         rows.append((f"z{number}.wav", "happy", f"s{1 + number % 3}m", f"{1 + number % 3}"))
@@ -194,6 +197,7 @@ def test_halves_of_a_recording_match_and_what_fills_clips_up_does_not(
     assert [pair["clips"] for pair in found["pairs"]] == [["mine/early", "mine/late"]]
     assert found["pairs"][0]["speakers"] == ["s1f", "s2f"] and found["pairs"][0]["emotions"] == ["sad", "sad"]
     assert 0.5 < found["pairs"][0]["seconds"] < 1.0 and found["not_looked_for"] == ""
+    assert found["too_short"] == 2
 
 
 def test_shards_of_before_are_planned_as_before_and_one_command_looks(
@@ -239,6 +243,8 @@ def test_damage_to_what_lies_beside_the_shards_is_mended_and_never_believed(
         assert tree(out) == whole, "found again and kept"
     broken = next(out.rglob(f"*{SUFFIX}"))
     broken.write_bytes(broken.read_bytes()[:-3])
+    (problem,) = verify(out)
+    assert f"fingerprints {broken} are damaged" in problem
     (out / NEAR_DUPLICATES).unlink()
     capsys.readouterr()
     assert inspect.main([str(out), "--folds", "leave_one_session_out"]) == 0
@@ -288,6 +294,23 @@ def test_what_is_equal_or_overlaps_by_its_times_is_left_to_the_rules_for_that(
     capsys.readouterr()
     assert inspect.main([str(tmp_path / "pieces"), "--near-duplicates"]) == 0
     assert capsys.readouterr().out == "0 pairs of near-duplicates among 26 clips\n"
+
+
+def test_a_corpus_that_is_too_large_to_search_in_passing_waits_for_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: Tree
+) -> None:
+    folder = tmp_path / "in"
+    rows = a_corpus(folder)
+    searched = packed(folder, rows, tmp_path / "searched")
+    monkeypatch.setattr(pair_file, "MOST_AT_PACKING", 23)
+    out = packed(folder, rows, tmp_path / "out")
+    assert not (out / NEAR_DUPLICATES).exists()
+    assert "near_duplicate" not in json.loads((out / REPORT).read_text())["findings"]
+    index = ShardIndex.load(out)
+    assert "were not looked for" in pair_file.find_near_duplicates(index, most_clips=23).not_looked_for
+    assert pair_file.find_near_duplicates(index, most_clips=24).not_looked_for == ""
+    report = (out / REPORT).read_bytes()
+    assert tree(out) == tree(searched) | {REPORT: report}
 
 
 def test_packing_can_refuse_them_and_never_chooses_one(tmp_path: Path) -> None:
