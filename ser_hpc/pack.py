@@ -25,6 +25,7 @@ of it (drop: left out, keep: packed, fail: nothing is packed), by default:
     duplicate=drop      the same sound, speaker and emotion as an earlier clip
     contradiction=keep  the same sound under another speaker or emotion
     overlap=fail        pieces of a recording that share sound, of two speakers
+    near_duplicate=keep the same recording altered (gain, cut, codec): no drop
 
 Names of speakers, sessions and emotions that may be one (Anna, anna; 01, 1.0) are
 refused until it is said: --same-speaker Anna=anna reads the one as the other,
@@ -108,6 +109,7 @@ def _submitted(sources: Sequence[CorpusSource], out: Path, options: argparse.Nam
     chosen = {"profile": options.cluster, "partition": options.partition, "account": options.account, "time_min": options.time}
     what = [word for source in sources for word in (source.corpus, str(source.root.resolve()))]
     choices = [word for choice in options.on for word in ("--on", choice)] + ["--longest", f"{options.longest!r}"]
+    choices += ["--no-fingerprints"] * options.no_fingerprints
     choices += [word for name, texts in _names(options).items() for text in texts for word in (f"--{name}={text}",)]
     arguments = [*what, str(out.resolve()), *choices, "--shard-mb", str(options.shard_mb), "--workers", str(workers)]
     cluster = pack_jobs.packing_settings(chosen, workers)
@@ -154,6 +156,7 @@ def _pack_one(
             left_out=parsed.skipped,
             part=part,
             declared=declared,
+            fingerprinted=not options.no_fingerprints,
             on_progress=progress,
         )
     pack_screen.print_pack_report(report, out, awake_s() - began, screen)
@@ -247,6 +250,11 @@ def _parser() -> argparse.ArgumentParser:
             metavar = "NAME=OTHER" if what == "distinct" else "NAME=OTHER|FILE"
             options.add_argument(f"--{what}-{column}", action="append", default=[], metavar=metavar, help=meaning)
     options.add_argument("--longest", type=float, metavar="S", default=LONGEST_S, help="seconds (default: %(default)g)")
+    options.add_argument(
+        "--no-fingerprints",
+        action="store_true",
+        help="do not look for near-duplicates (inspect SHARDS --near-duplicates can later)",
+    )
     options.add_argument("--workers", type=int, metavar="N", help="processes (default: its share of the cores; 8 in a job)")
     options.add_argument(
         "--shard-mb", type=int, metavar="MB", default=64, help="close a shard at about this size (default: %(default)s)"

@@ -47,6 +47,7 @@ ADDED: dict[int, tuple[str, ...]] = {
         "data.window_mb",
         "model[encoder].num_layers",
         "model[encoder].layers",
+        "folds.harmless_pairs",
     )
 }
 
@@ -62,6 +63,7 @@ _NO_PART = {
         "data.max_corrupt",
         "data.workers",
         "data.prefetch_mb",
+        "folds.harmless_pairs",
     ),
     *("data.cache_gb", "train.strategy", "train.compile", "train.budget_seconds", "train.accumulation"),
     *("train.activation_checkpointing", "train.deterministic", "train.checkpoint_minutes", "train.hang_minutes"),

@@ -117,6 +117,9 @@ class FoldSettings(Section):
     speaker_aliases: dict[str, str | None] = Field(default={})
     """Speakers who are one person under two names, within a corpus or in two: `{savee/DC: esd/0011}`; `{savee/DC: null}`: this
     one is nobody else, however much another name is like it."""
+    harmless_pairs: Strings = ()
+    """Near-duplicates (docs/protocols.md) that may stand on two sides, or under two speakers or classes: `CORPUS/ID=CORPUS/ID`,
+    or files of such lines."""
 
     @model_validator(mode="after")
     def _people(self) -> Self:

@@ -30,6 +30,7 @@ from ser_hpc.corpora.words import WordColumn
 
 NOWHERE, TRAIN, DEV, TEST = -1, 0, 1, 2
 SIDES = ("training", "dev", "test")
+SIDE_PAIRS = ((TRAIN, DEV), (TRAIN, TEST), (DEV, TEST))
 _SLASH = pa.scalar("/", pa.large_string())
 
 

@@ -28,6 +28,7 @@ from ser_hpc.protocols.clip_table import DEV, NOWHERE, TEST, TRAIN, ClipTable, F
 from ser_hpc.protocols.cross_corpus import cross_corpus, leave_one_corpus_out
 from ser_hpc.protocols.leakage import check_leakage
 from ser_hpc.protocols.leave_one_out import leave_one_session_out, leave_one_speaker_out, speaker_groups
+from ser_hpc.protocols.near_duplicates import NearDuplicates
 from ser_hpc.protocols.official_splits import Drafts, given_split, iemocap_ses01, superb
 
 _PROTOCOLS: dict[str, Callable[[ClipTable, ProtocolOptions], Drafts]] = {
@@ -90,6 +91,8 @@ def plan_folds(
     max_per_class: int | None = None,
     speaker_aliases: Mapping[str, str | None] = MappingProxyType({}),
     distinct: Distinct = frozenset(),
+    near: NearDuplicates | None = None,
+    harmless_pairs: Sequence[str] = (),
 ) -> FoldPlan:
     """Plan the folds of a protocol, by name or from outside the package, over the clips that the label set gives a class;
     independent of the metadata's order.
@@ -97,6 +100,7 @@ def plan_folds(
     `count`: how many folds are requested; None: as many as the protocol makes of this corpus (5 groups of speakers).
     `train_corpora`, `test_corpora`: for cross_corpus. `max_per_class`: at most so many clips of a class train in a fold.
     `speaker_aliases`, `distinct`: which names are one person, and which are not (`corpora.names`).
+    `near`: clips that share sound, as `shards.pair_file` finds them, None: nobody has looked; `harmless_pairs`: those that may.
     Raises UserError where the corpus does not allow the protocol or the count, and for every leak (`check_leakage`).
     """
     clips = ClipTable.from_metadata(metadata, label_set, speaker_aliases, distinct)
@@ -110,7 +114,7 @@ def plan_folds(
         *shared_name_notes(clips.speaker, clips.corpus.names, speaker_aliases),
     ]
     name = protocol.kind if isinstance(protocol, ProtocolSettings) else protocol
-    notes += check_leakage(clips, sides, name)
+    notes += check_leakage(clips, sides, name, near, harmless_pairs)
     return FoldPlan(name, folds, tuple(notes), digest_folds(metadata, folds))
 
 

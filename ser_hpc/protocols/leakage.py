@@ -1,9 +1,10 @@
 """Check folds for leakage between training, dev and test, and write the notes for readers of their scores.
 
 A fold is checked as an array of sides, one a clip. Refused: a speaker, an identical sound or a stretch of one recording on two
-sides, a class that the training part lacks. Noted: texts shared by training and test, classes that a dev or test part lacks,
-identical sound under two labels, classes that few speakers or one gender alone say. A protocol that breaks a rule by its own
-definition (an official split, SUPERB's dev part) is run only by name, and what it breaks is counted and noted instead.
+sides, a class that the training part lacks; and near-duplicates (near_duplicates.py). Noted: texts shared by training and test,
+classes that a dev or test part lacks, identical sound under two labels, classes that few speakers or one gender alone say. A
+protocol that breaks a rule by its own definition (an official split, SUPERB's dev part) is run only by name, and what it breaks
+is counted and noted instead.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from ser_hpc.core.errors import UserError, listed
-from ser_hpc.protocols.clip_table import DEV, NOWHERE, SIDES, TEST, TRAIN, ClipTable
+from ser_hpc.protocols.clip_table import DEV, NOWHERE, SIDE_PAIRS, SIDES, TEST, TRAIN, ClipTable
+from ser_hpc.protocols.near_duplicates import NearDuplicates, check_near_duplicates
 
 _FEW = 3  # speakers of a class
 
 Pair = tuple[int, int]
-PAIRS: tuple[Pair, ...] = ((TRAIN, DEV), (TRAIN, TEST), (DEV, TEST))
 
 # What a protocol shares between sides by its own definition.
-_SHARED_SPEAKERS: dict[str, tuple[Pair, ...]] = {"given_split": PAIRS, "superb": ((TRAIN, DEV),)}
-_SHARED_SOUNDS: dict[str, tuple[Pair, ...]] = {"given_split": PAIRS}
+_SHARED_SPEAKERS: dict[str, tuple[Pair, ...]] = {"given_split": SIDE_PAIRS, "superb": ((TRAIN, DEV),)}
+_SHARED_SOUNDS: dict[str, tuple[Pair, ...]] = {"given_split": SIDE_PAIRS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +38,23 @@ class Crossing:
     of_clips: int
 
 
-def check_leakage(clips: ClipTable, folds: Sequence[np.ndarray], protocol: str) -> list[str]:
+def check_leakage(
+    clips: ClipTable,
+    folds: Sequence[np.ndarray],
+    protocol: str,
+    near: NearDuplicates | None = None,
+    harmless: Sequence[str] = (),
+) -> list[str]:
     """Check the folds, each the side of every clip (int8 (num_clips,), NOWHERE = in no part). Returns notes for the report.
 
+    `near`: clips that share sound, `harmless`: pairs of those that are declared so; see `check_near_duplicates`.
     Raises UserError naming what stands on two sides, or the class that a training part lacks.
     """
     return [
         *_speakers(clips, folds, protocol),
         *_sounds(clips, folds, protocol),
         *_overlaps(clips, folds, protocol),
+        *check_near_duplicates(clips, folds, near, harmless, official=protocol in _SHARED_SOUNDS),
         *_classes(clips, folds),
         *_texts(clips, folds),
         *_shortcuts(clips),
@@ -71,7 +80,7 @@ def _crossings(codes: np.ndarray, folds: Sequence[np.ndarray], pairs: Sequence[P
 
 def _speakers(clips: ClipTable, folds: Sequence[np.ndarray], protocol: str) -> list[str]:
     notes, refused = [], []
-    for crossing in _crossings(clips.speaker.codes, folds, PAIRS):
+    for crossing in _crossings(clips.speaker.codes, folds, SIDE_PAIRS):
         one, other = (SIDES[side] for side in crossing.pair)
         names = listed([clips.speaker.names[code] for code in crossing.codes])
         what = f"{len(crossing.codes)} speakers stand in both {one} and {other} ({names})"
@@ -143,7 +152,7 @@ def _refuse_on_two_sides(
 ) -> list[str]:
     """Return notes on codes on two sides by the protocol's own definition. Raises UserError for the others."""
     notes, refused = [], []
-    for crossing in _crossings(codes, folds, PAIRS):
+    for crossing in _crossings(codes, folds, SIDE_PAIRS):
         one, other = (SIDES[side] for side in crossing.pair)
         found = f"{len(crossing.codes)} {what} stand in both {one} and {other}: {_same(clips, codes, crossing.codes)}"
         if crossing.pair in _SHARED_SOUNDS.get(protocol, ()):

@@ -9,6 +9,7 @@ from ser_hpc.config.load import EXTENSIONS, dump_settings
 from ser_hpc.core.atomic_io import write_aside, write_text
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import labels
+from ser_hpc.protocols.near_duplicates import parse_harmless
 from ser_hpc.run import identity
 from ser_hpc.run.experiment import DEMO, Experiment, planned_seeds
 from ser_hpc.run.fold_file import write_folds
@@ -28,12 +29,14 @@ def write_run(experiment: Experiment) -> RunDir:
             raise UserError(f"{run.path} was planned by an earlier version: it takes no more seeds ({listed(sorted(others))})")
         return run
     seeds = planned_seeds(experiment)
-    # Jobs run elsewhere: no place of shards or weights may depend on the folder that the command was started in.
+    # Jobs run elsewhere: no place of shards, weights or pairs may depend on the folder that the command was started in.
     data = experiment.settings.data.model_copy(update={"shards": tuple(str(root.resolve()) for root in experiment.index.roots)})
     model = experiment.settings.model
     if (folder := identity.local_folder(experiment.settings)) is not None:
         model = model.model_copy(update={"weights": str(folder.resolve())})
-    settings = experiment.settings.model_copy(update={"seeds": tuple(seeds), "data": data, "model": model})
+    harmless = tuple("=".join(pair) for pair in sorted(parse_harmless(experiment.settings.folds.harmless_pairs)))
+    folds = experiment.settings.folds.model_copy(update={"harmless_pairs": harmless})
+    settings = experiment.settings.model_copy(update={"seeds": tuple(seeds), "data": data, "folds": folds, "model": model})
     for path, content in extensions.sources_of(settings.outsiders()).items():
         with write_aside(run.path / EXTENSIONS / path) as copy:  # the bytes: Python's files may be of any encoding
             copy.write_bytes(content)

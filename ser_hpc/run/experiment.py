@@ -32,6 +32,7 @@ from ser_hpc.run.plan import read_plan
 from ser_hpc.run.run_dir import RunDir, Trial
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.pack_report import packing_notes
+from ser_hpc.shards.pair_file import find_near_duplicates
 from ser_hpc.shards.storage import Location, parse_location
 from ser_hpc.tasks.task import Task, build_tasks, check_selection
 
@@ -112,6 +113,8 @@ def _plan(settings: Settings, index: ShardIndex, label_set: LabelSet) -> FoldPla
         max_per_class=requested.max_per_class,
         speaker_aliases=requested.speaker_aliases,
         distinct=index.distinct,
+        near=find_near_duplicates(index),
+        harmless_pairs=requested.harmless_pairs,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.shards import audio
+from ser_hpc.shards.fingerprint import NO_WORDS, fingerprint
 from ser_hpc.shards.quality import ClipMeasurements, QualityRules
 from ser_hpc.shards.source import UNREADABLE, open_source
 
@@ -28,8 +29,12 @@ def encode_clip(
     unwanted: Callable[[ClipMeasurements], bool],
     folder: Path,
     digests: dict[Path, str],
-) -> tuple[ClipMeasurements, BinaryIO | None]:
+    *,
+    fingerprinted: bool = True,
+) -> tuple[ClipMeasurements, BinaryIO | None, np.ndarray]:
     """Measure a clip, and encode its FLAC unless it is `unwanted`. A clip that is too long by its header is not decoded.
+
+    The last is its acoustic fingerprint, uint16 (num_words,): empty if there is no FLAC, or it is not to be `fingerprinted`.
 
     `folder`: where the FLAC of a long clip lies, in a file without a name. `digests`: of the sources that were read, to which
     this clip's is added. Raises OSError if the disk is full.
@@ -43,17 +48,18 @@ def encode_clip(
                 header = audio.read_header(source, *piece)
                 announced = ClipMeasurements(utterance.key, num_samples=header.num_samples, doubtful=header.doubtful)
                 if rules.drops(announced):
-                    return announced, None
+                    return announced, None, NO_WORDS
             decoded = audio.decode(source, *piece)
     except audio.BadClipError as error:
         digests.setdefault(path, UNREADABLE)
-        return ClipMeasurements(utterance.key, reason=str(error)), None
+        return ClipMeasurements(utterance.key, reason=str(error)), None, NO_WORDS
     measures = decoded.clipped, audio.level_db(decoded.samples), "", decoded.doubtful, decoded.out_of_range, decoded.cancelled
     clip = ClipMeasurements(utterance.key, "", len(decoded.samples), *measures)
     if unwanted(clip):
-        return replace(clip, sound=audio.samples_hash(decoded.samples)), None
+        return replace(clip, sound=audio.samples_hash(decoded.samples)), None, NO_WORDS
     payload = _flac(decoded.samples, folder)
-    return replace(clip, sound=audio.flac_samples_hash(next(blocks(payload)))), payload
+    words = fingerprint(decoded.samples) if fingerprinted else NO_WORDS
+    return replace(clip, sound=audio.flac_samples_hash(next(blocks(payload)))), payload, words
 
 
 def _flac(samples: np.ndarray, folder: Path) -> BinaryIO:

@@ -29,6 +29,7 @@ from ser_hpc.core.errors import UserError, counted, listed
 from ser_hpc.corpora.labels import DROPPED, LabelSet, label_set_as_annotated, load_label_set
 from ser_hpc.protocols.folds import FoldPlan, plan_folds
 from ser_hpc.shards.index import PACK_AGAIN, ShardIndex
+from ser_hpc.shards.pair_file import find_near_duplicates
 from ser_hpc.shards.read import CorruptClipError, CorruptionCause, Extent, clip_extents, decode_clip
 from ser_hpc.shards.storage import Location, parse_location
 
@@ -161,7 +162,8 @@ def _planned(
     label_set = label_set_as_annotated(index.metadata) if annotated else load_label_set(find_config(str(labels), "labels"))
     if not wanted:
         return index, label_set, None
-    return index, label_set, plan_folds(index.metadata, label_set, protocol, count, distinct=index.distinct, **plan_options)
+    found: dict[str, Any] = {"distinct": index.distinct, "near": find_near_duplicates(index)}
+    return index, label_set, plan_folds(index.metadata, label_set, protocol, count, **found, **plan_options)
 
 
 def _positions(plan: FoldPlan, fold: int | None, part: Part | None) -> np.ndarray:

@@ -27,6 +27,8 @@ def print_contents(contents: Mapping[str, Any], out: Console) -> None:
             out.print(problem, soft_wrap=True)
         state = counted(len(problems), "problem") if problems else "every byte is as it was packed"
         out.print(f"{root}: {state}", soft_wrap=True)
+    if "near_duplicates" in contents:
+        _show_near_duplicates(contents["near_duplicates"], out)
     if "clip" in contents:
         table = _table("", "")
         for name, value in contents["clip"].items():
@@ -56,6 +58,24 @@ def _show_summary(summary: Mapping[str, Any], out: Console) -> None:
     _show_durations(summary["durations"], out)
     for dataset in summary["datasets"]:
         _show_packed(dataset, out)
+        if dataset["near_duplicates"] is None:
+            command = f"python -m ser_hpc.inspect {dataset['root']} --near-duplicates"
+            out.print(f"near-duplicates were not looked for; {command} does it", soft_wrap=True)
+
+
+def _show_near_duplicates(found: Mapping[str, Any], out: Console) -> None:
+    """Print a line a pair, as `folds.harmless_pairs` takes it, with what tells whether it matters behind a #."""
+    for pair in found["pairs"]:
+        who = " and ".join(
+            f"{emotion} by {speaker}" for emotion, speaker in zip(pair["emotions"], pair["speakers"], strict=True)
+        )
+        out.print(
+            Text(f"{'='.join(pair['clips'])}  # {pair['seconds']:.1f} s, {pair['alike']:.0%} alike: {who}"), soft_wrap=True
+        )
+    if found["not_looked_for"]:
+        out.print(found["not_looked_for"], soft_wrap=True)
+    too_short = f", of which {found['too_short']:,} are too short to be compared" if found["too_short"] else ""
+    out.print(f"{counted(len(found['pairs']), 'pair')} of near-duplicates among {counted(found['clips'], 'clip')}{too_short}")
 
 
 def _is_informative(name: str, counts: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -20,7 +20,7 @@ from ser_hpc.shards.shard_file import explain_disk_errors
 
 _LOCK = ".lock"
 _LOCK_WAIT_SECONDS = 2.0  # the workers of a killed run may take a moment to end
-_SHARD_NAME = re.compile(r"(?P<corpus>[a-z0-9_]{1,24})-(?P<group>.+)-\d{6}\.(tar|parquet)")
+_SHARD_NAME = re.compile(r"(?P<corpus>[a-z0-9_]{1,24})-(?P<group>.+)-\d{6}\.(tar|parquet|fingerprints)")
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class PackReport:
     """The result of packing. `counts[corpus][column][value]`: packed clips, for columns in COUNTED that the corpus annotates.
 
     `left_out`: (path, reason) of files that the parser passed over. `kept` of the shards were finished before this run.
+    `fingerprinted`: near-duplicates were looked for.
     """
 
     clips: int
@@ -46,6 +47,7 @@ class PackReport:
     rules: QualityRules
     findings: tuple[Finding, ...]
     left_out: tuple[tuple[Path, str], ...]
+    fingerprinted: bool = False
 
     def of(self, kind: FindingKind) -> tuple[Finding, ...]:
         """Return the findings of one kind."""
@@ -65,6 +67,7 @@ class PackReport:
                     "clips": [{"key": found.key, "source": found.path.name, "detail": found.detail} for found in self.of(kind)],
                 }
                 for kind in KINDS
+                if kind != "near_duplicate" or self.fingerprinted
             },
             "left_out": [{"source": path.name, "reason": reason} for path, reason in self.left_out],
             "counts": {
@@ -83,7 +86,8 @@ def packing_notes(root: Location) -> list[str]:
         corpora = listed(sorted(report["counts"]))
         found = {kind: report["findings"][kind] for kind in report["findings"] if report["findings"][kind]["clips"]}
         left_out = {kind: len(one["clips"]) for kind, one in found.items() if one["policy"] == "drop"}
-        packed = {kind: one["clips"] for kind, one in found.items() if one["policy"] == "keep"}
+        # The folds' own notes tell of near-duplicates, also of those that were looked for later.
+        packed = {kind: one["clips"] for kind, one in found.items() if one["policy"] == "keep" and kind != "near_duplicate"}
         notes = []
         if left_out:
             each = listed([f"{kind} {number}" for kind, number in left_out.items()])
@@ -104,8 +108,10 @@ def make_pack_report(
     rules: QualityRules,
     left_out: Sequence[tuple[Path, str]],
     kept: int,
+    fingerprinted: bool = False,
 ) -> PackReport:
-    """Make the report of some shards. `kept`: how many of them an earlier run had finished."""
+    """Make the report of some shards. `kept`: how many of them an earlier run had finished; `fingerprinted`: near-duplicates
+    were looked for."""
     shards: list[Shard] = [result.shard for result in written if result.shard is not None]
     packed = [
         (utterance, clip.num_samples)
@@ -126,6 +132,7 @@ def make_pack_report(
         rules=rules,
         findings=tuple(findings),
         left_out=tuple(sorted(left_out)),
+        fingerprinted=fingerprinted,
     )
 
 

@@ -11,6 +11,7 @@
     duplicate       the very 16 kHz samples of an earlier clip of the same speaker and emotion        drop: the first one stays
     contradiction   the very samples of a clip with another speaker or emotion                        keep: no fold parts them
     overlap         a piece of a recording that shares sound with another speaker's piece, by times   fail
+    near_duplicate  shares sound with another clip, though its samples differ (another gain, a cut)   keep: see `protocols`
 
 On the right the default policy: `drop` leaves the clip out, `keep` packs it, `fail` packs nothing.
 A contradiction that is dropped takes all clips of that sound, and an overlap all pieces: nobody knows which is right.
@@ -44,6 +45,7 @@ FindingKind = Literal[
     "duplicate",
     "contradiction",
     "overlap",
+    "near_duplicate",
 ]
 FindingPolicy = Literal["drop", "keep", "fail"]
 
@@ -60,6 +62,7 @@ DEFAULTS: Mapping[FindingKind, FindingPolicy] = {
     "duplicate": "drop",
     "contradiction": "keep",
     "overlap": "fail",
+    "near_duplicate": "keep",
 }
 SHORTEST_S = 0.1
 LONGEST_S = 60.0
@@ -125,6 +128,8 @@ class QualityRules:
                 )
             if (kind, policy) == ("undecodable", "keep"):
                 raise UserError(f"--on {choice}: what does not decode cannot be packed; use drop or fail")
+            if (kind, policy) == ("near_duplicate", "drop"):
+                raise UserError(f"--on {choice}: which of two is the altered one cannot be told; use keep or fail")
             policies[kind] = policy
         if not longest_s > SHORTEST_S:
             raise UserError(f"--longest {longest_s:g}: give seconds, more than {SHORTEST_S}")
@@ -171,7 +176,7 @@ class QualityRules:
             f"{counted(clips, 'clip')} cannot be packed:\n"
             + "\n".join(f"  {line}" for line in lines)
             + "\nMend them, or leave them out (counted and named in the report): "
-            + " ".join(f"--on {kind}=drop" for kind in kinds)
+            + " ".join(f"--on {kind}={'keep' if kind == 'near_duplicate' else 'drop'}" for kind in kinds)
         )
 
 
@@ -192,6 +197,29 @@ def find_problems(clips: Sequence[tuple[Utterance, ClipMeasurements]], rules: Qu
             findings += _compared(equal)
     findings += _overlapping([(utterance, clip) for utterance, clip in clips if not rules.drops(clip)])
     return sorted(findings, key=lambda found: (KINDS.index(found.kind), found.key))
+
+
+def judge_near_duplicates(
+    pairs: Sequence[tuple[Utterance, Utterance]], seconds: np.ndarray, error: np.ndarray
+) -> list[Finding]:
+    """Make a finding of each clip that shares sound with another. `seconds` of the two that were compared, and the share of
+    fingerprint bits that differ there (`error`), float (num_pairs,)."""
+    others: dict[str, list[str]] = defaultdict(list)
+    clips: dict[str, Utterance] = {}
+    for (one, two), length, wrong in zip(pairs, seconds.tolist(), error.tolist(), strict=True):
+        for utterance, other in ((one, two), (two, one)):
+            clips[utterance.key] = utterance
+            alike = f"{length:.1f} s, {1 - wrong:.0%} alike"
+            others[utterance.key].append(f"{other.key} ({other.emotion} by {other.speaker}; {alike})")
+    return [
+        Finding(
+            "near_duplicate",
+            key,
+            utterance.audio_path,
+            f"{utterance.emotion} by {utterance.speaker}, shares sound with {listed(others[key], 4)}",
+        )
+        for key, utterance in sorted(clips.items())
+    ]
 
 
 def _compared(equal: Sequence[Utterance]) -> Iterator[Finding]:

@@ -1,9 +1,9 @@
 """Write one shard, a tar and its index, whole or not at all; a finished one is recognised and kept.
 
-The tar is plain USTAR with fixed times, owner and mode, so equal input gives equal bytes. It is renamed into place first, its
-index second: a tar with an index is finished. The index records its sources (`source_hash`) and what was measured of
-the clips that were left out, so that whoever comes later can judge all clips again without decoding them. A shard of which no
-clip is left has an index and no tar.
+The tar is plain USTAR with fixed times, owner and mode, so equal input gives equal bytes. It is renamed into place first, then
+its acoustic fingerprints, its index last: a tar with an index is finished. The index records its sources (`source_hash`) and
+what was measured of the clips that were left out, so that whoever comes later can judge all clips again without decoding them.
+A shard of which no clip is left has an index and no tar.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,7 +28,10 @@ from ser_hpc.core.errors import UserError
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.shards import RATE
 from ser_hpc.shards.assignment import ShardPlan, describe_utterance, source_digests, source_hash
+from ser_hpc.shards.audio import decode_flac
 from ser_hpc.shards.encode import blocks, encode_clip
+from ser_hpc.shards.fingerprint import NO_WORDS, fingerprint
+from ser_hpc.shards.fingerprint_file import SUFFIX, read_fingerprints, write_fingerprints
 from ser_hpc.shards.index import SCHEMA, Shard, index_path, parse_index
 from ser_hpc.shards.quality import ClipMeasurements, QualityRules
 from ser_hpc.shards.tar_members import BLOCK, tar_end, tar_header, tar_padding
@@ -52,8 +56,12 @@ class Written:
     packed: frozenset[str]
 
 
-def write_shard(plan: ShardPlan, out: Path, rules: QualityRules, without: frozenset[str] | None = None) -> Written:
+def write_shard(
+    plan: ShardPlan, out: Path, rules: QualityRules, fingerprinted: bool, without: frozenset[str] | None = None
+) -> Written:
     """Write a plan's tar and index, `without` these clips; None: without those that the rules drop on their own account.
+
+    `fingerprinted`: with the file of its clips' acoustic fingerprints.
 
     Clips of an existing shard that was made from the same sources are copied, not encoded again. Raises UserError if the disk
     is full or `out` cannot be written; then nothing half-written is there.
@@ -66,11 +74,17 @@ def write_shard(plan: ShardPlan, out: Path, rules: QualityRules, without: frozen
     with explain_disk_errors(tar), _existing_shard(plan, out) as existing:
         digests = dict(existing.digests)
         with write_aside(tar) as temporary:
-            rows, dropped, digest = _write_tar(temporary, plan, existing, rules, unwanted, digests)
+            rows, dropped, prints, digest = _write_tar(
+                temporary, plan, existing, rules, unwanted, digests, fingerprinted=fingerprinted
+            )
             record = {"bytes": temporary.stat().st_size, "sha256": digest} if rows else {"bytes": 0, "sha256": ""}
         if not rows:
             index_path(tar).unlink(missing_ok=True)
             tar.unlink()
+        if rows and fingerprinted:
+            write_fingerprints(tar, digest, prints)
+        else:
+            tar.with_suffix(SUFFIX).unlink(missing_ok=True)
         record = {"source_hash": source_hash(plan, digests)} | record | {"dropped": [asdict(clip) for clip in dropped]}
         index = _Index.make(rows, record)
         content = index.serialised()
@@ -122,6 +136,7 @@ class _ExistingShard:
     digests: dict[Path, str] = field(default_factory=dict)
     measured: dict[str, ClipMeasurements] = field(default_factory=dict)
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    prints: dict[str, np.ndarray] = field(default_factory=dict)
 
     def payload(self, key: str) -> BinaryIO | None:
         """Return a clip's FLAC as it was packed, None if it is not there."""
@@ -148,7 +163,17 @@ def _existing_shard(plan: ShardPlan, out: Path) -> Iterator[_ExistingShard]:
         digests = source_digests(plan)
         same = index.record["source_hash"] == source_hash(plan, digests)
         whole = hashlib.file_digest(file, "sha256").hexdigest() == index.record["sha256"]
-        yield _ExistingShard(file.fileno(), digests, measured, places) if same and whole else _ExistingShard()
+        prints = _prints(tar, index)
+        yield _ExistingShard(file.fileno(), digests, measured, places, prints) if same and whole else _ExistingShard()
+
+
+def _prints(tar: Path, index: _Index) -> dict[str, np.ndarray]:
+    """Return the fingerprints of a shard's clips by key, as far as they are there."""
+    keys = index.table.column("key").to_pylist()
+    if (found := read_fingerprints(tar, index.record["sha256"], len(keys))) is None:
+        return {}
+    words, lengths = found
+    return dict(zip(keys, np.split(words, np.cumsum(lengths)[:-1]), strict=True))
 
 
 def _write_tar(
@@ -158,24 +183,33 @@ def _write_tar(
     rules: QualityRules,
     unwanted: Callable[[ClipMeasurements], bool],
     digests: dict[Path, str],
-) -> tuple[list[dict[str, Any]], list[ClipMeasurements], str]:
-    """Write a tar; return the rows of what was written, what was left out, and the file's SHA-256.
+    *,
+    fingerprinted: bool,
+) -> tuple[list[dict[str, Any]], list[ClipMeasurements], list[np.ndarray], str]:
+    """Write a tar; return the rows of what was written, what was left out, the fingerprints, and the file's SHA-256.
 
     `digests` is completed: of every source.
     """
     rows: list[dict[str, Any]] = []
     dropped: list[ClipMeasurements] = []
+    prints: list[np.ndarray] = []
     at, digest = 0, hashlib.sha256()
     with path.open("wb", buffering=_BUFFER) as file:
         for utterance in plan.utterances:
             check_stopped()
             clip, payload = existing.measured.get(utterance.key), existing.payload(utterance.key)
+            words = existing.prints.get(utterance.key)
             if clip is None or (payload is None and not unwanted(clip)):
-                clip, payload = encode_clip(utterance, rules, unwanted, path.parent, digests)
+                clip, payload, words = encode_clip(
+                    utterance, rules, unwanted, path.parent, digests, fingerprinted=fingerprinted
+                )
             if payload is None or unwanted(clip):
                 announced = clip.announced()
                 dropped.append(announced if rules.drops(announced) else clip)  # the same, heard or not
                 continue
+            if words is None:
+                words = fingerprint(decode_flac(b"".join(blocks(payload)))) if fingerprinted else NO_WORDS
+            prints.append(words)
             with payload:
                 row, content = _members(utterance, clip, payload, at)
                 rows.append(row | {"recording": digests[utterance.audio_path]})
@@ -184,7 +218,7 @@ def _write_tar(
                     digest.update(part)
         digest.update(end := tar_end(at))
         file.write(end)
-    return rows, dropped, digest.hexdigest()
+    return rows, dropped, prints, digest.hexdigest()
 
 
 def _members(

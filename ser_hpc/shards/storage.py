@@ -90,7 +90,7 @@ def open_on_node(url: Url, name: str, num_bytes: int, open_checked: Callable[[Pa
     Raises what it raises of the new one; FileNotFoundError; UserError if the store does not answer or has a file of another
     size, or the folder is not ours alone or cannot be written.
     """
-    folder = _own_folder()
+    folder = own_folder()
     copy = folder / name
     try:
         with file_lock(copy.with_suffix(".lock")):
@@ -110,7 +110,7 @@ def open_on_node(url: Url, name: str, num_bytes: int, open_checked: Callable[[Pa
     return open_checked(copy)
 
 
-def _own_folder() -> Path:
+def own_folder() -> Path:
     """Make our folder for temporary files, if it is not there. Raises UserError where it cannot be made, or is another's."""
     try:
         folder = Path(tempfile.gettempdir()) / f"ser_hpc-{os.getuid()}"

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from ser_hpc.core import cli
 from ser_hpc.core.errors import UserError, counted
 from ser_hpc.shards import RATE, audio
+from ser_hpc.shards.fingerprint_file import SUFFIX, read_fingerprints
 from ser_hpc.shards.index import (
     DATASET,
     DESCRIPTION,
@@ -86,6 +87,9 @@ def _check_shard(root: Path, shard: Shard) -> Iterator[str]:
         except UserError as error:
             yield str(error)
             return
+        prints = path.with_suffix(SUFFIX)
+        if prints.exists() and read_fingerprints(path, shard.sha256, shard.clips) is None:
+            yield f"fingerprints {prints} are damaged, or of another tar; without the file, near-duplicates are looked for anew"
         if round(sum(row["num_samples"] for row in rows) / RATE, 3) != round(shard.seconds, 3):
             yield f"shard {path}: {DATASET} says {shard.seconds} s, its index differs"
         if [member.name for member in found] != [f"{row['key']}.{suffix}" for row in rows for suffix in ("flac", "json")]:

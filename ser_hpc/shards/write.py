@@ -6,8 +6,9 @@
     the rest is written         one shard a task: tar, then its index, which also holds what was measured of every clip
     all clips are judged        over all shards: what is to `fail` is named now, all at once
     shards are corrected        those that hold a clip that is to be dropped for another's sake, or lack one that is not
-    index.arrow                 the indices of all shards joined; then pack_report.json
-    dataset.json                only now is it a dataset
+    index.arrow                 the indices of all shards joined
+    near-duplicates are found   by the acoustic fingerprints that lie beside the shards (pair_file.py)
+    pack_report.json            what was found; then dataset.json: only now is it a dataset
 
 Killed at any moment and started again, it ends in the same bytes, for any number of workers; and for any number of parts, each
 of which packs some shards of the same plan, on a machine of its own. Whichever part finds every shard there at its end does the
@@ -20,17 +21,20 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow as pa
+
 from ser_hpc.core.atomic_io import write_json
 from ser_hpc.core.errors import UserError
 from ser_hpc.corpora.name_overrides import NameOverrides
-from ser_hpc.corpora.utterance import Utterance
-from ser_hpc.shards import RATE, assignment, audio, pack_report
+from ser_hpc.corpora.utterance import TextColumn, Utterance
+from ser_hpc.shards import RATE, assignment, audio, pack_report, pair_file
 from ser_hpc.shards.assignment import ShardAssignment, ShardPlan, assign_shards, check_keys
-from ser_hpc.shards.index import DATASET, REPORT, dataset_description, index_path, join_dataset
+from ser_hpc.shards.fingerprint_file import make_fingerprints, read_fingerprints
+from ser_hpc.shards.index import DATASET, REPORT, Shard, dataset_description, index_path, join_dataset
 from ser_hpc.shards.mapped_index import INDEX, write_index
 from ser_hpc.shards.output_dir import lock_output, make_room, refuse_other_corpora, stale_files
 from ser_hpc.shards.pack_report import PackReport
-from ser_hpc.shards.quality import ClipMeasurements, Finding, QualityRules, find_problems
+from ser_hpc.shards.quality import ClipMeasurements, Finding, QualityRules, find_problems, judge_near_duplicates
 from ser_hpc.shards.shard_file import Written, explain_disk_errors, finished_shard, write_shard
 from ser_hpc.shards.task_pool import TaskPool, check_stopped
 
@@ -51,16 +55,17 @@ def pack(
     left_out: Sequence[tuple[Path, str]] = (),
     part: tuple[int, int] = (0, 1),
     declared: NameOverrides | None = None,
+    fingerprinted: bool = True,
     on_progress: Callable[..., None] | None = None,
 ) -> PackReport:
     """Pack clips into `out`, or finish what an earlier run began there; return the dataset's report, or else this part's.
 
     `rules`: the policies for silent clips, copies and so on; none: the defaults. `left_out`: (path, reason) of files that the
     parser passed over, for the report. `part` (k, n): every n-th shard of the plan, from the k-th on; `out` is a dataset once
-    all n parts were packed. `declared`: which names are one, and which are not. `on_progress(stage, done, total)`: stage
-    READING counts clips; the others count seconds of sound.
-    Raises UserError naming every clip whose finding is to `fail`, where keys repeat or names may be one speaker, session or
-    emotion, the disk is too small or full, another packer works in `out`, or `out` holds something else.
+    all n parts were packed. `declared`: which names are one, and which are not. `fingerprinted`: with acoustic fingerprints, by
+    which near-duplicates are found. `on_progress(stage, done, total)`: stage READING counts clips; the others count seconds of
+    sound. Raises UserError naming every clip whose finding is to `fail`, where keys repeat or names may be one speaker, session
+    or emotion, the disk is too small or full, another packer works in `out`, or `out` holds something else.
     """
     number, count = part
     assert 0 <= number < count
@@ -71,7 +76,7 @@ def pack(
     distinct = declared.of_corpora({utterance.corpus for utterance in utterances})
     with TaskPool(workers) as pool:
         progress = on_progress or (lambda stage, done, total: None)
-        packing = _Packing(out, rules or QualityRules(), pool, tuple(left_out), distinct, progress)
+        packing = _Packing(out, rules or QualityRules(), pool, tuple(left_out), distinct, progress, fingerprinted)
         lengths = packing.read_headers(utterances)
         with lock_output(out, shared=count > 1):
             planned = assign_shards(utterances, lengths, shard_mb, assignment.read_assignment(out))
@@ -97,9 +102,10 @@ class _Packing:
         left_out: tuple[tuple[Path, str], ...],
         distinct: frozenset[tuple[str, str, str]],
         progress: ProgressCallback,
+        fingerprinted: bool,
     ) -> None:
         self.out, self.rules, self.pool, self.left_out = out, rules, pool, left_out
-        self.distinct, self.progress = distinct, progress
+        self.distinct, self.progress, self.fingerprinted = distinct, progress, fingerprinted
 
     def read_headers(self, utterances: Sequence[Utterance]) -> list[float]:
         """Return each clip's seconds, 0 where no header is readable. Raises UserError for what is to fail, or none left."""
@@ -127,7 +133,9 @@ class _Packing:
         make_room(todo, stale_files(self.out, planned.shards), wanted, self.out)
         with explain_disk_errors(self.out):
             assignment.write_assignment(self.out, planned.to_saved())
-        return finished, [*self._watched(write_shard, [(shard, self.out, self.rules) for shard in todo], PACKING)]
+        return finished, [
+            *self._watched(write_shard, [(shard, self.out, self.rules, self.fingerprinted) for shard in todo], PACKING)
+        ]
 
     def find_shards(self, plans: Sequence[ShardPlan]) -> list[Written] | None:
         """Return the shards of other parts, if all are finished, else None."""
@@ -159,17 +167,52 @@ class _Packing:
             raise UserError(f"there is no clip to pack into {self.out}: all are left out, as {findings[0]}")
         wrong = [result.plan for result in written if result.packed != {clip.key for clip in result.clips} - dropped]
         make_room(wrong, (), set(), self.out)
-        tasks = [(shard, self.out, self.rules, _of(shard, dropped)) for shard in wrong]
+        tasks = [(shard, self.out, self.rules, self.fingerprinted, _of(shard, dropped)) for shard in wrong]
         found |= {result.plan.path: result for result in self._watched(write_shard, tasks, CORRECTING)}
         written = [found[path] for path in sorted(found)]
         unchanged = sum(found[result.plan.path] is result for result in finished)
-        summary = pack_report.make_pack_report(written, findings, self.rules, self.left_out, unchanged)
+        shards = [result.shard for result in written if result.shard is not None]
         with explain_disk_errors(self.out):
+            rows = join_dataset(self.out, shards)
+            description = dataset_description(shards, self.distinct, write_index(self.out / INDEX, rows))
+            near = self._near_duplicates(written, shards, rows, description["fingerprint"]) if self.fingerprinted else None
+            self.rules.refuse(near or [])
+            summary = pack_report.make_pack_report(
+                written, [*findings, *(near or [])], self.rules, self.left_out, unchanged, near is not None
+            )
             write_json(self.out / REPORT, summary.as_json())
-            shards = [result.shard for result in written if result.shard is not None]
-            index = write_index(self.out / INDEX, join_dataset(self.out, shards))
-            write_json(self.out / DATASET, dataset_description(shards, self.distinct, index))
+            write_json(self.out / DATASET, description)
         return summary
+
+    def _near_duplicates(
+        self, written: Sequence[Written], shards: Sequence[Shard], rows: pa.RecordBatch, printed: str
+    ) -> list[Finding] | None:
+        """Find clips that share sound, None: there are too many to look at now; make the fingerprints that are lacking.
+
+        `printed`: the dataset's fingerprint.
+        """
+        lacking = [shard for shard in shards if read_fingerprints(self.out / shard.path, shard.sha256, shard.clips) is None]
+        done, total = 0.0, sum(shard.seconds for shard in lacking)
+        for shard in self.pool.run(make_fingerprints, [(self.out, shard) for shard in lacking]):
+            done += shard.seconds
+            self.progress(pair_file.FINGERPRINTING, done, total)
+        utterances = {utterance.key: utterance for result in written for utterance in result.plan.utterances}
+        names = rows.column("corpus"), rows.column("utterance_id")
+
+        def key(position: int) -> str:
+            return "-".join(column[position].as_py() for column in names)
+
+        overlap = rows.column("overlap").to_numpy() if "overlap" in rows.schema.names else None
+        sound = TextColumn(rows.column("sound"))
+        pairs = pair_file.search_dataset(
+            self.out, shards, printed, sound, overlap, key, search=len(rows) <= pair_file.MOST_AT_PACKING
+        )
+        if not (self.out / DATASET).exists():  # it is another dataset now
+            pair_file.forget_pairs(self.out)
+        if pairs is None:
+            return None
+        together = [(utterances[key(a)], utterances[key(b)]) for a, b in pairs.positions.tolist()]
+        return judge_near_duplicates(together, pairs.seconds, pairs.error)
 
     def _judge(self, written: Sequence[Written]) -> list[Finding]:
         clips = [pair for result in written for pair in zip(result.plan.utterances, result.clips, strict=True)]

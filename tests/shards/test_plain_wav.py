@@ -58,7 +58,7 @@ def test_packing_opens_a_source_once_and_reads_it_once(tmp_path: Path, make_corp
     monkeypatch.setattr(source.os, "pread", lambda *what, real=os.pread: asked.append("pread") or real(*what))
     digests: dict[Path, str] = {}
     rules = QualityRules.parse(["too_long=drop"])  # the header is looked at before, too
-    clip, _ = encode.encode_clip(utterance, rules, rules.drops, tmp_path, digests)
+    clip, _, _ = encode.encode_clip(utterance, rules, rules.drops, tmp_path, digests)
     monkeypatch.undo()
     assert clip.sound and asked == ["open", "pread"]
     assert digests == {utterance.audio_path: digest_of(utterance.audio_path)}
