@@ -1,8 +1,8 @@
 """Predict recordings with a trained model: `python -m ser_hpc.predict MODEL_OR_RUN AUDIO [AUDIO ...]`
 
 MODEL_OR_RUN is a run directory, or a folder that `python -m ser_hpc.export` wrote. AUDIO is a sound file of any kind that
-packing reads, a folder of such files, a table (.csv or .jsonl) with a column `audio` and, for pieces of recordings, `start_s` and
-`end_s`, packed shards, or - for a list of names on standard input, one a line.
+packing reads, a folder of such files, a table (.csv or .jsonl) with a column `audio` and, for pieces of recordings, `start_s`
+and `end_s`, packed shards, or - for a list of names on standard input, one a line.
 
 A run predicts with all folds of its first seed, their calibrated probabilities averaged; --fold K with that fold's model alone.
 

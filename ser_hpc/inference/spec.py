@@ -24,7 +24,7 @@ from ser_hpc.tasks.task import Task
 FORMAT = 1
 _MODEL: TypeAdapter[ModelSettings] = TypeAdapter(Model)
 _HEAD: TypeAdapter[HeadSettings | None] = TypeAdapter(TaskHead)
-_MOST = 65_536  # what a width or a number of layers in a folder may be
+_MOST = 1 << 20  # what a width or a number of layers in a folder may be
 _MOST_MEMBERS = 1024
 
 

@@ -86,9 +86,11 @@ class RunModels:
             )
         return found
 
-    def best(self) -> Trial:
-        """Return the finished trial with the highest dev UAR, of equal ones the first."""
-        finished = self.finished()
+    def best(self, seed: int | None = None) -> Trial:
+        """Return the finished trial (of a seed) with the highest dev UAR, of equal ones the first. Raises UserError."""
+        finished = [trial for trial in self.finished() if seed in (None, trial.seed)]
+        if not finished:
+            raise UserError(f"{self.run.path} has no finished trial of seed {seed}; it has {listed(self.finished(), 20)}")
         return max(finished, key=lambda trial: self._member(trial).dev_uar)
 
     def _member(self, trial: Trial) -> Member:

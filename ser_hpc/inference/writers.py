@@ -137,9 +137,8 @@ class TableWriter:
         doubt = "  unsure" if self._unsure is not None and prediction.confidence < self._unsure else ""
         likely, next_likely = f"{prediction.confidence:4.2f}", f"{prediction.probabilities.get(second, 0):4.2f}"
         stretch = f"{prediction.start_s:.2f} - {prediction.end_s:.2f}"
-        self._write(
-            f"{prediction.label:<{w}}  {likely}  {second:<{w}}  {next_likely}  {stretch:>15}  {prediction.audio}{doubt}{self._others(prediction)}\n"
-        )
+        more = f"{prediction.audio}{doubt}{self._others(prediction)}"
+        self._write(f"{prediction.label:<{w}}  {likely}  {second:<{w}}  {next_likely}  {stretch:>15}  {more}\n")
 
     def _others(self, prediction: ClipPrediction) -> str:
         told = []
