@@ -175,7 +175,7 @@ def _check_weights(folder: Path, spec: ModelSpec, owners: list[int], folded: boo
     layers = spec.model.model_dump().get("config") or {}
     if max((layers.get(name, 0) for name in ("num_hidden_layers", "encoder_layers")), default=0) > len(found):
         raise UserError(f"{path} holds {len(found)} weights, and {CONFIG} announces more layers than that")
-    with torch.device("meta"):
+    with torch.device("meta" if isinstance(spec.model, EncoderModel) else "cpu"):  # torchaudio's filters know no meta device
         wanted: dict[str, Tensor] = empty_model(spec, owners).state_dict()
     shapes = {name: tuple(t.shape) for name, t in (_to_transformers(wanted, spec) if folded else wanted).items()}
     lacking, more = sorted(shapes.keys() - found.keys()), sorted(found.keys() - shapes.keys())
@@ -225,7 +225,8 @@ def _transformers_config(spec: ModelSpec) -> dict[str, Any]:
     from transformers import AutoConfig
 
     head: Any = spec.heads.get(spec.main) or spec.model.head
-    config: Any = AutoConfig.for_model(**(spec.model.config or {}), classifier_proj_size=head.projection)
+    shape = {**(spec.model.config or {}), "classifier_proj_size": head.projection}
+    config: Any = AutoConfig.for_model(**shape)
     return {**json.loads(config.to_json_string(use_diff=True)), "problem_type": "single_label_classification"}
 
 

@@ -24,7 +24,7 @@ from ser_hpc.tasks.task import Task
 FORMAT = 1
 _MODEL: TypeAdapter[ModelSettings] = TypeAdapter(Model)
 _HEAD: TypeAdapter[HeadSettings | None] = TypeAdapter(TaskHead)
-_MOST = 1 << 20  # what a width or a number of layers in a folder may be
+_MOST, _MOST_ACRNN = 1 << 20, 1 << 12  # what a number in a folder's model may be
 _MOST_MEMBERS = 1024
 
 
@@ -138,7 +138,8 @@ class ModelSpec:
             raise UserError(f"{source} is damaged: its first task has no classes")
         if not 1 <= len(self.members) <= _MOST_MEMBERS:
             raise UserError(f"{source} is damaged: it is made of {len(self.members)} models")
-        if too_large := [number for number in _numbers(self.model.model_dump(mode="json")) if number > _MOST]:
+        most = _MOST if isinstance(self.model, EncoderModel) else _MOST_ACRNN
+        if too_large := [number for number in _numbers(self.model.model_dump(mode="json")) if number > most]:
             raise UserError(f"{source} is damaged: its model has a part of size {max(too_large):,}")
         if any(not 0 < t < float("inf") for member in self.members for t in member.temperatures.values()):
             raise UserError(f"{source} is damaged: a temperature is not a positive number")

@@ -78,7 +78,32 @@ def partly_frozen(base: Path) -> RunDir:
     return train(planned(base / "runs", packed_tones(base), *lines, plain=True), Trial(0, 0))
 
 
-RUNS = {"fine-tuned": fine_tuned, "several tasks": several_tasks, "probe": probed, "partly frozen Whisper": partly_frozen}
+@functools.cache
+def acrnn(base: Path) -> RunDir:
+    """Fold 0 of the recurrent network."""
+    model = ["model.kind=acrnn", "model.first_channels=6", "model.channels=8", "model.layers=3", "model.linear=16"]
+    more = ["model.cells=8", "model.hidden=8", "model.mels=16", "train.epochs=1", *THREE_FOLDS]
+    return train(planned(base / "runs", packed_tones(base), *model, *more, plain=True), Trial(0, 0))
+
+
+@functools.cache
+def wavlm(base: Path) -> RunDir:
+    """Fold 0 of a WavLM, which trains its biases alone."""
+    from models.tiny import CONFIGS
+
+    encoder = CONFIGS["wavlm, layer norm"]
+    more = ("model.adapter=bitfit", "train.epochs=1", "model.normalize=false", *THREE_FOLDS)
+    return train(planned(base / "runs", packed_tones(base), *more, encoder=encoder), Trial(0, 0))
+
+
+RUNS = {
+    "fine-tuned": fine_tuned,
+    "several tasks": several_tasks,
+    "probe": probed,
+    "partly frozen Whisper": partly_frozen,
+    "acrnn": acrnn,
+    "wavlm": wavlm,
+}
 
 
 def train_all(base: Path) -> Path:
