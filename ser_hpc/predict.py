@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from ser_hpc.core import cli, cores
 from ser_hpc.core.atomic_io import write_aside
-from ser_hpc.core.errors import UserError, counted
+from ser_hpc.core.errors import UserError, counted, listed
 
 if TYPE_CHECKING:
     from ser_hpc.inference.predictor import Predictor
@@ -72,18 +72,24 @@ def _predict(predictor: Predictor, given: Iterator[Recording], windows: Windows 
     from ser_hpc.inference.results import Failure
 
     failed = cut = 0
+    strange: list[str] = []
     for found in predictor.stream(given, windows):
         if isinstance(found, Failure):
             failed += 1
             print(found, file=sys.stderr, flush=True)
         else:
             cut += found.cut
+            strange += [found.audio] * found.strange
             writer.write(found)
     writer.close()
     sys.stdout.flush()
     if cut:
         only = f"only the first {predictor.most_s:g} s are predicted, which is what the model hears of a clip"
         print(f"of {counted(cut, 'long recording')} {only}; --window SECONDS hears all", file=sys.stderr)
+    if strange:
+        names = listed([*dict.fromkeys(strange)], 3)
+        what = f"{counted(len(strange), 'clip')} unlike all that this probe was fitted to ({names}): of another length, perhaps"
+        print(f"{what}; what is said of them means nothing", file=sys.stderr)
     if failed:
         print(f"{counted(failed, 'recording')} could not be read", file=sys.stderr)
     return 1 if failed else 0

@@ -62,11 +62,12 @@ class Ensemble(nn.Module):
 
         Returns by task (B, width) float32: logits whose softmax is the calibrated, averaged probabilities; or numbers.
         """
-        outputs = self.member_outputs(samples, offsets)
-        return {task: self._combined(task, target, [each[task] for each in outputs]) for task, target in self.targets.items()}
+        return self.with_distance(samples, offsets)[0]
 
-    def member_outputs(self, samples: Tensor, offsets: Tensor) -> list[dict[str, Tensor]]:
-        """Return each trial's own outputs, as its training computed them."""
+    def with_distance(self, samples: Tensor, offsets: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Predict, and tell how far each clip is from those that a probe was fitted to, (B,): of its features the largest
+        distance from their mean there, in standard deviations; 0 of other heads, which know no such thing."""
+        distance = torch.zeros(len(offsets) - 1)
         outputs: list[dict[str, Tensor]] = [{} for _ in self.owners]
         for number, (front, encoder) in enumerate(zip(self.fronts, self.encoders, strict=True)):
             own = [k for k, owner in enumerate(self.owners) if owner == number]
@@ -77,11 +78,16 @@ class Ensemble(nn.Module):
                 for k in own:
                     head: Any = self._heads(k)[f"{main}_"]
                     outputs[k] = {main: head.classify(pooled)}
+                    largest = ((pooled - head.mean) / head.scale).abs().amax(1)
+                    distance = torch.maximum(distance, largest.float().cpu())
                 continue
             frames, lengths = front(encoder, samples, offsets)
             for k in own:
                 outputs[k] = {task.removesuffix("_"): head(frames, lengths) for task, head in self._heads(k).items()}
-        return outputs
+        combined = {
+            task: self._combined(task, target, [each[task] for each in outputs]) for task, target in self.targets.items()
+        }
+        return combined, distance
 
     def _heads(self, member: int) -> dict[str, nn.Module]:
         return dict(self.heads[member].named_children())

@@ -30,6 +30,7 @@ BATCH_SECONDS = {"cpu": 20.0, "cuda": 320.0}
 """Seconds of sound in a batch, by kind of device; more is hardly faster, and takes more memory."""
 _POOL = 4  # batches whose clips are sorted by length together
 _MOST_CLIPS = 4096  # of them, however short
+_STRANGE = 50.0  # standard deviations; of n clips that a probe is fitted to none is farther than the root of n from their mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class Predictor:
     def _predict(self, clips: list[Clip]) -> list[ClipPrediction]:
         if not clips:
             return []
-        outputs = self.outputs([clip.samples for clip in clips])
+        outputs, distances = self._outputs([clip.samples for clip in clips])
         targets = self.spec.targets
         main, *others = targets
         probabilities = softmax(outputs[main])
@@ -127,23 +128,30 @@ class Predictor:
                 probabilities=dict(zip(self.classes, probabilities[i].tolist(), strict=True)),
                 tasks={name: _written(targets[name], outputs[name][i]) for name in others},
                 cut=clip.cut,
+                strange=bool(distances[i] > _STRANGE),
             )
             for i, clip in enumerate(clips)
         ]
 
-    @torch.inference_mode()
     def outputs(self, clips: list[np.ndarray]) -> dict[str, np.ndarray]:
         """Compute the outputs of clips, int16 (n,) each at 16 kHz, by task, float32 (clips, width)."""
+        return self._outputs(clips)[0]
+
+    @torch.inference_mode()
+    def _outputs(self, clips: list[np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Compute outputs, and the distance of each clip from what a probe was fitted to, (clips,)."""
         front, lengths = self._model.fronts[0], np.array([len(clip) for clip in clips])
         cut_by = BatchSpec(1, self._samples, padded=front.padded)
         found = {task: np.zeros((len(clips), target.width), np.float32) for task, target in self.spec.targets.items()}
+        distances = np.zeros(len(clips))
         for rows in split_micro_batches(np.arange(len(clips)), front.costs(lengths), cut_by):
             samples = torch.from_numpy(np.concatenate([clips[row] for row in rows]))
             offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths[rows])]))
-            outputs = self._model(to_device(samples, self.device), offsets)
+            outputs, distance = self._model.with_distance(to_device(samples, self.device), offsets)
+            distances[rows] = distance.numpy()
             for task, of_task in found.items():
                 of_task[rows] = outputs[task].float().cpu().numpy()
-        return found
+        return found, distances
 
 
 def _written(target: Target, output: np.ndarray) -> Any:

@@ -72,8 +72,7 @@ class SerHpcForAudioClassification(PreTrainedModel):  # type: ignore[no-untyped-
     ) -> Self:
         """Load a folder, or a repository of the hub, without executing anything of it."""
         folder = Path(name) if Path(name).is_dir() else _fetch(str(name), options)
-        _, module = read_model(folder)
-        model = cls(config or SerHpcConfig.from_pretrained(folder), module)
+        model = cls(config or SerHpcConfig.from_pretrained(folder), read_model(folder)[1])
         dtype = options.get("dtype")
         if isinstance(dtype, torch.dtype):
             model.ensemble.to(dtype)

@@ -12,7 +12,8 @@ DIGITS = 6  # of probabilities, where they are written
 class ClipPrediction:
     """A prediction of a recording's stretch from `start_s` to `end_s`, in seconds. `label`: its most probable class, with the
     probability `confidence`; `tasks`: of each other task of the model, its classes' probabilities or its numbers, by name;
-    `cut`: the recording goes on, but this is all that the model hears of a clip."""
+    `cut`: the recording goes on, but this is all that the model hears of a clip; `strange`: it is unlike all clips that a probe
+    was fitted to, so that label and confidence mean nothing."""
 
     audio: str
     start_s: float
@@ -22,6 +23,7 @@ class ClipPrediction:
     probabilities: dict[str, float]
     tasks: dict[str, Any] = field(default_factory=dict)
     cut: bool = False
+    strange: bool = False
 
     def as_json(self, unsure: float | None = None) -> dict[str, Any]:
         """Return the object of a JSON line. `unsure`: with a field that says whether the confidence is below it."""

@@ -220,6 +220,16 @@ def test_weights_below_what_was_trained_must_be_the_same(base: Path, tmp_path: P
         weights.write_text(before)
 
 
+def test_clips_unlike_all_that_a_probe_knows_are_told(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As they are where all training clips have one length, and these have another."""
+    model = ser_hpc.load(probed(base).path, fold=0)
+    samples = audio.decode(wavs(base)[0]).samples
+    assert not any(found.strange for found in model.predict(wavs(base)[:20]))
+    head = model._model.heads[0]["emotion_"]
+    head.scale[0] = 1e-6  # of a feature that did not vary
+    assert all(found.strange for found in model.predict([samples, wavs(base)[1]]))
+
+
 # Windows.
 
 
