@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ser_hpc import __version__
+import ser_hpc
 from ser_hpc.config.settings import EncoderModel
 from ser_hpc.core.atomic_io import write_text
 from ser_hpc.core.errors import counted
@@ -213,7 +213,7 @@ def _training(run: RunModels, cv: CrossValidation) -> str:
             for topic, text in cv.about.items()
             if topic in ("code", "versions", "hardware", "time")
         ),
-        f"Exported by ser_hpc {__version__}. The run's own settings (`settings.yaml`), folds and predictions lie in the run.",
+        f"Exported by ser_hpc {ser_hpc.__version__}. The settings (`settings.yaml`), folds and predictions lie in the run.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 

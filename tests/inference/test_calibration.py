@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ def drawn(seed: int, clips: int, classes: int, temperature: float) -> tuple[np.n
     return logits, np.array([rng.choice(classes, p=p) for p in softmax(logits / temperature)])
 
 
+@settings(max_examples=20)
 @given(st.integers(0, 99), st.integers(2, 6), st.floats(0.3, 4))
 def test_the_temperature_of_drawn_clips_is_found(seed: int, classes: int, temperature: float) -> None:
     logits, truth = drawn(seed, 3000, classes, temperature)
