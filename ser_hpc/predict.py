@@ -9,7 +9,7 @@ A run predicts with all folds of its first seed, their calibrated probabilities 
 exit codes:
   0   every recording is predicted
   1   some could not be read, or not to their end; they are named on standard error, and all others are predicted
-  2   asked wrongly: nothing is predicted, and no file written
+  2   asked wrongly, which is told as soon as it shows; no file is written
 """
 
 from __future__ import annotations
@@ -65,7 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             aside = stack.enter_context(write_aside(given.out))
             file = aside if kind == "parquet" else stack.enter_context(aside.open("w", encoding="utf-8", newline=""))
             writer = make_writer(kind, file, predictor.classes, given.unsure)
-        return _predict(predictor, _recordings(given.audio), windows, writer)
+        code = _predict(predictor, _recordings(given.audio), windows, writer) if given.audio else 0
+        if given.watch is not None:
+            _watch(predictor, given.watch, windows, writer)
+        writer.close()
+        sys.stdout.flush()
+        return code
 
 
 def _predict(predictor: Predictor, given: Iterator[Recording], windows: Windows | None, writer: Writer) -> int:
@@ -81,7 +86,6 @@ def _predict(predictor: Predictor, given: Iterator[Recording], windows: Windows 
             cut += found.cut
             strange += [found.audio] * found.strange
             writer.write(found)
-    writer.close()
     sys.stdout.flush()
     if cut:
         only = f"only the first {predictor.most_s:g} s are predicted, which is what the model hears of a clip"
@@ -93,6 +97,15 @@ def _predict(predictor: Predictor, given: Iterator[Recording], windows: Windows 
     if failed:
         print(f"{counted(failed, 'recording')} could not be read", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _watch(predictor: Predictor, folder: Path, windows: Windows | None, writer: Writer) -> None:
+    """Predict what comes into a folder, until Ctrl-C."""
+    from ser_hpc.inference.watch import WatchedFolder
+
+    print(f"watching {folder}; Ctrl-C ends it", file=sys.stderr, flush=True)
+    for found in WatchedFolder(folder).new():
+        _predict(predictor, iter(found), windows, writer)
 
 
 def _recordings(names: Sequence[str]) -> Iterator[Recording]:
@@ -108,7 +121,7 @@ def _recordings(names: Sequence[str]) -> Iterator[Recording]:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m ser_hpc.predict", description=__doc__, formatter_class=cli.Help)
     parser.add_argument("model", metavar="MODEL_OR_RUN", type=Path, help="a run directory, or an exported folder")
-    parser.add_argument("audio", metavar="AUDIO", nargs="+", help="files, folders, tables, packed shards, or -")
+    parser.add_argument("audio", metavar="AUDIO", nargs="*", help="files, folders, tables, packed shards, or -")
     which = parser.add_argument_group("which model of a run")
     which.add_argument("--fold", type=int, metavar="K", help="the model of this fold alone")
     which.add_argument("--seed", type=int, metavar="S", help="of this seed (default: the first that is finished)")
@@ -118,6 +131,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     what = parser.add_argument_group("what is predicted at once")
     what.add_argument("--window", type=float, metavar="S", help="windows of so many seconds, for long recordings")
     what.add_argument("--hop", type=float, metavar="S", help="a window begins every so many seconds (default: --window)")
+    what.add_argument("--watch", type=Path, metavar="FOLDER", help="then what is in this folder, and whatever comes into it")
     told = parser.add_argument_group("how it is told")
     told.add_argument("--format", choices=_FORMATS, help="default: a table, or what the name of --out stands for")
     told.add_argument("--out", type=Path, metavar="FILE", help="write there: whole, or not at all")
@@ -126,6 +140,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     where.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     where.add_argument("--batch-seconds", type=float, metavar="S", help="seconds of sound that are computed together")
     given = parser.parse_args(argv)
+    if not given.audio and given.watch is None:
+        raise UserError("nothing to predict: give files, folders, tables, packed shards, or - for a list on standard input")
+    if given.watch is not None and not given.watch.is_dir():
+        raise UserError(f"--watch {given.watch}: there is no such folder")
+    if given.watch is not None and given.out is not None:
+        raise UserError("--watch never ends, and --out writes a file when it ends: leave --out out, and redirect the output")
     if given.hop is not None and given.window is None:
         raise UserError("--hop is of --window: add --window SECONDS")
     if given.unsure is not None and not 0 < given.unsure <= 1:

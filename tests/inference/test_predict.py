@@ -183,6 +183,8 @@ def test_bad_files_are_told_and_the_others_predicted(
         (["--fold", 0, "--window", 4, "--hop", 5], "never heard"),
         (["--fold", 0, "--window", 0.001], "a window of 0.001 s"),
         (["--fold", 0, "--unsure", 7], "probability"),
+        (["--fold", 0, "--watch", "nowhere"], "no such folder"),
+        (["--fold", 0, "--watch", "/", "--out", "x.csv"], "never ends"),
         (["--fold", 0, "--device", "toaster"], "no device"),
         (["--fold", 0, "--format", "parquet"], "--out"),
         (["--fold", 0, "--out", "x.doc"], ".jsonl"),
@@ -228,6 +230,29 @@ def test_clips_unlike_all_that_a_probe_knows_are_told(base: Path, capsys: pytest
     head = model._model.heads[0]["emotion_"]
     head.scale[0] = 1e-6  # of a feature that did not vary
     assert all(found.strange for found in model.predict([samples, wavs(base)[1]]))
+
+
+def test_a_watched_folder_is_predicted_as_it_fills(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each recording once, when it has stopped growing; Ctrl-C ends it."""
+    whole, looks = wavs(base)[0].read_bytes(), 0
+
+    def sleep(_: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 7:
+            raise KeyboardInterrupt
+        if looks in (1, 2):  # it is still being written
+            (tmp_path / "late.wav").write_bytes(whole[: looks * len(whole) // 2])
+
+    (tmp_path / "early.wav").write_bytes(whole)
+    monkeypatch.setattr("ser_hpc.inference.watch.time.sleep", sleep)
+    assert run_command(fine_tuned(base).path, "--fold", 0, "--watch", tmp_path, "--format", "jsonl") == 130
+    told = capsys.readouterr()
+    lines = lines_of(told.out)
+    assert [line["audio"] for line in lines] == [str(tmp_path / "early.wav"), str(tmp_path / "late.wav")]
+    assert lines[0]["probabilities"] == lines[1]["probabilities"] and "could not be read" not in told.err
 
 
 # Windows.
