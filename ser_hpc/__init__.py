@@ -10,13 +10,23 @@ The way of one utterance:
       engine.loop.train_trial(...)           -> checkpoints, predictions
       results.cross_validation               -> UAR over folds and seeds, its interval, what is missing
       results.report_*                       -> report.md, report.json
+      load(run).predict(wavs)                -> probabilities, calibrated
 
-Rooms, each importing only from itself and from those before it: core, config, corpora, protocols, shards, data, run, results,
-models, engine, launchers, monitor, and the commands pack, inspect, launch, train, status, report, compare.
+Rooms, each importing only from itself and from those before it: core, config, corpora, protocols, shards, tasks, data, run,
+results, models, inference, engine, launchers, monitor, and the commands pack, inspect, launch, train, status, report, compare,
+predict, export.
 """
+
+from __future__ import annotations
 
 import getpass
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ser_hpc.inference.load import load
+
+__all__ = ["__version__", "load"]
 
 __version__ = "0.1.0"
 
@@ -26,3 +36,12 @@ try:
     getpass.getuser()
 except (KeyError, OSError):
     os.environ["USER"] = f"uid{os.getuid()}"
+
+
+def __getattr__(name: str) -> Any:
+    """Import `load`, and torch with it, when it is asked for: nothing else waits for them."""
+    if name != "load":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ser_hpc.inference.load import load
+
+    return load

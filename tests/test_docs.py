@@ -26,7 +26,7 @@ from documents import PAGES, README, ROOT, anchors, blocks, commands, links, tex
 from models.tiny import CONFIGS
 from ranks import warm_ranks
 
-from ser_hpc import compare, inspect, launch, pack, report, status
+from ser_hpc import compare, export, inspect, launch, pack, predict, report, status
 from ser_hpc.config.load import load_settings
 from ser_hpc.core import cli
 from ser_hpc.corpora import labels
@@ -90,6 +90,8 @@ MAINS = {
     "report": report.main,
     "inspect": inspect.main,
     "pack": pack.main,
+    "predict": predict.main,
+    "export": export.main,
 }
 
 

@@ -26,7 +26,7 @@ from ser_hpc.shards.index import ShardIndex
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
-_AGAIN, _AUGMENT, _BLOCKS = 0xA6A1, 0xA06, 0xB10C  # what a hash is for: its uses never share numbers
+_AGAIN, _AUGMENT, _BLOCKS, _WEIGHTS = 0xA6A1, 0xA06, 0xB10C, 0x57E1  # what a hash is for: its uses never share numbers
 BLOCK_BYTES = 16 << 20  # of a shard, read at once: as fast as the whole, and more shards have a part in a window
 
 
@@ -123,6 +123,11 @@ def mix_seed(*numbers: int) -> int:
     for number in numbers:
         state = _splitmix(np.array([(state ^ number) & _MASK], dtype=np.uint64))[0].item()
     return state
+
+
+def weights_seed(seed: int) -> int:
+    """Return the seed that a trial's random weights are drawn with."""
+    return mix_seed(seed, _WEIGHTS)
 
 
 def epoch_order(seed: int, epoch: int, num_clips: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from ser_hpc.config.settings import Settings
 from ser_hpc.core.awake_clock import awake_s
 from ser_hpc.data.batches import Source, group_by_step
-from ser_hpc.data.sampler import epoch_size, epoch_steps, mix_seed, reduce_budget, step_micro_batches
+from ser_hpc.data.sampler import epoch_size, epoch_steps, reduce_budget, step_micro_batches, weights_seed
 from ser_hpc.engine import feature_cache, finish, gpu, precision
 from ser_hpc.engine.distributed.build import build_strategy
 from ser_hpc.engine.distributed.ddp import autocast
@@ -81,7 +81,7 @@ def train_trial(
     saved = checkpoint.restore(trial, attempt, world)
 
     # Set up: the model, and how ranks share it.
-    new_model, width = partial(build_for_tasks, settings.model, tasks, mix_seed(seed, 0x57E1)), None
+    new_model, width = partial(build_for_tasks, settings.model, tasks, weights_seed(seed)), None
     encoder = frozen.load(settings, seed, new_model) if settings.uses_feature_cache else None
     model = encoder.model if encoder else new_model()
     base = encoder.base if encoder else FrozenParameters.from_model(model)

@@ -39,6 +39,7 @@ CodePolicy = Literal["refuse", "saved", "mixed"]
 PACKAGE = Path(ser_hpc.__file__).resolve().parent
 # What of the package can change no result: how trials are started and shown, packing, what a report says. But for planning.
 _CANNOT_CHANGE_RESULTS = (
+    *("inference/", "predict.py", "export.py"),
     *("monitor/", "launchers/", "pack.py", "launch.py", "status.py", "report.py", "core/cli.py", "run/snapshot.py"),
     *("shards/pack_screen.py", "shards/inspect_screen.py", "shards/stats.py", "shards/fold_stream.py", "results/report_"),
     *("run/demo_shards.py", "results/markdown.py", "results/cross_validation.py", "results/intervals.py"),

@@ -75,25 +75,56 @@ def decode(file: Path | SourceFile, start_s: float | None = None, end_s: float |
     return DecodedClip(samples, volume.clipped, doubt, mix.out_of_range, mix.cancelled)
 
 
+def stream(file: Path | SourceFile, start_s: float | None = None, end_s: float | None = None) -> Iterator[np.ndarray]:
+    """Yield the samples of `decode`, int16 block by block, in memory that does not grow with the clip. Raises BadClipError.
+
+    What may have to be mixed in another way, recordings of several channels or of floats, is read twice for that.
+    """
+    mix = AS_IT_IS
+    while (better := mix.better(_measured(file, start_s, end_s, mix))) != mix:
+        mix = better
+    with open_recording(file) as recording:
+        first, last = _frames(recording, start_s, end_s)
+        yield from _blocks(recording, first, last, mix, LevelMeter())
+
+
+def _measured(file: Path | SourceFile, start_s: float | None, end_s: float | None, mix: Downmix) -> LevelMeter:
+    """Measure a clip's level under a mix, as far as another mix could come of it."""
+    volume = LevelMeter()
+    with open_recording(file) as recording:
+        first, last = _frames(recording, start_s, end_s)
+        if (recording.sound.channels, recording.sound.subtype) != (1, "PCM_16"):
+            for block in recording.blocks(first, last):
+                mix.mono(block, volume)
+    return volume
+
+
 def _mixed(
     file: Path | SourceFile, start_s: float | None, end_s: float | None, mix: Downmix
 ) -> tuple[np.ndarray, LevelMeter, str]:
     with open_recording(file) as recording:
         first, last = _frames(recording, start_s, end_s)
         samples = np.empty(_num_samples(last - first, recording.rate), np.int16)
-        resampler = soxr.ResampleStream(recording.rate, RATE, 1, quality="HQ") if recording.rate != RATE else None
-        volume, done, left = LevelMeter(), 0, last - first
-        for block in recording.blocks(first, last):
-            left -= len(block)
-            mono = mix.mono(block, volume)
-            if resampler is not None:
-                mono = resampler.resample_chunk(mono.astype(np.float32, copy=False), last=not left)
-            if mono.dtype != np.int16:
-                np.rint(mono, out=mono).clip(-32768, 32767, out=mono)
+        volume, done = LevelMeter(), 0
+        for mono in _blocks(recording, first, last, mix, volume):
             samples[done : done + len(mono)] = mono
             done += len(mono)
     assert done == len(samples), "as soxr rounds"
     return samples, volume, recording.doubt
+
+
+def _blocks(recording: Recording, first: int, last: int, mix: Downmix, volume: LevelMeter) -> Iterator[np.ndarray]:
+    """Yield frames `first` to `last` as int16 (samples,) at 16 kHz; `volume` measures them."""
+    resampler = soxr.ResampleStream(recording.rate, RATE, 1, quality="HQ") if recording.rate != RATE else None
+    left = last - first
+    for block in recording.blocks(first, last):
+        left -= len(block)
+        mono = mix.mono(block, volume)
+        if resampler is not None:
+            mono = resampler.resample_chunk(mono.astype(np.float32, copy=False), last=not left)
+        if mono.dtype != np.int16:
+            np.rint(mono, out=mono).clip(-32768, 32767, out=mono)
+        yield mono.astype(np.int16, copy=False)
 
 
 def level_db(samples: np.ndarray) -> float:

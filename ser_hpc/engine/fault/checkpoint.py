@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ser_hpc.core.atomic_io import DISK_FULL_ERRNOS, read_json, write_aside, write_json
+from ser_hpc.core.atomic_io import DISK_FULL_ERRNOS, follow_umask, read_json, write_aside, write_json
 from ser_hpc.core.awake_clock import awake_s
 from ser_hpc.core.errors import UserError
 from ser_hpc.engine.distributed.strategy import TrainTensors
@@ -195,6 +195,7 @@ def save_weights(path: Path, tensors: dict[str, Tensor]) -> str:
     """Write tensors whole or not at all; returns their file's sha256."""
     with write_aside(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        follow_umask(temporary)
         return _sha256(temporary)
 
 

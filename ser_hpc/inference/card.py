@@ -1,0 +1,249 @@
+"""Write the model card of an exported folder, its README.md: what the model is, how good and how sure, and what it is not for.
+
+Scores are those of the run's cross-validation, with their interval: what is exported is of one fold, or the mean of all folds,
+and no clip of the corpus is left that no part of an ensemble was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+import ser_hpc
+from ser_hpc.config.settings import EncoderModel
+from ser_hpc.core.atomic_io import write_text
+from ser_hpc.core.errors import counted
+from ser_hpc.inference.spec import Member, ModelSpec
+from ser_hpc.inference.trials import RunModels
+from ser_hpc.results.cross_validation import CrossValidation, cross_validate
+from ser_hpc.results.intervals import Interval
+from ser_hpc.results.markdown import format_score, table
+from ser_hpc.tasks.targets import Target
+
+_USE = """\
+It tells which of its classes a clip of speech sounds most like, as annotators of the corpora above would. That is how someone
+speaks, not what they feel: expression and feeling differ between people, languages and situations, and acted speech is not
+everyday speech. Before you use it on other voices, rooms, languages or microphones, measure it there.
+
+Do not use it to judge people: not in hiring, dismissal or performance reviews, not in school or examinations, not in policing,
+border control, insurance or credit, not as a lie detector, not for diagnosis. In the European Union, the AI Act (Regulation
+(EU) 2024/1689) prohibits AI systems that infer emotions of people at the workplace and in education, but for medical or safety
+reasons (Article 5(1)(f)); lists emotion recognition otherwise among high-risk systems (Annex III, 1(c)); and has people who are
+exposed to it informed (Article 50(3)). This is no legal advice."""
+
+_LIMITS = """\
+- It has no class for what it was not trained on: silence, music, crowds or another emotion get one of its classes too.
+- It was trained and scored on whole utterances. Windows of long recordings cut words and hold pauses: the scores above are not
+  those of windows.
+- Recall differs between classes (above), and may differ between women and men, ages and accents: the corpora may be too small
+  to tell. Check the groups that you care about.
+- The confidence is calibrated on clips of the same corpora. Elsewhere it is usually too sure."""
+
+
+def write_card(folder: Path, run: RunModels, spec: ModelSpec, own: bool) -> None:
+    """Write README.md. `own`: the folder is of a class of transformers' own."""
+    cv = cross_validate(run.run)
+    card = ModelCard(f"---\n{_data(run, cv, own).to_yaml()}\n---\n\n{_text(run, spec, cv, own)}")
+    write_text(folder / "README.md", str(card))
+
+
+def _data(run: RunModels, cv: CrossValidation, own: bool) -> ModelCardData:
+    """Make what the hub reads: tags, base model, scores."""
+    scores, name = cv.scores, str(run.plan["name"])
+    results = [
+        EvalResult(
+            task_type="audio-classification",
+            dataset_type=corpus.lower().replace(" ", "-"),
+            dataset_name=f"{corpus} ({cv.plan['protocol']})",
+            metric_type=metric,
+            metric_name=title,
+            metric_value=round(value, 4),
+        )
+        for corpus in [" + ".join(cv.plan["corpora"])]
+        for metric, title, value in (
+            [
+                ("recall", "unweighted average recall, pooled over folds", scores.uar.pooled),
+                ("accuracy", "accuracy, pooled over folds", scores.wa.pooled),
+            ]
+            if scores
+            else []
+        )
+    ]
+    model = run.settings.model
+    weights = getattr(model, "weights", None)
+    base = weights if weights and not Path(weights).expanduser().is_dir() else None
+    return ModelCardData(
+        model_name=name,
+        library_name="transformers" if own else "ser_hpc",
+        pipeline_tag="audio-classification",
+        tags=["audio-classification", "speech-emotion-recognition"],
+        license="other",
+        license_name="see-the-section-licences",
+        base_model=base,
+        eval_results=results or None,
+    )
+
+
+def _text(run: RunModels, spec: ModelSpec, cv: CrossValidation, own: bool) -> str:
+    sections = {
+        "How is it used?": _usage(own),
+        "How good is it?": _scores(spec, cv),
+        "How sure is it?": _calibration(spec),
+        "What was it trained on?": _training(run, cv),
+        "What is it for, and what not?": _USE,
+        "Where are its limits?": _LIMITS,
+        "Licences": _licences(run, cv),
+    }
+    title = f"# {run.plan['name']}: speech emotion recognition, {counted(len(spec.classes), 'class', 'classes')}"
+    parts = [title, *_warnings(cv), _summary(run, spec)]
+    return "\n\n".join([*parts, *(f"## {name}\n\n{text}" for name, text in sections.items())]) + "\n"
+
+
+def _warnings(cv: CrossValidation) -> list[str]:
+    demo = (
+        ["**Warning: trained on the built-in demo, synthetic speech: it recognises nothing real.**"] if cv.plan["demo"] else []
+    )
+    return [*demo, *(f"**Warning: {warning}**" for warning in cv.warnings)]
+
+
+def _summary(run: RunModels, spec: ModelSpec) -> str:
+    of = spec.members[0]
+    what = (
+        f"The model of seed {of.seed}, fold {of.fold} (dev UAR {of.dev_uar:.3f})"
+        if len(spec.members) == 1
+        else f"The mean of the calibrated probabilities of {len(spec.members)} models, one a fold (seed {of.seed})"
+    )
+    others = "".join(f" It also predicts {name}: {_described(target)}." for name, target in list(spec.targets.items())[1:])
+    return f"{what}, from the run `{run.run.path.name}`. Its classes: {', '.join(spec.classes)}.{others}"
+
+
+def _described(target: Target) -> str:
+    names = getattr(target, "classes", None) or getattr(target, "names", None)
+    scale = f", from {target.low:g} to {target.high:g}" if hasattr(target, "low") and hasattr(target, "high") else ""
+    return f"{', '.join(names) if names else target.kind}{scale}"
+
+
+def _usage(own: bool) -> str:
+    register = "" if own else "import ser_hpc.inference.register  # makes the model known to transformers\n"
+    return (
+        "```bash\npython -m ser_hpc.predict FOLDER recording.wav\n```\n\n"
+        '```python\nimport ser_hpc\n\nser_hpc.load(FOLDER).predict("recording.wav")\n```\n\n'
+        f"With transformers:\n\n```python\n{register}from transformers import pipeline\n\n"
+        'pipeline("audio-classification", model=FOLDER)(samples)  # float32 in [-1, 1], 16 kHz, mono\n```\n\n'
+        "The folder holds no code and no pickle."
+    )
+
+
+def _scores(spec: ModelSpec, cv: CrossValidation) -> str:
+    plan = cv.plan
+    protocol = f"`{plan['protocol']}`: no speaker is in more than one of the parts that train, choose the epoch and test"
+    if not cv.scores:
+        return f"Trials of the run are missing ({len(cv.missing)}), so it has no cross-validated score. Protocol: {protocol}."
+    bounds = cv.interval.bounds
+    interval = (
+        f", 95 % interval {bounds[0]:.3f} to {bounds[1]:.3f} over {counted(cv.interval.num_units, cv.interval.unit)}"
+        if bounds
+        else f" (no interval: {cv.interval.reason})"
+    )
+    uar = cv.scores.uar
+    lines = [
+        f"Unweighted average recall **{uar.pooled:.3f}** pooled over folds{interval}; {uar.mean:.3f} ± {uar.std:.3f} over "
+        f"{counted(cv.scores.num_trials, 'trial')}; chance is {1 / len(spec.classes):.3f}. Accuracy {cv.scores.wa.pooled:.3f}.",
+        f"Protocol {protocol}.",
+        _own_score(spec, cv),
+        table(
+            ["class", "recall", "95 % interval", "F1", "clips"],
+            [
+                [of.name, format_score(of.recall), _range(of.recall_interval), format_score(of.f1), str(of.num_clips)]
+                for of in cv.by_class
+            ],
+            left=(0,),
+        ),
+    ]
+    return "\n\n".join(lines)
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.bounds[0]:.2f} to {interval.bounds[1]:.2f}" if interval.bounds else "-"
+
+
+def _own_score(spec: ModelSpec, cv: CrossValidation) -> str:
+    if len(spec.members) > 1:
+        return (
+            "These are the scores of its models one by one, each on speakers that it had not heard. The mean of them all has "
+            "no score: each clip of the corpus trained most of them."
+        )
+    member = spec.members[0]
+    own = next((t for t in cv.trials if (t.trial.seed, t.trial.fold) == (member.seed, member.fold)), None)
+    if own is None:
+        return ""
+    return (
+        f"The exported model's own test part ({counted(own.num_test, 'clip')}): UAR {own.uar:.3f}. One fold's speakers are "
+        "few; the cross-validation above says more."
+    )
+
+
+def _calibration(spec: ModelSpec) -> str:
+    main = spec.main
+    rows = [_calibration_row(member, main) for member in spec.members if main in member.calibration]
+    return (
+        "Logits are divided by a temperature that was fitted to the dev part (Guo et al. 2017); the class does not change by "
+        "it. Expected calibration error on those dev clips, before and after (of the clips it was fitted to):\n\n"
+        + table(["seed", "fold", "temperature", "ECE before", "ECE after", "dev clips"], rows)
+    )
+
+
+def _calibration_row(member: Member, task: str) -> list[str]:
+    of = member.calibration[task]
+    numbers = (f"{of.temperature:.3g}", f"{of.ece_before:.3f}", f"{of.ece_after:.3f}", str(of.num_clips))
+    return [str(member.seed), str(member.fold), *numbers]
+
+
+def _training(run: RunModels, cv: CrossValidation) -> str:
+    plan = cv.plan
+    counts = {name: sum(fold["test"]["classes"].get(name, 0) for fold in plan["folds"]) for name in plan["classes"]}
+    dropped = f" Left out, for having no class in the label set: {_counts(plan['dropped'])}." if plan["dropped"] else ""
+    lines = [
+        f"Corpora: {', '.join(plan['corpora'])}. Label set `{plan['label_set']}`. Clips by class: {_counts(counts)}.{dropped}",
+        f"Model: {_model(run)}.",
+        *(
+            f"{topic.capitalize()}: {text}."
+            for topic, text in cv.about.items()
+            if topic in ("code", "versions", "hardware", "time")
+        ),
+        f"Exported by ser_hpc {ser_hpc.__version__}. The settings (`settings.yaml`), folds and predictions lie in the run.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _model(run: RunModels) -> str:
+    """Describe the model; a folder of weights by its own name, not by where it lies."""
+    model = run.settings.model
+    if not isinstance(model, EncoderModel):
+        return f"`{model.kind}`, from random weights"
+    weights = (
+        f"`{Path(model.weights).name if Path(model.weights).is_dir() else model.weights}`"
+        if model.weights
+        else "random weights"
+    )
+    frozen = {"encoder": ", frozen", "feature_encoder": ", its feature encoder frozen"}.get(model.freeze, "")
+    layers = f", its lowest {counted(model.freeze_layers, 'layer')} frozen" if model.freeze_layers else ""
+    adapter = f", adapter `{model.adapter.kind}`" if model.adapter else ""
+    return f"encoder from {weights}{frozen}{layers}{adapter}; head `{model.head.kind}`"
+
+
+def _licences(run: RunModels, cv: CrossValidation) -> str:
+    model = run.settings.model
+    weights = getattr(model, "weights", None)
+    of_weights = f", and of the weights it started from ({Path(weights).name})" if weights else ""
+    return (
+        f"A model is bound by the terms of what it was made of: of its corpora ({', '.join(cv.plan['corpora'])}){of_weights}. "
+        "Many speech corpora allow research only. This package does not know them: whoever passes the model on reads them "
+        "first, and writes here what they say."
+    )
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

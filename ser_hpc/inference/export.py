@@ -1,0 +1,68 @@
+"""Write a run's model as a folder that can be shipped, and check that it predicts the same before it is put in its place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ser_hpc.core.atomic_io import fsync_path
+from ser_hpc.core.errors import UserError, listed
+from ser_hpc.inference.card import write_card
+from ser_hpc.inference.folder import is_transformers_own, portable, read_model, write_model
+from ser_hpc.inference.predictor import Predictor
+from ser_hpc.inference.spec import ModelSpec
+from ser_hpc.inference.trials import RunModels
+from ser_hpc.run.run_dir import Trial
+from ser_hpc.shards import RATE
+from ser_hpc.tasks.targets import softmax
+
+PARITY = 1e-5  # of probabilities
+
+
+def export(run: RunModels, trials: Sequence[Trial], out: Path) -> ModelSpec:
+    """Write the model of these trials to the folder `out`, which is not there yet, or empty. Returns what was written.
+
+    Raises UserError where a part of it is code from outside the package, which no folder holds; and where what was written does
+    not predict what the run's own model does.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} is there already: give a new folder, or remove it first")
+    spec, module = run.load(trials, calibrated=False)
+    if outside := spec.outsiders():
+        raise UserError(
+            f"{listed(outside)} is code of yours, and an exported folder holds no code: predict from the run itself, python -m "
+            f"ser_hpc.predict {run.run.path} ..., which keeps a copy of it"
+        )
+    spec = portable(spec, module)
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        aside.mkdir()
+        write_model(aside, spec, module)
+        write_card(aside, run, spec, own=is_transformers_own(spec))
+        _check_parity(aside, run, trials)
+        for path in aside.iterdir():
+            fsync_path(path)
+        fsync_path(aside)
+        aside.rename(out)  # onto an empty folder too
+        fsync_path(out.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return spec
+
+
+def _check_parity(folder: Path, run: RunModels, trials: Sequence[Trial]) -> None:
+    """Predict noise of three lengths from the folder and from the run. Raises UserError where they differ by more than 1e-5."""
+    rng = np.random.default_rng(0)
+    clips = [(rng.standard_normal(round(s * RATE)) * 3000).astype(np.int16) for s in (0.4, 1.0, 2.7)]
+    outputs = []
+    for spec, module in (run.load(trials), read_model(folder)):
+        outputs.append(softmax(Predictor(spec, module, "", "cpu").outputs(clips)[spec.main]))
+    if not (gap := float(np.abs(outputs[0] - outputs[1]).max())) <= PARITY:
+        raise UserError(
+            f"what was written predicts otherwise than the run, by up to {gap:.1e}: nothing is exported; report this"
+        )
