@@ -17,25 +17,29 @@ from torch import Tensor, nn
 from ser_hpc.models.classifier import Classifier, frames_of_layers
 from ser_hpc.models.frontend import Frontend
 from ser_hpc.models.heads.linear_probe import LinearProbe, pool_states
+from ser_hpc.models.layer_sum import LayerSum
 from ser_hpc.tasks.targets import OverClasses, Target
 
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """The heads of one trial, by task, the main one first; `encoder`: the number of the encoder under them."""
+    """The heads of one trial, by task, the main one first; `encoder`: the number of the encoder under them; `layer_sum`: its
+    learned sum of that encoder's layers, if the heads see one."""
 
     encoder: int
     modules: dict[str, nn.Module]
+    layer_sum: LayerSum | None = None
 
     @classmethod
     def of(cls, classifier: Classifier, encoder: int, main: str) -> Heads:
         """Take those of a classifier."""
         others = {name.removesuffix("_"): head for name, head in classifier.task_heads.items()}
-        return cls(encoder, {main: classifier.head, **others})
+        return cls(encoder, {main: classifier.head, **others}, classifier.layer_sum)
 
 
 class Ensemble(nn.Module):
-    """Clips in, each task's outputs out, as of one classifier. Its weights are named `encoders.0...` and `heads.0.emotion_...`.
+    """Clips in, each task's outputs out, as of one classifier. Its weights are named `encoders.0...`, `heads.0.emotion_...` and
+    `layer_sums.0.weights`.
 
     `temperatures`: of each trial, by task; none of a task: 1.
     """
@@ -52,6 +56,7 @@ class Ensemble(nn.Module):
         self.encoders = nn.ModuleList(encoder for _, encoder in encoders)
         # With a mark: a module may not be named as what every module has, which a task may be (`type`, `values`).
         self.heads = nn.ModuleList(nn.ModuleDict({f"{task}_": head for task, head in of.modules.items()}) for of in heads)
+        self.layer_sums = nn.ModuleList(of.layer_sum or nn.Identity() for of in heads)
         self.owners = [of.encoder for of in heads]
         self.targets, self.temperatures = dict(targets), [dict(of) for of in temperatures]
         self.requires_grad_(False).eval()
@@ -81,13 +86,23 @@ class Ensemble(nn.Module):
                     largest = ((pooled - head.mean) / head.scale).abs().amax(1)
                     distance = torch.maximum(distance, largest.float().cpu())
                 continue
-            frames, lengths = front(encoder, samples, offsets)
+            frames, lengths = self._frames(number, own, samples, offsets)
             for k in own:
-                outputs[k] = {task.removesuffix("_"): head(frames, lengths) for task, head in self._heads(k).items()}
+                outputs[k] = {task.removesuffix("_"): head(frames[k], lengths) for task, head in self._heads(k).items()}
         combined = {
             task: self._combined(task, target, [each[task] for each in outputs]) for task, target in self.targets.items()
         }
         return combined, distance
+
+    def _frames(self, number: int, own: Sequence[int], samples: Tensor, offsets: Tensor) -> tuple[Mapping[int, Tensor], Tensor]:
+        """Run an encoder; return what the heads of each of its members see, and the number of each clip's frames."""
+        front, encoder, first = self.fronts[number], self.encoders[number], self.layer_sums[own[0]]
+        if not isinstance(first, LayerSum):
+            frames, lengths = front(encoder, samples, offsets)
+            return dict.fromkeys(own, frames), lengths
+        states, lengths = frames_of_layers(front, encoder, samples, offsets, first.layers)
+        states = states if len(own) == 1 else list(states)
+        return {k: self.layer_sums[k](states) for k in own}, lengths
 
     def _heads(self, member: int) -> dict[str, nn.Module]:
         return dict(self.heads[member].named_children())

@@ -45,7 +45,8 @@ def is_transformers_own(spec: ModelSpec) -> bool:
     head = spec.heads.get(spec.main) or getattr(model, "head", None)
     alone = len(spec.members) == 1 and len(spec.targets) == 1
     family = (getattr(model, "config", None) or {}).get("model_type")
-    return alone and isinstance(model, EncoderModel) and isinstance(head, MeanPoolSettings) and family in _OWN
+    last = isinstance(model, EncoderModel) and model.layers == "last"
+    return alone and last and isinstance(head, MeanPoolSettings) and family in _OWN
 
 
 def portable(spec: ModelSpec, module: Ensemble) -> ModelSpec:
@@ -64,6 +65,7 @@ def portable(spec: ModelSpec, module: Ensemble) -> ModelSpec:
         "weights": None,
         "config": json.loads(json.dumps({**shape, "model_type": family})),
         "normalize": getattr(module.fronts[0], "normalize", None),
+        "num_layers": None,
         "adapter": None,
         "freeze": "none",
         "freeze_layers": 0,
@@ -121,7 +123,8 @@ def empty_model(spec: ModelSpec, owners: list[int]) -> Ensemble:
     heads = []
     for owner in owners:
         of = Heads.of(built[owner], owner, spec.main)
-        heads.append(Heads(owner, {task: copy.deepcopy(head) for task, head in of.modules.items()}))
+        own = {task: copy.deepcopy(head) for task, head in of.modules.items()}
+        heads.append(Heads(owner, own, copy.deepcopy(of.layer_sum)))
     return Ensemble(encoders, heads, spec.targets, [{} for _ in owners])
 
 

@@ -8,6 +8,7 @@ what the run was made with. What stands outside the package is imported from the
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from ser_hpc.data.sampler import weights_seed
 from ser_hpc.inference.calibration import calibrate
 from ser_hpc.inference.ensemble import Ensemble, Heads
 from ser_hpc.inference.spec import Member, ModelSpec
+from ser_hpc.models.adapters import merge_lora
 from ser_hpc.models.classifier import Classifier, build_classifier, build_for_tasks
 from ser_hpc.models.frontend import Frontend
 from ser_hpc.results.plan_checks import read_done, read_trial_predictions
@@ -32,6 +34,8 @@ from ser_hpc.run import identity
 from ser_hpc.run.plan import read_plan
 from ser_hpc.run.run_dir import RunDir, Trial
 from ser_hpc.tasks.targets import ClassTarget, Target, make_target
+
+_ENCODERS_OWN = re.compile(r"encoder\.(?!.*\.lora_).*\.weight$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +132,20 @@ class RunModels:
             drawn = trial.seed if isinstance(model, EncoderModel) and model.weights is None else None
             if frozen and drawn in shared:
                 number, first = shared[drawn]
-                classifier = Classifier(first.frontend, first.encoder, copy.deepcopy(first.head), _copied_heads(first))
+                classifier = Classifier(
+                    first.frontend,
+                    first.encoder,
+                    copy.deepcopy(first.head),
+                    _copied_heads(first),
+                    layer_sum=copy.deepcopy(first.layer_sum),
+                )
             else:
                 self._check_base(saved)
                 number, classifier = len(encoders), self._build(spec, trial)
                 encoders.append((classifier.frontend, classifier.encoder))
                 shared[drawn] = number, classifier
             self._fill(classifier, saved, trial)
+            merge_lora(classifier.encoder)
             heads.append(Heads.of(classifier, number, spec.main))
         return encoders, heads
 
@@ -166,7 +177,7 @@ class RunModels:
     def _check_base(self, saved: Mapping[str, Tensor]) -> None:
         """Raise UserError where untrained weights would come from a folder that is not any more what the run was made with."""
         recorded = identity.read_identity(self.run)
-        if recorded is None or any(name.startswith("encoder.") and name.endswith(".weight") for name in saved):
+        if recorded is None or any(map(_ENCODERS_OWN.match, saved)):
             return
         then, now = recorded.identity.content.get("weights"), identity.weights_digest(self.settings)
         if then != now:

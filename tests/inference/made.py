@@ -96,6 +96,28 @@ def wavlm(base: Path) -> RunDir:
     return train(planned(base / "runs", packed_tones(base), *more, encoder=encoder), Trial(0, 0))
 
 
+@functools.cache
+def sum_of_layers(base: Path) -> RunDir:
+    """Fold 0 of a head with norms on a sum of the lowest layer and what enters it."""
+    model = ("model.layers=weighted", "model.num_layers=1", "model.head={kind: mlp, hidden: [8], norm: batch, norm_group: 4}")
+    lines = ("model.weights=null", f"model.config={wav2vec2()}", *model, "train.epochs=1", "train.lr=1e-2", *THREE_FOLDS)
+    return train(planned(base / "runs", packed_tones(base), *lines, plain=True), Trial(0, 0))
+
+
+@functools.cache
+def sums_of_frozen_layers(base: Path) -> RunDir:
+    """All three folds of a head on a sum of a frozen encoder's layers, which each fold weights on its own."""
+    lines = (f"model.weights={pretrained(base)}", "model.freeze=encoder", "model.layers=weighted", "train.lr=1e-2")
+    return train(planned(base / "runs", packed_tones(base), *lines, "train.epochs=1", *THREE_FOLDS, plain=True))
+
+
+@functools.cache
+def lora(base: Path) -> RunDir:
+    """Fold 0 of thin matrices beside those of pretrained weights."""
+    lines = (f"model.weights={pretrained(base)}", "model.adapter={kind: lora, rank: 2}", "train.lr=1e-2")
+    return train(planned(base / "runs", packed_tones(base), *lines, "train.epochs=1", *THREE_FOLDS, plain=True), Trial(0, 0))
+
+
 RUNS = {
     "fine-tuned": fine_tuned,
     "several tasks": several_tasks,
@@ -103,6 +125,9 @@ RUNS = {
     "partly frozen Whisper": partly_frozen,
     "acrnn": acrnn,
     "wavlm": wavlm,
+    "sum of layers": sum_of_layers,
+    "sums of frozen layers": sums_of_frozen_layers,
+    "lora": lora,
 }
 
 
