@@ -25,14 +25,12 @@ from typing import TYPE_CHECKING
 from ser_hpc.core import cli, cores
 from ser_hpc.core.atomic_io import write_aside
 from ser_hpc.core.errors import UserError, counted, listed
+from ser_hpc.inference.writers import FORMATS, Writer, choose_format, make_writer
 
 if TYPE_CHECKING:
     from ser_hpc.inference.predictor import Predictor
     from ser_hpc.inference.recordings import Recording
     from ser_hpc.inference.windows import Windows
-    from ser_hpc.inference.writers import Writer
-
-_FORMATS = ("table", "jsonl", "csv", "parquet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = _arguments(argv)
     from ser_hpc.inference.load import load  # torch: not before the arguments are read
     from ser_hpc.inference.windows import Windows
-    from ser_hpc.inference.writers import choose_format, make_writer
 
     kind = choose_format(given.format, given.out)
     windows = None if given.window is None else Windows(given.window, given.hop or given.window)
@@ -133,7 +130,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--hop", type=float, metavar="S", help="a window begins every so many seconds (default: --window)")
     what.add_argument("--watch", type=Path, metavar="FOLDER", help="then what is in this folder, and whatever comes into it")
     told = parser.add_argument_group("how it is told")
-    told.add_argument("--format", choices=_FORMATS, help="default: a table, or what the name of --out stands for")
+    told.add_argument("--format", choices=FORMATS, help="default: a table, or what the name of --out stands for")
     told.add_argument("--out", type=Path, metavar="FILE", help="write there: whole, or not at all")
     told.add_argument("--unsure", type=float, metavar="P", help="say where the confidence is below P")
     where = parser.add_argument_group("where")

@@ -74,8 +74,9 @@ def main() -> int:
     for name, each in turns.items():
         rates[name]["audio_s_per_cpu_s"] = [round(rate, 2) for rate in each]
     faster = [ours_ / theirs_ for ours_, theirs_ in zip(turns["ser_hpc"], turns["transformers"], strict=True)]
+    chosen = f"--family {options.family} --clips {options.clips} --rounds {options.rounds}"
     report = {
-        "command": f"predict_speed.py {options.recordings} --family {options.family} --clips {options.clips}",
+        "command": f"python tools/bench/predict_speed.py {options.recordings} {chosen}",
         "machine": {"device": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "family": options.family, "parameters": spec, "clips": len(clips), "seconds": round(seconds, 1),
         "longest_s": round(max(map(len, clips)) / RATE, 2), "rates": rates,
