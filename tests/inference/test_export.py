@@ -68,7 +68,7 @@ def test_a_folder_predicts_as_its_run_and_as_in_transformers(kind: str, base: Pa
             assert theirs.probabilities == pytest.approx(ours.probabilities, abs=1e-5)
             assert theirs.tasks.keys() == ours.tasks.keys()
     classify = pipeline("audio-classification", model=str(out), top_k=None)
-    own = kind in ("fine-tuned", "wavlm")
+    own = kind in ("fine-tuned", "wavlm", "lora")
     assert (type(classify.model).__module__.split(".")[0] == "transformers") == own
     sounds = [audio.decode(path).samples.astype(np.float32) / 32768 for path in paths]
     expected = ser_hpc.load(out).predict(paths)
