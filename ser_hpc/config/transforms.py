@@ -14,6 +14,7 @@ Pitch, tempo and loudness carry emotion: every range is a setting, and the plan 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -85,7 +86,7 @@ class Transform(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _absolute(cls, value: Any) -> Any:
-        return _with_paths(value, lambda path: str(Path(path).expanduser().absolute()))
+        return _with_paths(value, lambda path: str(Path(os.path.expanduser(path)).absolute()))  # noqa: PTH111  # never raises
 
     @model_validator(mode="after")
     def _from_outside(self) -> Self:

@@ -24,6 +24,8 @@ from ser_hpc.core.awake_clock import awake_s
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CANNOT_SYNC = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM)
+# What reading a JSON file that anybody may have changed, and taking it for what was written, can raise.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, MemoryError)
 _SEAL = "sha256"
 _CLAIM_S = 10.0  # renaming a file takes no longer: whoever has claimed the name, and has not done it by then, was killed
 

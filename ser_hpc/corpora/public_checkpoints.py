@@ -7,6 +7,7 @@ trained or tuned on. Weights in a folder are known by `_name_or_path` in their c
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -53,7 +54,7 @@ def contamination(weights: str | None, tested: Iterable[str]) -> str | None:
     """
     if not weights:
         return None
-    config = _read_config(Path(weights).expanduser())
+    config = _read_config(Path(os.path.expanduser(weights)))  # noqa: PTH111  # never raises
     names = [weights, *([str(config["_name_or_path"])] if config.get("_name_or_path") else [])]
     corpora = sorted(set(tested))
     for name in names:

@@ -9,6 +9,8 @@ of one recording that overlap by their times, are not counted here: `protocols.l
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from ser_hpc.core.errors import UserError, counted, listed
 from ser_hpc.protocols.clip_table import SIDE_PAIRS, SIDES, ClipTable
 
 SETTING = "folds.harmless_pairs"
+_PAIR = re.compile(r"\s*([^\s=/]+/[^\s=/]+)\s*=\s*([^\s=/]+/[^\s=/]+)(?:\s|$)")  # whatever follows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +49,26 @@ def parse_harmless(texts: Iterable[str]) -> frozenset[tuple[str, str]]:
     """
     found = set()
     for text in texts:
-        if (path := Path(text)).is_file():
+        if os.path.isfile(text):  # noqa: PTH113  # never raises
             try:
-                lines = path.read_text(encoding="utf-8").splitlines()
+                lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"{SETTING}: {text} cannot be read ({error})") from error
-            entries = [(f"{text}, line {n}: ", line.partition("#")[0].split()) for n, line in enumerate(lines, 1)]
-            found |= {_pair(where, words[0]) for where, words in entries if words}
+            entries = [(f"{text}, line {n}: ", line.partition("#")[0].strip()) for n, line in enumerate(lines, 1)]
+            found |= {_pair(where, line) for where, line in entries if line}
         else:
             found.add(_pair("", text))
     return frozenset(found)
 
 
 def _pair(where: str, text: str) -> tuple[str, str]:
-    one, _, other = text.partition("=")
-    if not all(all(name.partition("/")[::2]) for name in (one, other)) or one == other:
+    match = _PAIR.match(text)
+    if match is None or (names := match.groups())[0] == names[1]:
         raise UserError(
             f"{SETTING}: {where}{text!r} is no pair of clips; write CORPUS/ID=CORPUS/ID, or name a file of such lines"
         )
-    return (one, other) if one < other else (other, one)
+    one, other = sorted(names)
+    return one, other
 
 
 def check_near_duplicates(

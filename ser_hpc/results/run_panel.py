@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ser_hpc.config.load import load_run_settings
-from ser_hpc.core.atomic_io import json_digest, read_sealed, write_sealed
+from ser_hpc.core.atomic_io import UNREADABLE, json_digest, read_sealed, write_sealed
 from ser_hpc.core.errors import UserError
 from ser_hpc.corpora.names import is_unknown
 from ser_hpc.results import shortcut_panel
@@ -65,7 +65,7 @@ def find_panel(
     name = f"panel-{_panel_key(plan)}.json"
     folder = SharedFolder.of(run, first_shards(run), FOLDER)
     for path in folder.find(name):
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(*UNREADABLE):
             return _from_json(read_sealed(path)), None
     if not compute:
         return None, "it was not computed before, and is not to be now (--no-panel)"

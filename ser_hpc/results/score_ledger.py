@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ser_hpc.core.atomic_io import read_json, write_json
+from ser_hpc.core.atomic_io import UNREADABLE, json_digest, read_json, write_json
 from ser_hpc.core.errors import counted
 from ser_hpc.results import markdown
 from ser_hpc.run.shared_folder import SharedFolder
@@ -119,8 +119,9 @@ def _read_entries(folder: SharedFolder, key: str) -> dict[str, dict[str, Any]]:
 
 
 def _read_entry(path: Path) -> dict[str, Any] | None:
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+    with suppress(*UNREADABLE):
         entry = read_json(path)
+        json_digest(entry)  # NaN and infinity could not be written again
         scores = [float(score["uar"]) for score in entry["scores"]]
         if str(entry["run"])[:_DIGITS] == path.stem and scores and all(0 <= uar <= 1 for uar in scores):
             return {**entry, "first": float(entry["first"])}

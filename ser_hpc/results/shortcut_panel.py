@@ -124,7 +124,7 @@ class _Table(Predictor):
     """The class that a name's training clips have most often, each class by its share; of a new name, the largest class."""
 
     def __init__(self, names: np.ndarray) -> None:
-        self._names = names
+        self._names = np.maximum(names, -1)
 
     def predict(self, classes: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
         per_class = np.bincount(classes[train])

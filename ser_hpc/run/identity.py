@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -117,7 +118,7 @@ def check_identity(run: RunDir, recorded: RecordedIdentity) -> None:
 def local_folder(settings: Section) -> Path | None:
     """Return the folder that `model.weights` names; None if it is a name on the hub."""
     weights = getattr(getattr(settings, "model", None), "weights", None)
-    path = Path(weights).expanduser() if weights else None
+    path = Path(os.path.expanduser(weights)) if weights else None  # noqa: PTH111  # never raises
     return path if path is not None and path.is_dir() else None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ser_hpc.core.atomic_io import write_aside
+from ser_hpc.core.atomic_io import UNREADABLE, write_aside
 from ser_hpc.core.errors import UserError
 from ser_hpc.shards import fingerprint
 from ser_hpc.shards.index import Shard, read_table
@@ -53,7 +53,7 @@ def read_fingerprints(tar: Location, sha256: str, num_clips: int) -> tuple[np.nd
             return None
         lengths = np.frombuffer(body, "<i4", num_clips).astype(np.int64)
         words = np.frombuffer(body, "<u2", offset=4 * num_clips).astype(np.uint16)
-    except (UserError, OSError, ValueError, RecursionError):
+    except (UserError, *UNREADABLE):
         return None
     return (words, lengths) if (lengths >= 0).all() and lengths.sum() == len(words) else None
 

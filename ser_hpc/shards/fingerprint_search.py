@@ -4,7 +4,8 @@
     candidates    two clips with a key in common, and how far one lies behind the other; a key of more than COMMON clips
                   (a hum, a beep, a hundred copies) leads from each to the first and the next of them only
     error         the share of bits that differ where they overlap: 0.5 for what has nothing in common
-    pairs         whose error is below MOST_ERRORS, over a quarter of the shorter clip at least
+    pairs         whose error is below MOST_ERRORS, over a quarter of the shorter clip at least; of many copies of a clip
+                  not all N * N: those that are among the PER_CLIP with the fewest errors of either, and what links all
 
 Every key is looked at: nothing is sampled. They are sorted a range at a time, so that memory is bounded, whatever the number of
 clips. Error rates, on real speech: docs/data.md.
@@ -12,7 +13,7 @@ clips. Error rates, on real speech: docs/data.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from ser_hpc.shards.fingerprint import BITS, HOP, SHORTEST, SILENCE, words_to_seconds
 
 COMMON = 64
+PER_CLIP = 16
 MOST_ERRORS = 0.15  # share of bits
 MOST_ERRORS_SHORT = 0.10  # where fewer than LONG words are compared
 LONG = 40  # words
@@ -30,6 +32,7 @@ _KEY_WORDS, _KEY_STEP = 3, 8
 _SPAN = (_KEY_WORDS - 1) * _KEY_STEP
 _AT_ONCE = 1 << 22  # words
 _KEYS_AT_ONCE = 1 << 25
+_PAIRS_AT_ONCE = 1 << 20
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: spreads the keys over their ranges
 
 
@@ -95,6 +98,29 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.first)
 
+    def thinned(self) -> Pairs:
+        """Leave out pairs of clips that have many: neither is among the PER_CLIP nearest of the other (with the fewest errors),
+        and the two stay linked by pairs that are kept, so that none of a group passes for a clip of its own."""
+        if not len(self):
+            return self
+        one, other = np.concatenate([self.first, self.second]), np.concatenate([self.second, self.first])
+        order = np.lexsort((other, np.tile(self.error, 2), one))
+        ranks = np.arange(len(order)) - np.searchsorted(one[order], one[order])
+        near = np.zeros(len(self), dtype=bool)
+        near[order[ranks < PER_CLIP] % len(self)] = True
+        return self if near.all() else self.take(near | self._links())
+
+    def _links(self) -> np.ndarray:
+        """Tell which pairs make a spanning forest of the clips, that with the fewest errors, bool (num_pairs,)."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import minimum_spanning_tree
+
+        weight = np.empty(len(self))
+        weight[np.argsort(self.error, kind="stable")] = np.arange(1, len(self) + 1)  # no two are equal, and none is zero
+        size = int(self.second.max()) + 1
+        tree = minimum_spanning_tree(coo_array((weight, (self.first, self.second)), shape=(size, size)).tocsr())
+        return np.isin(weight, tree.data)
+
     def take(self, rows: np.ndarray) -> Pairs:
         """Return some of them: int array or mask."""
         return Pairs(*(getattr(self, field.name)[rows] for field in fields(self)))
@@ -114,16 +140,20 @@ class Pairs:
         return words_to_seconds(1) * self.words
 
 
-def find_pairs(prints: Fingerprints, dataset: np.ndarray | None = None) -> Pairs:
+def find_pairs(
+    prints: Fingerprints, dataset: np.ndarray | None = None, wanted: Callable[[Pairs], Pairs] = lambda pairs: pairs
+) -> Pairs:
     """Find the pairs of clips that share sound. `dataset`: the number of each clip's, (num_clips,), to find those between
-    datasets alone."""
+    datasets alone; `wanted`: leaves out those that do not count."""
     audible = prints.audible
     num_ranges = max(1, -(-int(audible.sum()) // _KEYS_AT_ONCE))
     found: list[Pairs] = []
     for number in range(num_ranges):
-        candidates = _candidates(prints, dataset, *_keys(prints.words, number, num_ranges))
-        found = [Pairs.join([*found, *(_compare(prints, audible, *some) for some in candidates)])]
-    return found[0]
+        for some in _candidates(prints, dataset, *_keys(prints.words, number, num_ranges)):
+            found.append(wanted(_compare(prints, audible, *some)))
+            if sum(map(len, found[1:])) > _PAIRS_AT_ONCE:
+                found = [Pairs.join(found).thinned()]
+    return Pairs.join(found).thinned()
 
 
 def _keys(words: np.ndarray, number: int, num_ranges: int) -> tuple[np.ndarray, np.ndarray]:

@@ -64,7 +64,7 @@ def _show_summary(summary: Mapping[str, Any], out: Console) -> None:
 
 
 def _show_near_duplicates(found: Mapping[str, Any], out: Console) -> None:
-    """Print a line a pair, as `folds.harmless_pairs` takes it, with what tells whether it matters behind a #."""
+    """Print a file for `folds.harmless_pairs`: a line a pair, and behind a # all else that there is to tell."""
     for pair in found["pairs"]:
         who = " and ".join(
             f"{emotion} by {speaker}" for emotion, speaker in zip(pair["emotions"], pair["speakers"], strict=True)
@@ -73,9 +73,10 @@ def _show_near_duplicates(found: Mapping[str, Any], out: Console) -> None:
             Text(f"{'='.join(pair['clips'])}  # {pair['seconds']:.1f} s, {pair['alike']:.0%} alike: {who}"), soft_wrap=True
         )
     if found["not_looked_for"]:
-        out.print(found["not_looked_for"], soft_wrap=True)
-    too_short = f", of which {found['too_short']:,} are too short to be compared" if found["too_short"] else ""
-    out.print(f"{counted(len(found['pairs']), 'pair')} of near-duplicates among {counted(found['clips'], 'clip')}{too_short}")
+        out.print(f"# {found['not_looked_for']}", soft_wrap=True)
+    too_short = f"; too short to be compared: {found['too_short']:,}" if found["too_short"] else ""
+    pairs, clips = counted(len(found["pairs"]), "pair"), counted(found["clips"], "clip")
+    out.print(f"# {pairs} of near-duplicates among {clips}{too_short}", soft_wrap=True)
 
 
 def _is_informative(name: str, counts: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ser_hpc.core.atomic_io import json_digest, seal, unseal, write_json
+from ser_hpc.core.atomic_io import UNREADABLE, json_digest, seal, unseal, write_json
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora.utterance import TextColumn
 from ser_hpc.protocols.near_duplicates import NearDuplicates
@@ -103,7 +103,7 @@ def search_dataset(
     kept = _read(root / NEAR_DUPLICATES, [printed], len(sound))
     if kept is not None or not search or (prints := load_fingerprints([(root, shard) for shard in shards])) is None:
         return kept
-    pairs = _unequal(find_pairs(prints), sound, overlap)
+    pairs = find_pairs(prints, wanted=partial(_unequal, sound, overlap))
     _keep([root / NEAR_DUPLICATES], [printed], len(sound), pairs, key)
     return pairs
 
@@ -169,12 +169,12 @@ def _search_between(index: ShardIndex, dataset: np.ndarray, *, search: bool) -> 
     shards = [(index.roots[number], shard) for number, shard in zip(index.dataset, index.shards, strict=True)]
     if not search or (prints := load_fingerprints(shards)) is None:
         return None
-    pairs = _unequal(find_pairs(prints, dataset), index.metadata.sound, index.metadata.overlap)
+    pairs = find_pairs(prints, dataset, partial(_unequal, index.metadata.sound, index.metadata.overlap))
     _keep(places, index.fingerprints, len(dataset), pairs, index.key)
     return pairs
 
 
-def _unequal(pairs: Pairs, sound: TextColumn, overlap: np.ndarray | None) -> Pairs:
+def _unequal(sound: TextColumn, overlap: np.ndarray | None, pairs: Pairs) -> Pairs:
     """Leave out clips of the very same samples, and pieces that overlap by their times."""
     wanted = np.array(
         [a != b for a, b in zip(sound[pairs.first].tolist(), sound[pairs.second].tolist(), strict=True)], dtype=bool
@@ -228,7 +228,7 @@ def _read(place: Location, datasets: Sequence[str], num_clips: int) -> Pairs | N
         columns += [[row["offset"] for row in rows], [row["words"] for row in rows]]
         first, second, offset, words = (np.array(column, dtype=np.int64) for column in columns)
         error = np.array([row["error"] for row in rows], dtype=np.float64)
-    except (UserError, OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
+    except (UserError, *UNREADABLE):
         return None
     pairs = Pairs(first, second, offset, words, error)
     there = (first >= 0) & (first < second) & (second < num_clips)

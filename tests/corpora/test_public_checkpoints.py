@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ser_hpc.config.load import load_settings
 from ser_hpc.corpora.public_checkpoints import CHECKPOINTS, contamination
 from ser_hpc.corpora.registry import PARSERS
+from ser_hpc.run.identity import local_folder
 
 OTHERS = {"aesdd", "shemo", "cmu_mosei", "mead"}  # that no parser is here for
 
@@ -56,3 +58,8 @@ def test_plain_encoders_are_not_suspected(weights: str | None, tmp_path: Path) -
     assert contamination(plain, [*PARSERS]) is None
     (Path(plain) / "config.json").write_text("[")
     assert contamination(plain, [*PARSERS]) is None
+
+
+def test_a_home_that_nobody_has_is_a_name_like_any_other() -> None:
+    assert contamination("~nobody.here/wavlm-on-emodb", ["emodb"]) is not None
+    assert local_folder(load_settings(None, ["model.weights=~nobody.here/wavlm"])) is None

@@ -82,6 +82,13 @@ def test_a_text_that_goes_with_a_class_is_found_and_new_texts_get_the_largest_cl
     assert _Table(np.where(names == 2, -1, names)).predict(classes, train, test).tolist() == [0, 1, 1]
 
 
+def test_clips_without_a_text_tell_nothing_whatever_corpora_they_are_of() -> None:
+    """Several corpora without texts: each has a negative number of its own."""
+    names, classes = np.array([0, 0, 1, -3, -4, -5]), np.array([0, 0, 1, 2, 2, 2])
+    rows = np.arange(len(names))
+    assert _Table(names).predict(classes, rows, rows).tolist() == [0, 0, 1, 2, 2, 2]
+
+
 @settings(max_examples=10)
 @given(st.integers(0, 99))
 def test_nothing_is_learnt_from_test_clips(seed: int) -> None:

@@ -187,6 +187,8 @@ def test_it_is_measured_once_for_all_runs_on_the_same_folds(
     more = trained(planned(tmp_path / "elsewhere", shards, "folds.protocol=leave_one_speaker_out", "folds.count=6"))
     assert "Scoring what can be told" in report(more)
     (panel,) = [path for path in (shards / "shortcuts").glob("panel-*") if "0.6" not in path.name][:1]
+    panel.write_text("[" * 100_000)
+    assert "Scoring what can be told" in report(first) + report(more), "a file that is none is found anew"
     panel.write_text(panel.read_text().replace('"damaged": 0', '"damaged": 7'))
     assert "7 clips could not be read" not in report(first) + report(more), "a file that was changed is not believed"
 
@@ -308,6 +310,8 @@ def test_a_stranger_in_the_ledger_is_passed_over(tmp_path: Path) -> None:
         "d" * 16: json.dumps({"run": "d" * 64, "first": 1, "scores": [{"uar": 7}]}),
         "e" * 16: json.dumps({"run": "e" * 64, "first": "soon", "scores": [{"uar": 0.5}]}),
         "f" * 16: json.dumps({"run": "f" * 64, "first": 1, "scores": []}),
+        "0" * 16: "[" * 100_000,
+        entry.stem: entry.read_text().replace('"first": ', '"first": NaN, "was": '),
     }.items():
         entry.with_name(f"{name}.json").write_text(content)
     ledger = enter_score(folder, plan_of(1), 0.5)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ser_hpc.shards import fingerprint_search
 from ser_hpc.shards.fingerprint import HOP, SHORTEST, SILENCE, fingerprint
 from ser_hpc.shards.fingerprint_file import SUFFIX, read_fingerprints, write_fingerprints
-from ser_hpc.shards.fingerprint_search import Fingerprints, find_pairs
+from ser_hpc.shards.fingerprint_search import PER_CLIP, Fingerprints, find_pairs
 
 DIGEST = "0" * 64
 
@@ -119,6 +119,30 @@ def test_hundreds_of_copies_are_all_linked_without_comparing_each_with_each() ->
     found = as_set(joined([words] * copies))
     assert {(i, i + 1) for i in range(copies - 1)} <= found and {(0, i) for i in range(1, copies)} <= found
     assert len(found) < 3 * copies
+
+
+def test_of_many_altered_copies_all_are_linked_and_the_pairs_are_no_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hundred copies of one clip in two groups, each nearer to its own than to the other."""
+    rng = np.random.default_rng(7)
+    words = rng.integers(1, 1 << 16, 100).astype(np.uint16)
+    copies, groups = 200, [words ^ (rng.random(100) < 0.3).astype(np.uint16) for _ in range(2)]
+    prints = [groups[i % 2] ^ (rng.random(100) < 0.1).astype(np.uint16) << 1 for i in range(copies)]
+    found = as_set(joined(prints))
+    assert len(found) < (PER_CLIP + 1) * copies < copies * copies / 4
+    reached = {0}
+    for _ in range(copies):
+        reached |= {clip for pair in found if reached & set(pair) for clip in pair}
+    assert reached == set(range(copies))
+    monkeypatch.setattr(fingerprint_search, "_PAIRS_AT_ONCE", 300)
+    assert as_set(joined(prints)) == found, "however the work is cut"
+
+
+def test_pairs_that_do_not_count_take_no_place() -> None:
+    """Thirty clips of the same samples, and one that is a little off: it is named with one of them."""
+    words = np.random.default_rng(8).integers(1, 1 << 16, 100).astype(np.uint16)
+    prints = joined([words] * 30 + [words ^ (np.arange(100) % 50 == 0).astype(np.uint16)])
+    found = find_pairs(prints, wanted=lambda pairs: pairs.take((pairs.first == 30) | (pairs.second == 30)))
+    assert found.positions.tolist() == [[i, 30] for i in range(30)]
 
 
 def test_a_sliver_in_common_is_no_pair_but_a_half_is() -> None:

@@ -16,6 +16,7 @@ from babble import CHANGES, RATE, babble
 from ser_hpc import inspect, launch
 from ser_hpc import pack as pack_command
 from ser_hpc.core.errors import UserError
+from ser_hpc.protocols.near_duplicates import parse_harmless
 from ser_hpc.shards import pair_file
 from ser_hpc.shards.fingerprint_file import SUFFIX
 from ser_hpc.shards.index import DATASET, REPORT, ShardIndex
@@ -124,6 +125,11 @@ def test_each_disguise_is_a_finding_of_packing(disguised: tuple[Path, list[tuple
     assert details["mine-s1f0"] == "sad by s1f, shares sound with mine-x-gain (sad by s3m; 1.0 s, 100% alike)"
 
 
+def parse_harmless_file(folder: Path, text: str) -> frozenset[tuple[str, str]]:
+    (folder / "pairs.txt").write_bytes(text.encode())
+    return parse_harmless([str(folder / "pairs.txt")])
+
+
 def test_the_listing_is_what_the_setting_takes_and_the_run_is_the_same(
     disguised: tuple[Path, list[tuple[str, str]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,7 +137,9 @@ def test_the_listing_is_what_the_setting_takes_and_the_run_is_the_same(
     assert inspect.main([str(shards), "--near-duplicates"]) == 0
     listing = capsys.readouterr().out
     assert [tuple(line.split()[0].split("=")) for line in listing.splitlines()[:-1]] == sorted(pairs)
-    assert listing.splitlines()[-1] == f"{len(pairs)} pairs of near-duplicates among {24 + len(pairs)} clips"
+    assert parse_harmless_file(tmp_path, listing) == set(pairs), "kept as it was printed"
+    assert parse_harmless_file(tmp_path, "\ufeff" + listing.replace("=", " = ").replace("\n", "\r\n")) == set(pairs)
+    assert listing.splitlines()[-1] == f"# {len(pairs)} pairs of near-duplicates among {24 + len(pairs)} clips"
     (tmp_path / "heard.txt").write_text(f"# listened to on Monday\n\n{chr(10).join(listing.splitlines()[:-1])}\n")
     run = run_of(tmp_path, capsys, f"data.shards={shards}", f"folds.harmless_pairs={tmp_path / 'heard.txt'}")
     plain = tmp_path / "plain"  # the same dataset, in which nobody has looked
@@ -303,14 +311,14 @@ def test_what_is_equal_or_overlaps_by_its_times_is_left_to_the_rules_for_that(
     out = packed(folder, [*rows, ("equal.wav", "sad", "s1m", "1")], tmp_path / "out")
     capsys.readouterr()
     assert inspect.main([str(out), "--near-duplicates"]) == 0
-    assert capsys.readouterr().out == "0 pairs of near-duplicates among 25 clips\n"
+    assert capsys.readouterr().out == "# 0 pairs of near-duplicates among 25 clips\n"
     soundfile.write(folder / "long.wav", babble(np.random.default_rng(5), 3.0), RATE)
     lines = ["audio,emotion,speaker,session,start_s,end_s", "long.wav,sad,s1f,1,0,2", "long.wav,sad,s1f,1,1,3"]
     (folder / "pieces.csv").write_text("\n".join([*lines, *(",".join([*row, "", ""]) for row in rows)]) + "\n")
     assert pack_command.main(["csv", str(folder / "pieces.csv"), str(tmp_path / "pieces"), "--workers", "1"]) == 0
     capsys.readouterr()
     assert inspect.main([str(tmp_path / "pieces"), "--near-duplicates"]) == 0
-    assert capsys.readouterr().out == "0 pairs of near-duplicates among 26 clips\n"
+    assert capsys.readouterr().out == "# 0 pairs of near-duplicates among 26 clips\n"
 
 
 def test_a_corpus_that_is_too_large_to_search_in_passing_waits_for_the_command(

@@ -106,7 +106,9 @@ def test_each_clip_is_measured_once_whatever_is_asked_for(
     (file,) = here.folder.iterdir()
     whole, header = file.read_bytes(), len(file.read_bytes()) - expected.shape[0] * (WIDTH + 1) * 8
     huge = whole[:header].replace(b"36", b"99") + whole[header:]
-    for content in (b"", whole[:-8], huge, b"PK\x03\x04" + whole, np.full(len(whole), 255, np.uint8).tobytes()):
+    unended, odd = whole.replace(b"(", b"[", 1), whole.replace(b"'descr'", b"[]     ", 1)  # for a parser of Python's
+    assert unended != whole != odd
+    for content in (b"", whole[:-8], huge, unended, odd, b"PK\x03\x04" + whole, np.full(len(whole), 255, np.uint8).tobytes()):
         file.write_bytes(content)
         np.testing.assert_array_equal(measure_clips(index, every, lambda number: here), expected)
         assert file.read_bytes() == whole
