@@ -98,11 +98,11 @@ def _steps(experiment: Experiment) -> list[str]:
 def _slow_head(settings: Settings) -> list[str]:
     """Tell that a head alone learns next to nothing at a learning rate made for encoders."""
     frozen = isinstance(settings.model, EncoderModel) and settings.model.freeze == "encoder" and not settings.is_probe
-    rate = settings.train.head_lr or settings.train.lr
+    name, rate = ("head_lr", settings.train.head_lr) if settings.train.head_lr else ("lr", settings.train.lr)
     if not frozen or rate >= _HEADS_LR:
         return []
     return [
-        f"the encoder is frozen, and a head alone hardly moves at a learning rate of {rate:g}: try train.lr=1e-3, or fit a "
+        f"the encoder is frozen, and a head alone hardly moves at a learning rate of {rate:g}: try train.{name}=1e-3, or fit a "
         "probe (model.head=probe)"
     ]
 

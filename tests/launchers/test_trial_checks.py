@@ -174,3 +174,10 @@ def test_packages_that_trials_would_miss_are_noted(shards: Path, tmp_path: Path,
     notes = "\n".join(trial_checks.check_trials(experiment))
     assert "model.adapter=lora needs the package peft, which is not installed here: pip install 'ser_hpc[adapters]'" in notes
     assert "train.strategy=zero2 needs the package deepspeed" in notes
+
+
+@pytest.mark.parametrize("name", ["lr", "head_lr"])
+def test_a_slow_head_is_told_the_setting_that_it_has(name: str) -> None:
+    settings = load_settings(None, ["model.freeze=encoder", f"train.{name}=1e-5"])
+    assert f"a learning rate of 1e-05: try train.{name}=1e-3" in trial_checks._slow_head(settings)[0]
+    assert not trial_checks._slow_head(load_settings(None, ["model.freeze=encoder", f"train.{name}=1e-3"]))
