@@ -151,7 +151,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _switch_kinds(tree: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Drop from a section of the file what its own kind has and the kind that the command line chooses has not."""
+    """Drop from a section of the file what means something to its own kind alone, where the command line chooses another: what
+    that one has not, or has by the same name for something else."""
     for override in overrides:
         path, _, kind = override.partition("=")
         *keys, last = path.split(".")
@@ -163,8 +164,10 @@ def _switch_kinds(tree: dict[str, Any], overrides: Sequence[str]) -> None:
         choice, own = _chosen(keys, tree)
         new = choice.kinds.get(kind) if choice else None
         if new is not None and own is not None and new is not own:
-            for name in [name for name in section if name in own.model_fields and name not in new.model_fields]:
-                del section[name]
+            before, after = own.model_fields, new.model_fields
+            for name in [name for name in section if name in before and name != "kind"]:
+                if name not in after or after[name].annotation != before[name].annotation:
+                    del section[name]
 
 
 def _set(tree: dict[str, Any], override: str) -> str | None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ser_hpc.config.settings import TrainSettings
 
-_LAYER = re.compile(r"^encoder\.(?:.*\.)?layers\.(\d+)\.")
+_LAYER = re.compile(r"^encoder\.(?:encoder\.){0,2}layers?\.(\d+)\.")  # nested once more in some families; `layer` in SEW-D
 
 
 def build_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -64,12 +64,22 @@ def _scales(module: nn.Module, settings: TrainSettings) -> dict[str, float]:
     """Return each parameter's learning rate relative to `train.lr`, by name: `train.layer_decay` per layer from the highest
     down, what lies below the layers as one more (Clark et al. 2020, ELECTRA); `train.head_lr` outside the encoder."""
     layers = {name: int(found[1]) for name, _ in module.named_parameters() if (found := _LAYER.match(name))}
-    top, seen, scales = max(layers.values(), default=-1), False, {}
+    top, scales = max(layers.values(), default=-1), {}
+    above = _above(module) if layers and settings.layer_decay != 1 else ()
     for name, _ in module.named_parameters():
         if not name.startswith("encoder."):
             scales[name] = (settings.head_lr or settings.lr) / settings.lr
         else:
-            seen |= name in layers
-            layer = layers.get(name, top if seen else -1)  # what comes after the layers belongs to the highest
+            layer = layers.get(name, top if name.startswith(above) else -1)
             scales[name] = settings.layer_decay ** (top - layer)
     return scales
+
+
+def _above(module: nn.Module) -> tuple[str, ...]:
+    """Return how the names of what comes after an encoder's layers start: it belongs to the highest."""
+    from ser_hpc.models.encoders.configuration import norms_last  # transformers, which other models do not need
+
+    encoder: Any = module.encoder
+    if encoder.config.model_type == "whisper":
+        return ("encoder.layer_norm.",)
+    return ("encoder.encoder.upsample.", *(("encoder.encoder.layer_norm.",) if norms_last(encoder.config) else ()))

@@ -12,10 +12,12 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
+from ser_hpc.config.adapters import LoraSettings
 from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.core.errors import UserError, counted
 from ser_hpc.corpora.names import is_unknown
@@ -32,7 +34,7 @@ def check_trials(experiment: Experiment) -> list[str]:
     """Return notes worth reading. Raises UserError with everything that would make each trial fail."""
     settings = experiment.settings
     problems = [*_root(settings.run.root), *_steps(experiment)]
-    notes = [*old_defaults_note(experiment), *_slow_head(settings)]
+    notes = [*old_defaults_note(experiment), *_slow_head(settings), *_missing_packages(settings)]
     if isinstance(settings.model, EncoderModel):
         error, model_notes = _model(settings.model)
         problems += [error] if error else []
@@ -96,12 +98,25 @@ def _steps(experiment: Experiment) -> list[str]:
 def _slow_head(settings: Settings) -> list[str]:
     """Tell that a head alone learns next to nothing at a learning rate made for encoders."""
     frozen = isinstance(settings.model, EncoderModel) and settings.model.freeze == "encoder" and not settings.is_probe
-    rate = settings.train.head_lr or settings.train.lr
+    name, rate = ("head_lr", settings.train.head_lr) if settings.train.head_lr else ("lr", settings.train.lr)
     if not frozen or rate >= _HEADS_LR:
         return []
     return [
-        f"the encoder is frozen, and a head alone hardly moves at a learning rate of {rate:g}: try train.lr=1e-3, or fit a "
+        f"the encoder is frozen, and a head alone hardly moves at a learning rate of {rate:g}: try train.{name}=1e-3, or fit a "
         "probe (model.head=probe)"
+    ]
+
+
+def _missing_packages(settings: Settings) -> list[str]:
+    """Tell what trials import and this Python lacks: a note, for they may run in another (a container)."""
+    lora = isinstance(settings.model, EncoderModel) and isinstance(settings.model.adapter, LoraSettings)
+    wanted = [("peft", "model.adapter=lora", "pip install 'ser_hpc[adapters]'")] if lora else []
+    if settings.train.strategy != "ddp":
+        wanted.append(("deepspeed", f"train.strategy={settings.train.strategy}", "install it, or use ddp"))
+    return [
+        f"{what} needs the package {name}, which is not installed here: {advice}"
+        for name, what, advice in wanted
+        if find_spec(name) is None
     ]
 
 

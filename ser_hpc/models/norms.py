@@ -47,11 +47,13 @@ class FrameBatchNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., C) -> (..., C)."""
         assert self.running_mean is not None and self.running_var is not None
-        mean, variance = self.running_mean.clone(), self.running_var.clone()
+        # Parameters that a strategy has cast (ZeRO's bf16) are widened again: torch takes no mixture but that.
+        wide = at_least_float32(self.weight.dtype)
+        mean, variance = (values.detach().to(wide, copy=True) for values in (self.running_mean, self.running_var))
         rows = x.reshape(-1, self.num_features)
         batch = self.training and len(rows) > 1  # one value has no variance: scaled as in evaluation
         # With momentum 1 what torch writes into the running statistics are the batch's own.
-        scaled = F.batch_norm(rows, mean, variance, self.weight, self.bias, batch, 1.0, self.eps)
+        scaled = F.batch_norm(rows, mean, variance, self.weight.to(wide), self.bias.to(wide), batch, 1.0, self.eps)
         if self.training:
             self.found = torch.stack([mean, variance])
         return scaled.view(x.shape)

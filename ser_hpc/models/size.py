@@ -32,9 +32,11 @@ _CONVOLUTIONS = {"conv_dim": [512] * 7, "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "
 _BASE = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "num_buckets": 320,
     "conv_bias": False, "feat_extract_norm": "group", "num_conv_pos_embeddings": 128, "num_conv_pos_embedding_groups": 16,
+    "feat_proj_layer_norm": True, "do_stable_layer_norm": False, "adapter_attn_dim": None,
 }  # fmt: skip
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 _WHISPER = {"d_model": 384, "encoder_layers": 4, "encoder_ffn_dim": 1536, "num_mel_bins": 80, "max_source_positions": 1500}
+_ALIASES = {"hidden_size": "d_model", "num_hidden_layers": "encoder_layers"}  # transformers' own other names for them
 _SPEECH = ("wav2vec2", "hubert", "wavlm")
 _CONFORMERS = ("wav2vec2-bert", "wav2vec2-conformer")
 
@@ -75,7 +77,9 @@ def model_size(model: ModelSettings, heads: Mapping[str, tuple[HeadSettings, int
     frozen = _frozen(model, parts["encoder"], stem, below, layer, shape)
     lora = _lora(model, shape)
     if lora:
-        parts["adapter"], frozen = lora, parts["encoder"]
+        parts["adapter"] = lora
+    if model.adapter is not None:  # bitfit's biases, and what one from outside trains, are little beside it
+        frozen = parts["encoder"]
     known = known and None not in counts and (model.adapter is None or lora is not None)
     exact = exact and known and shape["model_type"] in (*_SPEECH, "whisper")
     flops = _stem_flops(shape) + layers * (
@@ -93,7 +97,7 @@ def _shape(model: EncoderModel) -> tuple[dict[str, Any], bool]:
         given = json.loads(local.read_text(encoding="utf-8")) if known else _guessed(model.weights or "")
     shape: dict[str, Any] = {"model_type": "wav2vec2", **_CONVOLUTIONS, **_BASE}
     if given.get("model_type") == "whisper":
-        shape |= _WHISPER | given
+        shape |= _WHISPER | {_ALIASES.get(name, name): value for name, value in given.items()}
         shape |= {"hidden_size": shape["d_model"], "num_hidden_layers": shape["encoder_layers"]}
     else:
         shape |= given
@@ -130,7 +134,8 @@ def _speech(shape: Mapping[str, Any]) -> tuple[int, int, int, int]:
     )
     stem += sum(channels[1:]) * bool(shape["conv_bias"]) + 2 * sum(channels[1 : 1 + normalised])
     last, taps = channels[-1], shape["num_conv_pos_embeddings"]
-    below = 2 * last + last * width + width  # the projection, and its norm
+    normed = shape["model_type"] != "hubert" or shape["feat_proj_layer_norm"]
+    below = 2 * last * normed + last * width + width  # the projection, and its norm
     below += width * (width // shape["num_conv_pos_embedding_groups"]) * taps + taps + width + 2 * width
     layer = 4 * (width * width + width) + 2 * width * ff + ff + width + 4 * width
     if shape["model_type"] in _CONFORMERS:
@@ -138,6 +143,8 @@ def _speech(shape: Mapping[str, Any]) -> tuple[int, int, int, int]:
     if shape["model_type"] == "wavlm":
         heads = shape["num_attention_heads"]
         layer += 8 * (width // heads) + 8 + heads
+    if shape["model_type"] == "wav2vec2" and shape["do_stable_layer_norm"] and shape["adapter_attn_dim"]:
+        layer += 2 * width + 2 * width * shape["adapter_attn_dim"] + shape["adapter_attn_dim"] + width  # MMS's, of a language
     return stem, below, layer, 0
 
 
@@ -161,7 +168,7 @@ def _frozen(model: EncoderModel, encoder: int, stem: int, below: int, layer: int
     table = below if shape["model_type"] == "whisper" else 0
     if not model.freeze_layers:
         return table + (stem if model.freeze == "feature_encoder" else 0)
-    if not table and bool(shape.get("do_stable_layer_norm")):
+    if not table and shape.get("do_stable_layer_norm"):
         below -= 2 * int(shape["hidden_size"])  # the last norm, which such an encoder has above its layers
     relative = _relative(shape) if shape["model_type"] == "wavlm" else 0
     return stem + below + model.freeze_layers * layer + relative

@@ -100,5 +100,11 @@ def test_another_kind_on_the_command_line_leaves_behind_what_only_the_files_kind
     model = load_settings(file, ["model.head.hidden=[64]", "model.head.kind=mlp"]).model
     assert isinstance(model, EncoderModel) and model.weights == "x/y"
     assert model.head.model_dump(exclude_defaults=True) == {"hidden": (64,)}
+    file.write_text("model: {weights: x/y, layers: weighted, dropout: null, head: {kind: mlp, norm: batch, dropout: 0.3}}\n")
+    network = load_settings(file, ["model.kind=acrnn"]).model  # which has a number of `layers`, and no optional dropout
+    assert network.model_dump(exclude_defaults=True) == {}
+    assert load_settings(file, ["model.head.kind=mean_pool"]).heads["model.head"].model_dump(exclude_defaults=True) == {
+        "dropout": 0.3  # which is the same thing there
+    }
     with pytest.raises(ConfigError, match=r"model.head.layers: unknown key"):  # what is asked for stays, and is refused
         load_settings(file, ["model.head.layers=all", "model.head.kind=mlp"])

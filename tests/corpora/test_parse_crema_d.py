@@ -154,3 +154,13 @@ def test_votes_that_are_no_numbers_are_refused(tree: Path, tmp_path: Path) -> No
     (tmp_path / "tabulatedVotes.csv").write_text(TABULATED.replace(",2,6", ",2.5,6"))
     with pytest.raises(UserError, match=r"tabulatedVotes.csv: votes must be whole numbers; not anger '2.5'"):
         crema_d.parse(tmp_path)
+
+
+def test_votes_of_a_table_saved_anew_and_without_the_summary(tmp_path: Path) -> None:
+    """3.0 is 3; what most listeners perceived is not said to agree nowhere, where the copy does not say it."""
+    clip(tmp_path / "AudioWAV" / "1001_IEO_ANG_HI.wav")
+    (tmp_path / "tabulatedVotes.csv").write_text(TABULATED.replace(",2,6", ",2.0,6"), encoding="utf-8-sig")
+    parsed = crema_d.parse(tmp_path)
+    assert "anger=2 disgust=6" in " ".join(parsed.utterances[0].extra.values())
+    assert any("summaryTable.csv with the perceived ones is not in this copy" in warning for warning in parsed.warnings)
+    assert not any("%" in warning or "no perceived label" in warning for warning in parsed.warnings)

@@ -136,3 +136,5 @@ def test_annotators_votes_are_soft_labels(tmp_path: Path, form: str) -> None:
     of = {u.utterance_id: u.extra.get("votes") for u in msp_podcast.parse(tmp_path).utterances}
     assert of["MSP-PODCAST_0001_0008"] == "angry=2 neutral=2 other=1 surprised=1"
     assert of["MSP-PODCAST_0001_0019"] is None
+    (tmp_path / "Labels" / "labels_detailed.csv").write_text("FileName,Primary\nMSP-PODCAST_0001_0008.wav,Angry\n")
+    assert any("labels_detailed.csv: no votes in a column" in warning for warning in msp_podcast.parse(tmp_path).warnings)

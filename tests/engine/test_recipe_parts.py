@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from engine.test_resume import EVERY_STEP, lines, start, wait_for_step
-from models.tiny import ENCODERS, batch, clips
+from models.tiny import ENCODERS, OTHER_ENCODERS, batch, clips
 from safetensors.torch import load_file
 from small import curve, packed_tones, planned, run_here, train_on_ranks
 from torch import nn
@@ -21,6 +21,7 @@ from ser_hpc.engine.distributed.world import World
 from ser_hpc.engine.optim import build_optimizer, set_learning_rate
 from ser_hpc.engine.reached import ReachedParameters
 from ser_hpc.models.classifier import build_classifier
+from ser_hpc.models.layer_sum import LayerSum
 from ser_hpc.run.run_dir import RunDir, Trial
 
 TRIAL = Trial(0, 0)
@@ -96,19 +97,32 @@ def rates(model: nn.Module, train: TrainSettings, lr: float) -> dict[str, float]
     return {name: of[id(p)] for name, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("name", ["wav2vec2, layer norm", "whisper"])
+# What comes after the layers, and how these are named.
+SHAPES = {
+    "wav2vec2, layer norm": (("encoder.encoder.layer_norm.",), "encoder.encoder.layers."),
+    "hubert": ((), "encoder.encoder.layers."),
+    "whisper": (("encoder.layer_norm.",), "encoder.layers."),
+    "conformer, relative": (("encoder.encoder.layer_norm.",), "encoder.encoder.layers."),
+    "data2vec": ((), "encoder.encoder.layers."),  # whose position embeddings are a stack of `layers`, too
+    "sew": (("encoder.encoder.upsample.",), "encoder.encoder.layers."),
+    "sew-d": (("encoder.encoder.upsample.",), "encoder.encoder.encoder.layer."),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
 def test_learning_rates_fall_from_the_head_to_the_lowest_layer(name: str) -> None:
-    model = build_classifier(ENCODERS[name].model_copy(update={"layers": "weighted"}), 4, seed=0)
+    above, stack = SHAPES[name]
+    model = build_classifier((ENCODERS | OTHER_ENCODERS)[name], 4, seed=0)
+    model.layer_sum = LayerSum(3)
     found = rates(model, TrainSettings(lr=1e-4, head_lr=1e-3, layer_decay=0.5), 1e-5)  # a tenth, as in warm-up
+    assert any(parameter.startswith(f"{stack}1.") for parameter in found)
     for parameter, rate in found.items():
-        if ".layers.1." in parameter or parameter == "encoder.layer_norm.weight":
+        if not parameter.startswith("encoder."):
+            expected = 1e-4
+        elif parameter.startswith((f"{stack}1.", *above)):
             expected = 1e-5
-        elif ".layers.0." in parameter:
-            expected = 0.5e-5
-        elif parameter.startswith("encoder.") and parameter != "encoder.layer_norm.bias":
-            expected = 0.25e-5
         else:
-            expected = 1e-4 if not parameter.startswith("encoder.") else 1e-5
+            expected = 0.5e-5 if parameter.startswith(f"{stack}0.") else 0.25e-5
         assert rate == pytest.approx(expected), parameter
     assert set(rates(model, TrainSettings(lr=1e-4), 1e-4).values()) == {1e-4}
     with pytest.raises(ConfigError, match=r"train\.layer_decay is of transformer layers"):

@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from models.tiny import CONFIGS
 from small import packed_tones, wav2vec2
 
+from ser_hpc.config.adapters import LoraSettings
 from ser_hpc.config.load import load_settings
 from ser_hpc.config.settings import EncoderModel
 from ser_hpc.core.errors import UserError
@@ -81,6 +82,9 @@ MISTAKES: dict[str, Callable[[Path], EncoderModel]] = {
     "Configuration for convolutional layers is incorrect": config(conv_dim=[16]),
     "numbers from 1": config(conv_stride=[10, 0, 4]),
     "freeze_layers is 3, but this encoder has 2": lambda _: EncoderModel(weights=None, config=wav2vec2(), freeze_layers=3),
+    "model.adapter=lora stands in layers": lambda _: EncoderModel(
+        weights=None, config=wav2vec2(), freeze_layers=2, adapter=LoraSettings()
+    ),
 }
 
 
@@ -158,3 +162,22 @@ def test_a_step_takes_no_more_clips_than_train(shards: Path, tmp_path: Path) -> 
     assert trial_checks.check_trials(prepare_experiment(load_settings(None, [*lines, f"train.global_batch={smallest}"]))) == []
     with pytest.raises(UserError, match=f"trains on {smallest} clips; take {smallest} at most"):
         trial_checks.check_trials(prepare_experiment(load_settings(None, [*lines, f"train.global_batch={smallest + 1}"])))
+
+
+def test_packages_that_trials_would_miss_are_noted(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not refused: trials may run in a container."""
+    told = [f"run.root={tmp_path}", f"data.shards={shards}", "model.weights=null", f"model.config={wav2vec2()}"]
+    settings = load_settings(None, [*told, "model.adapter.kind=lora", "train.strategy=zero2", "train.global_batch=8"])
+    experiment = prepare_experiment(settings)
+    assert not any("not installed here" in note for note in trial_checks.check_trials(experiment))
+    monkeypatch.setattr(trial_checks, "find_spec", lambda name: None)
+    notes = "\n".join(trial_checks.check_trials(experiment))
+    assert "model.adapter=lora needs the package peft, which is not installed here: pip install 'ser_hpc[adapters]'" in notes
+    assert "train.strategy=zero2 needs the package deepspeed" in notes
+
+
+@pytest.mark.parametrize("name", ["lr", "head_lr"])
+def test_a_slow_head_is_told_the_setting_that_it_has(name: str) -> None:
+    settings = load_settings(None, ["model.freeze=encoder", f"train.{name}=1e-5"])
+    assert f"a learning rate of 1e-05: try train.{name}=1e-3" in trial_checks._slow_head(settings)[0]
+    assert not trial_checks._slow_head(load_settings(None, ["model.freeze=encoder", f"train.{name}=1e-3"]))

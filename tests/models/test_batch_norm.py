@@ -89,3 +89,17 @@ def test_a_lone_value_is_no_statistic() -> None:
     running.update(1, alone)
     torch.testing.assert_close(ours.running_var, theirs.running_var)
     torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_parameters_that_were_cast_normalise_all_the_same(training: bool) -> None:
+    """ZeRO casts them to bf16, and leaves running statistics in float32, which torch's own kernel refuses."""
+    norm, rows = FrameBatchNorm(4).train(training), torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+    expected = norm(rows)
+    for parameter in norm.parameters():
+        parameter.data = parameter.data.bfloat16()
+    scaled = norm(rows.bfloat16())
+    assert scaled.dtype == torch.bfloat16 and (not training or norm.found.dtype == torch.float32)
+    torch.testing.assert_close(scaled.float(), expected, atol=0.02, rtol=0.01)
+    scaled.sum().backward()
+    assert norm.running_var is not None and norm.running_var.dtype == torch.float32 and norm.weight.grad is not None

@@ -76,6 +76,8 @@ def test_where_it_goes_is_chosen_by_name() -> None:
     names = {key for key, p in build_classifier(frozen, 4, 0).named_parameters() if "lora_" in key}
     assert names and all(".layers.1." in key for key in names)
     with pytest.raises(UserError, match="has no such layer that is not frozen"):
+        build_classifier(frozen.model_copy(update={"freeze_layers": 2, "adapter": LoraSettings(targets=("q_proj",))}), 4, 0)
+    with pytest.raises(UserError, match=r"model\.freeze_layers freezes all 2: freeze fewer"):
         build_classifier(frozen.model_copy(update={"freeze_layers": 2}), 4, 0)
     with pytest.raises(ConfigError, match=r"model\.adapter\.rank"):
         load_settings(None, ["model.adapter.kind=lora", "model.adapter.rank=0"])

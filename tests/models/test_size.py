@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.tiny import ACRNN, ENCODERS, OTHER_ENCODERS
+from models.tiny import ACRNN, CONFIGS, ENCODERS, OTHER_ENCODERS
 
 from ser_hpc.config.heads import AttentionPooling, HeadSettings, MeanPoolSettings, MeanStdPooling, MlpSettings, ProbeSettings
 from ser_hpc.config.settings import EncoderModel
@@ -46,6 +46,28 @@ def check(model: EncoderModel) -> None:
 @pytest.mark.parametrize("parts", PARTS, ids=lambda parts: " ".join(map(str, parts.values())))
 def test_encoders_are_counted_to_the_last_parameter(name: str, parts: dict[str, object]) -> None:
     check(ENCODERS[name].model_copy(update=parts))
+
+
+SHAPES = [
+    ("hubert", {"feat_proj_layer_norm": False}),
+    ("wav2vec2, layer norm", {"adapter_attn_dim": 8}),
+    ("wav2vec2, group norm", {"adapter_attn_dim": 8}),  # which has none then
+    ("wav2vec2, group norm", {"do_stable_layer_norm": True}),
+    ("wav2vec2, group norm", {"feat_extract_norm": "layer", "conv_bias": True}),
+    ("wav2vec2, group norm", {"conv_dim": [16, 32], "conv_kernel": [10, 8], "conv_stride": [10, 8]}),
+    ("wavlm, layer norm", {"num_buckets": 20, "max_bucket_distance": 40}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), SHAPES, ids=lambda value: " ".join(value))
+def test_what_a_family_may_have_is_counted(name: str, changes: dict[str, object]) -> None:
+    for parts in ({}, {"freeze_layers": 1}):
+        check(EncoderModel(weights=None, config=CONFIGS[name] | changes, **parts))
+
+
+def test_whispers_sizes_by_transformers_other_names() -> None:
+    config = {"model_type": "whisper", "hidden_size": 48, "num_hidden_layers": 2, "encoder_attention_heads": 2}
+    check(EncoderModel(weights=None, config=config))
 
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: f"{head.kind} {getattr(head, 'norm', '')}")

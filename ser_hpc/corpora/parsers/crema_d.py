@@ -48,13 +48,14 @@ def parse(root: Path) -> ParseResult:
     warnings: list[str] = []
     people = _people(require_folder(root, LAYOUT), warnings)
     perceived = _perceived(root, warnings)
+    summarised = bool(perceived)
     for name, votes in _votes(root).items():
         perceived.setdefault(name, {}).update(votes)
     found, skipped = parse_files(find_recordings(root), lambda path: _utterance(path, people, perceived))
     result = make_result(root, LAYOUT, found, skipped, {"emotion": CLIPS_BY_EMOTION})
     clips = result.utterances
     warnings += [f"{u.audio_path} is read as {u.utterance_id}" for u in clips if u.audio_path.stem.upper() != u.utterance_id]
-    warnings += _agreement(clips) if perceived else []
+    warnings += _agreement(clips) if summarised else []
     warnings += count_warnings("level", (u.intensity for u in clips), CLIPS_BY_LEVEL)
     return result.with_warnings(warnings)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ser_hpc.core.errors import UserError, listed
+
+_COUNT = re.compile(r"[0-9]+(\.0*)?")  # 3.0 is what a table saved anew, with an empty cell in the column, makes of 3
 
 
 def find_nearest(root: Path, *names: str) -> Path | None:
@@ -24,7 +27,8 @@ def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) 
             reader = csv.DictReader(file, restval="")
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
-                raise UserError(f"{path}: no column {listed(missing)}; its columns are {listed(reader.fieldnames or (), 20)}")
+                lacks = listed([name or "without a name" for name in missing])
+                raise UserError(f"{path}: no column {lacks}; its columns are {listed(reader.fieldnames or (), 20)}")
             return [{name: (row.get(name) or "").strip() for name in (*columns, *optional)} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a UTF-8 table: {error}") from error
@@ -32,7 +36,8 @@ def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) 
 
 def votes(counts: Mapping[str, str | int], table: Path | None) -> str:
     """Write annotators' votes as a distribution task reads them: `anger=2 neutral=7`. Raises UserError for what is no count."""
-    wrong = [f"{name} {count!r}" for name, count in counts.items() if not str(count or 0).isdecimal()]
+    wrong = [f"{name} {count!r}" for name, count in counts.items() if not _COUNT.fullmatch(str(count or 0))]
     if wrong:
         raise UserError(f"{table}: votes must be whole numbers; not {listed(wrong)}")
-    return " ".join(f"{name}={int(count)}" for name, count in counts.items() if int(count or 0))
+    whole = {name: int(float(count or 0)) for name, count in counts.items()}
+    return " ".join(f"{name}={count}" for name, count in whole.items() if count)

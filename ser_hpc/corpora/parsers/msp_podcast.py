@@ -56,7 +56,8 @@ def parse(root: Path) -> ParseResult:
     if labels is None:
         raise UserError(f"{root} holds no {' or '.join(LABELS)}; expected {LAYOUT}")
     audio, skipped = _audio(root)
-    votes = _votes(root)
+    warnings: list[str] = []
+    votes = _votes(root, warnings)
     utterances: list[Utterance] = []
     unlabelled = dict(audio)
     for line, row in enumerate(csv_file.read_rows(labels, COLUMNS), 2):
@@ -69,7 +70,7 @@ def parse(root: Path) -> ParseResult:
             skipped.append((labels, f"line {line}: {clip}"))
     skipped += [(path, f"no line in {labels.name} (the labels of Test3 are not published)") for path in unlabelled.values()]
     result = make_result(root, LAYOUT, utterances, skipped)
-    return result.with_warnings(_warnings(result.utterances))
+    return result.with_warnings(warnings + _warnings(result.utterances))
 
 
 def _audio(root: Path) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
@@ -80,8 +81,9 @@ def _audio(root: Path) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
     return first, [(path, "the same name as another file, which is used") for path in copies]
 
 
-def _votes(root: Path) -> dict[str, str]:
-    """Read how many annotators chose each primary emotion, by clip in lower case; of a copy without the table nothing."""
+def _votes(root: Path, warnings: list[str]) -> dict[str, str]:
+    """Read how many annotators chose each primary emotion, by clip in lower case; of a copy without the table nothing, and of a
+    table without votes nothing but a warning."""
     path = csv_file.find_nearest(root, DETAILED)
     if path is None:
         return {}
@@ -93,6 +95,8 @@ def _votes(root: Path) -> dict[str, str]:
         said = EMOTIONS.get(said.upper(), said)
         if said:
             counts.setdefault(Path(row["FileName"]).stem.lower(), Counter())[_NAMED.get(said, "other")] += 1
+    if not counts:
+        warnings.append(f"{path}: no votes in a column EmoClass_Major or EmoDetail, so clips have none")
     return {name: csv_file.votes(dict(sorted(of.items())), path) for name, of in counts.items()}
 
 

@@ -24,6 +24,7 @@ from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, Rep
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
+from ser_hpc.config.adapters import LoraSettings
 from ser_hpc.config.heads import ProbeSettings
 from ser_hpc.config.settings import EncoderModel
 from ser_hpc.core.errors import UserError, listed
@@ -83,6 +84,11 @@ def num_layers(config: Any) -> int:
     """Count the transformer's layers."""
     layers: int = config.encoder_layers if config.model_type == "whisper" else config.num_hidden_layers
     return layers
+
+
+def norms_last(config: Any) -> bool:
+    """Tell whether the norm beside the transformer's layers comes after them, not before."""
+    return config.model_type == "wav2vec2-conformer" or bool(getattr(config, "do_stable_layer_norm", False))
 
 
 def is_squeezed(config: Any) -> bool:
@@ -167,6 +173,9 @@ def _unsupported(config: Any, settings: EncoderModel) -> Iterator[str]:
             yield f"model.head.layers: the layers of {config.model_type} have fewer frames than it returns; use last"
         elif settings.head.layers != "all" and max(settings.head.layers, default=0) > num_layers(config):
             yield f"model.head.layers has {max(settings.head.layers)}, but this encoder's are 0 to {num_layers(config)}"
+    lora = isinstance(settings.adapter, LoraSettings) and not settings.adapter.targets
+    if lora and settings.freeze_layers == num_layers(config):
+        yield f"model.adapter=lora stands in layers, and model.freeze_layers freezes all {settings.freeze_layers}: freeze fewer"
     if settings.layers == "weighted" and is_squeezed(config):
         yield f"model.layers=weighted: the layers of {config.model_type} have fewer frames than it returns; use last"
     if settings.freeze_layers and config.model_type == "sew-d":

@@ -64,8 +64,7 @@ def _frozen(model: Any, settings: EncoderModel) -> list[nn.Module]:
     if whisper:
         return [*stem, *model.layers[:count]]
     below = [*_there(model, "layer_norm", "feature_projection"), *_there(model.encoder, "pos_conv_embed")]
-    norm_last = model.config.model_type == "wav2vec2-conformer" or getattr(model.config, "do_stable_layer_norm", False)
-    if not norm_last:
+    if not configuration.norms_last(model.config):
         below += _there(model.encoder, "layer_norm")
     return [*stem, *below, *model.encoder.layers[:count]]
 
