@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from ser_hpc.config.heads import ProbeSettings
 from ser_hpc.config.settings import EncoderModel, Settings
@@ -41,6 +40,7 @@ from ser_hpc.shards.read import CorruptionCause, corruption_error
 from ser_hpc.tasks.task import ClipTargets
 
 _MOST_ITERATIONS = 1000
+_LEAST_SCALE = 0.1
 _NEVER = -100.0  # the logit of a class that the training part has no clip of
 
 
@@ -122,10 +122,11 @@ class _Fit:
             weights[positions].astype(np.float64),
             positions,
         )
-        scaler = StandardScaler()
-        self._features = scaler.fit_transform(self._rows(positions).astype(np.float64))
-        self._probe.mean.copy_(torch.from_numpy(scaler.mean_))
-        self._probe.scale.copy_(torch.from_numpy(scaler.scale_))
+        rows = self._rows(positions).astype(np.float64)
+        mean, scale = rows.mean(axis=0), feature_scale(rows, self._probe.width // self._probe.num_statistics)
+        self._features = (rows - mean) / scale
+        self._probe.mean.copy_(torch.from_numpy(mean))
+        self._probe.scale.copy_(torch.from_numpy(scale))
         self._best = {name: tensor.clone() for name, tensor in self._probe.state_dict().items()}
 
     def fit(self, penalty: float) -> tuple[float, finish.PartScores]:
@@ -162,6 +163,19 @@ class _Fit:
     def _rows(self, positions: np.ndarray) -> np.ndarray:
         rows: np.ndarray = self._states.means[np.searchsorted(self._states.positions, positions)]
         return rows
+
+
+def feature_scale(rows: np.ndarray, width: int) -> np.ndarray:
+    """Return what features (clips, numbers) are divided by: their standard deviation, and at least a tenth of the median one of
+    the same statistic of the same layer, `width` numbers side by side.
+
+    Where all clips have one length, what depends on it (the mean of position embeddings) varies by rounding alone; divided by
+    that, a clip of any other length would be thousands of deviations away, and get any class with certainty.
+    """
+    deviations = rows.std(axis=0).reshape(-1, width)
+    floors = _LEAST_SCALE * np.median(deviations, axis=1, keepdims=True)
+    scale: np.ndarray = np.maximum(deviations, floors).reshape(-1)
+    return np.where(scale > 0, scale, 1.0)
 
 
 def fit_logistic_regression(

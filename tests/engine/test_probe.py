@@ -22,7 +22,7 @@ from ser_hpc.engine.distributed.world import World
 from ser_hpc.engine.fault.preemption import StopFlag, Stopped
 from ser_hpc.engine.fault.watchdog import Watchdog
 from ser_hpc.engine.frozen_encoder import FrozenEncoder
-from ser_hpc.engine.probe import fit_logistic_regression, train_trial
+from ser_hpc.engine.probe import feature_scale, fit_logistic_regression, train_trial
 from ser_hpc.engine.trial_data import TrialData
 from ser_hpc.models.classifier import build_classifier
 from ser_hpc.models.encoders.configuration import check_configuration
@@ -81,6 +81,18 @@ def test_a_class_without_clips_is_never_predicted(present: tuple[int, ...]) -> N
     weight, bias = fit_logistic_regression(features, targets, np.ones(80), 0.01, 4)
     predicted = (features @ weight.T + bias).argmax(1)
     assert set(predicted) == set(present) and (predicted == targets).mean() > 0.7
+
+
+def test_what_varies_by_rounding_alone_is_not_blown_up() -> None:
+    """As the mean of position embeddings does, where all clips have one length: a clip of another would get any class."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((50, 12)) * np.geomspace(1, 30, 12)
+    rows[:, 3], rows[:, 8] = 5 + 1e-7 * rows[:, 3], 0
+    scale = feature_scale(rows, 6)
+    ordinary = [0, 1, 2, 4, 5, 6, 7, 9, 10, 11]
+    assert np.allclose(scale[ordinary], rows.std(0)[ordinary])
+    assert scale[3] == pytest.approx(0.1 * np.median(rows[:, :6].std(0)))
+    assert (feature_scale(np.ones((4, 6)), 3) == 1).all()
 
 
 def test_the_model_that_is_kept_predicts_the_same_from_sound(base: Path, pretrained: Path) -> None:  # noqa: F811

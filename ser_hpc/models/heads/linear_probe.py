@@ -25,7 +25,8 @@ class LinearProbe(nn.Module):
         super().__init__()
         self.layers = _numbers(settings, num_layers)
         self.std = settings.statistics == "mean_std"
-        self.width = width * len(self.layers or (0,)) * (2 if self.std else 1)
+        self.num_statistics = len(self.layers or (0,)) * (2 if self.std else 1)
+        self.width = width * self.num_statistics
         self.register_buffer("mean", torch.zeros(self.width))
         self.register_buffer("scale", torch.ones(self.width))
         self.classifier = WideLinear(self.width, num_classes)
