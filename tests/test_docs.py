@@ -54,6 +54,14 @@ ELSEWHERE = {
     f"{_EMODB} {_SHARDS} --ended CLUSTER": _ON_SLURM + "jobs_on_another_cluster_hold_their_trials_until_they_ended",
     f"python -m ser_hpc.launch --config configs/any_corpus_probe.yaml --folds 5 --cluster local {_SHARDS} data.labels=emodb_7 "
     "model.weights=/data/whisper-base": "tests/engine/test_probe.py::test_the_model_that_is_kept_predicts_the_same_from_sound",
+    f"python -m ser_hpc.launch --folds 5 --cluster local folds.protocol=speaker_groups {_SHARDS} data.labels=emodb_7 "
+    "model.weights=/data/whisper-base model.freeze=encoder model.layers=weighted train.lr=5e-3 train.epochs=40 "
+    "train.class_weights=balanced": "tests/models/test_layer_sum.py::test_heads_learn_the_same_from_stored_features",
+    f"python -m ser_hpc.launch --folds 5 --cluster local folds.protocol=speaker_groups {_SHARDS} data.labels=emodb_7 "
+    "model.weights=/data/whisper-base model.num_layers=4 model.layers=weighted train.lr=1e-4 train.head_lr=1e-3 "
+    "train.layer_decay=0.8 train.warmup=0.2 train.epochs=10 train.class_weights=balanced": (
+        "tests/engine/test_recipe_parts.py::test_the_same_curve_and_weights_on_more_ranks"
+    ),
     # These need a Slurm.
     f"{_EMODB} --folds 5 --seeds 3 --partition gpu --cluster mine.yaml --gpus-per-node 2 --strategy zero2 --time 4:00:00 "
     f"--parallel 8 {_SHARDS} --dry-run": _ON_SLURM + "a_dry_run_shows_what_the_site_says",
@@ -124,7 +132,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "data" / "mine" / "all.csv").write_text("audio,emotion,speaker\n" + rows)
     weights = place / "data" / "whisper-base"
     weights.mkdir()
-    (weights / "config.json").write_text(json.dumps(CONFIGS["whisper"]))
+    (weights / "config.json").write_text(json.dumps(CONFIGS["whisper"] | {"encoder_layers": 6}))
     (weights / "model.safetensors").write_bytes(b"what they are is looked at when they are loaded")
     for number in range(2):
         write_talk(place / "data" / "talk" / f"train-{number:06}.tar", place / "data" / "mine" / "wav" / f"{number}.wav")
