@@ -189,7 +189,7 @@ def test_the_plan_reads_well_at_80_columns(
         (line,) = (line for line in lines if line.startswith(name))
         assert line.split()[1:] == [str(speakers), str(speakers - 2), "1", "1"]
     assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
-    assert len(lines) < speakers + classes + 24
+    assert len(lines) < speakers + classes + 28
 
 
 def test_two_corpora_in_a_plan(screen: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

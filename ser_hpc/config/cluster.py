@@ -37,7 +37,7 @@ def expand_path(folder: str) -> Path:
     if "$" in path:
         raise UserError(f"{folder} is no folder on {socket.gethostname()}: a variable in it is not set there")
     try:
-        return Path(os.path.expanduser(path))  # noqa: PTH111  # never raises: ~nobody stays
+        return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"{folder} is no folder on {socket.gethostname()}: {error}; give the folder's full path") from error
 

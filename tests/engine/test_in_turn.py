@@ -97,7 +97,7 @@ def test_an_encoder_drawn_from_the_seed_is_drawn_anew(base: Path, pretrained: Pa
 
 def test_killed_in_the_middle_the_finished_stay_and_the_rest_goes_on(base: Path, pretrained: Path) -> None:  # noqa: F811
     """By the launcher of this machine: SIGKILL in the third of five trials, whose checkpoint the next process goes on from."""
-    often = ("train.epochs=8", "train.checkpoint_minutes=0.0001")
+    often = ("train.epochs=20", "train.checkpoint_minutes=0.0001")
     run, single = (planned(base / f"killed-{name}", pretrained, "mlp", *often) for name in ("run", "single"))
     trials, killed = run.trials()[:5], []
 
