@@ -73,7 +73,7 @@ def processes(group: int) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_packer_leaves_no_process_and_can_go_on(tmp_path: Path, make_corpus: Callable, tree: Tree, number: int) -> None:
-    """Killed (the parent alone: its workers must notice) or Ctrl-C (within a shard; exit code 130, no temporaries)."""
+    """Killed (the parent alone: its workers must notice) or Ctrl-C (exit code 130, no temporaries); what was packed stays."""
     utterances, out = make_corpus(sessions=2, clips=160, seconds=15.0), tmp_path / "out"
     packer = started(tmp_path, utterances, out)
     began = time.monotonic()
@@ -83,7 +83,6 @@ def test_stopped_packer_leaves_no_process_and_can_go_on(tmp_path: Path, make_cor
         assert time.monotonic() - began < 10
         time.sleep(0.01)
     assert not (out / DATASET).exists()
-    assert list(out.glob("*/*.parquet")) == []
     if number == signal.SIGINT:
         assert packer.returncode == 130
         assert errors.decode().splitlines()[-1] == "interrupted"
