@@ -90,7 +90,7 @@ def _predict(predictor: Predictor, given: Iterator[Recording], windows: Windows 
     if strange:
         names = listed([*dict.fromkeys(strange)], 3)
         what = f"{counted(len(strange), 'clip')} unlike all that this probe was fitted to ({names}): of another length, perhaps"
-        print(f"{what}; what is said of them means nothing", file=sys.stderr)
+        print(f"{what}; what is said of them may mean little", file=sys.stderr)
     if failed:
         print(f"{counted(failed, 'recording')} could not be read", file=sys.stderr)
     return 1 if failed else 0
