@@ -20,6 +20,8 @@ from ser_hpc.inference.trials import RunModels
 from ser_hpc.results.cross_validation import CrossValidation, cross_validate
 from ser_hpc.results.intervals import Interval
 from ser_hpc.results.markdown import format_score, table
+from ser_hpc.results.run_panel import find_panel
+from ser_hpc.results.without_listening import WithoutListening
 from ser_hpc.tasks.targets import Target
 
 _USE = """\
@@ -89,7 +91,7 @@ def _data(run: RunModels, cv: CrossValidation, own: bool) -> ModelCardData:
 def _text(run: RunModels, spec: ModelSpec, cv: CrossValidation, own: bool) -> str:
     sections = {
         "How is it used?": _usage(own),
-        "How good is it?": _scores(spec, cv),
+        "How good is it?": "\n\n".join([_scores(spec, cv), *_without_listening(run, cv)]),
         "How sure is it?": _calibration(spec),
         "What was it trained on?": _training(run, cv),
         "What is it for, and what not?": _USE,
@@ -165,6 +167,15 @@ def _scores(spec: ModelSpec, cv: CrossValidation) -> str:
     return "\n\n".join(lines)
 
 
+def _without_listening(run: RunModels, cv: CrossValidation) -> list[str]:
+    """Say what is reached without listening, where a report of the run, or of another on the same folds, has looked."""
+    panel, reason = find_panel(run.run, cv.plan, lambda _: None, compute=False)
+    if panel is None:
+        return []
+    found = WithoutListening(panel, reason, confounding=None, ledger=None, chance=1 / len(cv.classes))
+    return [found.meaning(cv.scores.uar.pooled if cv.scores else None)]
+
+
 def _range(interval: Interval) -> str:
     return f"{interval.bounds[0]:.2f} to {interval.bounds[1]:.2f}" if interval.bounds else "-"
 
@@ -231,7 +242,9 @@ def _model(run: RunModels) -> str:
     frozen = {"encoder": ", frozen", "feature_encoder": ", its feature encoder frozen"}.get(model.freeze, "")
     layers = f", its lowest {counted(model.freeze_layers, 'layer')} frozen" if model.freeze_layers else ""
     adapter = f", adapter `{model.adapter.kind}`" if model.adapter else ""
-    return f"encoder from {weights}{frozen}{layers}{adapter}; head `{model.head.kind}`"
+    cut = f", ended after {counted(model.num_layers, 'layer')}" if model.num_layers else ""
+    seen = " on a learned sum of its layers" if model.layers == "weighted" else ""
+    return f"encoder from {weights}{cut}{frozen}{layers}{adapter}; head `{model.head.kind}`{seen}"
 
 
 def _licences(run: RunModels, cv: CrossValidation) -> str:

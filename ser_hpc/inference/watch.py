@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from time import sleep
 
 from ser_hpc.corpora.parse_result import find_recordings
 from ser_hpc.inference.recordings import FileRecording
@@ -34,7 +34,7 @@ class WatchedFolder:
         while True:
             if found := self.look():
                 yield found
-            time.sleep(INTERVAL_S)
+            sleep(INTERVAL_S)
 
 
 def _version(path: Path) -> _Version | None:

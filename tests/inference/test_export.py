@@ -29,6 +29,8 @@ from ser_hpc import export, predict
 from ser_hpc.core import cli
 from ser_hpc.core.errors import UserError
 from ser_hpc.inference.folder import CONFIG, WEIGHTS
+from ser_hpc.results.run_panel import find_panel
+from ser_hpc.run.plan import read_plan
 from ser_hpc.run.run_dir import RunDir
 from ser_hpc.shards import audio
 
@@ -106,6 +108,17 @@ def test_what_lies_in_a_folder(base: Path, folder: Callable[[str], Path], tmp_pa
     config = json.loads((tmp_path / "out" / CONFIG).read_text())
     assert list(config["id2label"].values()) == ["angry", "neutral", "sad"] and config["model_type"] == "wav2vec2"
     assert str(base) not in json.dumps(config) and str(base) not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_card_says_what_is_reached_without_listening(base: Path, tmp_path: Path) -> None:
+    """Where a report has looked: an export itself computes no panel."""
+    run = probed(base)
+    assert export.main([str(run.path), str(tmp_path / "before"), "--fold", "0"]) == 0
+    panel, reason = find_panel(run, read_plan(run), lambda _: None, compute=True)
+    assert panel is not None, reason
+    assert export.main([str(run.path), str(tmp_path / "after"), "--fold", "0"]) == 0
+    before, after = (ModelCard.load(tmp_path / name / "README.md").text for name in ("before", "after"))
+    assert "without listening" in after.lower() and "without listening" not in before.lower()
 
 
 def test_the_card_says_what_it_is(base: Path, folder: Callable[[str], Path]) -> None:

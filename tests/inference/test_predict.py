@@ -247,7 +247,7 @@ def test_a_watched_folder_is_predicted_as_it_fills(
             (tmp_path / "late.wav").write_bytes(whole[: looks * len(whole) // 2])
 
     (tmp_path / "early.wav").write_bytes(whole)
-    monkeypatch.setattr("ser_hpc.inference.watch.time.sleep", sleep)
+    monkeypatch.setattr("ser_hpc.inference.watch.sleep", sleep)
     assert run_command(fine_tuned(base).path, "--fold", 0, "--watch", tmp_path, "--format", "jsonl") == 130
     told = capsys.readouterr()
     lines = lines_of(told.out)
