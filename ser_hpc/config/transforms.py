@@ -14,7 +14,6 @@ Pitch, tempo and loudness carry emotion: every range is a setting, and the plan 
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -23,6 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from ser_hpc.config.extensions import import_outside, is_outside
 from ser_hpc.config.section import Fraction, PositiveFloat, Section
+from ser_hpc.core.home import expand_home
 
 # What the field publishes again and again. The first is the example of audiomentations' own documentation (its ranges are the
 # package's defaults) less `Shift`, which moves speech out of the clip; a stretched clip keeps all its sound, and so another
@@ -86,7 +86,7 @@ class Transform(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _absolute(cls, value: Any) -> Any:
-        return _with_paths(value, lambda path: str(Path(os.path.expanduser(path)).absolute()))  # noqa: PTH111  # never raises
+        return _with_paths(value, lambda path: str(expand_home(path).absolute()))
 
     @model_validator(mode="after")
     def _from_outside(self) -> Self:

@@ -7,7 +7,6 @@ trained or tuned on. Weights in a folder are known by `_name_or_path` in their c
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ser_hpc.core.errors import listed
+from ser_hpc.core.home import expand_home
 
 _ENGLISH_ACTED = ("ravdess", "savee", "tess")
 _EMOTION2VEC = ("iemocap", "meld", "cmu_mosei", "mead", "msp_podcast")
@@ -54,7 +54,7 @@ def contamination(weights: str | None, tested: Iterable[str]) -> str | None:
     """
     if not weights:
         return None
-    config = _read_config(Path(os.path.expanduser(weights)))  # noqa: PTH111  # never raises
+    config = _read_config(expand_home(weights))
     names = [weights, *([str(config["_name_or_path"])] if config.get("_name_or_path") else [])]
     corpora = sorted(set(tested))
     for name in names:

@@ -15,6 +15,7 @@ import ser_hpc
 from ser_hpc.config.settings import EncoderModel
 from ser_hpc.core.atomic_io import write_text
 from ser_hpc.core.errors import counted
+from ser_hpc.core.home import expand_home
 from ser_hpc.inference.spec import Member, ModelSpec
 from ser_hpc.inference.trials import RunModels
 from ser_hpc.results.cross_validation import CrossValidation, cross_validate
@@ -75,7 +76,7 @@ def _data(run: RunModels, cv: CrossValidation, own: bool) -> ModelCardData:
     ]
     model = run.settings.model
     weights = getattr(model, "weights", None)
-    base = weights if weights and not Path(weights).expanduser().is_dir() else None
+    base = weights if weights and not expand_home(weights).is_dir() else None
     return ModelCardData(
         model_name=name,
         library_name="transformers" if own else "ser_hpc",

@@ -17,6 +17,7 @@ import numpy as np
 import soxr
 
 from ser_hpc.core.errors import UserError, listed
+from ser_hpc.core.home import expand_home
 from ser_hpc.corpora.parse_result import find_recordings
 from ser_hpc.shards import RATE, audio
 from ser_hpc.shards.audio import BadClipError
@@ -163,7 +164,7 @@ def _in_table(table: Path) -> Iterator[Recording]:
             has = listed(sorted(str(name) for name in row)) or "none"
             raise UserError(f"{table}:{number} names no recording: it needs a column `audio`; its columns are {has}")
         start, end = (_seconds(table, number, row, name) for name in ("start_s", "end_s"))
-        yield FileRecording(str(row[column]), table.parent / Path(str(row[column])).expanduser(), start, end)
+        yield FileRecording(str(row[column]), table.parent / expand_home(str(row[column])), start, end)
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:

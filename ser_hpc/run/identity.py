@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +21,7 @@ from ser_hpc.config.load import load_run_settings
 from ser_hpc.config.section import Section
 from ser_hpc.core.atomic_io import json_digest, read_sealed, write_sealed
 from ser_hpc.core.errors import ConfigError, UserError, listed
+from ser_hpc.core.home import expand_home
 from ser_hpc.corpora import labels
 from ser_hpc.corpora.labels import LabelSet
 from ser_hpc.run.run_dir import RunDir
@@ -118,7 +118,7 @@ def check_identity(run: RunDir, recorded: RecordedIdentity) -> None:
 def local_folder(settings: Section) -> Path | None:
     """Return the folder that `model.weights` names; None if it is a name on the hub."""
     weights = getattr(getattr(settings, "model", None), "weights", None)
-    path = Path(os.path.expanduser(weights)) if weights else None  # noqa: PTH111  # never raises
+    path = expand_home(weights) if weights else None
     return path if path is not None and path.is_dir() else None
 
 

@@ -98,6 +98,16 @@ def test_a_run_predicts_with_the_mean_of_its_folds(base: Path) -> None:
         assert found.probabilities == pytest.approx(mean, abs=1e-6)
 
 
+def test_a_user_whom_nobody_knows_is_a_file_that_is_not_there(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a table, `~nobody/a.wav`: the others are predicted."""
+    (tmp_path / "table.csv").write_text(f"audio\n~nobody_at_all/a.wav\n{wavs(base)[0]}\n")
+    assert run_command(fine_tuned(base).path, tmp_path / "table.csv", "--fold", 0, "--format", "jsonl") == 1
+    told = capsys.readouterr()
+    assert len(lines_of(told.out)) == 1 and "~nobody_at_all/a.wav does not exist" in told.err
+
+
 def test_samples_files_tables_folders_and_pieces_are_predicted_alike(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
