@@ -95,6 +95,17 @@ def wav2vec2(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def pretrained_wav2vec2(folder: Path) -> Path:
+    """Write one as the hub gives pre-trained weights: safetensors, configuration and preprocessor. Returns `folder`."""
+    import torch  # these take seconds: not for whoever needs no weights
+    from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
+
+    torch.manual_seed(5)
+    AutoModel.from_config(AutoConfig.for_model(**wav2vec2())).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+    return folder
+
+
 def planned(root: Path, shards: Path, *overrides: str, encoder: dict[str, Any] | None = None, plain: bool = False) -> RunDir:
     """A run directory as the launcher makes it, for a tiny Wav2Vec2, or `encoder`, or (`plain`) what `overrides` say."""
     model = ["model.weights=null", f"model.config={encoder or wav2vec2()}", "model.head.projection=16"]

@@ -111,12 +111,12 @@ def pool_features(
     with clips:
         todo = [number for number in numbers.tolist() if number not in encoder.blocks]
         for turn, number in enumerate(todo):
-            if world.is_main:
-                write_encoding(trial.current, turn, len(todo))
             path, rows = folder / f"{number:05d}.npy", slice(number * size, (number + 1) * size)
             means, causes = states.means[rows], states.causes[rows]
             causes[:] = 0  # what an earlier trial of this process could not read, another may have by now
             if not _read(path, means):
+                if world.is_main:
+                    write_encoding(trial.current, turn, len(todo))
                 micros = evaluation_micro_batches(used[rows], costs[rows], cut, rank=0, order=order)
                 batches = clips.prefetch(micros, training=True)
                 if not _encoded(model, batches, settings.train, world.device, stop, watchdog, means, causes):

@@ -6,10 +6,8 @@ the model never calls, a part of the encoder below the layer that a head sees.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.engine.distributed.world import World
@@ -21,19 +19,12 @@ class ReachedParameters:
     """The trained parameters of a model that got a gradient, on any rank, until `check` was called."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-        self._reached: set[str] = set()
+        trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self._names, self._reached = list(trained), set[str]()
         self._hooks = [
-            parameter.register_hook(self._mark(name))  # type: ignore[no-untyped-call]
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad
+            parameter.register_hook(lambda _, name=name: self._reached.add(name))  # type: ignore[no-untyped-call]
+            for name, parameter in trained.items()
         ]
-
-    def _mark(self, name: str) -> Callable[[Tensor], None]:
-        def mark(_: Tensor) -> None:
-            self._reached.add(name)
-
-        return mark
 
     def check(self, world: World) -> None:
         """Look once, after a step's backward passes, all ranks together. Raises UserError naming what was not reached."""

@@ -27,8 +27,8 @@ def load(
     `device`: cpu, cuda or cuda:1; none: a GPU if there is one. Raises UserError.
     """
     path = Path(model)
-    if (path / "plan.json").exists():
-        opened = RunModels.open(RunDir(path))
+    if (run := RunDir(path)).plan.exists():
+        opened = RunModels.open(run)
         trials = opened.choose(fold, seed)
         spec, module = opened.load(trials, calibrated)
         source = str(trials[0]) if len(trials) == 1 else f"{counted(len(trials), 'fold')} of seed {trials[0].seed}, averaged"

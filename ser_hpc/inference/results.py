@@ -13,7 +13,7 @@ class ClipPrediction:
     """A prediction of a recording's stretch from `start_s` to `end_s`, in seconds. `label`: its most probable class, with the
     probability `confidence`; `tasks`: of each other task of the model, its classes' probabilities or its numbers, by name;
     `cut`: the recording goes on, but this is all that the model hears of a clip; `strange`: it is unlike all clips that a probe
-    was fitted to, so that label and confidence mean nothing."""
+    was fitted to, so that label and confidence may mean little."""
 
     audio: str
     start_s: float

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -21,6 +21,7 @@ from ser_hpc.core.errors import UserError, listed
 from ser_hpc.tasks.targets import OverClasses, Target, make_target
 from ser_hpc.tasks.task import Task
 
+T = TypeVar("T")
 FORMAT = 1
 _MODEL: TypeAdapter[ModelSettings] = TypeAdapter(Model)
 _HEAD: TypeAdapter[HeadSettings | None] = TypeAdapter(TaskHead)
@@ -91,7 +92,7 @@ class ModelSpec:
 
     def outsiders(self) -> list[str]:
         """Return every part of it that is code from outside the package, as `module:Class`."""
-        return sorted({text for text in _texts(self.as_json()) if is_outside(text)})
+        return sorted({text for text in _leaves(self.as_json(), str) if is_outside(text)})
 
     def as_json(self) -> dict[str, Any]:
         """Return it as strict JSON."""
@@ -112,7 +113,7 @@ class ModelSpec:
         if not isinstance(record, Mapping) or record.get("format") != FORMAT:
             found = record.get("format") if isinstance(record, Mapping) else record
             raise UserError(f"{source}: its model is written in format {found!r}; this version reads format {FORMAT}")
-        if outside := sorted({text for text in _texts(record) if is_outside(text)}):
+        if outside := sorted({text for text in _leaves(record, str) if is_outside(text)}):
             raise UserError(
                 f"{source} asks for code from outside the package, {listed(outside)}: a model folder holds none, and none is "
                 "imported for it. Predict from the run that it was made of"
@@ -139,7 +140,7 @@ class ModelSpec:
         if not 1 <= len(self.members) <= _MOST_MEMBERS:
             raise UserError(f"{source} is damaged: it is made of {len(self.members)} models")
         most = _MOST if isinstance(self.model, EncoderModel) else _MOST_ACRNN
-        if too_large := [number for number in _numbers(self.model.model_dump(mode="json")) if number > most]:
+        if too_large := [number for number in _leaves(self.model.model_dump(mode="json"), int) if number > most]:
             raise UserError(f"{source} is damaged: its model has a part of size {max(too_large):,}")
         if any(not 0 < t < float("inf") for member in self.members for t in member.temperatures.values()):
             raise UserError(f"{source} is damaged: a temperature is not a positive number")
@@ -150,17 +151,10 @@ def _member(record: Mapping[str, Any]) -> Member:
     return Member(int(record["seed"]), int(record["fold"]), float(record["dev_uar"]), calibration)
 
 
-def _texts(tree: Any) -> Iterator[str]:
-    if isinstance(tree, str):
+def _leaves(tree: Any, kind: type[T]) -> Iterator[T]:
+    """Yield the values of a kind in JSON, at any depth."""
+    if isinstance(tree, kind):
         yield tree
     elif isinstance(tree, Mapping | list | tuple):
         for value in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from _texts(value)
-
-
-def _numbers(tree: Any) -> Iterator[int]:
-    if isinstance(tree, int):
-        yield tree
-    elif isinstance(tree, Mapping | list | tuple):
-        for value in tree.values() if isinstance(tree, Mapping) else tree:
-            yield from _numbers(value)
+            yield from _leaves(value, kind)

@@ -146,7 +146,7 @@ def build_classifier(
         front, model, width, frozen = _encoder(settings, pooled_width)
         layer_sum = None
         if isinstance(settings, EncoderModel) and settings.layers == "weighted":
-            layer_sum = LayerSum(num_states(settings), normalised=pooled_width is not None)
+            layer_sum = LayerSum(_num_states(front, model), normalised=pooled_width is not None)
         torch.default_generator.manual_seed(seed)  # the head's weights, whatever loading the encoder drew
         chosen: HeadSettings = getattr(settings, "head", MeanPoolSettings())
         main_head = _probe_or_head(head or chosen, width, num_classes, model)
@@ -171,11 +171,11 @@ def _probe_or_head(settings: HeadSettings, width: int, num_classes: int, encoder
     return LinearProbe(settings, width, num_layers(encoder.config), num_classes)
 
 
-def num_states(settings: EncoderModel) -> int:
+def _num_states(front: Frontend, encoder: nn.Module) -> int:
     """Count what `LayeredFrontend.hidden_states` yields: one more than the encoder has layers."""
-    from ser_hpc.models.encoders.configuration import num_layers, read_configuration
+    from ser_hpc.models.encoders.configuration import num_layers
 
-    return num_layers(read_configuration(settings)) + 1
+    return front.states if isinstance(front, PooledFeatureFrontend) else num_layers(encoder.config) + 1
 
 
 def _encoder(settings: ModelSettings, pooled_width: int | None) -> tuple[Frontend, nn.Module, int, bool]:
@@ -183,7 +183,12 @@ def _encoder(settings: ModelSettings, pooled_width: int | None) -> tuple[Fronten
     frozen = isinstance(settings, EncoderModel) and settings.freeze == "encoder"
     if pooled_width is not None:
         assert isinstance(settings, EncoderModel)
-        pooled = PooledFeatureFrontend(pooled_width, num_states(settings) if settings.layers == "weighted" else 1)
+        states = 1
+        if settings.layers == "weighted":
+            from ser_hpc.models.encoders.configuration import num_layers, read_configuration
+
+            states = num_layers(read_configuration(settings)) + 1
+        pooled = PooledFeatureFrontend(pooled_width, states)
         return pooled, nn.Identity(), pooled.width, frozen
     if isinstance(settings, EncoderModel):
         from ser_hpc.models.encoders import pretrained  # transformers takes seconds to import

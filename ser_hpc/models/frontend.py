@@ -38,7 +38,7 @@ class PooledFeatureFrontend(Frontend):
     the head, a clip of one frame. Of `states` layers it is their mean frames side by side, `width` each."""
 
     def __init__(self, numbers: int, states: int = 1) -> None:
-        self.numbers, self.width = numbers, numbers // states
+        self.numbers, self.states, self.width = numbers, states, numbers // states
 
     def costs(self, samples: np.ndarray) -> np.ndarray:
         """Count as many samples as a state has numbers."""

@@ -3,8 +3,8 @@
 Refused: a pair of them on two sides, under two speakers, or under two classes; each is named. What somebody has listened to,
 and knows to be harmless, is declared: `folds.harmless_pairs`. Told: pairs of one speaker and class on one side; of two speakers
 of one session on one side, whose turns overlap where they talk with each other; what an official split breaks, which is run by
-name alone; shards in which nobody has looked. Clips whose samples are equal, and pieces
-of one recording that overlap by their times, are not counted here: `protocols.leakage` has rules for them.
+name alone; shards in which nobody has looked. Clips whose samples are equal, and pieces of one recording that overlap by their
+times, are not counted here: `protocols.leakage` has rules for them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Keep the acoustic fingerprints of a shard's clips in a file beside its tar and index.
 
-    OUT/<group>/<corpus>-<group>-000000.fingerprints    a line of JSON; int32 words of each clip, in the tar's order; their
-    uint16
+    OUT/<group>/<corpus>-<group>-000000.fingerprints    a line of JSON; how many words each clip has, int32, in the tar's order;
+                                                        the words of all, uint16
 
 They are no part of the index, which they would make many times larger, nor of what identifies a dataset. The first line names
 the tar (its SHA-256) and has the SHA-256 of the rest: what does not fit is made again, as if it were not there.

@@ -139,16 +139,24 @@ def make_missing_fingerprints(index: ShardIndex, workers: int, progress: Callabl
     Raises UserError where a folder cannot be written, or a clip is damaged.
     """
     shards = [(index.roots[number], shard) for number, shard in zip(index.dataset, index.shards, strict=True)]
-    lacking = [
-        (root, shard)
-        for root, shard in shards
-        if isinstance(root, Path) and read_fingerprints(root / shard.path, shard.sha256, shard.clips) is None
-    ]
-    done, total = 0.0, sum(shard.seconds for _, shard in lacking)
+    lacking = shards_without_fingerprints([(root, shard) for root, shard in shards if isinstance(root, Path)])
     with explain_disk_errors(lacking[0][0] if lacking else Path()), TaskPool(workers if len(lacking) > 1 else 1) as pool:
-        for shard in pool.run(make_fingerprints, lacking):
-            done += shard.seconds
-            progress(FINGERPRINTING, done, total)
+        make_fingerprints_of(lacking, pool, progress)
+
+
+def shards_without_fingerprints(shards: Sequence[tuple[Path, Shard]]) -> list[tuple[Path, Shard]]:
+    """List those that have none, or damaged ones."""
+    return [(root, shard) for root, shard in shards if read_fingerprints(root / shard.path, shard.sha256, shard.clips) is None]
+
+
+def make_fingerprints_of(
+    shards: Sequence[tuple[Path, Shard]], pool: TaskPool, progress: Callable[[str, float, float], None]
+) -> None:
+    """Make the fingerprints of these shards, by the processes of a pool."""
+    done, total = 0.0, sum(shard.seconds for _, shard in shards)
+    for shard in pool.run(make_fingerprints, shards):
+        done += shard.seconds
+        progress(FINGERPRINTING, done, total)
 
 
 def forget_pairs(out: Path) -> None:

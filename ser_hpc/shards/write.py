@@ -29,7 +29,6 @@ from ser_hpc.corpora.name_overrides import NameOverrides
 from ser_hpc.corpora.utterance import TextColumn, Utterance
 from ser_hpc.shards import RATE, assignment, audio, pack_report, pair_file
 from ser_hpc.shards.assignment import ShardAssignment, ShardPlan, assign_shards, check_keys
-from ser_hpc.shards.fingerprint_file import make_fingerprints, read_fingerprints
 from ser_hpc.shards.index import DATASET, REPORT, Shard, dataset_description, index_path, join_dataset
 from ser_hpc.shards.mapped_index import INDEX, write_index
 from ser_hpc.shards.output_dir import lock_output, make_room, refuse_other_corpora, stale_files
@@ -191,11 +190,8 @@ class _Packing:
 
         `printed`: the dataset's fingerprint.
         """
-        lacking = [shard for shard in shards if read_fingerprints(self.out / shard.path, shard.sha256, shard.clips) is None]
-        done, total = 0.0, sum(shard.seconds for shard in lacking)
-        for shard in self.pool.run(make_fingerprints, [(self.out, shard) for shard in lacking]):
-            done += shard.seconds
-            self.progress(pair_file.FINGERPRINTING, done, total)
+        lacking = pair_file.shards_without_fingerprints([(self.out, shard) for shard in shards])
+        pair_file.make_fingerprints_of(lacking, self.pool, self.progress)
         utterances = {utterance.key: utterance for result in written for utterance in result.plan.utterances}
         names = rows.column("corpus"), rows.column("utterance_id")
 

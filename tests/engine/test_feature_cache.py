@@ -14,9 +14,9 @@ import torch
 from engine.test_data_side import damage_two
 from models.tiny import ENCODERS, batch, clips
 from safetensors.torch import load_file
-from small import curve, packed_tones, planned, wav2vec2
+from small import curve, packed_tones, planned, pretrained_wav2vec2
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
+from transformers import Wav2Vec2FeatureExtractor
 
 from ser_hpc.config.heads import MlpSettings
 from ser_hpc.config.load import load_settings
@@ -52,10 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pretrained(base: Path) -> Path:
-    torch.manual_seed(5)
-    AutoModel.from_config(AutoConfig.for_model(**wav2vec2())).save_pretrained(base / "weights")
-    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(base / "weights")
-    return base / "weights"
+    return pretrained_wav2vec2(base / "weights")
 
 
 @pytest.fixture

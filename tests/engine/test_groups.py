@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine.test_resume import EVERY_STEP, lines, start, wait_for_step
+from engine.test_resume import EVERY_STEP, kill_at_step, lines
 from models.tiny import ACRNN as SMALL
 from models.tiny import batch, clips
 from safetensors.torch import load_file
@@ -122,10 +122,7 @@ def test_killed_it_goes_on_bit_for_bit(base: Path) -> None:
     told = (ACRNN, "train.epochs=3", EVERY_STEP)
     whole, killed = (planned(base / name, packed_tones(base), *told, plain=True) for name in ("whole", "killed"))
     assert run_here(whole, TRIAL) == {TRIAL: 0}
-    process = start(killed)
-    wait_for_step(killed.trial(TRIAL), 7, process)
-    process.kill()
-    process.wait()
+    kill_at_step(killed, 7)
     assert run_here(killed, TRIAL) == {TRIAL: 0}
     one, other = (run.trial(TRIAL) for run in (whole, killed))
     assert len(other.attempts) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine.test_resume import EVERY_STEP, lines, start, wait_for_step
+from engine.test_resume import EVERY_STEP, kill_at_step, lines
 from models.tiny import ENCODERS, OTHER_ENCODERS, batch, clips
 from safetensors.torch import load_file
 from small import curve, packed_tones, planned, run_here, train_on_ranks
@@ -62,10 +62,7 @@ def test_the_same_curve_and_weights_on_more_ranks(base: Path, alone: RunDir, nam
 def test_killed_it_goes_on_bit_for_bit(base: Path) -> None:
     whole, killed = (planned(base / name, packed_tones(base), *RECIPE, EVERY_STEP) for name in ("whole", "killed"))
     assert run_here(whole, TRIAL) == {TRIAL: 0}
-    process = start(killed)
-    wait_for_step(killed.trial(TRIAL), 7, process)
-    process.kill()
-    process.wait()
+    kill_at_step(killed, 7)
     assert run_here(killed, TRIAL) == {TRIAL: 0}
     one, other = (run.trial(TRIAL) for run in (whole, killed))
     assert len(other.attempts) == 2 and lines(one.current.steps) == lines(other.current.steps)
@@ -77,10 +74,7 @@ def test_lora_is_killed_and_gone_on_with_and_shared(base: Path) -> None:
     told = ("model.adapter={kind: lora, rank: 2}", "model.dropout=0", "train.epochs=1", "train.global_batch=7", EVERY_STEP)
     whole, killed, two = (planned(base / f"lora-{name}", packed_tones(base), *told) for name in ("whole", "killed", "two"))
     assert run_here(whole, TRIAL) == {TRIAL: 0}
-    process = start(killed)
-    wait_for_step(killed.trial(TRIAL), 7, process)
-    process.kill()
-    process.wait()
+    kill_at_step(killed, 7)
     assert run_here(killed, TRIAL) == {TRIAL: 0}
     train_on_ranks([two], 2)
     expected, found, shared = (load_file(run.trial(TRIAL).weights) for run in (whole, killed, two))

@@ -52,6 +52,14 @@ def wait_for_step(trial: TrialDir, step: int, process: Started) -> None:
     raise AssertionError(f"no checkpoint of step {step} came; exit code {process.poll()}")
 
 
+def kill_at_step(run: RunDir, step: int) -> None:
+    """Start the trial, and kill it once a checkpoint of `step` or later is there."""
+    process = start(run)
+    wait_for_step(run.trial(TRIAL), step, process)
+    process.kill()
+    process.wait()
+
+
 def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -60,10 +68,7 @@ def test_killed_and_stopped_is_as_uninterrupted(base: Path, uninterrupted: Trial
     """SIGKILL, then SIGTERM (which saves and exits 75), then to the end: every loss, weight and prediction, bit for bit."""
     run = planned(base / "killed", packed_tones(base), *TRAINING)
     trial = run.trial(TRIAL)
-    process = start(run)
-    wait_for_step(trial, 5, process)
-    process.kill()
-    process.wait()
+    kill_at_step(run, 5)
     process = start(run)
     wait_for_step(trial, 14, process)
     process.send_signal(signal.SIGTERM)

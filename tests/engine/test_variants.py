@@ -11,9 +11,8 @@ import pytest
 import torch
 from engine.test_feature_cache import blocks, train
 from safetensors.torch import load_file
-from small import curve, packed_tones, planned, train_on_ranks, wav2vec2
+from small import curve, packed_tones, planned, pretrained_wav2vec2, train_on_ranks
 from torch import nn
-from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
 from ser_hpc.config.settings import TrainSettings
 from ser_hpc.core.errors import UserError
@@ -42,12 +41,8 @@ FROZEN = ("model.config=null", "model.freeze=encoder", "train.epochs=1")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pre-trained model as the hub gives it: safetensors, configuration and preprocessor in a folder."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(5)
-    AutoModel.from_config(AutoConfig.for_model(**wav2vec2())).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
-    return folder
+    """A pre-trained model, in a folder."""
+    return pretrained_wav2vec2(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

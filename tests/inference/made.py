@@ -6,8 +6,7 @@ import functools
 from pathlib import Path
 
 import torch
-from small import packed_tones, planned, wav2vec2
-from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
+from small import packed_tones, planned, pretrained_wav2vec2, wav2vec2
 
 from ser_hpc.engine import probe
 from ser_hpc.engine.distributed.world import World
@@ -42,10 +41,7 @@ def train(run: RunDir, *trials: Trial) -> RunDir:
 @functools.cache
 def pretrained(base: Path) -> Path:
     """Weights of a tiny Wav2Vec2, as from the hub."""
-    torch.manual_seed(5)
-    AutoModel.from_config(AutoConfig.for_model(**wav2vec2())).save_pretrained(base / "weights")
-    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(base / "weights")
-    return base / "weights"
+    return pretrained_wav2vec2(base / "weights")
 
 
 @functools.cache
