@@ -1,6 +1,6 @@
 """The baseline without a network: eGeMAPS functionals and an RBF support vector machine, in the folds of a run.
 
-    python tools/bench/emodb_svm.py SHARDS [--folds 5] [--against RUN] [--out tools/bench/results/emodb_svm.json]
+    python tools/bench/emodb_svm.py SHARDS [--folds 5] [--tables FOLDER] [--out tools/bench/results/emodb_svm.json]
 
 88 functionals a clip (eGeMAPSv02: Eyben et al., IEEE Trans. Affective Computing 7(2), 2016, by openSMILE); folds as
 `folds.protocol=speaker_groups` makes them. C and gamma are chosen on the dev part, the test part is read once. Four figures:
@@ -9,6 +9,8 @@
                 network of a run trains on
     speaker     features scaled within each speaker, test speakers too: transductive, it has heard all of a speaker's clips
     ... + dev   the same machines trained once more on training and dev part, as is usual in the literature
+
+FOLDER gets the predictions of each as a table that `python -m ser_hpc.compare` reads.
 
 Needs `pip install -e '.[bench]'`.
 """
@@ -20,6 +22,7 @@ import itertools
 import os
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +32,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from ser_hpc.core import cli
-from ser_hpc.core.atomic_io import write_json
+from ser_hpc.core.atomic_io import write_json, write_text
 from ser_hpc.corpora.labels import label_set_as_annotated
 from ser_hpc.corpora.utterance import Metadata
 from ser_hpc.protocols.folds import Fold, plan_folds
-from ser_hpc.results.intervals import difference_interval, mean_uar, uar_interval
-from ser_hpc.run import predictions
-from ser_hpc.run.run_dir import RunDir
+from ser_hpc.results.intervals import uar_interval
 from ser_hpc.shards import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ShardReader
@@ -50,7 +51,7 @@ def main() -> int:
     parser.add_argument("shards", type=Path, help="folder of the packed corpus")
     parser.add_argument("--folds", type=int, default=5, help="groups of speakers (default: 5)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "emodb_svm.json")
-    parser.add_argument("--against", type=Path, metavar="RUN", help="a finished run on the same folds: paired by speakers")
+    parser.add_argument("--tables", type=Path, metavar="FOLDER", help="where to write the predictions, for ser_hpc.compare")
     arguments = parser.parse_args()
 
     started = time.monotonic()
@@ -62,20 +63,17 @@ def main() -> int:
     seconds_features = time.monotonic() - started
     scalings = {"training": features, "speaker": scaled_by_speaker(features, index.metadata)}
     scores: dict[str, Any] = {}
-    paired: dict[str, Any] = {}
     for name, scaled in scalings.items():
         trials = [trained_and_tested(fold, scaled, truth) for fold in fold_plan.folds]
         for parts in ("train", "train + dev"):
             what = f"{name} scaling, trained on {parts}"
             scores[what] = summary(trials, parts, truth, index.metadata, len(labels.classes))
-            if arguments.against:
-                network = by_speaker_and_seed(RunDir(arguments.against), index.metadata)
-                paired[what] = difference(
-                    network, by_speaker(trials, parts, truth, index.metadata)[None], folds_of(trials, index.metadata)
-                )
+            if arguments.tables:
+                name_of_table = f"svm_{name}_{parts.replace(' + ', '_')}.csv"
+                write_table(arguments.tables / name_of_table, trials, parts, truth, index.metadata, labels.classes)
     result = {
         "command": f"python tools/bench/emodb_svm.py SHARDS --folds {arguments.folds}"
-        + " --against RUN" * bool(arguments.against),
+        + " --tables FOLDER" * bool(arguments.tables),
         "what": "eGeMAPSv02 functionals, RBF-SVM, balanced class weights; C and gamma by the dev part's UAR; speaker scaling "
         "is transductive; ci95 is of the pooled UAR, by the jackknife over speakers or folds",
         "machine": {"architecture": platform.machine(), "cores": os.cpu_count()},
@@ -90,16 +88,12 @@ def main() -> int:
         ],
         "notes": fold_plan.notes,
         "scores": scores,
-        "network minus machine": paired,
     }
     write_json(arguments.out, result)
     for name, score in scores.items():
         mean, std, pooled, ci95 = score["uar"].values()
         interval = f" [{ci95[0]:.3f}, {ci95[1]:.3f}]" if ci95 else ""
         print(f"{name:40}  UAR {mean:.3f} ± {std:.3f}  pooled {pooled:.3f}{interval}  WA {score['wa']:.3f}")
-        if name in paired:
-            low, high = paired[name]["ci95"]
-            print(f"{'':40}  the network's pooled UAR less this one: {paired[name]['pooled']:+.3f} [{low:+.3f}, {high:+.3f}]")
     return 0
 
 
@@ -177,29 +171,23 @@ def by_speaker(trials: list[dict[str, Any]], parts: str, truth: np.ndarray, meta
     return np.stack([confusion_matrix(truth[tested[own]], predicted[own], int(truth.max()) + 1) for own in owners])
 
 
-def by_speaker_and_seed(run: RunDir, metadata: Metadata) -> np.ndarray:
-    """Confusion matrices of a run's test parts, (seeds, speakers, C, C), classes and speakers in order of name."""
-    speakers, classes = (sorted(set(names)) for names in (metadata.speaker, metadata.emotion))
-    seeds = sorted({trial.seed for trial in run.trials()})
-    found = np.zeros((len(seeds), len(speakers), len(classes), len(classes)))
-    for trial in run.trials():
-        for clip in predictions.read_predictions(run.trial(trial).current.predictions):
-            if clip.part == "test":
-                where = seeds.index(trial.seed), speakers.index(clip.speaker)
-                found[*where, classes.index(clip.truth), classes.index(clip.predicted)] += 1
-    return found
-
-
 def folds_of(trials: list[dict[str, Any]], metadata: Metadata) -> np.ndarray:
     """The fold that tests each speaker, (speakers,), speakers in order of name."""
     fold = {str(speaker): trial["fold"] for trial in trials for speaker in set(metadata.speaker[trial["test"]])}
     return np.array([fold[speaker] for speaker in sorted(fold)])
 
 
-def difference(network: np.ndarray, machine: np.ndarray, folds: np.ndarray) -> dict[str, Any]:
-    """Pooled UAR of the network less the machine's, and its interval, as `ser_hpc.compare` makes it."""
-    value = float(mean_uar(network.sum(1)) - mean_uar(machine.sum(1)))
-    return {"pooled": value, "ci95": difference_interval(network, machine, folds).bounds}
+def write_table(
+    path: Path, trials: list[dict[str, Any]], parts: str, truth: np.ndarray, metadata: Metadata, classes: Sequence[str]
+) -> None:
+    """Write one line a test clip: who was asked, the truth, and what was said."""
+    lines = [
+        f"{metadata.utterance_id[clip]},{classes[truth[clip]]},{classes[said]}"
+        for trial in trials
+        for clip, said in zip(trial["test"], trial[parts], strict=True)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "\n".join(["utterance,truth,predicted", *lines]) + "\n")
 
 
 if __name__ == "__main__":
