@@ -74,10 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     launcher, reason = choose_launcher(settings.cluster, show_progress, own_test=own_test, ended=ended)
     settings = settings.model_copy(update={"cluster": launcher.resolve(settings.cluster, out)})
     experiment = _plan(settings, out)
-    if options.dry_run:
+    if options.dry_run or options.summary:
         from ser_hpc.launchers import plan_screen, trial_checks
 
         fits = plan_screen.print_plan(experiment, launcher, _command(argv), trial_checks.check_trials(experiment), out)
+        if options.summary:
+            from ser_hpc.engine.model_summary import print_summary  # torch
+
+            print_summary(experiment, settings.cluster.nodes * (settings.cluster.gpus_per_node or 1), out)
         return 0 if fits else 2
     out.print(reason)
     return _start(experiment, experiment.trials, launcher, options.code, out, wait=options.wait, ended=ended)
@@ -277,6 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     for flag, (key, metavar, meaning) in SHORTCUTS.items():
         parser.add_argument(f"--{flag}", metavar=metavar, help=f"{meaning}  ({key})")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and start nothing")
+    parser.add_argument("--summary", action="store_true", help="--dry-run, and the model layer by layer with its memory")
     parser.add_argument(
         "--prepare",
         action="store_true",
@@ -303,7 +308,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(argv: Sequence[str] | None) -> str:
-    return shlex.join(["python", "-m", "ser_hpc.launch", *(sys.argv[1:] if argv is None else argv)])
+    """Return the command that starts what this one shows."""
+    given = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("--dry-run", "--summary")]
+    return shlex.join(["python", "-m", "ser_hpc.launch", *given])
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def print_plan(experiment: Experiment, launcher: Launcher, command: str, notes: 
     out.print(f"\n{len(todo)} of {counted(len(experiment.trials), 'trial')} to run, {seeds}; each:")
     out.print(f"  python -m ser_hpc.train --run-dir {shlex.quote(str(run.path))} --fold K --seed S", soft_wrap=True)
     is_taken = launcher.show(experiment, todo, out)
-    out.print(f"\nNothing was started. To start: {command.replace(' --dry-run', '')}", soft_wrap=True)
+    out.print(f"\nNothing was started. To start: {command}", soft_wrap=True)
     return is_taken
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from ranks import call
-from small import packed_tones, wav2vec2
+from small import packed_tones, pretrained_wav2vec2, wav2vec2
 
 from ser_hpc.launch import main
 from ser_hpc.shards.index import ShardIndex
@@ -69,6 +69,24 @@ def test_dry_run_starts_and_writes_nothing(base: Path) -> None:
     assert result.returncode == 0 and "6 of 6 trials to run" in result.stdout and "Nothing was started" in result.stdout
     assert "speakers s1f" in result.stdout and "estimated, roughly" in result.stdout
     assert not root.exists()
+
+
+def test_summary_shows_the_model_without_its_weights(base: Path) -> None:
+    """Layer by layer, with the plan's own count, of weights that are named and never read; nothing starts or is written."""
+    root, weights = base / "summary", pretrained_wav2vec2(base / "weights")
+    (weights / "model.safetensors").write_bytes(b"no weights")  # shapes come from config.json
+    more = [f"model.weights={weights}", "model.config=null", "model.layers=weighted", "model.freeze_layers=1"]
+    result = launch(root, packed_tones(base), "--summary", *more)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = {row[0]: row[1:] for line in result.stdout.splitlines() if len(row := line.rsplit(maxsplit=2)) == 3}
+    every, trained = rows.pop(" all")
+    assert rows[" encoder.encoder.layers.0"][1] == "0" != rows[" encoder.encoder.layers.1"][1]  # frozen, and not
+    parts = [row for name, row in rows.items() if name.startswith((" encoder", " layer_sum", " head"))]
+    assert [sum(int(row[i].replace(",", "")) for row in parts) for i in (0, 1)] == [
+        int(word.replace(",", "")) for word in (every, trained)
+    ]
+    assert f"{every} parameters (encoder" in result.stdout and "before activations" in result.stdout
+    assert "--summary" not in result.stdout and not root.exists()
 
 
 def test_interrupted_it_ends_everything_and_goes_on_later(base: Path) -> None:
