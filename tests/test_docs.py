@@ -26,7 +26,7 @@ from documents import PAGES, README, ROOT, anchors, blocks, commands, links, tex
 from models.tiny import CONFIGS
 from ranks import warm_ranks
 
-from ser_hpc import compare, export, inspect, launch, pack, predict, report, status
+from ser_hpc import __version__, compare, export, inspect, launch, pack, predict, report, status
 from ser_hpc.config.load import load_settings
 from ser_hpc.core import cli
 from ser_hpc.corpora import labels
@@ -62,12 +62,19 @@ ELSEWHERE = {
     "train.layer_decay=0.8 train.warmup=0.2 train.epochs=10 train.class_weights=balanced": (
         "tests/engine/test_recipe_parts.py::test_the_same_curve_and_weights_on_more_ranks"
     ),
+    "python -m ser_hpc.launch --config any_corpus_finetune --folds 5 --seeds 3 --cluster pace_ice --partition gpu "
+    "--time 4:00:00 --parallel 4 run.root=~/scratch/runs data.shards=~/scratch/shards/emodb data.labels=emodb_7 "
+    "model.weights=~/scratch/weights/whisper-base cluster.gpu_type=[l40s,a100,h100]": (
+        _ON_SLURM + "jobs_are_submitted_shown_cancelled_and_submitted_again"
+    ),
     # These need a Slurm.
     f"{_EMODB} --folds 5 --seeds 3 --partition gpu --cluster mine.yaml --gpus-per-node 2 --strategy zero2 --time 4:00:00 "
     f"--parallel 8 {_SHARDS} --dry-run": _ON_SLURM + "a_dry_run_shows_what_the_site_says",
     "python tools/build_shards.py msp_podcast /data/MSP /scratch/shards/msp --partition cpu --jobs 20": (
         "tests/launchers/test_pack_jobs.py::test_an_array_packs_what_packing_here_packs"
     ),
+    "python tools/build_shards.py msp_podcast ~/scratch/corpora/MSP ~/scratch/shards/msp --partition cpu --cluster pace_ice "
+    "--jobs 8": ("tests/launchers/test_pack_jobs.py::test_an_array_packs_what_packing_here_packs"),
     "sbatch slurm/train.sbatch": _SCRIPT,
     f"sbatch --array=0-14 --gpus-per-node=h100:1 slurm/train.sbatch configs/emodb_acrnn.yaml seeds=3 {_SHARDS}": _SCRIPT,
     "python tools/slurm_here start /tmp/slurm": _CLUSTER,
@@ -161,6 +168,8 @@ def run(command: str, place: Path) -> int:
 
     What it launches is only planned, on this machine, but for the demo, which is trained for an epoch.
     """
+    command = re.sub(r"~/scratch/(corpora|weights)/", "/data/", command)  # the folders of docs/pace.md
+    command = command.replace("~/scratch/runs", "runs").replace("~/scratch/", "/scratch/")
     for given in ("/data/", "/scratch/"):
         command = command.replace(given, f"{place}{given}")
     if "XXXXXXXX" in command:
@@ -220,7 +229,12 @@ def _markers(command: str) -> bool:
     return {word for words in shlex.split(command)[2:] for word in words.split()} <= known | {"or"}
 
 
+def _continuous_integration(command: str) -> bool:
+    return command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
 TOOLS: dict[str, Callable[[str], bool]] = {
+    **dict.fromkeys(("python3", ".", "ruff", "mypy"), _continuous_integration),
     "pip": _extras,
     "pytest": _markers,
     "apt-get": lambda command: set(command.split()[2:]) == slurm_here.PACKAGES.keys(),
@@ -316,6 +330,11 @@ def test_blocks_of_yaml_are_what_they_are_shown_as(tmp_path: Path) -> None:
     assert kinds == {"emotion", "classification", "distribution", "numbers"}
     profiles = blocks(ROOT / "docs" / "containers.md", "yaml")
     assert len(profiles) == 2
+    (ice,) = blocks(ROOT / "docs" / "pace.md", "yaml")
+    said, shipped = yaml.safe_load(ice), yaml.safe_load((ROOT / "configs" / "cluster" / "pace_ice.yaml").read_text())
+    assert all(said[key] == shipped[key] for key in said.keys() & shipped.keys())
+    (tmp_path / "ice.yaml").write_text(ice)
+    assert load_settings(None, [f"cluster.profile={tmp_path / 'ice.yaml'}"]).cluster.account == "coc"
     for number, profile in enumerate(profiles):
         (tmp_path / f"site{number}.yaml").write_text("kind: slurm\n" + profile)
         settings = load_settings(None, [f"cluster.profile={tmp_path / f'site{number}.yaml'}"])
@@ -331,4 +350,11 @@ def test_lists_of_the_pages_are_those_of_the_code() -> None:
 
 def test_readme_is_short_and_names_every_page() -> None:
     assert len(text(README).splitlines()) <= LINES
-    assert {f"docs/{page.name}" for page in PAGES if page != README} <= {*links(README)}
+    assert {page.relative_to(ROOT).as_posix() for page in PAGES if page != README} <= {*links(README)}
+
+
+def test_the_citation_is_of_this_version() -> None:
+    said = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"cff-version", "message", "title", "authors"} <= said.keys()
+    assert (str(said["version"]), said["license"]) == (__version__, project["license"])

@@ -27,7 +27,7 @@ _SEED = 19790601
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One system less another, in pooled UAR averaged over seeds. `p`: of the sign-flip test, None with too few speakers;
+    """One system minus another, in pooled UAR averaged over seeds. `p`: of the sign-flip test, None with too few speakers;
     `corrected_p`: by Holm over all pairs; `detectable`: the least difference that would be found in 80 of 100 such comparisons;
     None where no speaker differs from another; `recalls`: the difference of each class's recall, (C,), nan without clips."""
 

@@ -47,7 +47,7 @@ def system_letters(systems: Sequence[System]) -> list[str]:
 
 def difference_sentence(of: Difference, names: Sequence[str]) -> str:
     """Say one difference in words."""
-    value = f"{names[of.one]} less {names[of.other]}: {100 * of.value:+.1f} points of pooled UAR"
+    value = f"{names[of.one]} minus {names[of.other]}: {100 * of.value:+.1f} points of pooled UAR"
     if of.interval.bounds is None:
         return f"{value}, no interval ({of.interval.reason})."
     low, high = (100 * bound for bound in of.interval.bounds)

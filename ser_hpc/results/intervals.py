@@ -54,7 +54,7 @@ def uar_interval(confusions: np.ndarray, folds: np.ndarray | None) -> Interval:
 
 
 def difference_interval(ours: np.ndarray, theirs: np.ndarray, folds: np.ndarray | None) -> Interval:
-    """Compute the interval of the pooled UAR of one system less another's, from counts (seeds, speakers, C, C) of each.
+    """Compute the interval of the pooled UAR of one system minus another's, from counts (seeds, speakers, C, C) of each.
 
     The same units are left out of both, so what is hard for both cancels. `folds`: see `uar_interval`.
     """

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from documents import ROOT, text
 from made import as_of_before, replan
 
 from ser_hpc import compare as command
@@ -134,6 +135,9 @@ def test_a_run_and_its_own_table_do_not_differ(make_run: MakeRun, tmp_path: Path
     (difference,) = found["differences"]
     assert difference["difference"] == 0 and difference["p"] == 1 and difference["ci95"] == [0, 0]
     assert found["systems"][0]["pooled_uar"] == found["systems"][1]["pooled_uar"]
+    said = text(ROOT / "docs" / "numbers.md").partition("| `format` |")[2].partition("\n\n")[0]
+    keys = {*found, *found["systems"][0], *found["systems"][0]["trials"][0], *difference} - {"format"}
+    assert not [key for key in keys if f"`{key}`" not in said], "docs/numbers.md says what each key is"
 
 
 def test_it_is_shown_for_80_columns(
@@ -145,7 +149,7 @@ def test_it_is_shown_for_80_columns(
     assert command.main([*(str(run.path) for run in runs), str(table)]) == 0
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 80
-    assert "by Holm" in said and "A less B: +" in said and "other.csv" in said and "smallest difference" in said
+    assert "by Holm" in said and "A minus B: +" in said and "other.csv" in said and "smallest difference" in said
 
 
 @pytest.mark.parametrize(
