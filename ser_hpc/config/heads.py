@@ -44,7 +44,17 @@ class AttentionPooling(PoolingSettings):
     """Width of the scoring network."""
 
 
-Pooling = Annotated[PoolingSettings, Choice(PoolingSettings, MeanPooling, MeanStdPooling, AttentionPooling)]
+class AttentiveStatisticsPooling(PoolingSettings):
+    """Weighted mean and weighted standard deviation over a clip's real frames, one after the other, by the weights of
+    `attention` (Okabe et al. 2018, doi 10.21437/Interspeech.2018-993)."""
+
+    kind: Literal["attentive_statistics"] = "attentive_statistics"
+    hidden: Positive = 128
+    """Width of the scoring network."""
+
+
+_POOLINGS = (MeanPooling, MeanStdPooling, AttentionPooling, AttentiveStatisticsPooling)
+Pooling = Annotated[PoolingSettings, Choice(PoolingSettings, *_POOLINGS)]
 
 
 class HeadSettings(Section):

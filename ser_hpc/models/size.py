@@ -18,6 +18,7 @@ from typing import Any
 from ser_hpc.config.adapters import LoraSettings
 from ser_hpc.config.heads import (
     AttentionPooling,
+    AttentiveStatisticsPooling,
     HeadSettings,
     MeanPooling,
     MeanPoolSettings,
@@ -200,6 +201,8 @@ def _head(head: HeadSettings, width: int, outputs: int, states: int) -> int | No
                     pooled, pooling = 2 * width, 0
                 case AttentionPooling(hidden=hidden):
                     pooled, pooling = width, width * hidden + hidden + hidden + 1
+                case AttentiveStatisticsPooling(hidden=hidden):
+                    pooled, pooling = 2 * width, width * hidden + hidden + hidden + 1
                 case _:
                     return None
             widths: Sequence[int] = [pooled, *head.hidden, outputs]
