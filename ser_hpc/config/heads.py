@@ -117,6 +117,11 @@ class ProbeSettings(HeadSettings):
     what leaves it."""
     statistics: Literal["mean", "mean_std"] = "mean"
     """Of each layer's frames the `mean`, or the mean and the standard deviation (`mean_std`)."""
+    normalization: Literal["none", "clip", "train_speakers", "transductive"] = "none"
+    """Of these numbers, before they are standardised on the training part. `clip`: those of one layer to mean 0 and deviation 1
+    over the clip's own. `train_speakers`: each training speaker's clips to the mean and deviation of the average training
+    speaker; other clips stay. `transductive`: dev and test speakers' too, each by all of its clips in its part, without their
+    labels; so the scores are of speakers of whom many clips were heard, and what predicts single clips falls behind them."""
     l2: Annotated[tuple[PositiveFloat, ...], BeforeValidator(_tuple_of_numbers), Field(min_length=1)] = (
         *(10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01),
     )
@@ -125,4 +130,5 @@ class ProbeSettings(HeadSettings):
 
 _HEADS = (MeanPoolSettings, MlpSettings)
 Head = Annotated[HeadSettings, Choice(HeadSettings, *_HEADS, ProbeSettings)]
+NetworkHead = Annotated[HeadSettings, Choice(HeadSettings, *reversed(_HEADS))]  # of networks that are trained from nothing
 TaskHead = Annotated[HeadSettings | None, Choice(HeadSettings, *_HEADS, optional=True)]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ser_hpc.config.extension_errors import check_made, explain_errors
 from ser_hpc.config.extensions import is_outside
 from ser_hpc.config.heads import HeadSettings, MeanPoolSettings, ProbeSettings, norm_group_of
-from ser_hpc.config.settings import AcrnnModel, EncoderModel, ModelSettings
+from ser_hpc.config.settings import AcrnnModel, CnnModel, EncoderModel, ModelSettings
 from ser_hpc.config.tasks import MAIN
 from ser_hpc.core.errors import shared_by_all_trials
 from ser_hpc.models import adapters
@@ -151,8 +151,8 @@ def build_classifier(
         chosen: HeadSettings = getattr(settings, "head", MeanPoolSettings())
         main_head = _probe_or_head(head or chosen, width, num_classes, model)
         heads = {task.name: build_head(task.head or chosen, width, task.target.width) for task in others}
-        groups = [norm_group_of(each) for each in (head or chosen, *(task.head or chosen for task in others))]
-        front.group = min((group for group in groups if group is not None), default=front.group)
+        groups = [front.group, *(norm_group_of(each) for each in (head or chosen, *(task.head or chosen for task in others)))]
+        front.group = min((group for group in groups if group is not None), default=None)
         return Classifier(front, model, main_head, heads, freeze_encoder=frozen, layer_sum=layer_sum)
 
 
@@ -196,6 +196,10 @@ def _encoder(settings: ModelSettings, pooled_width: int | None) -> tuple[Fronten
         front, model, width = pretrained.load_encoder(settings)
         adapters.apply_adapter(settings.adapter, model)
         return front, model, width, frozen
+    if isinstance(settings, CnnModel):
+        from ser_hpc.models.encoders import cnn  # torchaudio, which no transformer needs
+
+        return cnn.MelFrontend(settings), cnn.Cnn(settings), settings.channels[-1], False
     assert is_outside(settings.kind)
     with explain_errors(settings.kind):
         made: Any = settings.build()

@@ -172,6 +172,7 @@ def _cross_validate(run: RunDir, notes: Sequence[str], attempts: Sequence[Traine
             *sanity_warnings(done, {t.trial: t.confusion for t in trials}, plan["classes"], alone=not plan.get("tasks")),
             *_identical_seeds(trials),
             *_contaminated_weights(run, trials),
+            *_transductive(run),
         ),
         about=describe_run(run, plan, done, attempts),
         by_class=by_class,
@@ -298,6 +299,18 @@ def _contaminated_weights(run: RunDir, trials: Sequence[TrialScores]) -> list[st
         tested = {p.corpus for t in trials for p in t.test}
         if told := contamination(getattr(model, "weights", None), tested):
             return [told]
+    return []
+
+
+def _transductive(run: RunDir) -> list[str]:
+    """Warn of scores for which test speakers' other clips were heard."""
+    with suppress(UserError, OSError):
+        if load_run_settings(run.settings).speaker_normalization == "transductive":
+            return [
+                "These scores are transductive (model.head.normalization): each test speaker's clips were normalised by all of "
+                "them, without labels. A new speaker's single clip is not, when the model predicts it: expect less there, and "
+                "compare with transductive results alone."
+            ]
     return []
 
 
