@@ -136,7 +136,7 @@ def test_normalised_probes_are_kept_and_named_for_what_they_are(base: Path, pret
 def test_speakers_must_be_known_to_normalise_by_them(base: Path, pretrained: Path) -> None:  # noqa: F811
     lines = ("model.head={kind: probe, normalization: transductive}", f"model.weights={pretrained}", "model.freeze=encoder")
     settings = load_settings(None, [*lines, f"data.shards={packed_tones(base)}", "folds.protocol=speaker_groups"])
-    index = ShardIndex.load(*settings.data.shards)
+    index = ShardIndex.load(packed_tones(base))
     index.metadata.speaker.names[0] = "unknown"
     targets = np.zeros(len(index.metadata), np.int64)
     with pytest.raises(UserError, match=r"normalization=transductive normalises by speaker, and of \d+ of \d+ clips"):
