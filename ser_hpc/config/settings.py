@@ -400,6 +400,15 @@ class Settings(Section):
             name for name, task in self.tasks.items() if task.head is not None and isinstance(self.model, AcrnnModel)
         ]:
             raise ValueError(f"tasks.{headed[0]}.head: model.kind=acrnn has its own attention under every task: leave it out")
+        selects = self.train.select_by.partition(".")[0]
+        if adversaries := [name for name, task in self.tasks.items() if task.reversal and name in (MAIN, selects)]:
+            raise ValueError(
+                f"tasks.{adversaries[0]}.reversal makes it a task to unlearn: not emotion, nor what train.select_by chooses by"
+            )
+        model = self.model
+        nothing_below = isinstance(model, EncoderModel) and model.freeze == "encoder" and model.layers == "last"
+        if nothing_below and (adversaries := [name for name, task in self.tasks.items() if task.reversal]):
+            raise ValueError(f"tasks.{adversaries[0]}.reversal: model.freeze=encoder leaves nothing below its head to unlearn")
         if not any(task.weight for task in self.tasks.values()):
             raise ValueError("every task has weight 0: nothing would be learnt")
         return self
@@ -464,8 +473,9 @@ class Settings(Section):
         """Return how a probe's features are normalised by speaker, as `model.head.normalization` calls it; None: they are
         not."""
         head = getattr(self.model, "head", None)
-        by_speaker = isinstance(head, ProbeSettings) and head.normalization in ("train_speakers", "transductive")
-        return head.normalization if by_speaker else None
+        if not isinstance(head, ProbeSettings) or head.normalization not in ("train_speakers", "transductive"):
+            return None
+        return head.normalization
 
     @property
     def uses_feature_cache(self) -> bool:
