@@ -88,8 +88,7 @@ class Classifier(nn.Module):
         outputs = {MAIN: self.head(frames, lengths)}
         for marked, head in self.task_heads.items():
             name = marked.removesuffix("_")
-            reversal = self.reversals.get(name, 0.0)
-            outputs[name] = head(_Reversed.apply(frames, reversal) if reversal else frames, lengths)
+            outputs[name] = head(_reversed(frames, self.reversals.get(name, 0.0)), lengths)
         return outputs
 
     def _frames(self, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,9 +108,15 @@ class Classifier(nn.Module):
         return self
 
 
-class _Reversed(torch.autograd.Function):
-    """Leave frames as they are, and turn their gradient round, so many times (Ganin & Lempitsky 2015)."""
+def _reversed(frames: Tensor, times: float) -> Tensor:
+    """Leave frames as they are, and turn their gradient round, so many times (Ganin & Lempitsky 2015); 0: leave that too."""
+    if not times:
+        return frames
+    turned: Tensor = _Reversed.apply(frames, times)  # type: ignore[no-untyped-call]
+    return turned
 
+
+class _Reversed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, frames: Tensor, times: float) -> Tensor:
         ctx.times = times
