@@ -302,16 +302,21 @@ def _contaminated_weights(run: RunDir, trials: Sequence[TrialScores]) -> list[st
     return []
 
 
-def _transductive(run: RunDir) -> list[str]:
-    """Warn of scores for which test speakers' other clips were heard."""
+def is_transductive(run: RunDir) -> bool:
+    """Tell whether test speakers' clips were normalised by all clips of that speaker."""
     with suppress(UserError, OSError):
-        if load_run_settings(run.settings).speaker_normalization == "transductive":
-            return [
-                "These scores are transductive (model.head.normalization): each test speaker's clips were normalised by all of "
-                "them, without labels. A new speaker's single clip is not, when the model predicts it: expect less there, and "
-                "compare with transductive results alone."
-            ]
-    return []
+        return load_run_settings(run.settings).speaker_normalization == "transductive"
+    return False
+
+
+def _transductive(run: RunDir) -> list[str]:
+    if not is_transductive(run):
+        return []
+    return [
+        "These scores are transductive (model.head.normalization): each test speaker's clips were normalised by all of them, "
+        "without labels. A new speaker's single clip is not, when the model predicts it: expect less there, and compare with "
+        "transductive results alone."
+    ]
 
 
 def _damaged_clips(done: Sequence[TrialDir]) -> list[str]:
