@@ -27,7 +27,7 @@ from ser_hpc.engine.probe_normalization import feature_scale, normalize_by_speak
 from ser_hpc.engine.trial_data import TrialData
 from ser_hpc.models.classifier import build_classifier
 from ser_hpc.models.encoders.configuration import check_configuration
-from ser_hpc.results.cross_validation import cross_validate
+from ser_hpc.results.cross_validation import cross_validate, is_transductive
 from ser_hpc.run import predictions
 from ser_hpc.run.attempt import claim_attempt
 from ser_hpc.run.experiment import check_speakers, reopen_experiment
@@ -130,6 +130,7 @@ def test_normalised_probes_are_kept_and_named_for_what_they_are(base: Path, pret
             chances = model(clip, torch.tensor([0, len(clip)]))["emotion"].softmax(-1)[0].numpy()
             same.append(np.allclose(list(prediction.probabilities.values()), chances, rtol=0, atol=1e-4))
     warned = [text for text in cross_validate(run).warnings if "transductive" in text]
+    assert is_transductive(run) == (how == "transductive"), "so that compare names it"
     assert (not all(same) and warned) if how == "transductive" else (all(same) and not warned)
 
 
