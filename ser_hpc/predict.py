@@ -85,7 +85,8 @@ def _predict(predictor: Predictor, given: Iterator[Recording], windows: Windows 
             writer.write(found)
     sys.stdout.flush()
     if cut:
-        only = f"only the first {predictor.most_s:g} s are predicted, which is what the model hears of a clip"
+        which = "middle" if predictor.spec.crop == "center" else "first"
+        only = f"only the {which} {predictor.most_s:g} s are predicted, which is what the model hears of a clip"
         print(f"of {counted(cut, 'long recording')} {only}; --window SECONDS hears all", file=sys.stderr)
     if strange:
         names = listed([*dict.fromkeys(strange)], 3)

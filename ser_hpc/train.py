@@ -253,7 +253,7 @@ def _train(run: RunDir, place: TrialDir, rank: Rank, loaded: _Loaded, mine: list
     mine[:] = [attempt]
     if ranks.is_main:
         attempts.describe_attempt(attempt, device=world.device_name(ranks.device), threads=world.num_threads())
-    data = TrialData(experiment.index, experiment.tasks, fold, staged)
+    data = TrialData(experiment.index, tuple(task.in_fold(fold.train.positions) for task in experiment.tasks), fold, staged)
     with Watchdog(
         limit.total_seconds(), lambda: attempts.end_attempt(attempt, "hung", "no step was made any more"), FAILED
     ) as watchdog:

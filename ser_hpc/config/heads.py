@@ -44,7 +44,17 @@ class AttentionPooling(PoolingSettings):
     """Width of the scoring network."""
 
 
-Pooling = Annotated[PoolingSettings, Choice(PoolingSettings, MeanPooling, MeanStdPooling, AttentionPooling)]
+class AttentiveStatisticsPooling(PoolingSettings):
+    """Weighted mean and weighted standard deviation over a clip's real frames, one after the other, by the weights of
+    `attention` (Okabe et al. 2018, doi 10.21437/Interspeech.2018-993)."""
+
+    kind: Literal["attentive_statistics"] = "attentive_statistics"
+    hidden: Positive = 128
+    """Width of the scoring network."""
+
+
+_POOLINGS = (MeanPooling, MeanStdPooling, AttentionPooling, AttentiveStatisticsPooling)
+Pooling = Annotated[PoolingSettings, Choice(PoolingSettings, *_POOLINGS)]
 
 
 class HeadSettings(Section):
@@ -107,6 +117,11 @@ class ProbeSettings(HeadSettings):
     what leaves it."""
     statistics: Literal["mean", "mean_std"] = "mean"
     """Of each layer's frames the `mean`, or the mean and the standard deviation (`mean_std`)."""
+    normalization: Literal["none", "clip", "train_speakers", "transductive"] = "none"
+    """Of these numbers, before they are standardised on the training part. `clip`: those of one layer to mean 0 and deviation 1
+    over the clip's own. `train_speakers`: each training speaker's clips to the mean and deviation of the average training
+    speaker; other clips stay. `transductive`: dev and test speakers' too, each by all of its clips in its part, without their
+    labels; so the scores are of speakers of whom many clips were heard, and what predicts single clips falls behind them."""
     l2: Annotated[tuple[PositiveFloat, ...], BeforeValidator(_tuple_of_numbers), Field(min_length=1)] = (
         *(10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01),
     )
@@ -115,4 +130,5 @@ class ProbeSettings(HeadSettings):
 
 _HEADS = (MeanPoolSettings, MlpSettings)
 Head = Annotated[HeadSettings, Choice(HeadSettings, *_HEADS, ProbeSettings)]
+NetworkHead = Annotated[HeadSettings, Choice(HeadSettings, *reversed(_HEADS))]  # of networks that are trained from nothing
 TaskHead = Annotated[HeadSettings | None, Choice(HeadSettings, *_HEADS, optional=True)]

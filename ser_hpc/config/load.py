@@ -74,13 +74,12 @@ def dump_settings(settings: Settings, schema: int = schemas.SCHEMA) -> str:
     """Return the resolved settings as YAML that `load_settings` takes back, in the names of `schema`.
 
     What a profile sets is written out and its name left out: jobs need no profile, which may change, or be a file elsewhere. Of
-    the cluster, and of pairs declared harmless, only what differs from the defaults is: a run that goes on with its own, older
-    code must know each name.
+    the cluster, and of settings newer than the schema, only what differs from the defaults is: a run that goes on with its own,
+    older code must know each name.
     """
     cluster = settings.cluster.model_dump(mode="json", exclude={"profile"}, exclude_defaults=True)
     tree = settings.model_dump(mode="json") | {"cluster": cluster}
-    if not settings.folds.harmless_pairs:
-        del tree["folds"]["harmless_pairs"]
+    schemas.drop_new_defaults(tree)
     schemas.drop_added(tree, schema)
     schemas.restore_names(tree, schema)
     tree = ({"schema": schema} if schema > 1 else {}) | tree  # the first one had no number

@@ -48,7 +48,17 @@ ADDED: dict[int, tuple[str, ...]] = {
         "model[encoder].num_layers",
         "model[encoder].layers",
         "folds.harmless_pairs",
+        "data.crop",
+        "model[encoder].head[probe].normalization",
     )
+}
+
+# Settings newer than SCHEMA, and their defaults: a `*` stands for each name.
+NEW: dict[str, Any] = {
+    "folds.harmless_pairs": [],
+    "data.crop": "start",
+    "model[encoder].head[probe].normalization": "none",
+    "tasks.*.reversal": 0.0,
 }
 
 # Where and how an experiment runs: settings, or whole sections. Whatever does not stand here is part of the identity.
@@ -136,6 +146,17 @@ def drop_added(tree: dict[str, Any], schema: int) -> None:
             section, name = _find(tree, path)
             if section is not None:
                 section.pop(name, None)
+
+
+def drop_new_defaults(tree: dict[str, Any]) -> None:
+    """Leave out, in place, settings newer than the schema that are at their defaults: its older code would refuse them."""
+    for path, default in NEW.items():
+        above, _, below = path.partition(".*.")
+        paths = [f"{above}.{name}.{below}" for name in tree.get(above, {})] if below else [path]
+        for each in paths:
+            section, name = _find(tree, each)
+            if section is not None and section.get(name, ...) == default:
+                del section[name]
 
 
 def new_name(path: str) -> str | None:

@@ -16,7 +16,16 @@ from ser_hpc.config.adapters import Adapter
 from ser_hpc.config.choice import Choice
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.extensions import is_outside
-from ser_hpc.config.heads import Head, HeadSettings, MeanPooling, MeanPoolSettings, MlpSettings, ProbeSettings, norm_group_of
+from ser_hpc.config.heads import (
+    Head,
+    HeadSettings,
+    MeanPooling,
+    MeanPoolSettings,
+    MlpSettings,
+    NetworkHead,
+    ProbeSettings,
+    norm_group_of,
+)
 from ser_hpc.config.protocols import Protocol
 from ser_hpc.config.section import Fraction, Positive, PositiveFloat, Probability, Section, Strings
 from ser_hpc.config.tasks import MAIN, EmotionSettings, TaskChoice, with_emotion
@@ -57,7 +66,9 @@ class DataSettings(Section):
     labels: str = "as_annotated"
     """Label set: a name under configs/labels, a YAML file, or `as_annotated` (every annotated emotion is a class)."""
     max_seconds: PositiveFloat | None = None
-    """Longer clips are cut to their first `max_seconds`, in training and evaluation alike; none: whole clips."""
+    """Longer clips are cut to `max_seconds`, in training and evaluation alike; none: whole clips."""
+    crop: Literal["start", "center"] = "start"
+    """What a clip that is cut keeps: its first `max_seconds`, or those around its center."""
     balance: Literal["none", "class", "corpus", "speaker"] = "none"
     """What counts alike in an epoch of training: clips of the smaller classes, corpora or speakers come again, so that each has
     as many as the largest; an epoch is longer then."""
@@ -84,6 +95,12 @@ class DataSettings(Section):
     cache_gb: Annotated[float, Field(ge=0)] | None = None
     """Decoded clips that each rank keeps in memory at most, in GB (an hour of speech takes 0.115), so that they are read and
     decoded once. None: a quarter of the memory that it may use; 0: none. Only with `workers` 0."""
+
+    @model_validator(mode="after")
+    def _length_of_a_crop(self) -> Self:
+        if self.crop != "start" and self.max_seconds is None:
+            raise ValueError(f"data.crop={self.crop} cuts clips to data.max_seconds: set that too, as data.max_seconds=8")
+        return self
 
     @model_validator(mode="after")
     def _one_way_of_reading(self) -> Self:
@@ -245,7 +262,31 @@ class AcrnnModel(ModelSettings):
     """Training only: up to this many Mel bands are masked, twice a clip."""
 
 
-Model = Annotated[ModelSettings, Choice(ModelSettings, EncoderModel, AcrnnModel)]
+class CnnModel(ModelSettings):
+    """Convolutional network on log-Mel frames: in each block a 3 x 3 convolution, normalisation, ReLU and 2 x 2 max-pooling;
+    then the mean over Mel bands, as in Kong et al. 2020 (doi 10.1109/TASLP.2020.3030497), and a head."""
+
+    kind: Literal["cnn"] = "cnn"
+    channels: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=6)] = (32, 64, 128, 256)
+    """Channels of each block."""
+    mels: Annotated[int, Field(ge=4)] = 64
+    """Mel bands."""
+    norm: Literal["batch", "none"] = "batch"
+    """Normalisation of the convolutions. `batch` takes its statistics, in training, over groups of clips; evaluation is clip by
+    clip."""
+    norm_group: Positive = 32
+    """Clips of such a group, at most: as that of the acrnn."""
+    head: NetworkHead = MlpSettings()
+    """What turns frames into a task's outputs: the kinds of the encoder's but the probe, `mlp` the default."""
+
+    @model_validator(mode="after")
+    def _a_band_is_left(self) -> Self:
+        if self.mels < (least := 1 << len(self.channels)):
+            raise ValueError(f"mels={self.mels}: {len(self.channels)} blocks halve the bands as often; give {least} at least")
+        return self
+
+
+Model = Annotated[ModelSettings, Choice(ModelSettings, EncoderModel, AcrnnModel, CnnModel)]
 
 
 Tasks = Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,23}$")], TaskChoice], BeforeValidator(with_emotion)]
@@ -359,6 +400,15 @@ class Settings(Section):
             name for name, task in self.tasks.items() if task.head is not None and isinstance(self.model, AcrnnModel)
         ]:
             raise ValueError(f"tasks.{headed[0]}.head: model.kind=acrnn has its own attention under every task: leave it out")
+        selects = self.train.select_by.partition(".")[0]
+        if adversaries := [name for name, task in self.tasks.items() if task.reversal and name in (MAIN, selects)]:
+            raise ValueError(
+                f"tasks.{adversaries[0]}.reversal makes it a task to unlearn: not emotion, nor what train.select_by chooses by"
+            )
+        model = self.model
+        nothing_below = isinstance(model, EncoderModel) and model.freeze == "encoder" and model.layers == "last"
+        if nothing_below and (adversaries := [name for name, task in self.tasks.items() if task.reversal]):
+            raise ValueError(f"tasks.{adversaries[0]}.reversal: model.freeze=encoder leaves nothing below its head to unlearn")
         if not any(task.weight for task in self.tasks.values()):
             raise ValueError("every task has weight 0: nothing would be learnt")
         return self
@@ -409,7 +459,7 @@ class Settings(Section):
         """Return the setting of a batch normalisation, and how many clips it normalises by each other, where there is one: of
         several the smallest."""
         found = [(f"{path}.norm", group) for path, head in self.heads.items() if (group := norm_group_of(head)) is not None]
-        if isinstance(self.model, AcrnnModel) and self.model.norm == "batch":
+        if isinstance(self.model, AcrnnModel | CnnModel) and self.model.norm == "batch":
             found.append(("model.norm", self.model.norm_group))
         return min(found, key=lambda each: each[1], default=None)
 
@@ -417,6 +467,15 @@ class Settings(Section):
     def is_probe(self) -> bool:
         """Tell whether a probe is fitted (engine/probe.py), in place of the training loop."""
         return isinstance(self.model, EncoderModel) and isinstance(self.model.head, ProbeSettings)
+
+    @property
+    def speaker_normalization(self) -> str | None:
+        """Return how a probe's features are normalised by speaker, as `model.head.normalization` calls it; None: they are
+        not."""
+        head = getattr(self.model, "head", None)
+        if not isinstance(head, ProbeSettings) or head.normalization not in ("train_speakers", "transductive"):
+            return None
+        return head.normalization
 
     @property
     def uses_feature_cache(self) -> bool:

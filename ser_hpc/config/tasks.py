@@ -32,6 +32,9 @@ class TaskSettings(Section):
     """None: cross-entropy for classes, KL divergence for distributions, concordance for numbers."""
     head: TaskHead = None
     """A head of another kind than `model.head`, for this task; none: one of that kind of its own."""
+    reversal: Annotated[float, Field(ge=0)] = 0.0
+    """Makes an adversary of it, by gradient reversal (Ganin & Lempitsky 2015): its head learns it, and so many times its
+    gradient is taken from what is below, which is to unlearn it (0.1, of the speaker); 0: both learn it."""
 
     @property
     def target(self) -> str:

@@ -21,7 +21,7 @@ from ser_hpc.config.transforms import Transform
 from ser_hpc.core.awake_clock import awake_s
 from ser_hpc.data.augmentation import Augmentation
 from ser_hpc.data.cache import CachingClipReader
-from ser_hpc.data.prefetch import ClipLoader, Prefetcher, Window
+from ser_hpc.data.prefetch import ClipLoader, Crop, Prefetcher, Window
 from ser_hpc.data.read_ahead import ReadAhead
 from ser_hpc.data.sampler import MicroBatch
 from ser_hpc.shards import RATE
@@ -71,7 +71,7 @@ class Source(AbstractContextManager[Any], Protocol):
 class BatchSource(AbstractContextManager[Any]):
     """A source of batches that decodes clips. A context manager: leaving it ends its workers.
 
-    `targets`: of the whole index; `copies`: see ClipReader; clips are cut to `max_samples`; `workers`:
+    `targets`: of the whole index; `copies`: see ClipReader; `crop`: what is kept of each clip; `workers`:
     processes, 0 for a thread; `window_bytes`: micro-batches of so many bytes are read together, 0: one at a time; or
     `ahead_bytes`: the windows of a ShardOrder are, and about so many bytes wait for their micro-batch; `keep_bytes` of
     decoded clips stay in memory, if a thread decodes: each process would have to keep them all.
@@ -83,7 +83,7 @@ class BatchSource(AbstractContextManager[Any]):
         targets: ClipTargets,
         *,
         copies: Sequence[Location] = (),
-        max_samples: int | None = None,
+        crop: Crop = Crop(),  # noqa: B008  # frozen
         augment: Sequence[Transform] = (),
         workers: int = 0,
         window_bytes: int = 0,
@@ -95,7 +95,7 @@ class BatchSource(AbstractContextManager[Any]):
         coalesce = window_bytes + ahead_bytes > 0
         self._reader: ClipReader = CachingClipReader(index.roots, copies, coalesce=coalesce, keep_bytes=room)
         self._ahead = ReadAhead(self._reader, index, ahead_bytes) if ahead_bytes else None
-        loader = ClipLoader(self._reader, max_samples, Augmentation(augment) if augment else None)
+        loader = ClipLoader(self._reader, crop, Augmentation(augment) if augment else None)
         self._prefetch = Prefetcher(index, loader, workers)
 
     def prefetch(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]:

@@ -58,11 +58,33 @@ class DecodedClips:
 
 
 @dataclass(frozen=True, slots=True)
+class Crop:
+    """What is kept of a clip: `samples` at most (None: all of it), from its start, or around its `center`."""
+
+    samples: int | None = None
+    center: bool = False
+
+    @classmethod
+    def of_seconds(cls, max_seconds: float | None, crop: str) -> Crop:
+        """Make it of the settings `data.max_seconds` and `data.crop`."""
+        return cls(None if max_seconds is None else round(max_seconds * RATE), crop == "center")
+
+    def first(self, count: int) -> int:
+        """Return the first sample that is kept of a clip of `count`."""
+        return max(0, count - self.samples) // 2 if self.center and self.samples is not None else 0
+
+    def __call__(self, clip: np.ndarray) -> np.ndarray:
+        """Cut (n,) samples."""
+        start = self.first(len(clip))
+        return clip if self.samples is None else clip[start : start + self.samples]
+
+
+@dataclass(frozen=True, slots=True)
 class ClipLoader:
-    """A reader of requests, sent to worker processes. Clips are cut to `max_samples`, before and after augmentation."""
+    """A reader of requests, sent to worker processes. Clips are cropped before and after augmentation."""
 
     reader: ClipReader
-    max_samples: int | None = None
+    crop: Crop = Crop()
     augment: Augmentation | None = None
 
     def read(self, window: Sequence[ClipRequest], payloads: Sequence[Payload] | None) -> Clips:
@@ -84,8 +106,8 @@ class ClipLoader:
         augment = None if seed is None else self.augment
         if isinstance(found, CorruptClipError):
             return np.zeros(SILENCE, dtype=np.float32 if augment else np.int16)
-        clip = found[: self.max_samples]
-        return clip if augment is None or seed is None else augment(clip, seed)[: self.max_samples]
+        clip = self.crop(found)
+        return clip if augment is None or seed is None else self.crop(augment(clip, seed))
 
 
 class Prefetcher:

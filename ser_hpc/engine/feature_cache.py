@@ -207,6 +207,8 @@ def _fingerprint(
         "clips": hashlib.sha256(positions.tobytes()).hexdigest(),
         "block": block,
     }
+    if settings.data.crop != "start":
+        what["crop"] = settings.data.crop
     kept = _Statistics.of(model)
     if kept.layers is not None or kept.std:
         what["statistics"] = {"layers": list(kept.layers) if kept.layers is not None else None, "std": kept.std}

@@ -29,6 +29,7 @@ from ser_hpc.engine.fault.corrupt_clips import CorruptClips
 from ser_hpc.engine.fault.preemption import StopFlag, Stopped, Superseded
 from ser_hpc.engine.fault.watchdog import Watchdog
 from ser_hpc.engine.frozen_encoder import FrozenEncoder, LoadedEncoder, PooledFeatures
+from ser_hpc.engine.probe_normalization import feature_scale, normalize_features
 from ser_hpc.engine.progress import Progress
 from ser_hpc.engine.trackers import build_trackers
 from ser_hpc.engine.trial_data import TrialData, make_batch_source
@@ -40,7 +41,6 @@ from ser_hpc.shards.read import CorruptionCause, corruption_error
 from ser_hpc.tasks.task import ClipTargets
 
 _MOST_ITERATIONS = 1000
-_LEAST_SCALE = 0.1
 _NEVER = -100.0  # the logit of a class that the training part has no clip of
 
 
@@ -81,7 +81,9 @@ def train_trial(
         )
         corrupt.add(fold.train.positions, _causes(states, fold.train.positions), state)
         _refuse_damaged(states, data)
-        fitting = _Fit(encoder, states, data, targets.weights[MAIN]) if world.is_main else None
+        fitting = None
+        if world.is_main:
+            fitting = _Fit(encoder, normalize_features(encoder, states, settings, data), data, targets.weights[MAIN])
         for number, penalty in enumerate(penalties):
             _agree(trial, attempt, world, stop)
             watchdog.beat()
@@ -163,19 +165,6 @@ class _Fit:
     def _rows(self, positions: np.ndarray) -> np.ndarray:
         rows: np.ndarray = self._states.means[np.searchsorted(self._states.positions, positions)]
         return rows
-
-
-def feature_scale(rows: np.ndarray, width: int) -> np.ndarray:
-    """Return what features (clips, numbers) are divided by: their standard deviation, and at least a tenth of the median one of
-    the same statistic of the same layer, `width` numbers side by side.
-
-    Where all clips have one length, what depends on it (the mean of position embeddings) varies by rounding alone; divided by
-    that, a clip of any other length would be thousands of deviations away, and get any class with certainty.
-    """
-    deviations = rows.std(axis=0).reshape(-1, width)
-    floors = _LEAST_SCALE * np.median(deviations, axis=1, keepdims=True)
-    scale: np.ndarray = np.maximum(deviations, floors).reshape(-1)
-    return np.where(scale > 0, scale, 1.0)
 
 
 def fit_logistic_regression(

@@ -10,11 +10,10 @@ from ser_hpc.config.settings import Settings
 from ser_hpc.corpora.words import WordColumn
 from ser_hpc.data.batches import BatchSource
 from ser_hpc.data.cache import cache_bytes
-from ser_hpc.data.prefetch import default_workers
+from ser_hpc.data.prefetch import Crop, default_workers
 from ser_hpc.data.sampler import ShardOrder
 from ser_hpc.engine.distributed.world import World
 from ser_hpc.protocols.folds import Fold
-from ser_hpc.shards import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.storage import Location
 from ser_hpc.tasks.targets import ClassTarget
@@ -63,7 +62,7 @@ def make_batch_source(settings: Settings, data: TrialData, targets: ClipTargets,
         data.index,
         targets,
         copies=data.roots,
-        max_samples=_max_samples(settings),
+        crop=_crop(settings),
         augment=data_settings.augment,
         workers=workers,
         window_bytes=round(data_settings.prefetch_mb * 1e6),
@@ -74,7 +73,7 @@ def make_batch_source(settings: Settings, data: TrialData, targets: ClipTargets,
 
 def lengths(settings: Settings, data: TrialData) -> np.ndarray:
     """Return how many samples every clip of the index has, once it is cut, (clips of the index,)."""
-    samples: np.ndarray = np.minimum(data.index.num_samples, _max_samples(settings) or data.index.num_samples)
+    samples: np.ndarray = np.minimum(data.index.num_samples, _crop(settings).samples or data.index.num_samples)
     return samples
 
 
@@ -96,6 +95,5 @@ def balance_groups(balance: str, data: TrialData) -> np.ndarray | None:
     return WordColumn.join(metadata.corpus, metadata.column(balance)).take(positions).number()[1]
 
 
-def _max_samples(settings: Settings) -> int | None:
-    """Return how long clips may be, in samples; None: any length."""
-    return None if settings.data.max_seconds is None else round(settings.data.max_seconds * RATE)
+def _crop(settings: Settings) -> Crop:
+    return Crop.of_seconds(settings.data.max_seconds, settings.data.crop)

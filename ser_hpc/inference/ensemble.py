@@ -79,7 +79,7 @@ class Ensemble(nn.Module):
             main, probe = next(iter(self.targets)), next(iter(self._heads(own[0]).values()))
             if isinstance(probe, LinearProbe):
                 states, lengths = frames_of_layers(front, encoder, samples, offsets, probe.layers)
-                pooled = pool_states(states, lengths, probe.std)
+                pooled = probe.normalize(pool_states(states, lengths, probe.std))
                 for k in own:
                     head: Any = self._heads(k)[f"{main}_"]
                     outputs[k] = {main: head.classify(pooled)}

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ser_hpc.core.errors import UserError
+from ser_hpc.data.prefetch import Crop
 from ser_hpc.data.sampler import BatchSpec, split_micro_batches
 from ser_hpc.inference import recordings
 from ser_hpc.inference.ensemble import Ensemble
@@ -60,7 +61,7 @@ class Predictor:
 
     @property
     def most_s(self) -> float | None:
-        """Return how many seconds the model hears of a clip, from its beginning; None: all."""
+        """Return how many seconds the model hears of a clip (of its beginning or its center: `spec.crop`); None: all."""
         limits = [front.max_seconds for front in self._model.fronts] + [self.spec.max_seconds]
         return min((limit for limit in limits if limit is not None), default=None)
 
@@ -85,7 +86,7 @@ class Predictor:
         read to its end."""
         if windows is not None:
             windows.check(self.most_s)
-        for found in _ahead(self._pools(cut(given, windows, self.most_s))):
+        for found in _ahead(self._pools(cut(given, windows, Crop.of_seconds(self.most_s, self.spec.crop)))):
             predictions = self._predict(found.clips)
             failures = iter(found.failures)
             upcoming = next(failures, None)

@@ -23,10 +23,10 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ser_hpc.core.errors import UserError
+from ser_hpc.data.prefetch import Crop
 from ser_hpc.inference.ensemble import Ensemble
 from ser_hpc.inference.folder import CONFIG, MODEL_TYPE, PREPROCESSOR, WEIGHTS, read_model
 from ser_hpc.inference.spec import ModelSpec
-from ser_hpc.shards import RATE
 
 
 class SerHpcConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
@@ -64,7 +64,7 @@ class SerHpcForAudioClassification(PreTrainedModel):  # type: ignore[no-untyped-
         super().__init__(config)
         self.ensemble = ensemble
         described = ModelSpec.from_json(config.ser_hpc, "its configuration")
-        self._task, self._most_s = described.main, described.max_seconds
+        self._task, self._crop = described.main, Crop.of_seconds(described.max_seconds, described.crop)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # whose many options are of files that there are none of here
@@ -82,8 +82,10 @@ class SerHpcForAudioClassification(PreTrainedModel):  # type: ignore[no-untyped-
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **_: Any) -> SequenceClassifierOutput:
         """Classify padded sound (B, longest) in [-1, 1]: each clip as if it were alone. Returns logits (B, classes)."""
         mask = torch.ones_like(input_values, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        if self._most_s is not None:
-            mask = mask & (mask.cumsum(1) <= round(self._most_s * RATE))
+        if self._crop.samples is not None:
+            first = torch.tensor([self._crop.first(int(count)) for count in mask.sum(1)], device=mask.device)[:, None]
+            number = mask.cumsum(1)  # from 1
+            mask = mask & (number > first) & (number <= first + self._crop.samples)
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cpu()]).cumsum(0)
         return SequenceClassifierOutput(logits=self.ensemble(input_values[mask], offsets)[self._task])
 

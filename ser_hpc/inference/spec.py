@@ -57,13 +57,15 @@ class Member:
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What makes a model again: the settings of its encoder and heads, `targets` by task, the main one first, and of a task
-    with a head of its own kind its settings. `max_seconds`: longer clips are cut to it, as they were in training."""
+    with a head of its own kind its settings. `max_seconds`, `crop`: longer clips are cut to it, from their `start` or around
+    their `center`, as they were in training."""
 
     model: ModelSettings
     targets: dict[str, Target]
     heads: dict[str, HeadSettings | None]
     max_seconds: float | None
     members: tuple[Member, ...]
+    crop: str = "start"
 
     @property
     def main(self) -> str:
@@ -105,7 +107,7 @@ class ModelSpec:
             },
             "max_seconds": self.max_seconds,
             "members": [asdict(member) for member in self.members],
-        }
+        } | ({"crop": self.crop} if self.crop != "start" else {})
 
     @classmethod
     def from_json(cls, record: Any, source: str) -> ModelSpec:
@@ -125,6 +127,7 @@ class ModelSpec:
                 heads={str(name): _HEAD.validate_python(task["head"]) for name, task in record["tasks"].items()},
                 max_seconds=None if record["max_seconds"] is None else float(record["max_seconds"]),
                 members=tuple(_member(member) for member in record["members"]),
+                crop=_crop(record.get("crop", "start")),
             )
         except (KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -144,6 +147,12 @@ class ModelSpec:
             raise UserError(f"{source} is damaged: its model has a part of size {max(too_large):,}")
         if any(not 0 < t < float("inf") for member in self.members for t in member.temperatures.values()):
             raise UserError(f"{source} is damaged: a temperature is not a positive number")
+
+
+def _crop(name: Any) -> str:
+    if name not in ("start", "center"):
+        raise ValueError(f"there is no crop {name!r}")
+    return str(name)
 
 
 def _member(record: Mapping[str, Any]) -> Member:

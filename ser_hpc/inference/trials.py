@@ -114,6 +114,7 @@ class RunModels:
             heads={name: task.head for name, task in self.settings.tasks.items()},
             max_seconds=data.max_seconds,
             members=members,
+            crop=data.crop,
         )
         with import_from(self.run.path / EXTENSIONS):
             encoders, heads = self._parts(spec, trials)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ser_hpc.core.errors import UserError
+from ser_hpc.data.prefetch import Crop
 from ser_hpc.inference.recordings import Recording
 from ser_hpc.shards import RATE
 from ser_hpc.shards.audio import BadClipError
@@ -51,25 +52,23 @@ class Windows:
             )
 
 
-def whole(recording: Recording, most_s: float | None) -> Iterator[Clip]:
-    """Yield a recording as one clip, cut to the `most_s` seconds that the model hears. Raises BadClipError."""
-    limit = None if most_s is None else round(most_s * RATE)
-    held, count, cut = [], 0, False
+def whole(recording: Recording, crop: Crop) -> Iterator[Clip]:
+    """Yield a recording as one clip, cut to what the model hears of it. Raises BadClipError."""
+    held, count = [], 0
     for block in recording.blocks():
         held.append(block)
         count += len(block)
-        if limit is not None and count > limit:
-            cut = True
-            break
+        if crop.samples is not None and count > crop.samples and not crop.center:
+            break  # the rest is not heard
         if count > MOST_WHOLE_S * RATE:
             raise BadClipError(
                 f"is longer than the {MOST_WHOLE_S:g} s that are predicted as one clip: predict it in windows, as with "
                 "--window 4 --hop 1"
             )
-    samples = np.concatenate(held)[:limit] if held else np.zeros(0, np.int16)
-    if not len(samples):
+    if not count:
         raise BadClipError("holds no sound")
-    yield Clip(recording.name, recording.start_s, samples, cut)
+    heard = crop(np.concatenate(held))
+    yield Clip(recording.name, recording.start_s + crop.first(count) / RATE, heard, cut=len(heard) < count)
 
 
 def sliding(recording: Recording, windows: Windows) -> Iterator[Clip]:
@@ -95,11 +94,11 @@ def sliding(recording: Recording, windows: Windows) -> Iterator[Clip]:
         yield Clip(recording.name, recording.start_s + last / RATE, kept[last - begin :].copy())
 
 
-def cut(recordings: Iterable[Recording], windows: Windows | None, most_s: float | None) -> Iterator[Clip | tuple[str, str]]:
+def cut(recordings: Iterable[Recording], windows: Windows | None, crop: Crop) -> Iterator[Clip | tuple[str, str]]:
     """Yield the clips of recordings, and (name, reason) where one cannot be read, or not to its end; the others go on."""
     for recording in recordings:
         try:
-            yield from sliding(recording, windows) if windows else whole(recording, most_s)
+            yield from sliding(recording, windows) if windows else whole(recording, crop)
         except BadClipError as error:
             yield recording.name, str(error)
         except OSError as error:  # it vanished, or its disk did

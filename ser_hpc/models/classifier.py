@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ser_hpc.config.extension_errors import check_made, explain_errors
 from ser_hpc.config.extensions import is_outside
 from ser_hpc.config.heads import HeadSettings, MeanPoolSettings, ProbeSettings, norm_group_of
-from ser_hpc.config.settings import AcrnnModel, EncoderModel, ModelSettings
+from ser_hpc.config.settings import AcrnnModel, CnnModel, EncoderModel, ModelSettings
 from ser_hpc.config.tasks import MAIN
 from ser_hpc.core.errors import shared_by_all_trials
 from ser_hpc.models import adapters
@@ -47,7 +47,8 @@ class LayeredFrontend(Frontend, Protocol):
 class Classifier(nn.Module):
     """`max_seconds` is the longest clip that the encoder can take (Whisper: 30; longer ones are cut), or None.
 
-    `head` is the main task's; `task_heads` those of others, by name, with an underscore behind it in the module.
+    `head` is the main task's; `task_heads` those of others, by name, with an underscore behind it in the module;
+    `reversals`: of those whose gradient is reversed below their head, how many times it is taken.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Classifier(nn.Module):
         task_heads: Mapping[str, nn.Module] | None = None,
         freeze_encoder: bool = False,
         layer_sum: LayerSum | None = None,
+        reversals: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.frontend = frontend
@@ -66,6 +68,7 @@ class Classifier(nn.Module):
         self.head = head
         # With a mark: a module may not be named as what every module has, which a task may be (`type`, `values`).
         self.task_heads = nn.ModuleDict({f"{name}_": each for name, each in (task_heads or {}).items()})
+        self.reversals = dict(reversals or {})
         self.freeze_encoder = freeze_encoder
         self.max_seconds = frontend.max_seconds
         if freeze_encoder:
@@ -83,8 +86,9 @@ class Classifier(nn.Module):
                 return {MAIN: self.head(states, lengths)}
         frames, lengths = self._frames(samples, offsets)
         outputs = {MAIN: self.head(frames, lengths)}
-        for name, head in self.task_heads.items():
-            outputs[name.removesuffix("_")] = head(frames, lengths)
+        for marked, head in self.task_heads.items():
+            name = marked.removesuffix("_")
+            outputs[name] = head(_reversed(frames, self.reversals.get(name, 0.0)), lengths)
         return outputs
 
     def _frames(self, samples: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,6 +106,25 @@ class Classifier(nn.Module):
         if self.freeze_encoder:
             self.encoder.eval()
         return self
+
+
+def _reversed(frames: Tensor, times: float) -> Tensor:
+    """Leave frames as they are, and turn their gradient round, so many times (Ganin & Lempitsky 2015); 0: leave that too."""
+    if not times:
+        return frames
+    turned: Tensor = _Reversed.apply(frames, times)  # type: ignore[no-untyped-call]
+    return turned
+
+
+class _Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, frames: Tensor, times: float) -> Tensor:
+        ctx.times = times
+        return frames.view_as(frames)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * -ctx.times, None
 
 
 def frames_of_layers(
@@ -135,6 +158,7 @@ def build_classifier(
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
+        reversals = {task.name: task.reversal for task in others}
         if isinstance(settings, AcrnnModel):
             from ser_hpc.models.encoders import acrnn  # torchaudio, which no other encoder needs
 
@@ -142,7 +166,7 @@ def build_classifier(
             widths = [num_classes, *(task.target.width for task in others)]
             main, *rest = (AttentionPool(settings, network.width, width) for width in widths)
             named = {task.name: each for task, each in zip(others, rest, strict=True)}
-            return Classifier(acrnn.MelFrontend(settings), network, main, named)
+            return Classifier(acrnn.MelFrontend(settings), network, main, named, reversals=reversals)
         front, model, width, frozen = _encoder(settings, pooled_width)
         layer_sum = None
         if isinstance(settings, EncoderModel) and settings.layers == "weighted":
@@ -151,9 +175,9 @@ def build_classifier(
         chosen: HeadSettings = getattr(settings, "head", MeanPoolSettings())
         main_head = _probe_or_head(head or chosen, width, num_classes, model)
         heads = {task.name: build_head(task.head or chosen, width, task.target.width) for task in others}
-        groups = [norm_group_of(each) for each in (head or chosen, *(task.head or chosen for task in others))]
-        front.group = min((group for group in groups if group is not None), default=front.group)
-        return Classifier(front, model, main_head, heads, freeze_encoder=frozen, layer_sum=layer_sum)
+        groups = [front.group, *(norm_group_of(each) for each in (head or chosen, *(task.head or chosen for task in others)))]
+        front.group = min((group for group in groups if group is not None), default=None)
+        return Classifier(front, model, main_head, heads, freeze_encoder=frozen, layer_sum=layer_sum, reversals=reversals)
 
 
 def build_for_tasks(settings: ModelSettings, tasks: Sequence[Task], seed: int, pooled_width: int | None = None) -> Classifier:
@@ -196,6 +220,10 @@ def _encoder(settings: ModelSettings, pooled_width: int | None) -> tuple[Fronten
         front, model, width = pretrained.load_encoder(settings)
         adapters.apply_adapter(settings.adapter, model)
         return front, model, width, frozen
+    if isinstance(settings, CnnModel):
+        from ser_hpc.models.encoders import cnn  # torchaudio, which no transformer needs
+
+        return cnn.MelFrontend(settings), cnn.Cnn(settings), settings.channels[-1], False
     assert is_outside(settings.kind)
     with explain_errors(settings.kind):
         made: Any = settings.build()

@@ -1,6 +1,6 @@
 """Count a model's parameters and operations from its settings, without torch, before anything starts.
 
-Of Wav2Vec2, HuBERT, WavLM and Whisper, and of the package's heads, the parameters are those of the built model, one by one
+Of Wav2Vec2, HuBERT, WavLM, Whisper, the CNN, and the package's heads, the parameters are those of the built model, one by one
 (tests/models/test_size.py). Of other encoders, the recurrent network and what comes from outside they are an estimate: `exact`
 tells. Operations (one multiply-add = 2, 50 frames a second): stem = sum over its convolutions of 2 n C_out C_in k; linear
 layers of a transformer layer 2 T per weight; attention 4 T^2 d.
@@ -18,6 +18,7 @@ from typing import Any
 from ser_hpc.config.adapters import LoraSettings
 from ser_hpc.config.heads import (
     AttentionPooling,
+    AttentiveStatisticsPooling,
     HeadSettings,
     MeanPooling,
     MeanPoolSettings,
@@ -25,7 +26,7 @@ from ser_hpc.config.heads import (
     MlpSettings,
     ProbeSettings,
 )
-from ser_hpc.config.settings import AcrnnModel, EncoderModel, ModelSettings
+from ser_hpc.config.settings import AcrnnModel, CnnModel, EncoderModel, ModelSettings
 
 _FRAMES_A_SECOND = 50
 _CONVOLUTIONS = {"conv_dim": [512] * 7, "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]}
@@ -62,6 +63,11 @@ def model_size(model: ModelSettings, heads: Mapping[str, tuple[HeadSettings, int
     if isinstance(model, AcrnnModel):
         parameters, flops = _acrnn(model)
         return ModelSize({"network": parameters}, parameters, flops, exact=False)
+    if isinstance(model, CnnModel):
+        network, flops = _cnn(model)
+        counts = [_head(settings, model.channels[-1], outputs, 1) for settings, outputs in heads.values()]
+        parts = {"network": network, "heads" if len(counts) > 1 else "head": sum(count or 0 for count in counts)}
+        return ModelSize(parts, sum(parts.values()), flops, exact=None not in counts)
     exact = isinstance(model, EncoderModel)
     model = model if isinstance(model, EncoderModel) else EncoderModel()
     shape, known = _shape(model)
@@ -200,6 +206,8 @@ def _head(head: HeadSettings, width: int, outputs: int, states: int) -> int | No
                     pooled, pooling = 2 * width, 0
                 case AttentionPooling(hidden=hidden):
                     pooled, pooling = width, width * hidden + hidden + hidden + 1
+                case AttentiveStatisticsPooling(hidden=hidden):
+                    pooled, pooling = 2 * width, width * hidden + hidden + hidden + 1
                 case _:
                     return None
             widths: Sequence[int] = [pooled, *head.hidden, outputs]
@@ -220,6 +228,15 @@ def _stem_flops(shape: Mapping[str, Any]) -> float:
         flops += 2 * rate * after * before * kernel
         before = after
     return flops
+
+
+def _cnn(model: CnnModel) -> tuple[int, float]:
+    parameters, flops, frames, bands, before = 0, 0.0, 100.0, model.mels, 1  # frames of a second
+    for after in model.channels:
+        parameters += 9 * before * after + (2 * after if model.norm == "batch" else after)
+        flops += 2 * 9 * before * after * frames * bands
+        frames, bands, before = frames / 2, bands // 2, after
+    return parameters, flops
 
 
 def _acrnn(model: AcrnnModel) -> tuple[int, float]:

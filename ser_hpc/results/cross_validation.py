@@ -172,6 +172,7 @@ def _cross_validate(run: RunDir, notes: Sequence[str], attempts: Sequence[Traine
             *sanity_warnings(done, {t.trial: t.confusion for t in trials}, plan["classes"], alone=not plan.get("tasks")),
             *_identical_seeds(trials),
             *_contaminated_weights(run, trials),
+            *_transductive(run),
         ),
         about=describe_run(run, plan, done, attempts),
         by_class=by_class,
@@ -299,6 +300,23 @@ def _contaminated_weights(run: RunDir, trials: Sequence[TrialScores]) -> list[st
         if told := contamination(getattr(model, "weights", None), tested):
             return [told]
     return []
+
+
+def is_transductive(run: RunDir) -> bool:
+    """Tell whether test speakers' clips were normalised by all clips of that speaker."""
+    with suppress(UserError, OSError):
+        return load_run_settings(run.settings).speaker_normalization == "transductive"
+    return False
+
+
+def _transductive(run: RunDir) -> list[str]:
+    if not is_transductive(run):
+        return []
+    return [
+        "These scores are transductive (model.head.normalization): each test speaker's clips were normalised by all of them, "
+        "without labels. A new speaker's single clip is not, when the model predicts it: expect less there, and compare with "
+        "transductive results alone."
+    ]
 
 
 def _damaged_clips(done: Sequence[TrialDir]) -> list[str]:

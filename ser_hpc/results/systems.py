@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ser_hpc.core.errors import UserError, listed
-from ser_hpc.results.cross_validation import confusion_of, cross_validate
+from ser_hpc.results.cross_validation import confusion_of, cross_validate, is_transductive
 from ser_hpc.results.report_summary import incomplete_sentence
 from ser_hpc.results.speaker_counts import SpeakerCounts, count_by_speaker
 from ser_hpc.run.predictions import Prediction
@@ -66,7 +66,8 @@ def read_systems(paths: Sequence[Path]) -> list[System]:
     first = next(iter(runs.values()))
     for other in [*runs.values()][1:]:
         _refuse_other_folds(first, other)
-    names = _short_names(paths)
+    heard = [path.is_dir() and is_transductive(RunDir(path)) for path in paths]
+    names = [f"{name} (transductive)" if of else name for name, of in zip(_short_names(paths), heard, strict=True)]
     found = [runs[path] if path in runs else _read_table(path, first) for path in paths]
     return [System(name, system.plan, system.tested) for name, system in zip(names, found, strict=True)]
 

@@ -23,6 +23,7 @@ from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import labels
 from ser_hpc.corpora.labels import DROPPED, LabelSet
+from ser_hpc.corpora.names import is_unknown
 from ser_hpc.data import augmentation
 from ser_hpc.protocols.folds import FoldPlan, plan_folds
 from ser_hpc.run import identity
@@ -94,6 +95,7 @@ def prepare_experiment(settings: Settings, label_set: LabelSet | None = None, pl
     check_clip_lengths(settings, index)
     targets = label_set.targets(index.metadata)
     check_norm_groups(settings, index.metadata.seconds[targets != DROPPED])
+    check_speakers(settings, index, targets)
     augmentation.check_augmentation(settings.data.augment)
     tasks = build_tasks(settings.tasks, _Columns(index, label_set, targets), settings.train.class_weights)
     check_selection(tasks, settings.train.select_by)
@@ -135,15 +137,18 @@ class _Columns:
 
 
 def check_clip_lengths(settings: Settings, index: ShardIndex) -> None:
-    """Raise UserError where a clip is longer than Whisper's window and `data.max_seconds` does not cut it."""
+    """Raise UserError where a clip is longer than Whisper's window and `data.max_seconds` does not cut it, or its center is to
+    be kept and does not fit."""
     model, limit = settings.model, settings.data.max_seconds
     longest = float(index.metadata.seconds.max())
-    if limit is not None or not isinstance(model, EncoderModel) or longest <= WHISPER_SECONDS:
+    if not isinstance(model, EncoderModel) or longest <= WHISPER_SECONDS:
         return
-    if "whisper" in json.dumps([model.weights, model.config]).lower():
+    fits = limit is not None and (settings.data.crop == "start" or limit <= WHISPER_SECONDS)
+    if not fits and "whisper" in json.dumps([model.weights, model.config]).lower():
+        kept = "the middle" if settings.data.crop == "center" else "their first"
         raise UserError(
             f"the longest clip lasts {longest:.1f} s and Whisper's window is {WHISPER_SECONDS:.0f} s: set "
-            f"data.max_seconds={WHISPER_SECONDS:.0f} to cut longer clips to their first {WHISPER_SECONDS:.0f} s"
+            f"data.max_seconds={WHISPER_SECONDS:.0f} to cut longer clips to {kept} {WHISPER_SECONDS:.0f} s"
         )
 
 
@@ -163,6 +168,18 @@ def check_norm_groups(settings: Settings, seconds: np.ndarray) -> None:
             f"{norm}=batch normalises {clips} clips by each other ({norm}_group), padded to the longest of them: up to "
             f"{clips} x {longest:.1f} s, which train.budget_seconds={budget:g} would divide. Leave "
             "train.budget_seconds out or raise it, cut clips with data.max_seconds, or take smaller groups"
+        )
+
+
+def check_speakers(settings: Settings, index: ShardIndex, targets: np.ndarray) -> None:
+    """Raise UserError where clips are to be normalised by speaker and it is not known who speaks. `targets` (clips,)."""
+    how = settings.speaker_normalization
+    speakers = index.metadata.speaker.take(targets != DROPPED)
+    unknown = np.array([is_unknown(name) for name in speakers.names.tolist()], dtype=bool)[speakers.codes]
+    if how and unknown.any():
+        raise UserError(
+            f"model.head.normalization={how} normalises by speaker, and of {int(unknown.sum())} of {len(unknown)} clips the "
+            "speaker is unknown: use clip or none"
         )
 
 

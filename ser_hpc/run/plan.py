@@ -97,8 +97,11 @@ def make_plan(
 
 def _given(task: Task, folds: FoldPlan) -> dict[str, list[int]]:
     """Count, part by part, the clips of each fold that have a target of the task."""
-    given = task.target.is_given(task.values)
-    return {name: [int(given[getattr(fold, name).positions].sum()) for fold in folds.folds] for name in PARTS}
+    given = [task.target.is_given(task.in_fold(fold.train.positions).values) for fold in folds.folds]
+    return {
+        name: [int(of_fold[getattr(fold, name).positions].sum()) for fold, of_fold in zip(folds.folds, given, strict=True)]
+        for name in PARTS
+    }
 
 
 def _hashes(index: ShardIndex, label_set: LabelSet, targets: np.ndarray) -> np.ndarray:

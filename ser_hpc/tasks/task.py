@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -46,7 +46,8 @@ class Columns(Protocol):
 class Task:
     """A task of a run: its name, `target`, and the target of every clip of the index, `values`, (num_clips, ...).
 
-    `weight`: its share of the loss; `balanced`: of its classes each weighs as much; `head`: settings of one of its own kind.
+    `weight`: its share of the loss; `balanced`: of its classes each weighs as much; `head`: settings of one of its own kind;
+    `reversal`: of an adversary, how many times its gradient is taken from what is below its head.
     """
 
     name: str
@@ -56,11 +57,19 @@ class Task:
     weight: float = 1.0
     balanced: bool = False
     head: HeadSettings | None = None
+    reversal: float = 0.0
 
     @classmethod
     def of_classes(cls, classes: Sequence[str], values: np.ndarray) -> Task:
         """Make the main task as it is by default, of class indices (num_clips,)."""
         return cls(MAIN, ClassTarget(tuple(classes)), values, CrossEntropySettings())
+
+    def in_fold(self, train: np.ndarray) -> Task:
+        """Return the task as a fold has it, `train` being the positions of its training part: a class that an adversary never
+        hears there, as the speakers of dev and test, is no target."""
+        if not self.reversal or not isinstance(self.target, ClassTarget):
+            return self
+        return replace(self, values=np.where(np.isin(self.values, self.values[train]), self.values, DROPPED))
 
     def clip_weights(self, train: np.ndarray) -> np.ndarray:
         """Weigh every clip of the index, float32: 0 where it has no target; `balanced`: all clips / (classes x clips of the
@@ -106,7 +115,7 @@ def build_tasks(settings: Mapping[str, TaskSettings], columns: Columns, class_we
 
     Raises UserError naming the task and what the clips lack.
     """
-    return tuple(_build(name, task, columns, class_weights) for name, task in settings.items())
+    return tuple(replace(_build(name, task, columns, class_weights), reversal=task.reversal) for name, task in settings.items())
 
 
 def check_selection(tasks: Sequence[Task], select_by: str) -> None:

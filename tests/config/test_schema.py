@@ -23,6 +23,15 @@ def tree_of(*overrides: str) -> dict[str, Any]:
     return found
 
 
+def test_settings_newer_than_the_schema_are_written_where_they_say_something() -> None:
+    """A run that goes on with its own, older code of the same schema would refuse their names."""
+    plain = yaml.safe_load(dump_settings(load_settings(None, ["tasks.who={kind: classification, column: speaker}"])))
+    assert "crop" not in plain["data"] and "harmless_pairs" not in plain["folds"] and "reversal" not in plain["tasks"]["who"]
+    told = ["data.crop=center", "data.max_seconds=8", "tasks.who={kind: classification, column: speaker, reversal: 0.1}"]
+    written = yaml.safe_load(dump_settings(load_settings(None, told)))
+    assert written["data"]["crop"] == "center" and written["tasks"]["who"]["reversal"] == 0.1
+
+
 def test_defaults_are_left_out_and_the_way_of_saying_them_does_not_matter() -> None:
     assert tree_of() == {}
     assert tree_of("train.lr=3e-5", "model.kind=encoder", "folds.count=null") == {}

@@ -40,6 +40,10 @@ ACRNN = (
     "model={kind: acrnn, first_channels: 4, channels: 4, layers: 3, linear: 8, cells: 4, mels: 16, dropout: 0.2, norm_group: 5,"
     "time_warp: 0.1, filter_db: 3, time_mask_s: 0.05}"
 )
+CNN = (
+    "model={kind: cnn, channels: [4, 8], mels: 16, norm_group: 5, head: {kind: mlp, pooling: attentive_statistics, hidden: [8],"
+    "dropout: 0.2}}"
+)
 # Steps of 16 clips are four groups of 4, an epoch's last one of 8 is two: of three ranks, some have none.
 CUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "alone": (1, ()),
@@ -129,6 +133,20 @@ def test_killed_it_goes_on_bit_for_bit(base: Path) -> None:
     assert lines(one.current.steps) == lines(other.current.steps)
     assert one.weights.read_bytes() == other.weights.read_bytes()
     assert one.current.predictions.read_bytes() == other.current.predictions.read_bytes()
+
+
+def test_the_cnn_is_killed_and_gone_on_with_and_shared(base: Path) -> None:
+    """Bit for bit on one rank, or with little memory; up to rounding on two."""
+    told = (CNN, "train.epochs=2", "train.weight_decay=1e-5", "train.optimizer=adam", EVERY_STEP)
+    more = {"whole": (), "killed": (), "small": ("train.budget_seconds=5",), "shared": ()}
+    runs = {name: planned(base / f"cnn-{name}", packed_tones(base), *told, *of, plain=True) for name, of in more.items()}
+    assert run_here(runs["whole"], TRIAL) == {TRIAL: 0}
+    kill_at_step(runs["killed"], 7)
+    assert run_here(runs["killed"], TRIAL) == run_here(runs["small"], TRIAL) == {TRIAL: 0}
+    train_on_ranks([runs["shared"]], 2)
+    whole, killed, small = (runs[name].trial(TRIAL).weights.read_bytes() for name in ("whole", "killed", "small"))
+    assert len(runs["killed"].trial(TRIAL).attempts) == 2 and whole == killed == small
+    assert np.abs(curve(runs["shared"]) - curve(runs["whole"])).max() < 1e-4
 
 
 def test_what_would_divide_a_group_is_refused(base: Path) -> None:

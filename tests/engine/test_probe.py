@@ -22,15 +22,18 @@ from ser_hpc.engine.distributed.world import World
 from ser_hpc.engine.fault.preemption import StopFlag, Stopped
 from ser_hpc.engine.fault.watchdog import Watchdog
 from ser_hpc.engine.frozen_encoder import FrozenEncoder
-from ser_hpc.engine.probe import feature_scale, fit_logistic_regression, train_trial
+from ser_hpc.engine.probe import fit_logistic_regression, train_trial
+from ser_hpc.engine.probe_normalization import feature_scale, normalize_by_speaker
 from ser_hpc.engine.trial_data import TrialData
 from ser_hpc.models.classifier import build_classifier
 from ser_hpc.models.encoders.configuration import check_configuration
+from ser_hpc.results.cross_validation import cross_validate, is_transductive
 from ser_hpc.run import predictions
 from ser_hpc.run.attempt import claim_attempt
-from ser_hpc.run.experiment import reopen_experiment
+from ser_hpc.run.experiment import check_speakers, reopen_experiment
 from ser_hpc.run.rank import Rank
 from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
+from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import CorruptClipError, ShardReader
 
 FIRST = Trial(0, 0)
@@ -93,6 +96,55 @@ def test_what_varies_by_rounding_alone_is_not_blown_up() -> None:
     assert np.allclose(scale[ordinary], rows.std(0)[ordinary])
     assert scale[3] == pytest.approx(0.1 * np.median(rows[:, :6].std(0)))
     assert (feature_scale(np.ones((4, 6)), 3) == 1).all()
+
+
+def test_speakers_get_the_mean_and_deviation_of_the_average_training_speaker() -> None:
+    """Whatever a speaker's voice adds and scales by; a test speaker's labels and other speakers' clips have no part in it."""
+    rng = np.random.default_rng(0)
+    speakers, train = np.repeat([0, 1, 2, 3], 50), np.repeat([True, True, True, False], 50)
+    plain = rng.standard_normal((200, 8))
+    rows = plain * rng.uniform(0.5, 2, (4, 1))[speakers] + rng.normal(0, 5, (4, 8))[speakers]
+    found = normalize_by_speaker(rows, speakers, train, 4)
+    within = rows[train] - np.stack([rows[speakers == s].mean(0) for s in range(4)])[speakers[train]]
+    for speaker in range(4):
+        own = found[speakers == speaker]
+        assert np.allclose(own.mean(0), rows[train].mean(0)) and np.allclose(own.std(0), within.std(0))
+    louder = np.where(speakers[:, None] == 3, 3 * rows + 7, rows)
+    assert np.allclose(normalize_by_speaker(louder, speakers, train, 4), found)
+    alone = normalize_by_speaker(np.vstack([rows, rows[:1]]), np.append(speakers, 4), np.append(train, False), 4)
+    assert np.allclose(alone[:-1], found) and np.allclose(alone[-1], rows[train].mean(0)), "of one clip nothing is known"
+
+
+@pytest.mark.parametrize("how", ["clip", "train_speakers", "transductive"])
+def test_normalised_probes_are_kept_and_named_for_what_they_are(base: Path, pretrained: Path, how: str) -> None:  # noqa: F811
+    """The model predicts what was recorded from sound alone, unless the scores are transductive: then the report warns."""
+    run = probe(base / how, pretrained, f"model.head.normalization={how}")
+    place, experiment = fit(run), reopen_experiment(run)
+    model = build_classifier(experiment.settings.model, 3, 0).eval()
+    model.load_state_dict(load_file(place.weights), strict=False)
+    where = {name: i for i, name in enumerate(experiment.index.metadata.utterance_id)}
+    same = []
+    with ShardReader(experiment.index) as reader, torch.no_grad():
+        for prediction in [p for p in found_by(place) if p.part == "test"][::15]:
+            clip = torch.from_numpy(np.asarray(reader.read(where[prediction.utterance_id])))
+            chances = model(clip, torch.tensor([0, len(clip)]))["emotion"].softmax(-1)[0].numpy()
+            same.append(np.allclose(list(prediction.probabilities.values()), chances, rtol=0, atol=1e-4))
+    warned = [text for text in cross_validate(run).warnings if "transductive" in text]
+    assert is_transductive(run) == (how == "transductive"), "so that compare names it"
+    assert (not all(same) and warned) if how == "transductive" else (all(same) and not warned)
+
+
+def test_speakers_must_be_known_to_normalise_by_them(base: Path, pretrained: Path) -> None:  # noqa: F811
+    lines = ("model.head={kind: probe, normalization: transductive}", f"model.weights={pretrained}", "model.freeze=encoder")
+    settings = load_settings(None, [*lines, f"data.shards={packed_tones(base)}", "folds.protocol=speaker_groups"])
+    index = ShardIndex.load(packed_tones(base))
+    index.metadata.speaker.names[0] = "unknown"
+    targets = np.zeros(len(index.metadata), np.int64)
+    with pytest.raises(UserError, match=r"normalization=transductive normalises by speaker, and of \d+ of \d+ clips"):
+        check_speakers(settings, index, targets)
+    check_speakers(load_settings(None, [*lines, "model.head.normalization=clip"]), index, targets)
+    with pytest.raises(ConfigError, match=r"model\.head\.normalization: unknown key"):
+        load_settings(None, ["model.head.normalization=transductive"])
 
 
 def test_the_model_that_is_kept_predicts_the_same_from_sound(base: Path, pretrained: Path) -> None:  # noqa: F811

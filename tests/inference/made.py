@@ -83,6 +83,14 @@ def acrnn(base: Path) -> RunDir:
 
 
 @functools.cache
+def cnn(base: Path) -> RunDir:
+    """Fold 0 of the log-Mel network, under attentive statistics."""
+    head = "model.head={kind: mlp, pooling: attentive_statistics, hidden: [8]}"
+    model = ["model.kind=cnn", "model.channels=[4, 8]", "model.mels=16", head, "train.epochs=1", "train.lr=1e-2"]
+    return train(planned(base / "runs", packed_tones(base), *model, *THREE_FOLDS, plain=True), Trial(0, 0))
+
+
+@functools.cache
 def wavlm(base: Path) -> RunDir:
     """Fold 0 of a WavLM, which trains its biases alone."""
     from models.tiny import CONFIGS
@@ -120,6 +128,7 @@ RUNS = {
     "probe": probed,
     "partly frozen Whisper": partly_frozen,
     "acrnn": acrnn,
+    "cnn": cnn,
     "wavlm": wavlm,
     "sum of layers": sum_of_layers,
     "sums of frozen layers": sums_of_frozen_layers,

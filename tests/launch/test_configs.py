@@ -13,7 +13,7 @@ from fixtures_iemocap import make_iemocap
 from small import curve, packed_tones, train_on_ranks, wav2vec2
 
 from ser_hpc.config.load import configs_folder, load_settings
-from ser_hpc.config.settings import AcrnnModel, EncoderModel
+from ser_hpc.config.settings import AcrnnModel, CnnModel, EncoderModel
 from ser_hpc.corpora.parsers import crema_d, iemocap, msp_podcast
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.run import experiment
@@ -103,6 +103,8 @@ def tiny(path: Path) -> list[str]:
     settings = load_settings(path, [])
     if isinstance(settings.model, AcrnnModel):
         return [f"model.{name}={value}" for name, value in (pair.split(": ") for pair in ACRNN.split(", "))]
+    if isinstance(settings.model, CnnModel):
+        return ["model.channels=[4, 8]", "model.mels=16"]
     assert isinstance(settings.model, EncoderModel)
     config = next((of for name, of in ENCODERS.items() if name in (settings.model.weights or "")), wav2vec2())
     frozen = ["model.freeze_layers=1"] if settings.model.freeze_layers else []
@@ -128,6 +130,7 @@ def test_what_the_field_compares_is_written_as_published() -> None:
         "iemocap_wav2vec2_960h_lv60_self": ("adamw", 2e-4, 16, 30, 5e-5),
         "iemocap_wav2vec2_large": ("adamw", 1e-4, 16, 200, 1e-4),
         "iemocap_wav2vec2_base_bn": ("adamw", 1e-4, 128, 100, 0.01),
+        "iemocap_cnn_base": ("adam", 1e-3, 128, 100, 1e-5),
         "crema_d_21class": ("adamw", 1e-5, 4, 15, 0.01),
     }
     for name, expected in published.items():

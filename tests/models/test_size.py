@@ -9,7 +9,15 @@ import pytest
 import torch
 from models.tiny import ACRNN, CONFIGS, ENCODERS, OTHER_ENCODERS
 
-from ser_hpc.config.heads import AttentionPooling, HeadSettings, MeanPoolSettings, MeanStdPooling, MlpSettings, ProbeSettings
+from ser_hpc.config.heads import (
+    AttentionPooling,
+    AttentiveStatisticsPooling,
+    HeadSettings,
+    MeanPoolSettings,
+    MeanStdPooling,
+    MlpSettings,
+    ProbeSettings,
+)
 from ser_hpc.config.settings import EncoderModel
 from ser_hpc.models.classifier import build_classifier
 from ser_hpc.models.size import model_size
@@ -19,6 +27,7 @@ HEADS: list[HeadSettings] = [
     MlpSettings(),
     MlpSettings(pooling=AttentionPooling(hidden=9), hidden=(16, 8), norm="layer"),
     MlpSettings(pooling=MeanStdPooling(), hidden=(12,), norm="batch"),
+    MlpSettings(pooling=AttentiveStatisticsPooling(hidden=9), hidden=(12,)),
     MlpSettings(hidden=()),
     ProbeSettings(),
     ProbeSettings(layers=(0, 2), statistics="mean_std"),

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ser_hpc.config.settings import AcrnnModel, EncoderModel, Model
+from ser_hpc.config.heads import AttentiveStatisticsPooling, MlpSettings
+from ser_hpc.config.settings import AcrnnModel, CnnModel, EncoderModel, Model
 
 _SHAPE: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "conv_dim": [16] * 7,
@@ -50,7 +51,14 @@ OTHERS: dict[str, dict[str, Any]] = {
 ENCODERS = {name: EncoderModel(weights=None, config=config, dropout=0.0) for name, config in CONFIGS.items()}
 OTHER_ENCODERS = {name: EncoderModel(weights=None, config=config, dropout=0.0) for name, config in OTHERS.items()}
 ACRNN = AcrnnModel(first_channels=6, channels=8, layers=3, linear=16, cells=8, hidden=8, mels=16, dropout=0.0)
-MODELS: dict[str, Model] = {**ENCODERS, "acrnn": ACRNN.model_copy(update={"norm": "none"}), "acrnn, batch norm": ACRNN}
+CNN = CnnModel(channels=(6, 8, 12), mels=18, head=MlpSettings(pooling=AttentiveStatisticsPooling(hidden=4), hidden=(8,)))
+MODELS: dict[str, Model] = {
+    **ENCODERS,
+    "acrnn": ACRNN.model_copy(update={"norm": "none"}),
+    "acrnn, batch norm": ACRNN,
+    "cnn": CNN.model_copy(update={"norm": "none"}),
+    "cnn, batch norm": CNN,
+}
 
 
 def clips(*lengths: int) -> list[Tensor]:

@@ -7,6 +7,7 @@ from torch import nn
 from ser_hpc.config.extension_errors import check_made, explain_errors
 from ser_hpc.config.heads import (
     AttentionPooling,
+    AttentiveStatisticsPooling,
     HeadSettings,
     MeanPooling,
     MeanPoolSettings,
@@ -41,6 +42,8 @@ def build_pooling(settings: PoolingSettings, width: int) -> pooling.Pooling:
             return pooling.MeanStd(width)
         case AttentionPooling():
             return pooling.Attention(width, settings.hidden)
+        case AttentiveStatisticsPooling():
+            return pooling.AttentiveStatistics(width, settings.hidden)
     with explain_errors(settings.kind):
         made: pooling.Pooling = settings.build(width)
         fits = isinstance(made, nn.Module) and isinstance(getattr(made, "out_width", None), int)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ser_hpc.config.heads import ProbeSettings
 from ser_hpc.models.heads.mean_pool import WideLinear
@@ -26,6 +27,7 @@ class LinearProbe(nn.Module):
         self.layers = _numbers(settings, num_layers)
         self.std = settings.statistics == "mean_std"
         self.num_statistics = len(self.layers or (0,)) * (2 if self.std else 1)
+        self.by_clip = settings.normalization == "clip"
         self.width = width * self.num_statistics
         self.register_buffer("mean", torch.zeros(self.width))
         self.register_buffer("scale", torch.ones(self.width))
@@ -35,10 +37,17 @@ class LinearProbe(nn.Module):
 
     def forward(self, states: Iterable[Tensor], lengths: Tensor) -> Tensor:
         """Pool frames (T, width) of each chosen layer with clips' lengths (B,): (B, num_classes)."""
-        return self.classify(pool_states(states, lengths, self.std))
+        return self.classify(self.normalize(pool_states(states, lengths, self.std)))
+
+    def normalize(self, pooled: Tensor) -> Tensor:
+        """Normalise what is pooled, (B, self.width) -> the same shape, by each clip's own, if the settings want it."""
+        if not self.by_clip:
+            return pooled
+        of_each = pooled.view(len(pooled), self.num_statistics, -1)
+        return F.layer_norm(of_each, of_each.shape[-1:]).flatten(1)
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """Classify what is pooled already, (B, self.width) -> (B, num_classes)."""
+        """Classify what is pooled and normalised already, (B, self.width) -> (B, num_classes)."""
         logits: Tensor = self.classifier((pooled - self.mean) / self.scale)
         return logits
 

@@ -1,4 +1,4 @@
-"""Pool a clip's packed frames into one vector, over its real frames alone: mean, mean and deviation, attention."""
+"""Pool a clip's packed frames into one vector, over its real frames alone: mean, mean and deviation, both by attention."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ser_hpc.models.packed import Packing, at_least_float32
+
+_FLOOR = 1e-8  # of a variance
 
 
 class Pooling(nn.Module):
@@ -37,7 +39,7 @@ class MeanStd(Pooling):
         frames = frames.to(at_least_float32(frames.dtype))
         mean = packing.mean(frames)
         variance = packing.mean((frames - packing.repeated(mean)).square())
-        return torch.cat([mean, (variance + 1e-8).sqrt()], dim=1)
+        return torch.cat([mean, _deviation(variance)], dim=1)
 
 
 class Attention(Pooling):
@@ -50,10 +52,38 @@ class Attention(Pooling):
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         packing = Packing(tuple(lengths.tolist()), frames.device)
-        dtype = at_least_float32(frames.dtype)
-        scores: Tensor = self.score(self.hidden(frames.to(self.hidden.weight.dtype)).tanh()).squeeze(-1).to(dtype)
+        return _weighted_mean(packing, self._weights(packing, frames), frames)
+
+    def _weights(self, packing: Packing, frames: Tensor) -> Tensor:
+        """Weigh each frame, (T, 1), float32 or better: a clip's weights are of any sum."""
+        scores: Tensor = self.score(self.hidden(frames.to(self.hidden.weight.dtype)).tanh())
+        scores = scores.to(at_least_float32(frames.dtype))
         # The largest score of a clip keeps its exponentials finite, and cancels out.
-        largest = torch.segment_reduce(scores.detach(), "max", lengths=packing.counts, unsafe=True)
-        weights = (scores - packing.repeated(largest)).exp()
-        total = packing.sum(weights[:, None])
-        return packing.sum(weights[:, None] * frames.to(dtype)) / total
+        largest = torch.segment_reduce(scores.detach().squeeze(-1), "max", lengths=packing.counts, unsafe=True)
+        return (scores - packing.repeated(largest)[:, None]).exp()
+
+
+class AttentiveStatistics(Attention):
+    """Weighted mean and standard deviation, by the same weights (Okabe et al. 2018): of one frame the deviation is 0."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__(width, hidden)
+        self.out_width = 2 * width
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        packing = Packing(tuple(lengths.tolist()), frames.device)
+        weights = self._weights(packing, frames)
+        mean = _weighted_mean(packing, weights, frames)
+        # Not as the mean square less the squared mean, which cancel to rounding where frames hardly differ.
+        variance = _weighted_mean(packing, weights, (frames.to(mean.dtype) - packing.repeated(mean)).square())
+        return torch.cat([mean, _deviation(variance)], dim=1)
+
+
+def _weighted_mean(packing: Packing, weights: Tensor, x: Tensor) -> Tensor:
+    """Average (T, width) over each clip by weights (T, 1): (B, width), in the type of the weights."""
+    return packing.sum(weights * x.to(weights.dtype)) / packing.sum(weights)
+
+
+def _deviation(variance: Tensor) -> Tensor:
+    """Take the root of a variance, which a floor keeps above rounding and so its gradient finite."""
+    return (variance + _FLOOR).sqrt()
