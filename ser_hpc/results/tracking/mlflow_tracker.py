@@ -62,6 +62,9 @@ class MlflowTracker(Tracker):
             scores = {_name(name): score for name, score in record.scores.items()}
             new += [(record.step, name, score) for name, score in scores.items() if known.metrics.get(name) != score]
             self._send(run.info.run_id, record, lacking, new)
+            step = max(last, record.points[-1].step if record.points else 0)  # a new attempt may begin with less
+            state = {_STATE: record.state, "mlflow.note.content": record.state, _STEP: str(step)}
+            self._client.log_batch(run.info.run_id, tags=[self._mlflow.entities.RunTag(*each) for each in state.items()])
             if record.files and tags.get(_FILES) != json_digest(record.files):
                 for name, text in record.files.items():
                     self._client.log_text(run.info.run_id, text, name)
@@ -89,9 +92,6 @@ class MlflowTracker(Tracker):
             self._client.log_batch(run_id, params=some)
         for some in _chunks([entities.Metric(_name(name), number, when, step) for step, name, number in numbers], _METRICS):
             self._client.log_batch(run_id, metrics=some)
-        last = str(record.points[-1].step if record.points else 0)
-        state = {_STATE: record.state, "mlflow.note.content": record.state, _STEP: last}
-        self._client.log_batch(run_id, tags=[entities.RunTag(name, value) for name, value in state.items()])
 
     def _end(self, run: Any, record: Record) -> None:
         status = "FINISHED" if record.finished else "FAILED" if record.state in FAILED else "RUNNING"

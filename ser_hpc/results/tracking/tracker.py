@@ -73,6 +73,6 @@ def check_answers(url: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise UserError(
-            f"no tracker answers at {url} ({reason}). Is the server running, and does this machine reach it? Compute nodes often "
-            "have no network: call this from a login node"
+            f"no tracker answers at {url} ({reason}). Is the server running, and does this machine reach it? Compute nodes "
+            "often have no network: call this from a login node"
         ) from None
