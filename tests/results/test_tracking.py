@@ -224,6 +224,18 @@ def test_tensorboard_reads_back_each_number(run: RunDir, unfinished: Callable[[]
         assert texts["state/text_summary" if "state/text_summary" in texts else "state"] == record.state
 
 
+def wait_until_it_answers(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """It imports for seconds, on a busy machine for minutes."""
+    end = time.monotonic() + 400
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert server.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.5)
+
+
 @pytest.fixture
 def mlflow_server(tmp_path: Path) -> Iterator[str]:
     """The address of an MLflow server of this test's own."""
@@ -236,18 +248,13 @@ def mlflow_server(tmp_path: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", *place, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = os.environ | {
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PATH": os.pathsep.join([str(Path(sys.base_prefix) / "bin"), os.environ["PATH"]]),
     }
     with (tmp_path / "server.log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
-            for _ in range(240):
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-                    break
-                except OSError:
-                    assert server.poll() is None, (tmp_path / "server.log").read_text()
-                    time.sleep(0.5)
+            wait_until_it_answers(server, f"http://127.0.0.1:{port}/health", tmp_path / "server.log")
             yield f"http://127.0.0.1:{port}"
         finally:
             os.killpg(server.pid, 15)
@@ -281,8 +288,9 @@ def test_mlflow_keeps_each_number_once(run: RunDir, unfinished: Callable[[], Non
         history = [point for name in one.data.metrics for point in client.get_metric_history(one.info.run_id, name)]
         found = {(point.key, point.step): point.value for point in history}
         assert len(found) == len(history), "twice"
-        assert numbers(record).items() <= found.items()
-        assert found.keys() - numbers(record).keys() <= {("trials/finished", 1), ("trials/planned", 1)}
+        curves = {at: number for at, number in numbers(record).items() if at[0] not in record.scores}
+        assert {at: number for at, number in found.items() if at[0] not in record.scores} == curves
+        assert {name: number for name, number in one.data.metrics.items() if name in record.scores} == record.scores
         assert one.info.status == "FINISHED" and one.data.params["train.epochs"] == "30"
         assert one.data.tags.get("mlflow.parentRunId") == (parent if record.parent else None)
         assert not {"mlflow.user", "mlflow.source.name"} & one.data.tags.keys()
@@ -319,4 +327,5 @@ def test_wandb_offline_writes_nothing_of_the_machine(run: RunDir, tmp_path: Path
     assert reports.read_text().startswith("# emodb")
     written = b"".join(path.read_bytes() for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert b"test/uar_ci95_low" in written and b"train/loss" in written
+    assert b"undisclosed" in written and f'"{socket.gethostname()}"'.encode() not in written
     assert str(run.path.parent).encode() not in written and b"a-secret-node" not in written

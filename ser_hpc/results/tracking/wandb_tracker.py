@@ -14,6 +14,7 @@ from ser_hpc.results.tracking.tracker import Tracker, check_answers, import_libr
 
 _ANSWER_S = 60.0
 _URL = "https://api.wandb.ai"
+_NOBODY = "undisclosed"
 
 
 class WandbTracker(Tracker):
@@ -60,6 +61,8 @@ class WandbTracker(Tracker):
             base_url=self.url,
             init_timeout=_ANSWER_S,
             login_timeout=_ANSWER_S,
+            host=_NOBODY,
+            username=_NOBODY,
             silent=True,
             console="off",
             save_code=False,
