@@ -221,7 +221,7 @@ def test_tensorboard_reads_back_each_number(run: RunDir, unfinished: Callable[[]
         texts = {
             tag: event.tensor_proto.string_val[0].decode() for tag in read.Tags()["tensors"] for event in read.Tensors(tag)
         }
-        assert texts["state/text_summary" if "state/text_summary" in texts else "state"] == record.state
+        assert texts["summary"] == record.summary and "train.epochs=30" in texts["settings"]
 
 
 def wait_until_it_answers(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -273,6 +273,7 @@ def test_mlflow_keeps_each_number_once(run: RunDir, unfinished: Callable[[], Non
 
     before = kept()
     assert sorted(each.info.status for each in before.values()) == ["FINISHED", "RUNNING", "RUNNING"]
+    assert any("not the score of the run" in each.data.tags["mlflow.note.content"] for each in before.values())
     unfinished()
     for _ in range(2):
         assert track.main([str(run.path), "--to", "mlflow", "--url", mlflow_server]) == 0

@@ -19,6 +19,7 @@ from ser_hpc.results.tracking.tracker import Tracker, check_answers, import_libr
 
 # Tags: whose run it is, how it stands, the last step of its curves, and a digest of its files.
 _KEY, _STATE, _STEP, _FILES = "ser_hpc.key", "ser_hpc.state", "ser_hpc.step", "ser_hpc.files"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else its pages show runs among those of language models
 _PARAMS, _METRICS = 100, 1000  # in one request: MLflow's own limits
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own are minutes of them
@@ -43,7 +44,7 @@ class MlflowTracker(Tracker):
         with self._explained():
             self._client = self._mlflow.MlflowClient(tracking_uri=self.url)
             experiment = self._client.get_experiment_by_name(project)
-            self._experiment = experiment.experiment_id if experiment else self._client.create_experiment(project)
+            self._experiment = experiment.experiment_id if experiment else self._client.create_experiment(project, tags=_KIND)
         self._ids: dict[str, str] = {}  # of MLflow's runs, by the records' keys
 
     def keep(self, record: Record) -> int:
@@ -63,7 +64,7 @@ class MlflowTracker(Tracker):
             new += [(record.step, name, score) for name, score in scores.items() if known.metrics.get(name) != score]
             self._send(run.info.run_id, record, lacking, new)
             step = max(last, record.points[-1].step if record.points else 0)  # a new attempt may begin with less
-            state = {_STATE: record.state, "mlflow.note.content": record.state, _STEP: str(step)}
+            state = {_STATE: record.state, "mlflow.note.content": record.summary, _STEP: str(step)}
             self._client.log_batch(run.info.run_id, tags=[self._mlflow.entities.RunTag(*each) for each in state.items()])
             if record.files and tags.get(_FILES) != json_digest(record.files):
                 for name, text in record.files.items():

@@ -17,7 +17,7 @@ from ser_hpc.core.atomic_io import UNREADABLE, read_json
 from ser_hpc.results.cross_validation import CrossValidation, TrialScores
 from ser_hpc.results.report_json import to_json
 from ser_hpc.results.report_markdown import to_markdown
-from ser_hpc.results.report_summary import SCORE_NAMES
+from ser_hpc.results.report_summary import SCORE_NAMES, incomplete_sentence, report_headline
 from ser_hpc.results.tracking.shown_settings import shown_settings, without_places
 from ser_hpc.run.run_dir import AttemptDir, RunDir, TrialDir
 
@@ -37,8 +37,9 @@ class Record:
     """A run (`parent` is None), or one of its trials.
 
     `key`: the same whenever the same run, or trial, is handed on; `group`: the run's directory's name; `state`: in words, and
-    `finished`; `points`: the curves, by step; `step`: what the `scores` are of: a trial's optimizer steps, a run's finished
-    trials; `files`: text by file name; `started` and `ended`: epoch seconds, where known.
+    `finished`; `summary`: its result in a sentence or two of Markdown; `points`: the curves, by step; `step`: what the `scores`
+    are of: a trial's optimizer steps, a run's finished trials; `files`: text by file name; `started` and `ended`: epoch seconds,
+    where known.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Record:
     parent: str | None
     state: str
     finished: bool
+    summary: str
     step: int
     settings: dict[str, str]
     scores: dict[str, float]
@@ -70,6 +72,7 @@ def make_records(run: RunDir, report: CrossValidation, *, with_report: bool) -> 
         parent=None,
         state=f"{len(report.trials)} of {len(report.trials) + len(report.missing)} trials finished",
         finished=not report.missing,
+        summary=" ".join([*([incomplete_sentence(report)] if report.missing else []), report_headline(report)]),
         step=len(report.trials),
         settings=settings,
         scores=_finite(_run_scores(report)),
@@ -89,6 +92,9 @@ def make_records(run: RunDir, report: CrossValidation, *, with_report: bool) -> 
             parent=key,
             state="finished" if of else reasons[trial],
             finished=of is not None,
+            summary=f"Test UAR {of.uar:.3f}, at the epoch with the best dev score."
+            if of
+            else reasons[trial].capitalize() + ".",
             step=points[-1].step if points else 0,
             settings=settings | {"seed": str(trial.seed), "fold": str(trial.fold)},
             scores=_finite(_trial_scores(folder, of)),

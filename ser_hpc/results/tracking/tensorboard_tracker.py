@@ -33,7 +33,7 @@ class TensorBoardTracker(Tracker):
         numbers = [(point.step, name, number) for point in record.points for name, number in point.numbers.items()]
         numbers += [(record.step, name, score) for name, score in record.scores.items()]
         settings = "\n".join(f"    {name}={value}" for name, value in record.settings.items())  # a block, as Markdown has it
-        texts = {"settings": settings, "state": record.state} | {
+        texts = {"settings": settings, "summary": record.summary} | {
             name: text for name, text in record.files.items() if name.endswith(".md")
         }
         when = record.started or 0.0  # steps have no time of their own

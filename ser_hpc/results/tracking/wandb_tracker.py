@@ -37,6 +37,7 @@ class WandbTracker(Tracker):
                 group=record.group,
                 job_type="trial" if record.parent else "run",
                 config=record.settings,
+                notes=record.summary,
                 resume=None if self._offline else "allow",
                 settings=self._settings(),
             )
