@@ -38,7 +38,7 @@ class Record:
 
     `key`: the same whenever the same run, or trial, is handed on; `group`: the run's directory's name; `state`: in words, and
     `finished`; `summary`: its result in a sentence or two of Markdown; `points`: the curves, by step; `step`: what the `scores`
-    are of: a trial's optimizer steps, a run's finished trials; `files`: text by file name; `started` and `ended`: epoch seconds,
+    are of: a trial's optimizer steps, a run's finished trials; `files`: text by file name; `started`, `ended`: epoch seconds,
     where known.
     """
 
