@@ -39,7 +39,7 @@ def write_report(run: RunDir, *, panel: bool = True) -> CrossValidation:
 
     `panel`: measure what is told without listening, if it was not measured before.
     """
-    result, unwritten = _report(run, lambda sentence: None, panel=panel)
+    result, unwritten = update_report(run, lambda sentence: None, panel=panel)
     if unwritten:
         raise UserError(unwritten)
     return result
@@ -47,13 +47,13 @@ def write_report(run: RunDir, *, panel: bool = True) -> CrossValidation:
 
 def show_report(run: RunDir, out: Console, *, panel: bool = True) -> CrossValidation:
     """Write the report and print a short table; where nothing can be written, the table and the reason."""
-    result, unwritten = _report(run, lambda sentence: out.print(sentence, soft_wrap=True), panel=panel)
+    result, unwritten = update_report(run, lambda sentence: out.print(sentence, soft_wrap=True), panel=panel)
     out.print(to_terminal(result))
     out.print(f"\n{unwritten or f'report: {run.report_md}'}", soft_wrap=True)
     return result
 
 
-def _report(run: RunDir, tell: Callable[[str], None], *, panel: bool) -> tuple[CrossValidation, str | None]:
+def update_report(run: RunDir, tell: Callable[[str], None], *, panel: bool) -> tuple[CrossValidation, str | None]:
     """Score the run and write its report; return the reason too where it cannot be written."""
     result, unwritten = _scored(run), None
 
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     run, panel = RunDir(arguments.run), not arguments.no_panel
     if arguments.json:
-        result, unwritten = _report(run, lambda sentence: print(sentence, file=sys.stderr), panel=panel)
+        result, unwritten = update_report(run, lambda sentence: print(sentence, file=sys.stderr), panel=panel)
         print(json.dumps(to_json(result), indent=1, ensure_ascii=False, allow_nan=False))
         if unwritten:
             print(unwritten, file=sys.stderr)

@@ -26,7 +26,7 @@ from documents import PAGES, README, ROOT, anchors, blocks, commands, links, tex
 from models.tiny import CONFIGS
 from ranks import warm_ranks
 
-from ser_hpc import __version__, compare, export, inspect, launch, pack, predict, report, status
+from ser_hpc import __version__, compare, export, inspect, launch, pack, predict, report, status, track
 from ser_hpc.config.load import load_settings
 from ser_hpc.core import cli
 from ser_hpc.corpora import labels
@@ -90,6 +90,9 @@ ELSEWHERE = {
     "python -m ser_hpc.compare runs/emodb_acrnn-XXXXXXXX predictions.csv --json": (
         "tests/results/test_comparison.py::test_a_run_and_its_own_table_do_not_differ"
     ),
+    "python -m ser_hpc.track runs/emodb_acrnn-XXXXXXXX --to mlflow --url http://127.0.0.1:5000": (
+        "tests/results/test_tracking.py::test_mlflow_keeps_each_number_once"
+    ),
     "python tools/bench/gpu_all.py --out FOLDER": (
         "tests/tools/test_gpu_all.py::test_killed_a_call_leaves_what_it_has_and_nobody_behind"
     ),
@@ -107,6 +110,7 @@ MAINS = {
     "pack": pack.main,
     "predict": predict.main,
     "export": export.main,
+    "track": track.main,
 }
 
 
@@ -193,7 +197,7 @@ def is_ours(command: str) -> bool:
 
 def test_the_projects_own_commands_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the order in which a reader meets them, but for the demo, whose run is what the later ones look at."""
-    elsewhere = ("mine.yaml", "--partition cpu", "ser_hpc.compare")  # these need a Slurm, this one two runs
+    elsewhere = ("mine.yaml", "--partition cpu", "ser_hpc.compare", "mlflow")  # a Slurm, two runs, or a server
     ours = [command for command in commands() if is_ours(command) and not any(word in command for word in elsewhere)]
     packed_first = sorted(ours, key=lambda command: (command != DEMO, "build_shards" not in command))
     assert packed_first[0] == DEMO and len(ours) > 25

@@ -13,6 +13,7 @@ gets the predictions of each as a table that `python -m ser_hpc.compare` reads.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import time
@@ -31,7 +32,7 @@ from ser_hpc.core.atomic_io import write_json
 from ser_hpc.corpora.labels import label_set_as_annotated
 from ser_hpc.engine.probe import feature_scale, fit_logistic_regression
 from ser_hpc.models.classifier import Classifier, build_classifier, frames_of_layers
-from ser_hpc.models.heads.linear_probe import LinearProbe, pool_states
+from ser_hpc.models.heads.linear_probe import LinearProbe
 from ser_hpc.protocols.folds import Fold, plan_folds
 from ser_hpc.results.intervals import uar_interval
 from ser_hpc.shards import RATE
@@ -40,7 +41,7 @@ from ser_hpc.shards.read import ShardReader
 from ser_hpc.tasks.metrics import confusion_matrix, uar
 
 WINDOW_S = 30
-CLIPS = 4  # in a call: of padded ones two minutes
+FRAME = 320  # samples
 
 
 def main() -> int:
@@ -59,22 +60,19 @@ def main() -> int:
     with ShardReader(index) as reader:
         clips = [reader.read(position) for position in range(len(index.metadata))]
     arms: dict[str, Any] = {}
-    for name, pad, silence in (
-        ("real", False, False),
-        ("padded, real frames", True, False),
-        ("padded, all frames", False, True),
-    ):
+    model = build(options.weights)
+    for what, given in (("real", clips), ("padded", [padded(clip) for clip in clips])):
         began = time.monotonic()
-        states = mean_states(build(options.weights, pad), [padded(clip) if silence else clip for clip in clips])
+        own, every = mean_states(model, given, [len(clip) for clip in clips])
         seconds = round(time.monotonic() - began, 1)
-        for layers, features in (("last layer", states[:, -1:]), ("all layers", states)):
+        pooled = {"real": own} if what == "real" else {"padded, real frames": own, "padded, all frames": every}
+        for (name, states), layers in itertools.product(pooled.items(), ("last layer", "all layers")):
+            features = states[:, -1:] if layers == "last layer" else states
             trials = [trained_and_tested(fold, features, truth) for fold in folds]
             score = summary(trials, truth, index.metadata, len(labels.classes))
             arms[f"{name}, {layers}"] = score | {"encoder_seconds": seconds}
-            print(
-                f"{name + ', ' + layers:32} UAR {score['pooled']:.3f} {np.round(score['ci95'], 3)}  encoder {seconds:.0f} s",
-                flush=True,
-            )
+            low, high = score["ci95"]
+            print(f"{name}, {layers}:".ljust(34), f"UAR {score['pooled']:.3f} [{low:.3f}, {high:.3f}]", flush=True)
             if options.tables:
                 file = f"{name}_{layers}.csv".replace(", ", "_").replace(" ", "_")
                 write_table(options.tables / file, trials, "train", truth, index.metadata, labels.classes)
@@ -90,11 +88,9 @@ def main() -> int:
     return 0
 
 
-def build(weights: Path, pad: bool) -> Classifier:
-    """Build the frozen encoder."""
-    settings = EncoderModel(
-        weights=str(weights), freeze="encoder", whisper_pad_to_30s=pad, head=ProbeSettings(layers="all", statistics="mean")
-    )
+def build(weights: Path) -> Classifier:
+    """Build the frozen encoder, which takes a clip padded with silence as any other clip."""
+    settings = EncoderModel(weights=str(weights), freeze="encoder", head=ProbeSettings(layers="all", statistics="mean"))
     return build_classifier(settings, 2, seed=0).eval()
 
 
@@ -104,18 +100,19 @@ def padded(clip: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def mean_states(model: Classifier, clips: list[np.ndarray]) -> np.ndarray:
-    """Average each layer's frames over each clip, float32 (clips, layers, width)."""
+def mean_states(model: Classifier, clips: list[np.ndarray], samples: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Average each layer's frames over each clip's first `samples`, and over the whole clip: float32 (clips, layers, width)."""
     assert isinstance(model.head, LinearProbe)
-    found = []
-    for start in range(0, len(clips), CLIPS):
-        some = clips[start : start + CLIPS]
-        offsets = torch.tensor([0, *np.cumsum([len(clip) for clip in some])])
+    parts = []
+    for clip, real in zip(clips, samples, strict=True):
         states, lengths = frames_of_layers(
-            model.frontend, model.encoder, torch.from_numpy(np.concatenate(some)), offsets, model.head.layers
+            model.frontend, model.encoder, torch.from_numpy(clip), torch.tensor([0, len(clip)]), model.head.layers
         )
-        found.append(pool_states(states, lengths, std=False).numpy())
-    return np.concatenate(found).reshape(len(clips), model.head.num_statistics, -1)
+        layers = torch.stack(list(states))  # (layers, frames, width)
+        own = min(int(lengths), -(-real // FRAME))
+        parts.append((layers[:, :own].mean(1).numpy(), layers.mean(1).numpy()))
+    own_means, all_means = zip(*parts, strict=True)
+    return np.stack(own_means), np.stack(all_means)
 
 
 def trained_and_tested(fold: Fold, features: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
