@@ -24,6 +24,7 @@ from ser_hpc.results.cross_validation import CrossValidation, cross_validate
 from ser_hpc.results.report_json import to_json
 from ser_hpc.results.report_markdown import to_markdown
 from ser_hpc.results.report_terminal import to_terminal
+from ser_hpc.results.sweep_table import chosen_note
 from ser_hpc.results.without_listening import look_without_listening
 from ser_hpc.run import chosen_precision
 from ser_hpc.run.attempt_end import trained_attempts
@@ -72,7 +73,9 @@ def _scored(run: RunDir) -> CrossValidation:
     attempts = list(trained_attempts(run))  # once: three files of each, on a disk that may be slow
     mixed = mixture_note(run, attempts)
     settled = [chosen_precision.precision_note(run, chosen_precision.AUTO)] if run.precision.exists() else []
-    return cross_validate(run, notes=[*settled, *([mixed] if mixed else []), *differences(attempts)], attempts=attempts)
+    return cross_validate(
+        run, notes=[*settled, *chosen_note(run), *([mixed] if mixed else []), *differences(attempts)], attempts=attempts
+    )
 
 
 def _write(run: RunDir, result: CrossValidation) -> str | None:
