@@ -67,13 +67,12 @@ class _Prepared:
 def _prepare(options: argparse.Namespace, out: Console) -> _Prepared:
     from ser_hpc import launch
     from ser_hpc.config.load import load_settings
-    from ser_hpc.config.sweep import as_overrides, check_sweep, first_point, read_sweep
+    from ser_hpc.config.sweep import as_overrides, first_point, read_sweep
     from ser_hpc.core.atomic_io import json_digest
     from ser_hpc.run.sweep_dir import SweepDir
 
-    asked = read_sweep(options.sweep)
     file, overrides = launch.given_settings(options)
-    check_sweep(asked, file, overrides)
+    asked = read_sweep(options.sweep, file, overrides)
     experiment = launch.plan_run(load_settings(file, [*overrides, *as_overrides(first_point(asked))]), out)
     settings = experiment.settings
     # More configurations later are no other sweep.
@@ -223,7 +222,10 @@ def _finish(sweep: SweepDir, asked: SweepSettings, out: Console) -> int:
         out.print("No configuration is complete, so none is chosen.")
         return 1
     out.print(f"\nChosen: {chosen.run}, by its mean dev UAR of {chosen.score:.3f}. On test:\n", soft_wrap=True)
-    return 1 if show_report(sweep.run(chosen.run), out).missing else 0
+    result = show_report(sweep.run(chosen.run), out)
+    if result.without_listening and result.without_listening.ledger:
+        out.print(f"On dev {len(table.rows)} were looked at. {result.without_listening.ledger.sentence()}", soft_wrap=True)
+    return 1 if result.missing else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,11 +13,12 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice, product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from ser_hpc.config.load import load_settings, read_yaml
 from ser_hpc.config.schema import changes_result
@@ -63,13 +64,12 @@ class Range(Section):
         return all(isinstance(value, int) for value in (self.min, self.max, self.step or 0))
 
     def grid(self) -> list[int | float]:
-        """Return its points. Raises ValueError where it has neither `step` nor `points`."""
+        """Return its points; it has `step` or `points`."""
         if self.step is not None:
             return [
                 self._rounded(self.min + i * self.step) for i in range(math.floor((self.max - self.min) / self.step + 1e-9) + 1)
             ]
-        if self.points is None:
-            raise ValueError("a grid needs points (how many) or step here, or a list of values")
+        assert self.points is not None
         return list(dict.fromkeys(self._at(i / (self.points - 1)) for i in range(self.points)))
 
     def draw(self, generator: random.Random) -> int | float:
@@ -94,6 +94,9 @@ Searched = Annotated[
 ]
 
 
+_SEARCHED: TypeAdapter[Range | tuple[Any, ...]] = TypeAdapter(Searched)
+
+
 class SweepSettings(Section):
     method: Literal["grid", "random", "optuna"]
     """`grid`: every combination; `random`: drawn evenly; `optuna`: by its TPE sampler, from the dev scores so far."""
@@ -113,6 +116,17 @@ class SweepSettings(Section):
             raise ValueError("settings is empty: name at least one setting, with a list of values or {min: ..., max: ...}")
         if self.method != "grid" and self.configurations is None:
             raise ValueError(f"configurations is not given: how many is method: {self.method} to look at?")
+        return self
+
+    @model_validator(mode="after")
+    def _grid_of_points(self) -> Self:
+        open_ones = [
+            name
+            for name, each in self.settings.items()
+            if isinstance(each, Range) and each.step is None and each.points is None
+        ]
+        if self.method == "grid" and open_ones:
+            raise ValueError(f"settings.{open_ones[0]}: a grid needs points (how many) or step here, or a list of values")
         return self
 
     @property
@@ -140,42 +154,47 @@ class SweepSettings(Section):
         return next(islice(self.points(), number, None), None)
 
 
-def read_sweep(file: Path) -> SweepSettings:
-    """Read a sweep's file. Raises ConfigError with every mistake of its own."""
-    tree = read_yaml(file)
+def read_sweep(path: Path, file: Path | None, overrides: Sequence[str]) -> SweepSettings:
+    """Read what is searched, over the settings of `file` and `overrides`. Raises ConfigError with every mistake: of its own;
+    settings and values that there are not, with the first values of the others; what two places say; what cannot be compared.
+    """
+    tree, problems = read_yaml(path), dict[str, None]()
+    sweep: SweepSettings | None = None
     try:
         sweep = SweepSettings.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError([f"{file}: {problem}" for problem in _problems(error)]) from None
-    problems = []
-    for name, each in sweep.settings.items():
-        if sweep.method == "grid" and isinstance(each, Range):
-            try:
-                each.grid()
-            except ValueError as error:
-                problems.append(f"{file}: settings.{name}: {error}")
-    if problems:
-        raise ConfigError(problems)
+        problems |= dict.fromkeys(f"{path.name}: {problem}" for problem in _problems(error))
+    searched = tree.get("settings")
+    readable = dict(_readable(searched)) if isinstance(searched, dict) else {}
+    problems |= dict.fromkeys(_refused(readable, file, overrides))
+    if problems or sweep is None:
+        raise ConfigError(list(problems))
     return sweep
 
 
-def check_sweep(sweep: SweepSettings, file: Path | None, overrides: Sequence[str]) -> None:
-    """Try every value, and both ends of every range, with the first values of the other settings. Raises ConfigError with all
-    that the settings do not allow, that two places say, or that cannot be compared."""
-    problems: dict[str, None] = {}
+def _readable(searched: dict[str, Any]) -> Iterator[tuple[str, Range | tuple[Any, ...]]]:
+    """Yield the settings whose values or range can be read."""
+    for name, each in searched.items():
+        with suppress(ValidationError):
+            yield name, _SEARCHED.validate_python(each)
+
+
+def _refused(searched: Mapping[str, Range | tuple[Any, ...]], file: Path | None, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong with values: each is tried, and both ends of a range."""
     given = {override.partition("=")[0] for override in overrides}
-    first = first_point(sweep)
-    refused = {name: why for name in first if (why := _why_not(name, given))}
-    problems |= dict.fromkeys(f"settings.{name}: {why}" for name, why in refused.items())
-    known = {name: value for name, value in first.items() if name not in refused}
-    for name in known:
-        for value in _ends(sweep.settings[name]):
+    known = {}
+    for name, each in searched.items():
+        if (why := _why_not(name, given)) is not None:
+            yield f"settings.{name}: {why}"
+        else:
+            known[name] = _ends(each)
+    first = {name: values[0] for name, values in known.items()}
+    for name, values in known.items():
+        for value in values:
             try:
-                load_settings(file, [*overrides, *as_overrides({**known, name: value})])
+                load_settings(file, [*overrides, *as_overrides({**first, name: value})])
             except ConfigError as error:
-                problems |= dict.fromkeys(error.problems)
-    if problems:
-        raise ConfigError(list(problems))
+                yield from error.problems
 
 
 def first_point(sweep: SweepSettings) -> Point:

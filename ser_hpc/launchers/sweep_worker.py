@@ -54,6 +54,7 @@ class SweepWorker:
 
     def work(self) -> None:
         """Train until nothing is left. Raises KeyboardInterrupt when asked to stop: then all is saved."""
+        self.out.print("Configurations are trained one after another; each has a line here when it has ended.")
         with self._held:
             while True:
                 with sweep_search.next_configuration(self.sweep, self.asked) as configuration:

@@ -65,7 +65,7 @@ def read_systems(paths: Sequence[Path]) -> list[System]:
         raise UserError("none of these is a run directory: one is needed, for the speakers and the folds of the clips")
     first = next(iter(runs.values()))
     for other in [*runs.values()][1:]:
-        _refuse_other_folds(first, other)
+        refuse_other_folds(first, other)
     names = _short_names(paths)
     found = [runs[path] if path in runs else _read_table(path, first) for path in paths]
     return [System(name, system.plan, system.tested) for name, system in zip(names, found, strict=True)]
@@ -91,7 +91,7 @@ def _read_run(path: Path) -> System:
     return System(str(path), cv.plan, {t.trial: t.test for t in cv.trials})
 
 
-def _refuse_other_folds(one: System, other: System) -> None:
+def refuse_other_folds(one: System, other: System) -> None:
     """Raise UserError unless both runs have the same classes, and the same clips in each part of each fold."""
     if one.classes != other.classes:
         raise UserError(

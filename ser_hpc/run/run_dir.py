@@ -211,6 +211,11 @@ class RunDir:
         return self.path / "report.md"
 
     @property
+    def ensemble(self) -> Path:
+        """Return what a run says of itself that was made of others' predictions (results/ensembles.py)."""
+        return self.path / "ensemble.json"
+
+    @property
     def jobs(self) -> Path:
         return self.path / "jobs"
 
