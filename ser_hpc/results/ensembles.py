@@ -86,7 +86,7 @@ def make_ensemble(paths: Sequence[Path], out: Path | None = None, *, weighted: b
             "warnings": sorted({told for member in members if (told := _contamination(member.run, tested))}),
         },
     )
-    for path in (first.run.settings, first.run.labels, first.run.folds):
+    for path in filter(Path.exists, (first.run.settings, first.run.labels, first.run.folds)):
         with write_aside(run.path / path.name) as copy:
             copy.write_bytes(path.read_bytes())
     for fold in folds:
@@ -129,9 +129,8 @@ def _refuse(members: Sequence[_Member]) -> None:
     """Raise UserError where these make no ensemble."""
     if len(members) == 1 and len(members[0].plan["seeds"]) == 1:
         raise UserError(f"{members[0].run.path} is one run of one seed, and no ensemble: give more runs, or launch more seeds")
-    names = {member.plan.get("run") or str(member.run.path): member for member in members}
-    if len(names) < len(members):
-        raise UserError("a run is given twice: it would count twice")
+    if len({tuple(member.digests) for member in members}) < len(members):
+        raise UserError("two of these runs have the same predictions to the last digit: one would count twice")
     for one, other in pairwise(members):
         refuse_other_folds(one.system, other.system)
     if old := [str(member.run.path) for member in members if "run" not in member.plan]:
