@@ -26,7 +26,7 @@ from ser_hpc.run.snapshot import CodeSnapshot
 from ser_hpc.run.sweep_dir import End, SweepDir
 
 Start = Callable[..., int]
-LR = {"train.lr": [1e-3, 1e-2, 1e-1]}
+LR = {"train.lr": [1e-3, 1e-1]}
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,11 @@ def start(base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Start:
         path = tmp_path / "grid.yaml"
         path.write_text(yaml.safe_dump({"method": "grid", "settings": settings} | sweep))
         given = [
-            f"run.root={tmp_path / 'runs'}", f"data.shards={packed_tones(base)}", f"model.weights={base / 'weights'}",
+            f"run.root={tmp_path / 'runs'}", f"data.shards={packed_tones(base, 3)}", f"model.weights={base / 'weights'}",
             "model.freeze=encoder", "model.head.projection=8", "train.epochs=2", "train.global_batch=16",
         ]  # fmt: skip
         try:
-            return command.main([str(path), "--folds", "4", "--cluster", "local", *given, *arguments])
+            return command.main([str(path), "--folds", "3", "--cluster", "local", *given, *arguments])
         except SystemExit as end:
             return int(str(end.code))
 
@@ -73,22 +73,21 @@ def test_the_best_on_dev_is_reported_on_test_and_no_other(
     sweep = the_sweep(tmp_path)
     table = json.loads(sweep.table_json.read_text())
     rows = table["configurations"]
-    assert [row["state"] for row in rows] == ["done"] * 3 and table["looked_at"] == 3
+    assert [row["state"] for row in rows] == ["done"] * 2 and table["looked_at"] == 2
     assert [row["dev_uar"] for row in rows] == sorted((row["dev_uar"] for row in rows), reverse=True)
     assert table["chosen"] == rows[0]["run"]
     runs = sweep.runs
     assert [run.parent.name for run in runs.glob("*/report.json")] == [table["chosen"]]
-    assert len(list(packed_tones(base).glob("scored/*/*.json"))) == 1  # test clips were scored for one configuration
-    assert "out of 3 configurations" in (runs / table["chosen"] / "report.md").read_text()
-    assert "looked at on dev (3 done)" in capsys.readouterr().out
+    assert len(list(packed_tones(base, 3).glob("scored/*/*.json"))) == 1  # test clips were scored for one configuration
+    assert "out of 2 configurations" in (runs / table["chosen"] / "report.md").read_text()
+    assert "looked at on dev (2 done)" in capsys.readouterr().out
     (cache,) = (runs / "features").iterdir()  # the encoder ran once for all of them
     made = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
 
-    # Again, and with one more value: another sweep, in which nothing is trained twice.
+    # With one more value: another sweep, in which nothing is trained twice.
     attempts = sorted(runs.glob("*/seed_*/fold_*/attempt_*"))
-    assert start(LR) == 0 and sorted(runs.glob("*/seed_*/fold_*/attempt_*")) == attempts
     assert start({"train.lr": [*LR["train.lr"], 2e-2]}) == 0
-    assert len(sorted(runs.glob("*/seed_*/fold_*/attempt_*"))) == len(attempts) + 4
+    assert len(sorted(runs.glob("*/seed_*/fold_*/attempt_*"))) == len(attempts) + 3
     assert made == {path: path.stat().st_mtime_ns for path in cache.iterdir()}
 
 
@@ -99,14 +98,14 @@ def test_a_configuration_that_fails_ends_nothing(
     real = sweep_worker.prepare_experiment
 
     def failing(settings: Any) -> Any:
-        if settings.train.lr == 1e-2:
+        if settings.train.lr == 1e-3:
             raise UserError("the disk is on fire")
         return real(settings)
 
     monkeypatch.setattr(sweep_worker, "prepare_experiment", failing)
     assert start(LR) == 0
-    table = make_table(the_sweep(tmp_path), 3)
-    assert table.counts == {"done": 2, "failed": 1} and table.is_complete
+    table = make_table(the_sweep(tmp_path), 2)
+    assert table.counts == {"done": 1, "failed": 1} and table.is_complete
     assert "failed: the disk is on fire" in capsys.readouterr().out
     monkeypatch.undo()
 
