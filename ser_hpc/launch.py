@@ -27,6 +27,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ser_hpc.core import cli
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     own_test, ended = not options.queue_anyway, options.ended
     launcher, reason = choose_launcher(settings.cluster, show_progress, own_test=own_test, ended=ended)
     settings = settings.model_copy(update={"cluster": launcher.resolve(settings.cluster, out)})
-    experiment = _plan(settings, out)
+    experiment = plan_run(settings, out)
     if options.dry_run or options.summary:
         from ser_hpc.launchers import plan_screen, trial_checks
 
@@ -103,7 +104,7 @@ def resubmit(run: RunDir, trials: Sequence[Trial], exclude: Sequence[str] = (), 
     return _start(replace(experiment, settings=settings), trials, launcher, policy, out)
 
 
-def _plan(settings: Settings, out: Console) -> Experiment:
+def plan_run(settings: Settings, out: Console) -> Experiment:
     """Plan the run, and make what only the demo needs."""
     from ser_hpc.launchers import trial_checks
     from ser_hpc.run.experiment import DEMO, demo_folder, prepare_experiment
@@ -134,7 +135,7 @@ def _prepare(settings: Settings, *, dry_run: bool) -> int:
         trials = [[trial.seed, trial.fold] for trial in planned_trials(experiment)]
         print(json.dumps({"run": str(experiment.run.path.resolve()), "trials": trials}))
         return 0
-    experiment = _plan(settings, out)
+    experiment = plan_run(settings, out)
     trial_checks.check_trials(experiment)
     run = experiment.run
     run.path.mkdir(parents=True, exist_ok=True)
@@ -261,8 +262,15 @@ def _report(run: RunDir, out: Console) -> int:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    """Load defaults < file < command line; the demo's file where neither file nor shards are named."""
-    from ser_hpc.config.load import find_config, load_settings
+    """Load defaults < file < command line."""
+    from ser_hpc.config.load import load_settings
+
+    return load_settings(*given_settings(options))
+
+
+def given_settings(options: argparse.Namespace) -> tuple[Path | None, list[str]]:
+    """Return the file and the `key=value` of a command line; the demo's file where neither file nor shards are named."""
+    from ser_hpc.config.load import find_config
 
     file = find_config(options.config, "") if options.config else None
     if file is None and not any(override.startswith("data.shards=") for override in options.override):
@@ -272,14 +280,20 @@ def _settings(options: argparse.Namespace) -> Settings:
         for flag, (key, _, _) in SHORTCUTS.items()
         if (value := getattr(options, flag.replace("-", "_"))) is not None
     ]
-    return load_settings(file, [*shortcuts, *options.override])
+    return file, [*shortcuts, *options.override]
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say what is trained, and where."""
+    parser.add_argument("--config", metavar="FILE", help="settings file, or the name of one under configs/")
+    for flag, (key, metavar, meaning) in SHORTCUTS.items():
+        parser.add_argument(f"--{flag}", metavar=metavar, help=f"{meaning}  ({key})")
+    parser.add_argument("override", nargs="*", metavar="key=value", help="any setting, for instance train.epochs=60")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ser_hpc.launch", description=__doc__, formatter_class=cli.Help)
-    parser.add_argument("--config", metavar="FILE", help="settings file, or the name of one under configs/")
-    for flag, (key, metavar, meaning) in SHORTCUTS.items():
-        parser.add_argument(f"--{flag}", metavar=metavar, help=f"{meaning}  ({key})")
+    add_settings(parser)
     parser.add_argument("--dry-run", action="store_true", help="show the plan and start nothing")
     parser.add_argument("--summary", action="store_true", help="--dry-run, and the model layer by layer with its memory")
     parser.add_argument(
@@ -303,7 +317,6 @@ def _parser() -> argparse.ArgumentParser:
         help="if trials of the run were run by other code than is here: refuse, go on with the run's own, or mix on purpose",
     )
     parser.add_argument("--settings", action="store_true", help="list every setting with its default and meaning")
-    parser.add_argument("override", nargs="*", metavar="key=value", help="any setting, for instance train.epochs=60")
     return parser
 
 

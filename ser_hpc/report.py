@@ -1,5 +1,7 @@
 """Rebuild a run's report from its saved predictions: `python -m ser_hpc.report runs/emodb-1a2b3c4d`
 
+  --ensemble RUN RUN ...   a run of its own, of the mean of these runs' probabilities, reported and comparable as any other
+
 Writes report.json and report.md into the run directory and prints a short table. Beside the scores stands what can be told
 without listening to the clips; the first report on these shards and folds measures it, in seconds to a few minutes. Exit code
 0: every trial is there; 1: trials are missing, and are named; 2: the run cannot be reported as it is (the message says what to
@@ -24,6 +26,7 @@ from ser_hpc.results.cross_validation import CrossValidation, cross_validate
 from ser_hpc.results.report_json import to_json
 from ser_hpc.results.report_markdown import to_markdown
 from ser_hpc.results.report_terminal import to_terminal
+from ser_hpc.results.sweep_table import chosen_note
 from ser_hpc.results.without_listening import look_without_listening
 from ser_hpc.run import chosen_precision
 from ser_hpc.run.attempt_end import trained_attempts
@@ -72,7 +75,9 @@ def _scored(run: RunDir) -> CrossValidation:
     attempts = list(trained_attempts(run))  # once: three files of each, on a disk that may be slow
     mixed = mixture_note(run, attempts)
     settled = [chosen_precision.precision_note(run, chosen_precision.AUTO)] if run.precision.exists() else []
-    return cross_validate(run, notes=[*settled, *([mixed] if mixed else []), *differences(attempts)], attempts=attempts)
+    return cross_validate(
+        run, notes=[*settled, *chosen_note(run), *([mixed] if mixed else []), *differences(attempts)], attempts=attempts
+    )
 
 
 def _write(run: RunDir, result: CrossValidation) -> str | None:
@@ -87,11 +92,20 @@ def _write(run: RunDir, result: CrossValidation) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m ser_hpc.report", description=__doc__, formatter_class=cli.Help)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, as printed by the launcher")
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="a run directory, as printed by the launcher")
+    parser.add_argument(
+        "--ensemble",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="make a run of these finished ones' predictions, all on the same folds: the mean of their probabilities",
+    )
+    parser.add_argument("--weighted", action="store_true", help="with --ensemble: weights fitted to each fold's dev part")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="with --ensemble: its folder; default: beside the first run")
     parser.add_argument("--json", action="store_true", help="print report.json instead of the table")
     parser.add_argument("--no-panel", action="store_true", help="do not measure what is told without listening to the clips")
     arguments = parser.parse_args(argv)
-    run, panel = RunDir(arguments.run), not arguments.no_panel
+    run, panel = _run(arguments), not arguments.no_panel
     if arguments.json:
         result, unwritten = update_report(run, lambda sentence: print(sentence, file=sys.stderr), panel=panel)
         print(json.dumps(to_json(result), indent=1, ensure_ascii=False, allow_nan=False))
@@ -100,6 +114,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         result = show_report(run, cli.make_console(), panel=panel)
     return 1 if result.missing else 0
+
+
+def _run(arguments: argparse.Namespace) -> RunDir:
+    """Return the run that is to be reported on; an ensemble is made first."""
+    if (arguments.run is None) == (arguments.ensemble is None):
+        raise UserError("give one run directory, or --ensemble and the runs that it is to be made of")
+    if arguments.ensemble is None:
+        if arguments.weighted or arguments.out:
+            raise UserError("--weighted and --out are of --ensemble: add that, or leave them out")
+        return RunDir(arguments.run)
+    from ser_hpc.results.ensembles import make_ensemble
+
+    return make_ensemble(arguments.ensemble, arguments.out, weighted=arguments.weighted)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from documents import PAGES, README, ROOT, anchors, blocks, commands, links, tex
 from models.tiny import CONFIGS
 from ranks import warm_ranks
 
-from ser_hpc import __version__, compare, export, inspect, launch, pack, predict, report, status, track
+from ser_hpc import __version__, compare, export, inspect, launch, pack, predict, report, status, sweep, track
 from ser_hpc.config.load import load_settings
 from ser_hpc.core import cli
 from ser_hpc.corpora import labels
@@ -93,6 +93,14 @@ ELSEWHERE = {
     "python -m ser_hpc.track runs/emodb_acrnn-XXXXXXXX --to mlflow --url http://127.0.0.1:5000": (
         "tests/results/test_tracking.py::test_mlflow_keeps_each_number_once"
     ),
+    "python -m ser_hpc.report --ensemble runs/emodb_acrnn-XXXXXXXX runs/emodb_acrnn-YYYYYYYY": (
+        "tests/results/test_ensembles.py::test_it_is_the_mean_over_runs_of_the_mean_over_their_seeds"
+    ),
+    "python -m ser_hpc.report --ensemble runs/emodb_acrnn-XXXXXXXX runs/emodb_acrnn-YYYYYYYY --weighted --out runs/mixed": (
+        "tests/results/test_ensembles.py::test_it_is_reported_and_compared_as_a_run"
+    ),
+    f"python -m ser_hpc.sweep sweep.yaml --config configs/any_corpus_finetune.yaml --folds 5 --partition gpu --parallel 8 "
+    f"{_SHARDS}": "tests/launchers/test_sweep_jobs.py::test_two_of_its_jobs_are_killed_and_nothing_is_lost_or_doubled",
     "python tools/bench/gpu_all.py --out FOLDER": (
         "tests/tools/test_gpu_all.py::test_killed_a_call_leaves_what_it_has_and_nobody_behind"
     ),
@@ -111,6 +119,7 @@ MAINS = {
     "predict": predict.main,
     "export": export.main,
     "track": track.main,
+    "sweep": sweep.main,
 }
 
 
@@ -181,7 +190,7 @@ def run(command: str, place: Path) -> int:
         command = re.sub(r"runs/\w+-XXXXXXXX", str(trained), command)
     words = shlex.split(command)[1:]
     name, arguments = (words[1].removeprefix("ser_hpc."), words[2:]) if words[0] == "-m" else ("pack", words[1:])
-    if name == "launch" and not {"--help", "--settings"} & {*arguments}:
+    if name in ("launch", "sweep") and not {"--help", "--settings"} & {*arguments}:
         small = ["train.epochs=1", "--gpus-per-node", "1"] if command == DEMO else ["--dry-run"]
         arguments += [*small, "--cluster", "local"]
     try:
@@ -197,7 +206,8 @@ def is_ours(command: str) -> bool:
 
 def test_the_projects_own_commands_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the order in which a reader meets them, but for the demo, whose run is what the later ones look at."""
-    elsewhere = ("mine.yaml", "--partition cpu", "ser_hpc.compare", "mlflow")  # a Slurm, two runs, or a server
+    elsewhere = ("mine.yaml", "--partition cpu", "ser_hpc.compare", "--ensemble", "mlflow")  # a Slurm, two runs, or a server
+    (here / "sweep.yaml").write_text(blocks(ROOT / "docs" / "training.md", "yaml")[0])
     ours = [command for command in commands() if is_ours(command) and not any(word in command for word in elsewhere)]
     packed_first = sorted(ours, key=lambda command: (command != DEMO, "build_shards" not in command))
     assert packed_first[0] == DEMO and len(ours) > 25
@@ -213,7 +223,11 @@ def test_every_other_command_is_executed_by_a_test_that_is_there() -> None:
     said = commands()
     assert not [command for command in ELSEWHERE if command not in said], "no page says these any more"
     for command in said:
-        trains = is_ours(command) and ".launch" in command and not {"--dry-run", "--settings", "--help"} & {*command.split()}
+        trains = (
+            is_ours(command)
+            and re.search(r"\.(launch|sweep) ", command)
+            and not {"--dry-run", "--settings", "--help"} & {*command.split()}
+        )
         if command in ELSEWHERE:
             path, name = ELSEWHERE[command].split("::")
             assert re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), ELSEWHERE[command]
@@ -328,7 +342,7 @@ def test_blocks_of_yaml_are_what_they_are_shown_as(tmp_path: Path) -> None:
     (label_set,) = blocks(ROOT / "docs" / "data.md", "yaml")
     (tmp_path / "mine_3.yaml").write_text(label_set)
     assert labels.load_label_set(tmp_path / "mine_3.yaml").classes == ("happy", "neutral", "sad")
-    (several,) = blocks(ROOT / "docs" / "training.md", "yaml")
+    _, several = blocks(ROOT / "docs" / "training.md", "yaml")
     (tmp_path / "several.yaml").write_text(several)
     kinds = {task.kind for task in load_settings(tmp_path / "several.yaml", []).tasks.values()}
     assert kinds == {"emotion", "classification", "distribution", "numbers"}

@@ -41,7 +41,7 @@ def load_settings(file: Path | None, overrides: Sequence[str], schema: int | Non
 
     `schema`: that of a file which does not say its own; none: today's.
     """
-    tree = _read(file) if file else {}
+    tree = read_yaml(file) if file else {}
     written = tree.pop("schema", schema or schemas.SCHEMA)
     if not isinstance(written, int) or not 1 <= written <= schemas.SCHEMA:
         known = f"this version knows 1 to {schemas.SCHEMA}"
@@ -114,7 +114,7 @@ def _profile(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     if name is None:
         return {}
     try:
-        fields = _read(find_config(name, "cluster"))
+        fields = read_yaml(find_config(name, "cluster"))
     except UserError as error:
         problems.append(f"cluster.profile: {error}")
         return {}
@@ -137,7 +137,8 @@ def _is_set_in(tree: Any, path: Sequence[str | int]) -> bool:
     return isinstance(tree.get("cluster"), dict) and path[1] in tree["cluster"]
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a file of settings, as it stands. Raises UserError where it is no mapping."""
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), _Yaml) or {}
     except OSError as error:

@@ -100,6 +100,12 @@ def identity(settings: Section, schema: int = SCHEMA) -> dict[str, Any] | None:
     return found
 
 
+def changes_result(path: str) -> bool:
+    """Tell whether the setting of that path, if there is one, is a part of the identity."""
+    parts = path.split(".")
+    return not any(".".join(parts[:end]) in _NO_PART for end in range(1, len(parts) + 1))
+
+
 def under_schema(settings: Section, schema: int) -> tuple[Section, list[str]]:
     """Return the settings that the same file would have meant under an earlier schema, and `key=value` of what differs."""
     tree, changed = settings.model_dump(mode="json"), _changed(settings, "", {})

@@ -1,10 +1,15 @@
 """Run a frozen encoder once, for it makes the same of a clip in every epoch, fold and seed, and keep what the head needs.
 
 That is the mean of each clip's frames, its *state*: pooling commutes with the head's linear projection, exactly. For a
-probe it is those of several layers, and their deviations if it asks for them, in float32, as float16 overflows. All trials
-of a run share the states, in blocks of clips, a file each. Every rank of every trial goes through the blocks in an order of
-its own, reads those that are there and computes the others; of several that compute one, the first to put its file in place
-wins, so all read the same bits. Nobody waits for a lock, and what was done before a kill stays done.
+probe it is those of several layers, and their deviations if it asks for them, in float32, as float16 overflows.
+
+    RUNS/features/<12 hex>/00017.npy    a block of clips; RUNS is run.root
+    RUNS/features/<12 hex>/about.json   what the folder's name is a hash of: weights, preprocessing, clips, code
+
+All trials of all runs beside each other share them. Every rank of every trial goes through the blocks in an order of its own,
+reads those that are there and computes the others; of several that compute one, the first to put its file in place wins, so
+all read the same bits. Nobody waits for a lock, and what was done before a kill stays done. Nothing here is deleted by itself,
+and anything may be: a trial that misses a block makes it anew, and a finished one needs none.
 
 A block with a damaged clip is put nowhere: each start looks at the clip again, and may find it packed anew.
 """
@@ -17,16 +22,19 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import ser_hpc
 from ser_hpc.config.settings import Settings, TrainSettings
-from ser_hpc.core.atomic_io import write_once
+from ser_hpc.core.atomic_io import json_digest, write_json_once, write_once
 from ser_hpc.core.awake_clock import awake_s
+from ser_hpc.core.versions import versions
 from ser_hpc.data.batches import Batch, BatchSource, collate
 from ser_hpc.data.sampler import BatchSpec, MicroBatch, epoch_order, evaluation_micro_batches, mix_seed
 from ser_hpc.engine import gpu
@@ -98,8 +106,10 @@ def pool_features(
         encoder.states = PooledFeatures(used, np.zeros((len(used), width), np.float32), np.zeros(len(used), np.int64))
     states = encoder.states
     size = max(_FEWEST_CLIPS, -(-len(used) // _MOST_BLOCKS))
-    folder = trial.feature_cache / _fingerprint(model, encoder.base, settings, data.index, used, size)
+    about = _describe(model, encoder.base, settings, data.index, used, size)
+    folder = trial.feature_cache / json_digest(about)[:12]
     folder.mkdir(parents=True, exist_ok=True)
+    write_json_once(folder / "about.json", about)
     costs = model.frontend.costs(lengths(settings, data)[used])
     budget = settings.train.budget_seconds or CPU_SECONDS  # without gradients it is small for any GPU
     cut = BatchSpec(1, round(budget * RATE), padded=model.frontend.padded)  # alike, whoever computes
@@ -190,34 +200,47 @@ def _encoded(
     return True
 
 
-def _fingerprint(
+def _describe(
     model: Classifier, base: FrozenParameters, settings: Settings, index: ShardIndex, positions: np.ndarray, block: int
-) -> str:
-    """Hash all that states depend on, but for rounding, and what stands in which file."""
+) -> dict[str, Any]:
+    """Return all that states depend on, but for rounding by devices and threads, and what stands in which file: strict JSON."""
     front: Any = model.frontend
     encoder: Any = model.encoder
+    kept = _Statistics.of(model)
     what = {
         "weights": base.sha256,
-        "configuration": encoder.config.to_dict(),
+        "configuration": {name: value for name, value in encoder.config.to_dict().items() if name != "_name_or_path"},
         "normalize": getattr(front, "normalize", None),
-        "settings": settings.model.model_dump(mode="json", exclude={"head"}),
+        "settings": settings.model.model_dump(mode="json", exclude={"head", "weights", "layers"}),
+        "statistics": asdict(kept),
         "precision": settings.train.precision,
+        "budget_seconds": settings.train.budget_seconds,
         "max_seconds": settings.data.max_seconds,
+        "crop": settings.data.crop,
         "shards": index.fingerprint,
         "clips": hashlib.sha256(positions.tobytes()).hexdigest(),
         "block": block,
+        "code": _code_digest(),
+        "versions": {name: versions()[name] for name in ("torch", "torchaudio", "transformers")},
     }
-    if settings.data.crop != "start":
-        what["crop"] = settings.data.crop
-    kept = _Statistics.of(model)
-    if kept.layers is not None or kept.std:
-        what["statistics"] = {"layers": list(kept.layers) if kept.layers is not None else None, "std": kept.std}
-        what["statistics"] |= {"normalised": True} if kept.normalised else {}
-    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    plain: dict[str, Any] = json.loads(json.dumps(what, default=str))
+    return plain
+
+
+@cache
+def _code_digest() -> str:
+    """Hash the code that makes states: this file, and the rooms that read clips and run encoders."""
+    package = Path(ser_hpc.__file__).parent
+    sources = [
+        Path(__file__),
+        *(path for room in ("shards", "data", "models") for path in sorted((package / room).rglob("*.py"))),
+    ]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
 
 def _put(path: Path, means: np.ndarray) -> bool:
     """Write NumPy's own format, and its crc32 behind it. False if a file is there already."""
+    path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it, to make room
     buffer = io.BytesIO()
     np.save(buffer, means, allow_pickle=False)
     content = buffer.getvalue()

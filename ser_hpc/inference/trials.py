@@ -50,6 +50,8 @@ class RunModels:
     @classmethod
     def open(cls, run: RunDir) -> RunModels:
         """Read and check what the run says of itself. Raises UserError."""
+        if run.ensemble.exists():
+            raise UserError(f"{run.path} was made of other runs' predictions, and has no model: give one of those runs")
         plan, settings = read_plan(run), load_run_settings(run.settings)
         main, *others = settings.tasks
         described = plan.get("tasks", {})

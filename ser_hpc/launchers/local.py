@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from ser_hpc.config.load import load_run_settings
+from ser_hpc.config.settings import Settings
 from ser_hpc.core.awake_clock import awake_s
 from ser_hpc.core.cores import THREADS
 from ser_hpc.core.errors import UserError, listed
@@ -129,6 +130,7 @@ def run_trials(
     per_job: int = 1,
     max_starts: int = 3,
     report: Callable[[str], None] = _print_line,
+    ranks: RankStarter | None = None,
 ) -> dict[Trial, int]:
     """Run every trial, as many at a time as there are slots; returns their exit codes. `on_poll` sees each trial's last job.
 
@@ -136,7 +138,7 @@ def run_trials(
     own.
     What was killed, or failed in a way that another attempt may get over, is started again, until `max_starts` starts in a row
     have come no further: then its exit code is CANNOT_GO_ON. After one failed for a reason that all share, no other is started,
-    and those have no exit code. `environment`: more variables.
+    and those have no exit code. `environment`: more variables; `ranks`: what starts the ranks of several runs, under the same.
     `alone`: no other launcher may run trials of this run on this machine; jobs that hold several trials each are many.
     Ctrl-C and its like: the ranks save and end, within a minute, and what is being waited for is said, each time.
 
@@ -149,12 +151,12 @@ def run_trials(
     with (
         only_launcher(run, trials) if alone else nullcontext(),
         _counted_signals() as signals,
-        _rank_starter(run, machine, more, len(waiting)) as ranks,
+        nullcontext(ranks) if ranks else _rank_starter(run, machine, more, len(waiting)) as starter,
     ):
         try:
             while waiting or any(job.exit_code is None for job in jobs):
-                while waiting and free and ranks.is_ready():
-                    jobs.append(_start(run, waiting.pop(0), free.pop(0), machine, ranks))
+                while waiting and free and starter.is_ready():
+                    jobs.append(_start(run, waiting.pop(0), free.pop(0), machine, starter))
                 time.sleep(_POLL_S)
                 if signals:
                     raise KeyboardInterrupt
@@ -239,8 +241,24 @@ def log_path(run: RunDir, trial: Trial) -> Path:
     return run.jobs / f"seed_{trial.seed}-fold_{trial.fold}.log"
 
 
+def warm_ranks(settings: Settings, machine: Machine, more: Mapping[str, str], about: str) -> RankStarter:
+    """Make what starts the ranks of several runs with settings such as these, from one process that has the imports. `more`:
+    variables beside what is inherited; `about`: said in the list of processes."""
+    more = {"SER_HPC_LAUNCH": uuid.uuid4().hex, **more}
+    return RankStarter(libraries_of(settings), _environment(machine, more), about)
+
+
 def _rank_starter(run: RunDir, machine: Machine, more: Mapping[str, str], num_jobs: int) -> RankStarter:
     """Make what starts the ranks: warm, if there are several of them. `more`: variables beside what is inherited."""
+    libraries: Sequence[str] = ()
+    if num_jobs * machine.ranks > 1:
+        with suppress(UserError):  # the trials will say it
+            libraries = libraries_of(load_run_settings(run.settings))
+    return RankStarter(libraries, _environment(machine, more), about=str(run.path))
+
+
+def _environment(machine: Machine, more: Mapping[str, str]) -> dict[str, str]:
+    """Return what the ranks have in common."""
     inherited = {name: value for name, value in os.environ.items() if name not in (*LAUNCHER_VARIABLES, start_marks.FINAL_LINE)}
     environment = {**inherited, **more} | {
         "WORLD_SIZE": str(machine.ranks),
@@ -250,11 +268,7 @@ def _rank_starter(run: RunDir, machine: Machine, more: Mapping[str, str], num_jo
         "PYTHONUNBUFFERED": "1",
     }
     prepare_allocator(environment)
-    libraries: Sequence[str] = ()
-    if num_jobs * machine.ranks > 1:
-        with suppress(UserError):  # the trials will say it
-            libraries = libraries_of(load_run_settings(run.settings))
-    return RankStarter(libraries, environment, about=str(run.path))
+    return environment
 
 
 def _start(run: RunDir, trials: tuple[Trial, ...], slot: int, machine: Machine, ranks: RankStarter) -> LocalJob:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ser_hpc.config.adapters import LoraSettings
+from ser_hpc.config.heads import MeanPoolSettings, ProbeSettings
 from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.core.errors import UserError, counted
 from ser_hpc.corpora.names import is_unknown
@@ -30,13 +31,16 @@ _HEADS_LR = 2e-4
 _MODEL_S = 180.0  # on a login node with a slow file system, transformers takes its time
 
 
-def check_trials(experiment: Experiment) -> list[str]:
-    """Return notes worth reading. Raises UserError with everything that would make each trial fail."""
+def check_trials(experiment: Experiment, models: dict[str, tuple[str | None, list[str]]] | None = None) -> list[str]:
+    """Return notes worth reading. Raises UserError with everything that would make each trial fail.
+
+    `models`: what was found of encoders so far, where many runs are checked whose heads differ alone.
+    """
     settings = experiment.settings
     problems = [*_root(settings.run.root), *_steps(experiment)]
     notes = [*old_defaults_note(experiment), *_slow_head(settings), *_missing_packages(settings)]
     if isinstance(settings.model, EncoderModel):
-        error, model_notes = _model(settings.model)
+        error, model_notes = _model(settings.model, {} if models is None else models)
         problems += [error] if error else []
         notes += model_notes
         if learnt := contamination(settings.model.weights, _tested_corpora(experiment)):
@@ -120,10 +124,18 @@ def _missing_packages(settings: Settings) -> list[str]:
     ]
 
 
-def _model(model: EncoderModel) -> tuple[str | None, list[str]]:
-    """Return what is wrong with the model, if anything, and notes."""
+def _model(model: EncoderModel, known: dict[str, tuple[str | None, list[str]]]) -> tuple[str | None, list[str]]:
+    """Return what is wrong with the model, if anything, and notes; of an encoder that is `known` what was said before."""
+    head = ProbeSettings(layers=model.head.layers) if isinstance(model.head, ProbeSettings) else MeanPoolSettings()
+    given = model.model_copy(update={"head": head}).model_dump_json()  # all of a head that is looked at
+    if given not in known:
+        known[given] = _describe_model(given)
+    return known[given]
+
+
+def _describe_model(given: str) -> tuple[str | None, list[str]]:
     environment = os.environ | {"TRANSFORMERS_VERBOSITY": "critical", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    command, given = [sys.executable, "-m", "ser_hpc.models.encoders.configuration"], model.model_dump_json()
+    command = [sys.executable, "-m", "ser_hpc.models.encoders.configuration"]
     try:
         done = subprocess.run(command, input=given, env=environment, capture_output=True, text=True, timeout=_MODEL_S)
         answer = json.loads(done.stdout)

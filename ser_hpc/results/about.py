@@ -13,7 +13,7 @@ from typing import Any
 from ser_hpc.config import schema
 from ser_hpc.config.load import load_run_settings
 from ser_hpc.config.settings import EncoderModel, Settings
-from ser_hpc.core.atomic_io import read_json
+from ser_hpc.core.atomic_io import read_json, read_sealed
 from ser_hpc.core.errors import UserError, counted
 from ser_hpc.run.attempt_end import TrainedAttempt, trained_attempts
 from ser_hpc.run.run_dir import RunDir, TrialDir
@@ -42,6 +42,34 @@ def describe_run(
     about["hardware"] = _each(_hardware(record, strategies) for record in records)
     about["time"] = _time([float(marker["seconds"]) for marker in markers if "seconds" in marker])
     return {topic: text for topic, text in about.items() if text}
+
+
+def read_ensemble(run: RunDir) -> dict[str, Any]:
+    """Read what an ensemble was made of. Raises UserError where that was changed."""
+    try:
+        return read_sealed(run.ensemble)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run.ensemble} is damaged ({error}); make the ensemble again") from error
+
+
+def describe_ensemble(run: RunDir, plan: Mapping[str, Any]) -> dict[str, str]:
+    """Describe a run that was made of others' predictions: its members, and what each weighs."""
+    made, classes = read_ensemble(run), counted(len(plan["classes"]), "class", "classes")
+    weights = list(zip(*made["weights"].values(), strict=True))
+    members = [
+        f"{member['name']} ({counted(len(member['seeds']), 'seed')}, weight {_range(each)})"
+        for member, each in zip(made["members"], weights, strict=True)
+    ]
+    how = "weights fitted to each fold's dev part" if made["weighted"] else "equal weights"
+    return {
+        "data": f"{', '.join(plan['corpora'])}; label set {plan['label_set']}, {classes}",
+        "ensemble": f"the mean of the probabilities that {counted(len(members), 'run')} saved, {how}: {', '.join(members)}",
+    }
+
+
+def _range(weights: Sequence[float]) -> str:
+    low, high = min(weights), max(weights)
+    return f"{low:.2f}" if high - low < 0.005 else f"{low:.2f} to {high:.2f}"
 
 
 def _model(settings: Settings) -> str:

@@ -21,7 +21,7 @@ from ser_hpc.config.load import EXTENSIONS, load_run_settings
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora.public_checkpoints import contamination
 from ser_hpc.results import intervals, plan_checks
-from ser_hpc.results.about import describe_run
+from ser_hpc.results.about import describe_ensemble, describe_run, read_ensemble
 from ser_hpc.results.class_scores import ClassScores, score_classes
 from ser_hpc.results.intervals import Interval
 from ser_hpc.results.sanity import sanity_warnings
@@ -174,7 +174,7 @@ def _cross_validate(run: RunDir, notes: Sequence[str], attempts: Sequence[Traine
             *_contaminated_weights(run, trials),
             *_transductive(run),
         ),
-        about=describe_run(run, plan, done, attempts),
+        about=describe_ensemble(run, plan) if run.ensemble.exists() else describe_run(run, plan, done, attempts),
         by_class=by_class,
         tasks=tasks,
     )
@@ -294,6 +294,8 @@ def _identical_seeds(trials: Sequence[TrialScores]) -> list[str]:
 
 def _contaminated_weights(run: RunDir, trials: Sequence[TrialScores]) -> list[str]:
     """Warn of pre-trained weights that are known to have learnt from a corpus that is tested."""
+    if run.ensemble.exists():
+        return list(read_ensemble(run)["warnings"])
     with suppress(UserError, OSError):
         model = load_run_settings(run.settings).model
         tested = {p.corpus for t in trials for p in t.test}

@@ -65,7 +65,7 @@ def read_systems(paths: Sequence[Path]) -> list[System]:
         raise UserError("none of these is a run directory: one is needed, for the speakers and the folds of the clips")
     first = next(iter(runs.values()))
     for other in [*runs.values()][1:]:
-        _refuse_other_folds(first, other)
+        refuse_other_folds(first, other)
     heard = [path.is_dir() and is_transductive(RunDir(path)) for path in paths]
     names = [f"{name} (transductive)" if of else name for name, of in zip(_short_names(paths), heard, strict=True)]
     found = [runs[path] if path in runs else _read_table(path, first) for path in paths]
@@ -92,7 +92,7 @@ def _read_run(path: Path) -> System:
     return System(str(path), cv.plan, {t.trial: t.test for t in cv.trials})
 
 
-def _refuse_other_folds(one: System, other: System) -> None:
+def refuse_other_folds(one: System, other: System) -> None:
     """Raise UserError unless both runs have the same classes, and the same clips in each part of each fold."""
     if one.classes != other.classes:
         raise UserError(

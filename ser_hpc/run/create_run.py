@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 from ser_hpc.config import extensions
 from ser_hpc.config.load import EXTENSIONS, dump_settings
+from ser_hpc.config.settings import Settings
 from ser_hpc.core.atomic_io import write_aside, write_text
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import labels
@@ -29,17 +31,8 @@ def write_run(experiment: Experiment) -> RunDir:
             raise UserError(f"{run.path} was planned by an earlier version: it takes no more seeds ({listed(sorted(others))})")
         return run
     seeds = planned_seeds(experiment)
-    # Jobs run elsewhere: no place of shards, weights or pairs may depend on the folder that the command was started in.
-    data = experiment.settings.data.model_copy(update={"shards": tuple(str(root.resolve()) for root in experiment.index.roots)})
-    model = experiment.settings.model
-    if (folder := identity.local_folder(experiment.settings)) is not None:
-        model = model.model_copy(update={"weights": str(folder.resolve())})
-    harmless = tuple("=".join(pair) for pair in sorted(parse_harmless(experiment.settings.folds.harmless_pairs)))
-    folds = experiment.settings.folds.model_copy(update={"harmless_pairs": harmless})
-    settings = experiment.settings.model_copy(update={"seeds": tuple(seeds), "data": data, "folds": folds, "model": model})
-    for path, content in extensions.sources_of(settings.outsiders()).items():
-        with write_aside(run.path / EXTENSIONS / path) as copy:  # the bytes: Python's files may be of any encoding
-            copy.write_bytes(content)
+    settings = portable_settings(experiment).model_copy(update={"seeds": tuple(seeds)})
+    write_extensions(run.path, settings)
     write_text(run.settings, dump_settings(settings, experiment.identity.schema))  # its own code may go on with it
     write_text(run.labels, labels.dump_label_set(experiment.label_set))
     e = experiment
@@ -51,6 +44,26 @@ def write_run(experiment: Experiment) -> RunDir:
     write_folds(run, e.folds, len(e.index.metadata))
     write_plan(run, described, e.identity.schema)
     return run
+
+
+def portable_settings(experiment: Experiment) -> Settings:
+    """Return the settings as jobs read them: they run elsewhere, so no place of shards, weights or pairs may depend on the
+    folder that the command was started in."""
+    given = experiment.settings
+    data = given.data.model_copy(update={"shards": tuple(str(root.resolve()) for root in experiment.index.roots)})
+    model = given.model
+    if (folder := identity.local_folder(given)) is not None:
+        model = model.model_copy(update={"weights": str(folder.resolve())})
+    harmless = tuple("=".join(pair) for pair in sorted(parse_harmless(given.folds.harmless_pairs)))
+    folds = given.folds.model_copy(update={"harmless_pairs": harmless})
+    return given.model_copy(update={"data": data, "folds": folds, "model": model})
+
+
+def write_extensions(folder: Path, settings: Settings) -> None:
+    """Copy what the settings choose from outside the package, for jobs to import."""
+    for path, content in extensions.sources_of(settings.outsiders()).items():
+        with write_aside(folder / EXTENSIONS / path) as copy:  # the bytes: Python's files may be of any encoding
+            copy.write_bytes(content)
 
 
 def _was_demo(run: RunDir) -> bool:

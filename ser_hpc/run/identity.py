@@ -100,6 +100,7 @@ def _content_key(schema: int) -> str:
 def check_identity(run: RunDir, recorded: RecordedIdentity) -> None:
     """Compare the run's settings.yaml and labels.yaml with its identity. Raises UserError naming what was changed."""
     content, schema = recorded.identity.content, recorded.identity.schema
+    content = {name: value for name, value in content.items() if name != "ensemble"}  # its first member's, and more
     try:
         settings, label_set = load_run_settings(run.settings), labels.load_label_set(run.labels)
     except ConfigError as error:

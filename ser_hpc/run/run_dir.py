@@ -10,7 +10,6 @@ RUN/                              runs/<name>-<8 hex of what changes the result>
   report.json  report.md          written by the report
   jobs/                           what was submitted (submitted.jsonl; launchers.json), the launcher's files, every rank's log
   code/<12 hex>/                  the code that its jobs run
-  states/<12 hex>/00017.npy       of a frozen encoder: what it makes of each clip, in blocks that all trials share
   seed_0/fold_2/                  one trial
     attempt_0001/                 one start of it, which writes nowhere else
       attempt.json                who runs it, where, with which code
@@ -22,6 +21,8 @@ RUN/                              runs/<name>-<8 hex of what changes the result>
       predictions.jsonl           dev and test clips, once each
     done.json                     the marker, written last, once: the trial is complete, by the attempt that it names, of
                                   this run, seed and fold, with these very predictions
+
+Beside the runs, in run.root: features/<12 hex>/ (engine/feature_cache.py), which all of them share.
 
 Attempts are how an older start that wakes up (a lost node's ranks) can never write over a newer one: a number is taken by
 making its folder, which only one can, and no file of a trial but the marker is ever shared.
@@ -111,8 +112,8 @@ class TrialDir:
 
     @property
     def feature_cache(self) -> Path:
-        """Return the run's folder of what trials compute once for all of them."""
-        return self.run.path / "states"
+        """Return the folder of what a frozen encoder made of clips, which all runs beside this one share."""
+        return self.run.path.absolute().parent / "features"
 
     @property
     def done(self) -> Path:
@@ -208,6 +209,11 @@ class RunDir:
     @property
     def report_md(self) -> Path:
         return self.path / "report.md"
+
+    @property
+    def ensemble(self) -> Path:
+        """Return what a run says of itself that was made of others' predictions (results/ensembles.py)."""
+        return self.path / "ensemble.json"
 
     @property
     def jobs(self) -> Path:

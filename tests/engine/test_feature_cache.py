@@ -89,11 +89,11 @@ def train(run: RunDir, trial: Trial = TRIAL, stop: StopFlag | None = None, world
 
 
 def blocks(run: RunDir) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (run.path / "states").rglob("*") if path.is_file()}
+    return {path.name: path.read_bytes() for path in run.trial(TRIAL).feature_cache.rglob("*.npy")}
 
 
 def dated(run: RunDir) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (run.path / "states").rglob("*") if path.is_file()}
+    return {path.name: path.stat().st_mtime_ns for path in run.trial(TRIAL).feature_cache.rglob("*.npy")}
 
 
 class StopAfter(StopFlag):
@@ -270,7 +270,7 @@ def test_a_damaged_dev_clip_ends_the_trial_in_the_same_words(base: Path, pretrai
 def test_a_damaged_block_is_made_again(base: Path, pretrained: Path, encoded: list[int]) -> None:
     run = frozen(base / "flipped", pretrained)
     train(run)
-    path = next((run.path / "states").rglob("00001.npy"))
+    path = next(run.trial(TRIAL).feature_cache.rglob("00001.npy"))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

@@ -161,7 +161,7 @@ def test_damage_that_one_met_is_forgotten_once_another_process_could_read_the_cl
         if trial == first:
             shutil.copytree(whole, shards, dirs_exist_ok=True)
             assert [train(single, each) for each in (second, third)] == [0, 0]
-            shutil.copytree(single.path / "states", run.path / "states", dirs_exist_ok=True)
+            shutil.copytree(single.trial(first).feature_cache, run.trial(first).feature_cache, dirs_exist_ok=True)
         return code
 
     damage_two(together)

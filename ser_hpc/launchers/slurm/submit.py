@@ -122,6 +122,13 @@ def submit_report(
     return submit_once(here, submission, _report_script(here, str(submission.mark), dependency, cluster, environment), lock)
 
 
+def batch_script(folder: Path, name: str, cluster: ClusterSettings, values: dict[str, Any], num_jobs: int, command: str) -> str:
+    """Return the batch script of an array of `num_jobs` that run a Python command. `values`: as of `trial_parameters`."""
+    executor = _executor(folder, name, cluster, values)
+    executor.parameters["map_count"] = num_jobs
+    return _script(executor, command)
+
+
 def _new_submission(
     run: RunDir,
     kind: Literal["trials", "report"],
@@ -159,11 +166,9 @@ def _trials_script(
     # The trap stands before the profile's lines: also one that leaves the shell is this node's fault.
     setup, first = requeue_script.export_lines(environment), [*requeue_script.element(folder), again]
     values = trial_parameters(cluster, setup, first, shared=shared)
-    executor = _executor(folder / "%a", _name(run, "trials", mark), cluster, values)
-    executor.parameters["map_count"] = num_jobs
     together = " --side-by-side" * shared
     command = f"-u -m ser_hpc.train --run-dir {shlex.quote(str(run.path))}{together} --trial $ser_trials"
-    return _script(executor, command)
+    return batch_script(folder / "%a", _name(run, "trials", mark), cluster, values, num_jobs, command)
 
 
 def _report_script(run: RunDir, mark: str, dependency: str, cluster: ClusterSettings, environment: Mapping[str, str]) -> str:
