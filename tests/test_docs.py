@@ -26,7 +26,7 @@ from documents import PAGES, README, ROOT, anchors, blocks, commands, links, tex
 from models.tiny import CONFIGS
 from ranks import warm_ranks
 
-from ser_hpc import compare, export, inspect, launch, pack, predict, report, status
+from ser_hpc import compare, export, inspect, launch, pack, predict, report, status, web
 from ser_hpc.config.load import load_settings
 from ser_hpc.core import cli
 from ser_hpc.corpora import labels
@@ -86,6 +86,9 @@ ELSEWHERE = {
     "python tools/bench/gpu_all.py --out FOLDER": (
         "tests/tools/test_gpu_all.py::test_killed_a_call_leaves_what_it_has_and_nobody_behind"
     ),
+    "python -m ser_hpc.web runs/emodb_acrnn-XXXXXXXX": (
+        "tests/inference/test_web.py::test_the_server_answers_for_this_machine_and_asks_no_other"
+    ),
     "python -m ser_hpc.train --run-dir runs/emodb_acrnn-XXXXXXXX --fold 0 --seed 0": (
         "tests/engine/test_resume.py::test_done_is_done"
     ),
@@ -100,6 +103,7 @@ MAINS = {
     "pack": pack.main,
     "predict": predict.main,
     "export": export.main,
+    "web": web.main,
 }
 
 
@@ -184,7 +188,7 @@ def is_ours(command: str) -> bool:
 
 def test_the_projects_own_commands_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the order in which a reader meets them, but for the demo, whose run is what the later ones look at."""
-    elsewhere = ("mine.yaml", "--partition cpu", "ser_hpc.compare")  # these need a Slurm, this one two runs
+    elsewhere = ("mine.yaml", "--partition cpu", "ser_hpc.compare", "ser_hpc.web")  # a Slurm, two runs, and no end
     ours = [command for command in commands() if is_ours(command) and not any(word in command for word in elsewhere)]
     packed_first = sorted(ours, key=lambda command: (command != DEMO, "build_shards" not in command))
     assert packed_first[0] == DEMO and len(ours) > 25
