@@ -5,6 +5,9 @@ model of the trial with the best dev score, unless --fold (and --seed) name anot
 
 `python -m ser_hpc.predict OUT ...` predicts with it, and so does transformers: pipeline("audio-classification", model=OUT),
 after `import ser_hpc.inference.register` where the model is no class of transformers' own.
+
+With --onnx OUT holds model.onnx, which onnxruntime runs without torch and without this package, model.json, which says what
+goes in and comes out, and the model card (pip install 'ser_hpc[onnx]').
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = RunModels.open(RunDir(given.run))
     chosen = given.ensemble or given.fold is not None
     trials = run.choose(given.fold, given.seed) if chosen else [run.best(given.seed)]
-    spec = export(run, trials, given.out)
+    spec = export(run, trials, given.out, given.onnx)
     first = spec.members[0]
     which = (
         f"the {len(trials)} folds of seed {first.seed}, averaged"
@@ -37,9 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         else f"{trials[0]}, dev UAR {first.dev_uar:.3f}"
         + ("" if given.fold is not None else ": the best of the finished trials")
     )
-    needs = "" if is_transformers_own(spec) else ", after import ser_hpc.inference.register"
-    print(f'{given.out}: {which}\nfor transformers: pipeline("audio-classification", model="{given.out}"){needs}')
+    print(f"{given.out}: {which}\n{_next(given.out, given.onnx, is_transformers_own(spec))}")
     return 0
+
+
+def _next(out: Path, onnx: bool, own: bool) -> str:
+    """Say what loads the folder."""
+    if onnx:
+        return f'for onnxruntime: InferenceSession("{out / "model.onnx"}"); README.md there shows how'
+    needs = "" if own else ", after import ser_hpc.inference.register"
+    return f'for transformers: pipeline("audio-classification", model="{out}"){needs}'
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -49,6 +59,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fold", type=int, metavar="K", help="the model of this fold")
     parser.add_argument("--seed", type=int, metavar="S", help="of this seed (default: with --fold the first, else any)")
     parser.add_argument("--ensemble", action="store_true", help="all folds of a seed as one model: their mean")
+    parser.add_argument("--onnx", action="store_true", help="as model.onnx, for programs without torch")
     given = parser.parse_args(argv)
     if given.ensemble and given.fold is not None:
         raise UserError("--ensemble takes all folds: leave --fold out")

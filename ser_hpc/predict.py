@@ -30,17 +30,16 @@ from ser_hpc.inference.writers import FORMATS, Writer, choose_format, make_write
 if TYPE_CHECKING:
     from ser_hpc.inference.predictor import Predictor
     from ser_hpc.inference.recordings import Recording
-    from ser_hpc.inference.windows import Windows
+    from ser_hpc.inference.windows import Cutter
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Load, predict and write. Raises UserError."""
     given = _arguments(argv)
     from ser_hpc.inference.load import load  # torch: not before the arguments are read
-    from ser_hpc.inference.windows import Windows
 
     kind = choose_format(given.format, given.out)
-    windows = None if given.window is None else Windows(given.window, given.hop or given.window)
+    cutter = _cutter(given)
     predictor = load(
         given.model,
         fold=given.fold,
@@ -49,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=given.device,
         batch_seconds=given.batch_seconds,
     )
-    if windows is not None:
-        windows.check(predictor.most_s)
+    if cutter is not None:
+        cutter.check(predictor.most_s)
     print(
         f"{predictor.source}; {'not calibrated' if given.uncalibrated else 'calibrated'}; on {predictor.device}",
         file=sys.stderr,
@@ -62,20 +61,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             aside = stack.enter_context(write_aside(given.out))
             file = aside if kind == "parquet" else stack.enter_context(aside.open("w", encoding="utf-8", newline=""))
             writer = make_writer(kind, file, predictor.classes, given.unsure)
-        code = _predict(predictor, _recordings(given.audio), windows, writer) if given.audio else 0
+        code = _predict(predictor, _recordings(given.audio), cutter, writer) if given.audio else 0
         if given.watch is not None:
-            _watch(predictor, given.watch, windows, writer)
+            _watch(predictor, given.watch, cutter, writer)
         writer.close()
         sys.stdout.flush()
         return code
 
 
-def _predict(predictor: Predictor, given: Iterator[Recording], windows: Windows | None, writer: Writer) -> int:
+def _cutter(given: argparse.Namespace) -> Cutter | None:
+    from ser_hpc.inference.pauses import Pauses
+    from ser_hpc.inference.windows import Windows
+
+    if given.split_at_pauses:
+        lengths = {"least_s": given.min_seconds, "most_s": given.max_seconds}
+        return Pauses(**{name: seconds for name, seconds in lengths.items() if seconds is not None})
+    return None if given.window is None else Windows(given.window, given.hop or given.window)
+
+
+def _predict(predictor: Predictor, given: Iterator[Recording], cutter: Cutter | None, writer: Writer) -> int:
     from ser_hpc.inference.results import Failure
 
     failed = cut = 0
     strange: list[str] = []
-    for found in predictor.stream(given, windows):
+    for found in predictor.stream(given, cutter):
         if isinstance(found, Failure):
             failed += 1
             print(found, file=sys.stderr, flush=True)
@@ -87,7 +96,7 @@ def _predict(predictor: Predictor, given: Iterator[Recording], windows: Windows 
     if cut:
         which = "middle" if predictor.spec.crop == "center" else "first"
         only = f"only the {which} {predictor.most_s:g} s are predicted, which is what the model hears of a clip"
-        print(f"of {counted(cut, 'long recording')} {only}; --window SECONDS hears all", file=sys.stderr)
+        print(f"of {counted(cut, 'long recording')} {only}; --window SECONDS or --split-at-pauses hears all", file=sys.stderr)
     if strange:
         names = listed([*dict.fromkeys(strange)], 3)
         what = f"{counted(len(strange), 'clip')} unlike all that this probe was fitted to ({names}): of another length, perhaps"
@@ -97,13 +106,13 @@ def _predict(predictor: Predictor, given: Iterator[Recording], windows: Windows 
     return 1 if failed else 0
 
 
-def _watch(predictor: Predictor, folder: Path, windows: Windows | None, writer: Writer) -> None:
+def _watch(predictor: Predictor, folder: Path, cutter: Cutter | None, writer: Writer) -> None:
     """Predict what comes into a folder, until Ctrl-C."""
     from ser_hpc.inference.watch import WatchedFolder
 
     print(f"watching {folder}; Ctrl-C ends it", file=sys.stderr, flush=True)
     for found in WatchedFolder(folder).new():
-        _predict(predictor, iter(found), windows, writer)
+        _predict(predictor, iter(found), cutter, writer)
 
 
 def _recordings(names: Sequence[str]) -> Iterator[Recording]:
@@ -129,6 +138,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     what = parser.add_argument_group("what is predicted at once")
     what.add_argument("--window", type=float, metavar="S", help="windows of so many seconds, for long recordings")
     what.add_argument("--hop", type=float, metavar="S", help="a window begins every so many seconds (default: --window)")
+    what.add_argument("--split-at-pauses", action="store_true", help="what lies between pauses, for long recordings")
+    what.add_argument("--min-seconds", type=float, metavar="S", help="a stretch between pauses is so long (default: 1)")
+    what.add_argument("--max-seconds", type=float, metavar="S", help="at most so long (default: 10)")
     what.add_argument("--watch", type=Path, metavar="FOLDER", help="then what is in this folder, and whatever comes into it")
     told = parser.add_argument_group("how it is told")
     told.add_argument("--format", choices=FORMATS, help="default: a table, or what the name of --out stands for")
@@ -146,6 +158,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError("--watch never ends, and --out writes a file when it ends: leave --out out, and redirect the output")
     if given.hop is not None and given.window is None:
         raise UserError("--hop is of --window: add --window SECONDS")
+    if given.split_at_pauses and given.window is not None:
+        raise UserError("--window and --split-at-pauses are two ways of cutting a recording: give one")
+    if not given.split_at_pauses and (given.min_seconds is not None or given.max_seconds is not None):
+        raise UserError("--min-seconds and --max-seconds are of --split-at-pauses: add that")
     if given.unsure is not None and not 0 < given.unsure <= 1:
         raise UserError(f"--unsure {given.unsure:g}: give a probability, as 0.5")
     if given.batch_seconds is not None and not 0 < given.batch_seconds < 1e6:

@@ -26,7 +26,7 @@ from documents import PAGES, README, ROOT, anchors, blocks, commands, links, tex
 from models.tiny import CONFIGS
 from ranks import warm_ranks
 
-from ser_hpc import __version__, compare, export, inspect, launch, pack, predict, report, status, sweep, track
+from ser_hpc import __version__, compare, export, inspect, launch, pack, predict, report, status, sweep, track, web
 from ser_hpc.config.load import load_settings
 from ser_hpc.core import cli
 from ser_hpc.corpora import labels
@@ -104,6 +104,9 @@ ELSEWHERE = {
     "python tools/bench/gpu_all.py --out FOLDER": (
         "tests/tools/test_gpu_all.py::test_killed_a_call_leaves_what_it_has_and_nobody_behind"
     ),
+    "python -m ser_hpc.web runs/emodb_acrnn-XXXXXXXX": (
+        "tests/inference/test_web.py::test_the_server_answers_for_this_machine_and_asks_no_other"
+    ),
     "python -m ser_hpc.train --run-dir runs/emodb_acrnn-XXXXXXXX --fold 0 --seed 0": (
         "tests/engine/test_resume.py::test_done_is_done"
     ),
@@ -120,6 +123,7 @@ MAINS = {
     "export": export.main,
     "track": track.main,
     "sweep": sweep.main,
+    "web": web.main,
 }
 
 
@@ -206,7 +210,8 @@ def is_ours(command: str) -> bool:
 
 def test_the_projects_own_commands_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the order in which a reader meets them, but for the demo, whose run is what the later ones look at."""
-    elsewhere = ("mine.yaml", "--partition cpu", "ser_hpc.compare", "--ensemble", "mlflow")  # a Slurm, two runs, or a server
+    # These need a Slurm, two runs, a server, or have no end.
+    elsewhere = ("mine.yaml", "--partition cpu", "ser_hpc.compare", "--ensemble", "mlflow", "ser_hpc.web")
     (here / "sweep.yaml").write_text(blocks(ROOT / "docs" / "training.md", "yaml")[0])
     ours = [command for command in commands() if is_ours(command) and not any(word in command for word in elsewhere)]
     packed_first = sorted(ours, key=lambda command: (command != DEMO, "build_shards" not in command))

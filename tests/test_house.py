@@ -82,7 +82,7 @@ def test_only_one_importer_of_deepspeed() -> None:
     assert importers == {"zero.py"}
 
 
-@pytest.mark.parametrize("entry", ["launch", "report", "status", "track", "pack", "predict", "export", "sweep"])
+@pytest.mark.parametrize("entry", ["launch", "report", "status", "track", "pack", "predict", "export", "sweep", "web"])
 def test_entry_points_import_without_torch(entry: str) -> None:
     code = f"import sys, ser_hpc.{entry}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -24,6 +25,26 @@ from ser_hpc.results.markdown import format_score, table
 from ser_hpc.results.run_panel import find_panel
 from ser_hpc.results.without_listening import WithoutListening
 from ser_hpc.tasks.targets import Target
+
+Library = Literal["transformers", "ser_hpc", "onnx"]
+_ONNX_USAGE = """\
+```python
+import json
+from pathlib import Path
+
+import onnxruntime
+import soundfile
+
+session = onnxruntime.InferenceSession(f"{FOLDER}/model.onnx")
+about = json.loads(Path(f"{FOLDER}/model.json").read_text())
+samples, rate = soundfile.read("recording.wav", dtype="float32")  # in [-1, 1]; it must be mono, and of 16 kHz
+assert rate == about["input"]["rate_hz"] and samples.ndim == 1
+(probabilities,) = session.run(["TASK"], {"samples": samples[None]})
+print(dict(zip(about["classes"], probabilities[0].tolist())))
+```
+
+`samples` may hold several clips of one length, (clips, samples). model.json says what goes in and comes out; probabilities are
+calibrated."""
 
 _USE = """\
 It tells which of its classes a clip of speech sounds most like, as annotators of the corpora above would. That is how someone
@@ -45,14 +66,14 @@ _LIMITS = """\
 - The confidence is calibrated on clips of the same corpora. Elsewhere it is usually too sure."""
 
 
-def write_card(folder: Path, run: RunModels, spec: ModelSpec, own: bool) -> None:
-    """Write README.md. `own`: the folder is of a class of transformers' own."""
+def write_card(folder: Path, run: RunModels, spec: ModelSpec, library: Library) -> None:
+    """Write README.md. `library`: what loads the folder; "transformers" where it is of a class of theirs."""
     cv = cross_validate(run.run)
-    card = ModelCard(f"---\n{_data(run, cv, own).to_yaml()}\n---\n\n{_text(run, spec, cv, own)}")
+    card = ModelCard(f"---\n{_data(run, cv, library).to_yaml()}\n---\n\n{_text(run, spec, cv, library)}")
     write_text(folder / "README.md", str(card))
 
 
-def _data(run: RunModels, cv: CrossValidation, own: bool) -> ModelCardData:
+def _data(run: RunModels, cv: CrossValidation, library: Library) -> ModelCardData:
     """Make what the hub reads: tags, base model, scores."""
     scores, name = cv.scores, str(run.plan["name"])
     results = [
@@ -79,7 +100,7 @@ def _data(run: RunModels, cv: CrossValidation, own: bool) -> ModelCardData:
     base = weights if weights and not expand_home(weights).is_dir() else None
     return ModelCardData(
         model_name=name,
-        library_name="transformers" if own else "ser_hpc",
+        library_name=library,
         pipeline_tag="audio-classification",
         tags=["audio-classification", "speech-emotion-recognition"],
         license="other",
@@ -89,9 +110,9 @@ def _data(run: RunModels, cv: CrossValidation, own: bool) -> ModelCardData:
     )
 
 
-def _text(run: RunModels, spec: ModelSpec, cv: CrossValidation, own: bool) -> str:
+def _text(run: RunModels, spec: ModelSpec, cv: CrossValidation, library: Library) -> str:
     sections = {
-        "How is it used?": _usage(own),
+        "How is it used?": _usage(library, spec),
         "How good is it?": "\n\n".join([_scores(spec, cv), *_without_listening(run, cv)]),
         "How sure is it?": _calibration(spec),
         "What was it trained on?": _training(run, cv),
@@ -128,8 +149,12 @@ def _described(target: Target) -> str:
     return f"{', '.join(names) if names else target.kind}{scale}"
 
 
-def _usage(own: bool) -> str:
-    register = "" if own else "import ser_hpc.inference.register  # makes the model known to transformers\n"
+def _usage(library: Library, spec: ModelSpec) -> str:
+    if library == "onnx":
+        return _ONNX_USAGE.replace("TASK", spec.main)
+    register = (
+        "" if library == "transformers" else "import ser_hpc.inference.register  # makes the model known to transformers\n"
+    )
     return (
         "```bash\npython -m ser_hpc.predict FOLDER recording.wav\n```\n\n"
         '```python\nimport ser_hpc\n\nser_hpc.load(FOLDER).predict("recording.wav")\n```\n\n'

@@ -90,7 +90,7 @@ class Ensemble(nn.Module):
             for k in own:
                 outputs[k] = {task.removesuffix("_"): head(frames[k], lengths) for task, head in self._heads(k).items()}
         combined = {
-            task: self._combined(task, target, [each[task] for each in outputs]) for task, target in self.targets.items()
+            task: self.combined(task, target, [each[task] for each in outputs]) for task, target in self.targets.items()
         }
         return combined, distance
 
@@ -107,7 +107,8 @@ class Ensemble(nn.Module):
     def _heads(self, member: int) -> dict[str, nn.Module]:
         return dict(self.heads[member].named_children())
 
-    def _combined(self, task: str, target: Target, outputs: list[Tensor]) -> Tensor:
+    def combined(self, task: str, target: Target, outputs: list[Tensor]) -> Tensor:
+        """Calibrate and average the members' outputs of a task, (B, width) each."""
         temperatures = [of.get(task, 1.0) for of in self.temperatures]
         if not isinstance(target, OverClasses):
             return torch.stack(outputs).mean(0)

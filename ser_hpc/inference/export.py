@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,28 +24,42 @@ from ser_hpc.tasks.targets import softmax
 PARITY = 1e-5  # of probabilities
 
 
-def export(run: RunModels, trials: Sequence[Trial], out: Path) -> ModelSpec:
+def export(run: RunModels, trials: Sequence[Trial], out: Path, onnx: bool = False) -> ModelSpec:
     """Write the model of these trials to the folder `out`, which is not there yet, or empty. Returns what was written.
 
-    Raises UserError where a part of it is code from outside the package, which no folder holds; and where what was written does
-    not predict what the run's own model does.
+    `onnx`: as model.onnx, in place of weights for this package and transformers. Raises UserError where a part of it is code
+    from outside the package, which no folder holds; and where what was written does not predict what the run's own model does.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there already: give a new folder, or remove it first")
-    spec, module = run.load(trials, calibrated=False)
+    spec, module = run.load(trials, calibrated=onnx)
     if outside := spec.outsiders():
         raise UserError(
             f"{listed(outside)} is code of yours, and an exported folder holds no code: predict from the run itself, python -m "
             f"ser_hpc.predict {run.run.path} ..., which keeps a copy of it"
         )
     spec = portable(spec, module)
+    with _whole_folder(out) as aside:
+        if onnx:
+            from ser_hpc.inference.onnx_folder import write_onnx
+
+            write_onnx(aside, spec, module)
+            write_card(aside, run, spec, "onnx")
+        else:
+            write_model(aside, spec, module)
+            write_card(aside, run, spec, "transformers" if is_transformers_own(spec) else "ser_hpc")
+            _check_parity(aside, run, trials)
+    return spec
+
+
+@contextmanager
+def _whole_folder(out: Path) -> Iterator[Path]:
+    """Give a folder to write into, which becomes `out` at the end; where that raises, nothing is left."""
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         aside.mkdir()
-        write_model(aside, spec, module)
-        write_card(aside, run, spec, own=is_transformers_own(spec))
-        _check_parity(aside, run, trials)
+        yield aside
         for path in aside.iterdir():
             fsync_path(path)
         fsync_path(aside)
@@ -52,7 +67,6 @@ def export(run: RunModels, trials: Sequence[Trial], out: Path) -> ModelSpec:
         fsync_path(out.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return spec
 
 
 def _check_parity(folder: Path, run: RunModels, trials: Sequence[Trial]) -> None:

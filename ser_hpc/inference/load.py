@@ -41,4 +41,6 @@ def load(
         spec, module = read_model(path, calibrated)
         many = f": the mean of {len(spec.members)} models" if len(spec.members) > 1 else ""
         return Predictor(spec, module, f"{path}{many}", device, batch_seconds)
+    if (path / "model.onnx").exists():
+        raise UserError(f"{path} holds model.onnx, which is for other programs: predict from the run, or export without --onnx")
     raise UserError(f"{path} is neither a run nor a model folder: it has no plan.json, nor a config.json")

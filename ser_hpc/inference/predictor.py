@@ -19,10 +19,11 @@ from ser_hpc.data.prefetch import Crop
 from ser_hpc.data.sampler import BatchSpec, split_micro_batches
 from ser_hpc.inference import recordings
 from ser_hpc.inference.ensemble import Ensemble
+from ser_hpc.inference.pauses import Pauses
 from ser_hpc.inference.recordings import Recording
 from ser_hpc.inference.results import ClipPrediction, Failure
 from ser_hpc.inference.spec import ModelSpec
-from ser_hpc.inference.windows import Clip, Windows, cut
+from ser_hpc.inference.windows import Clip, Cutter, Windows, cut
 from ser_hpc.models.packed import to_device
 from ser_hpc.shards import RATE
 from ser_hpc.tasks.targets import OverClasses, Target, softmax
@@ -66,27 +67,36 @@ class Predictor:
         return min((limit for limit in limits if limit is not None), default=None)
 
     def predict(
-        self, audio: Any, *, window_s: float | None = None, hop_s: float | None = None, rate: int = RATE
+        self,
+        audio: Any,
+        *,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        pauses: Pauses | None = None,
+        rate: int = RATE,
     ) -> list[ClipPrediction]:
-        """Predict recordings, each as one clip, or in windows of `window_s` seconds, one every `hop_s` (none: every window_s).
+        """Predict recordings, each as one clip; in windows of `window_s` seconds, one every `hop_s` (none: every window_s); or
+        cut at `pauses`.
 
         `audio`: a path, or an array of samples (int16, or floats in [-1, 1], of `rate` Hz), or any number of these. Of one
         recording or several: a prediction for each clip, or window, in order. Raises UserError for what cannot be predicted.
         """
-        windows = None if window_s is None else Windows(window_s, hop_s or window_s)
+        if pauses is not None and window_s is not None:
+            raise UserError("window_s and pauses are two ways of cutting a recording: give one")
+        cutter = pauses if window_s is None else Windows(window_s, hop_s or window_s)
         found = []
-        for each in self.stream(recordings.of_python(audio, rate), windows):
+        for each in self.stream(recordings.of_python(audio, rate), cutter):
             if isinstance(each, Failure):
                 raise UserError(str(each))
             found.append(each)
         return found
 
-    def stream(self, given: Iterable[Recording], windows: Windows | None = None) -> Iterator[ClipPrediction | Failure]:
+    def stream(self, given: Iterable[Recording], cutter: Cutter | None = None) -> Iterator[ClipPrediction | Failure]:
         """Predict recordings one after another, of any number and length, in order; a Failure stands where one could not be
         read to its end."""
-        if windows is not None:
-            windows.check(self.most_s)
-        for found in _ahead(self._pools(cut(given, windows, Crop.of_seconds(self.most_s, self.spec.crop)))):
+        if cutter is not None:
+            cutter.check(self.most_s)
+        for found in _ahead(self._pools(cut(given, cutter, Crop.of_seconds(self.most_s, self.spec.crop)))):
             predictions = self._predict(found.clips)
             failures = iter(found.failures)
             upcoming = next(failures, None)

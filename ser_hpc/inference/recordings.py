@@ -169,7 +169,7 @@ def _in_table(table: Path) -> Iterator[Recording]:
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if table.suffix.lower() == ".jsonl":
-        lines = table.read_text(encoding="utf-8").splitlines()
+        lines = table.read_text(encoding="utf-8-sig").splitlines()
         objects = [(number, json.loads(line)) for number, line in enumerate(lines, start=1) if line.strip()]
         if wrong := [number for number, row in objects if not isinstance(row, dict)]:
             raise ValueError(f"line {wrong[0]} is no JSON object")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ser_hpc.shards.audio import BadClipError
 
 MOST_WHOLE_S = 300.0
 """A longer recording is not predicted as one clip: it is no utterance, and attention takes time by its square."""
-_SHORTEST_S = 0.1
+SHORTEST_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +42,27 @@ class Windows:
 
     def check(self, most_s: float | None) -> None:
         """Raise UserError for windows that cannot be, or that are longer than a model hears (`most_s`)."""
-        if not _SHORTEST_S <= self.size_s <= MOST_WHOLE_S:
-            raise UserError(f"a window of {self.size_s:g} s: give {_SHORTEST_S:g} to {MOST_WHOLE_S:g} s, such as 4")
+        if not SHORTEST_S <= self.size_s <= MOST_WHOLE_S:
+            raise UserError(f"a window of {self.size_s:g} s: give {SHORTEST_S:g} to {MOST_WHOLE_S:g} s, such as 4")
         if most_s is not None and self.size_s > most_s:
             raise UserError(f"a window of {self.size_s:g} s is longer than the {most_s:g} s that this model hears at once")
-        if not _SHORTEST_S <= self.hop_s <= self.size_s:
+        if not SHORTEST_S <= self.hop_s <= self.size_s:
             raise UserError(
-                f"a window every {self.hop_s:g} s: give {_SHORTEST_S:g} s at least, and no more than the window's "
+                f"a window every {self.hop_s:g} s: give {SHORTEST_S:g} s at least, and no more than the window's "
                 f"{self.size_s:g} s, or what lies between windows is never heard"
             )
+
+    def clips(self, recording: Recording) -> Iterator[Clip]:
+        """Yield a recording's windows, see `sliding`."""
+        return sliding(recording, self)
+
+
+class Cutter(Protocol):
+    """A way of cutting long recordings: `check` raises UserError for what a model cannot hear at once, `clips` cuts one."""
+
+    def check(self, most_s: float | None) -> None: ...
+
+    def clips(self, recording: Recording) -> Iterator[Clip]: ...
 
 
 def whole(recording: Recording, crop: Crop) -> Iterator[Clip]:
@@ -63,7 +76,7 @@ def whole(recording: Recording, crop: Crop) -> Iterator[Clip]:
         if count > MOST_WHOLE_S * RATE:
             raise BadClipError(
                 f"is longer than the {MOST_WHOLE_S:g} s that are predicted as one clip: predict it in windows, as with "
-                "--window 4 --hop 1"
+                "--window 4 --hop 1, or --split-at-pauses"
             )
     if not count:
         raise BadClipError("holds no sound")
@@ -94,11 +107,11 @@ def sliding(recording: Recording, windows: Windows) -> Iterator[Clip]:
         yield Clip(recording.name, recording.start_s + last / RATE, kept[last - begin :].copy())
 
 
-def cut(recordings: Iterable[Recording], windows: Windows | None, crop: Crop) -> Iterator[Clip | tuple[str, str]]:
+def cut(recordings: Iterable[Recording], cutter: Cutter | None, crop: Crop) -> Iterator[Clip | tuple[str, str]]:
     """Yield the clips of recordings, and (name, reason) where one cannot be read, or not to its end; the others go on."""
     for recording in recordings:
         try:
-            yield from sliding(recording, windows) if windows else whole(recording, crop)
+            yield from cutter.clips(recording) if cutter else whole(recording, crop)
         except BadClipError as error:
             yield recording.name, str(error)
         except OSError as error:  # it vanished, or its disk did

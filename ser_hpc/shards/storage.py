@@ -7,6 +7,7 @@ URL; a store's own package (`aiohttp` for https, `s3fs` for s3) must be installe
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
 import tempfile
@@ -98,6 +99,8 @@ def open_on_node(url: Url, name: str, num_bytes: int, open_checked: Callable[[Pa
                 return open_checked(copy)
             if (found := url.size()) != num_bytes:
                 raise UserError(f"{url} has {found} bytes instead of {num_bytes}; copy it again")
+            for left in folder.glob(f".{glob.escape(name)}.*.tmp"):  # of a killed copier: it no longer holds the lock
+                left.unlink(missing_ok=True)
             with write_aside(copy) as temporary:
                 url.copy_to(temporary)
     except FileNotFoundError:

@@ -309,7 +309,10 @@ def test_an_index_behind_a_url_is_copied_once_and_checked(
         ShardIndex.load(url)
     content = (packed / INDEX).read_bytes()
     store.pipe_file(f"/mapped/{INDEX}", content)
+    left = copy.with_name(f".{copy.name}.host.1.tmp")
+    left.write_bytes(b"of a copier that was killed")
     assert contents(ShardIndex.load(url)) == local  # the damaged copy is replaced
+    assert not left.exists()
     store.pipe_file(f"/mapped/{INDEX}", content[:-1] + bytes([content[-1] ^ 1]))
     copy.unlink()
     with pytest.raises(UserError, match=r"index memory://mapped/index\.arrow is damaged"):
