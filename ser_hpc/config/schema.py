@@ -48,6 +48,9 @@ ADDED: dict[int, tuple[str, ...]] = {
         "model[encoder].num_layers",
         "model[encoder].layers",
         "folds.harmless_pairs",
+        "train.eval_steps",
+        "train.freeze_epochs",
+        "train.unfreeze_layers",
     )
 }
 

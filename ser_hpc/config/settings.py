@@ -254,8 +254,12 @@ Tasks = Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,23}$")],
 class TrainSettings(Section):
     epochs: Positive = 30
     """Passes over the training part."""
+    eval_steps: Positive | None = None
+    """Dev is scored every so many optimizer steps, and after the last one, and each time the weights may prove the best so far;
+    none: after each epoch."""
     patience: Positive | None = None
-    """Stop after this many epochs without a better dev score; none: never early."""
+    """Stop after this many evaluations of dev (epochs, unless `eval_steps` says otherwise) without a better score; none: never
+    early."""
     global_batch: Positive = 32
     """Clips per optimizer step, over all ranks and accumulation steps."""
     select_by: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)?$")] = MAIN
@@ -279,6 +283,12 @@ class TrainSettings(Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """A transformer layer has the learning rate of the one above times so much; the highest has `lr`, and what lies below the
     layers counts as one more."""
+    freeze_epochs: Annotated[int, Field(ge=0)] = 0
+    """For so many epochs the encoder is frozen, as by `model.freeze=encoder`, while the head learns; then what `model` leaves
+    to be trained of it is released: at once, or as `unfreeze_layers` says."""
+    unfreeze_layers: Positive | None = None
+    """Gradual unfreezing (Howard & Ruder 2018): after `freeze_epochs`, so many more transformer layers are trained in each
+    epoch, from the highest down; what lies below the layers counts as one more. None: the whole encoder at once."""
     warmup: Fraction = 0.1
     """Part of all steps in which the learning rate rises linearly from zero."""
     decay: Literal["cosine", "linear", "constant"] = "linear"
@@ -319,6 +329,20 @@ class TrainSettings(Section):
                 "train.ema_decay needs whole weights on every rank: use strategy ddp, zero1 or zero2, or set it to 0"
             )
         return self
+
+    @model_validator(mode="after")
+    def _released_before_the_end(self) -> Self:
+        if self.freeze_epochs and self.freeze_epochs >= self.epochs:
+            raise ValueError(
+                f"train.freeze_epochs={self.freeze_epochs} of train.epochs={self.epochs} would never train the encoder: freeze "
+                "for fewer epochs, or for good, by model.freeze=encoder"
+            )
+        return self
+
+    @property
+    def releases_encoder(self) -> bool:
+        """Tell whether the encoder, or a part of it, is trained only later."""
+        return self.freeze_epochs > 0 or self.unfreeze_layers is not None
 
 
 def _one_or_more(value: Any) -> Any:
@@ -367,6 +391,21 @@ class Settings(Section):
     def _layers_that_decay(self) -> Self:
         if self.train.layer_decay != 1 and not isinstance(self.model, EncoderModel):
             raise ValueError("train.layer_decay is of transformer layers, which this model does not have: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _encoder_that_is_released(self) -> Self:
+        name = "freeze_epochs" if self.train.freeze_epochs else "unfreeze_layers"
+        if not self.train.releases_encoder:
+            return self
+        if isinstance(self.model, AcrnnModel):
+            raise ValueError(
+                f"train.{name} is of a pre-trained encoder, and model.kind=acrnn learns from nothing: leave it out"
+            )
+        if self.train.unfreeze_layers is not None and not isinstance(self.model, EncoderModel):
+            raise ValueError("train.unfreeze_layers is of transformer layers, which this model does not have: leave it out")
+        if isinstance(self.model, EncoderModel) and self.model.freeze == "encoder":
+            raise ValueError(f"train.{name} releases the encoder, which model.freeze=encoder freezes for good: leave out one")
         return self
 
     @model_validator(mode="after")

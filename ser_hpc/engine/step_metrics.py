@@ -23,6 +23,7 @@ from ser_hpc.engine.fault.checkpoint import TrainState
 from ser_hpc.engine.fault.corrupt_clips import CorruptClips
 from ser_hpc.engine.objective import Objective
 from ser_hpc.engine.progress import Progress
+from ser_hpc.engine.schedule import Schedule
 from ser_hpc.engine.trial_data import TrialData
 from ser_hpc.shards import RATE
 
@@ -105,13 +106,21 @@ class Throughput:
 class StepMetrics:
     """A trial's results, step by step: `state` for the next checkpoint, `progress` for people, corrupt clips by name.
 
-    `objective`: whose losses these are; `fp16`: its loss scaler skips steps whose gradient is not finite by itself.
+    `objective`: whose losses these are; `schedule`: which epoch a step is of; `fp16`: its loss scaler skips steps whose
+    gradient is not finite by itself.
     """
 
     def __init__(
-        self, state: TrainState, data: TrialData, objective: Objective, fp16: bool, progress: Progress, corrupt: CorruptClips
+        self,
+        state: TrainState,
+        data: TrialData,
+        objective: Objective,
+        schedule: Schedule,
+        fp16: bool,
+        progress: Progress,
+        corrupt: CorruptClips,
     ) -> None:
-        self.state, self.progress = state, progress
+        self.state, self.progress, self.schedule = state, progress, schedule
         self._data, self._objective, self._fp16, self._corrupt = data, objective, fp16, corrupt
         self._deferred, self._throughput, self._measured = DeferredMetrics(), Throughput(), False
 
@@ -156,6 +165,7 @@ class StepMetrics:
             self.state = replace(
                 before,
                 step=before.step + 1,
+                epoch=before.step // self.schedule.steps_per_epoch,
                 epoch_loss=before.epoch_loss + loss,
                 epoch_weight=before.epoch_weight + weight,
             )
