@@ -48,6 +48,7 @@ ADDED: dict[int, tuple[str, ...]] = {
         "model[encoder].num_layers",
         "model[encoder].layers",
         "folds.harmless_pairs",
+        "data.mixup",
         "train.eval_steps",
         "train.freeze_epochs",
         "train.unfreeze_layers",

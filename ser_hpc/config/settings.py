@@ -17,6 +17,7 @@ from ser_hpc.config.choice import Choice
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.extensions import is_outside
 from ser_hpc.config.heads import Head, HeadSettings, MeanPooling, MeanPoolSettings, MlpSettings, ProbeSettings, norm_group_of
+from ser_hpc.config.mixup import Mixup
 from ser_hpc.config.protocols import Protocol
 from ser_hpc.config.section import Fraction, Positive, PositiveFloat, Probability, Section, Strings
 from ser_hpc.config.tasks import MAIN, EmotionSettings, TaskChoice, with_emotion
@@ -73,6 +74,9 @@ class DataSettings(Section):
     changes (`{preset: noise_background_mask, sounds_path: FOLDER}`), or a list of transforms, each with its arguments
     (`[{name: Gain, p: 0.5, min_gain_db: -6}]`): audiomentations' own, `RoomResponse` (a synthetic room), or `module:Class` from
     outside the package. Memory budgets count clips as long as they were before."""
+    mixup: Mixup = None
+    """Training only: each clip is mixed with another one of its step, its target too (Zhang et al. 2018); not with tasks of
+    numbers. Clips are augmented first. None: no clip is mixed."""
     max_corrupt: Fraction = 0.001
     """Training ends when more than this part of its clips is damaged; up to then they weigh nothing, and are counted. A damaged
     clip of a dev or test part always ends it."""
@@ -436,6 +440,25 @@ class Settings(Section):
             raise ValueError("model.head.kind=probe is fitted to the classes of data.labels alone: leave out `tasks`")
         return self
 
+    @model_validator(mode="after")
+    def _targets_that_mix(self) -> Self:
+        if self.data.mixup is None:
+            return self
+        for name, task in self.tasks.items():
+            if task.target == "numbers" or task.chosen_loss.over_step:
+                raise ValueError(
+                    f"data.mixup mixes classes and distributions, and tasks.{name} learns {task.target} by "
+                    f"{task.chosen_loss.kind}: leave one of the two out"
+                )
+        if self.is_probe:
+            raise ValueError("model.head.kind=probe sees each clip once, as it is: leave out data.mixup")
+        if self.data.mixup.of_states and not self.uses_feature_cache:
+            raise ValueError(
+                f"data.mixup.kind={self.data.mixup.kind} mixes the pooled states of a frozen encoder, which are kept with "
+                "model.freeze=encoder, a head on means and no data.augment alone: set these, or use kind=waveform"
+            )
+        return self
+
     @property
     def heads(self) -> dict[str, HeadSettings]:
         """Return the heads of a model that lets them be chosen, by their settings' paths."""
@@ -464,7 +487,8 @@ class Settings(Section):
         model = self.model
         if not isinstance(model, EncoderModel) or model.freeze != "encoder":
             return False
-        return self.is_probe or (self._heads_take_means and not self.data.augment)
+        mixes_sound = self.data.mixup is not None and not self.data.mixup.of_states
+        return self.is_probe or (self._heads_take_means and not self.data.augment and not mixes_sound)
 
     @property
     def trains_in_turn(self) -> bool:

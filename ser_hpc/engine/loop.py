@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from ser_hpc.config.settings import Settings
 from ser_hpc.core.awake_clock import awake_s
 from ser_hpc.data.batches import Source, group_by_step
+from ser_hpc.data.mixup import pair_clips
 from ser_hpc.data.sampler import epoch_size, epoch_steps, reduce_budget, step_micro_batches, weights_seed
 from ser_hpc.engine import feature_cache, finish, gpu, precision
 from ser_hpc.engine.distributed.build import build_strategy
@@ -95,7 +96,7 @@ def train_trial(
     source: Source = decoded
     if encoder is not None:
         states = feature_cache.pool_features(encoder, decoded, trial, settings, data, world, stop, watchdog)
-        source, width = FeatureSource(states, data.index, targets), states.means.shape[1]
+        source, width = FeatureSource(states, data.index, targets, settings.data.mixup), states.means.shape[1]
         model = new_model(pooled_width=width)
     samples = model.frontend.costs(lengths(settings, data))
     budget = search.find_budget(model, settings, samples[fold.train.positions], world, saved.state.budget)
@@ -141,18 +142,18 @@ def train_trial(
             steps = epoch_steps(fold.train.positions, seed, epoch, train.global_batch, groups, order)
             until = schedule.next_stop(metrics.state.step, metrics.state.evaluation)
             steps = steps[metrics.state.step - epoch * schedule.steps_per_epoch : until - epoch * schedule.steps_per_epoch]
+            steps = pair_clips(steps, settings.data.mixup, seed, metrics.state.step)
             metrics.measure_data_once(source, step_micro_batches(steps[:_PROBED], samples, cut, world.rank))
             batches_of_steps = group_by_step(source, step_micro_batches(steps, samples, cut, world.rank))
             clips_and_batches = zip(steps, batches_of_steps, strict=True)
             for number, (step, batches) in enumerate(clips_and_batches, start=metrics.state.step):
                 # One step.
                 metrics.begin_step(number, batches)
-                clips = step.positions
-                losses = accumulate_gradients(strategy, objective, batches, clips, (seed, number), world, batch_norms)
+                losses = accumulate_gradients(strategy, objective, batches, step, (seed, number), world, batch_norms)
                 decision = supervisor.agree(out_of_memory=losses is None)
                 if losses is None or decision.out_of_memory:
                     strategy.discard_step()
-                    cut = reduce_budget(cut, clips, samples[clips])
+                    cut = reduce_budget(cut, step.positions, samples[step.positions])
                     supervisor.reduce_budget(cut.budget_samples, number)
                     break
                 reached.check(world)
@@ -160,7 +161,7 @@ def train_trial(
                 grad_norm = strategy.step(lr)
                 batch_norms.update(len(step), world.sum_over_ranks)
                 ema.update(number + 1)
-                metrics.end_step(clips, lr, losses, grad_norm, world)
+                metrics.end_step(step, lr, losses, grad_norm, world)
                 supervisor.obey(decision)
             metrics.read(all=True)
             if metrics.state.step < schedule.evaluation_step(metrics.state.evaluation):
