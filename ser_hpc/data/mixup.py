@@ -14,6 +14,7 @@ import numpy as np
 from ser_hpc.config.extension_errors import check_made, explain_errors
 from ser_hpc.config.mixup import MixupSettings, PooledMixupSettings, WaveformMixupSettings
 from ser_hpc.data.sampler import ClipSelection, mix_seed
+from ser_hpc.shards import RATE
 
 _MIXUP = 0x3117  # what a hash is for: its uses never share numbers
 
@@ -71,6 +72,13 @@ class Mixer:
 
     def __reduce__(self) -> tuple[type[Mixer], tuple[MixupSettings]]:
         return Mixer, (self._settings,)
+
+
+def check_mixup(settings: MixupSettings | None) -> None:
+    """Mix two sounds of a second and of half of one, before anything is submitted. Raises UserError."""
+    if settings is not None:
+        noise = (np.random.default_rng(0).standard_normal(RATE) * 0.1).astype(np.float32)
+        Mixer(settings)(noise, noise[: len(noise) if settings.of_states else len(noise) // 2], 0.5)
 
 
 def mix_waveforms(clip: np.ndarray, partner: np.ndarray, share: float) -> np.ndarray:
