@@ -4,6 +4,7 @@ alike on any ranks; what is not released does not move, and what is must be reac
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def train_here(run: RunDir) -> TrialDir:
     return place
 
 
-def train_killed_at_every_save(run: RunDir, monkeypatch: pytest.MonkeyPatch, skip: int = 1) -> TrialDir:
+def train_killed_at_every_save(run: RunDir, skip: int = 1) -> TrialDir:
     """Start it again and again, each start being killed with its first save but `skip`."""
     whole = checkpoint._save
     for _ in range(100):
@@ -79,11 +80,9 @@ def train_killed_at_every_save(run: RunDir, monkeypatch: pytest.MonkeyPatch, ski
             whole(*given)
             left[0] -= 1
 
-        monkeypatch.setattr(checkpoint, "_save", save)
-        try:
+        with pytest.MonkeyPatch.context() as killing, suppress(Killed):
+            killing.setattr(checkpoint, "_save", save)
             return train_here(run)
-        except Killed:
-            continue
     raise AssertionError("it comes no further")
 
 
@@ -99,14 +98,12 @@ def assert_same(one: TrialDir, other: TrialDir) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("train.eval_steps=3", "train.ema_decay=0.9")], ids=["epochs", "steps"])
-def test_killed_at_every_save_it_ends_as_uninterrupted(
-    base: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
-) -> None:
+def test_killed_at_every_save_it_ends_as_uninterrupted(base: Path, more: tuple[str, ...]) -> None:
     """Before, at and after each release, and between an epoch's last step and its evaluation."""
     told = (*GRADUAL, EVERY_STEP, *more)
     whole, killed = (planned(base / f"{name}-{len(more)}", packed_tones(base), *told) for name in ("whole", "killed"))
     one = train_here(whole)
-    other = train_killed_at_every_save(killed, monkeypatch)
+    other = train_killed_at_every_save(killed)
     assert len(one.attempts) == 1 and len(other.attempts) >= 10
     assert len(curve(whole)) == 20
     assert_same(one, other)
