@@ -41,25 +41,28 @@ class Unfreezing:
     """
 
     def __init__(self, module: nn.Module, train: TrainSettings) -> None:
-        epochs = release_epochs(module, train)
+        epochs, self._epochs = release_epochs(module, train), train.epochs
         self._epoch_of = {name: epochs[name] for name, parameter in module.named_parameters() if parameter.requires_grad}
 
     def freeze(self, module: nn.Module, epoch: int) -> str | None:
-        """Freeze what is not released in this epoch. Returns a sentence about what is trained then, unless that is everything.
+        """Freeze what is not released in this epoch. Returns a sentence about what is trained then, unless it is all from the
+        first epoch on.
 
         An encoder of which nothing is trained runs without dropout, as under model.freeze=encoder.
         """
-        held = {name for name, released in self._epoch_of.items() if released > epoch}
-        if not held:
+        if not any(self._epoch_of.values()):
             return None
+        held = {name: released for name, released in self._epoch_of.items() if released > epoch}
         for name, parameter in module.named_parameters():
             if name in held:
                 parameter.requires_grad_(False)
         if not any(parameter.requires_grad for parameter in module.get_submodule("encoder").parameters()):
             module.freeze_encoder = True  # type: ignore[assignment]
         trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-        then = min(released for released in self._epoch_of.values() if released > epoch)
-        return f"epoch {epoch + 1}: {trained:,} parameters are trained; more of the encoder from epoch {then + 1} on"
+        then = min(held.values(), default=epoch)
+        rest = f"from epoch {then + 1} on" if then < self._epochs else f"never, as train.epochs={self._epochs} ends before"
+        more = f"; more of the encoder {rest}" if held else ", all that is to be"
+        return f"epoch {epoch + 1}: {trained:,} parameters are trained{more}"
 
     def releases(self, before: int, epoch: int) -> bool:
         """Tell whether more is trained in `epoch` than in the epoch `before`."""
