@@ -6,7 +6,6 @@ partner's sound is loaded beside the clip's own, wherever that is: no cut of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,9 +18,7 @@ from ser_hpc.shards import RATE
 _MIXUP = 0x3117  # what a hash is for: its uses never share numbers
 
 
-def pair_clips(
-    steps: Sequence[ClipSelection], settings: MixupSettings | None, seed: int, first: int
-) -> Sequence[ClipSelection]:
+def pair_clips(steps: list[ClipSelection], settings: MixupSettings | None, seed: int, first: int) -> list[ClipSelection]:
     """Give each clip of the steps its partner and its share of their mixture; none: leave the steps as they are.
 
     `first`: the number of the first of them. The partners go round in a random order of the step's clips, so that each clip is

@@ -71,7 +71,8 @@ class Objective:
         weights: np.ndarray = self._weights[term.name][clips.positions]
         if clips.partners is None or clips.shares is None:
             return weights
-        return clips.shares * weights + (1 - clips.shares) * self._weights[term.name][clips.partners.positions]
+        mixed: np.ndarray = clips.shares * weights + (1 - clips.shares) * self._weights[term.name][clips.partners.positions]
+        return mixed
 
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch, of_step: StepTerms) -> tuple[Tensor, Tensor]:
         """Compute a micro-batch's share of the step's loss, (), and the loss of each of its clips, (tasks, B)."""

@@ -61,7 +61,7 @@ def batches(made: BatchSource, ranks: int = 1, budget: int = 80_000, order: Shar
     """Of each rank, those of an epoch."""
     index = made._index
     steps = epoch_steps(np.arange(len(index.metadata)), SEED, 0, GLOBAL_BATCH, order=order)
-    steps = list(pair_clips(steps, MIXUP, SEED, 0))
+    steps = pair_clips(steps, MIXUP, SEED, 0)
     spec = BatchSpec(ranks, budget)
     dealt = [[m for step in step_micro_batches(steps, index.num_samples, spec, rank) for m in step] for rank in range(ranks)]
     return [list(made.prefetch(micros, training=True)) for micros in dealt]
@@ -106,7 +106,7 @@ def test_a_clip_is_the_sum_of_both_and_keeps_its_length(index: ShardIndex) -> No
             for batch in plain.prefetch(micros, training=True)
             for i, position in enumerate(batch.positions.tolist())
         }
-    steps = list(pair_clips(steps, MIXUP, SEED, 0))
+    steps = pair_clips(steps, MIXUP, SEED, 0)
     with source(index, mixup=MIXUP) as made:
         mixed = by_clip(batches(made))
     for step in steps:
