@@ -50,6 +50,10 @@ ADDED: dict[int, tuple[str, ...]] = {
         "folds.harmless_pairs",
         "data.crop",
         "model[encoder].head[probe].normalization",
+        "data.mixup",
+        "train.eval_steps",
+        "train.freeze_epochs",
+        "train.unfreeze_layers",
     )
 }
 

@@ -26,6 +26,7 @@ from ser_hpc.config.heads import (
     ProbeSettings,
     norm_group_of,
 )
+from ser_hpc.config.mixup import Mixup
 from ser_hpc.config.protocols import Protocol
 from ser_hpc.config.section import Fraction, Positive, PositiveFloat, Probability, Section, Strings
 from ser_hpc.config.tasks import MAIN, EmotionSettings, TaskChoice, with_emotion
@@ -84,6 +85,9 @@ class DataSettings(Section):
     changes (`{preset: noise_background_mask, sounds_path: FOLDER}`), or a list of transforms, each with its arguments
     (`[{name: Gain, p: 0.5, min_gain_db: -6}]`): audiomentations' own, `RoomResponse` (a synthetic room), or `module:Class` from
     outside the package. Memory budgets count clips as long as they were before."""
+    mixup: Mixup = None
+    """Training only: each clip is mixed with another one of its step, its target too (Zhang et al. 2018); not with tasks of
+    numbers. Clips are augmented first. None: no clip is mixed."""
     max_corrupt: Fraction = 0.001
     """Training ends when more than this part of its clips is damaged; up to then they weigh nothing, and are counted. A damaged
     clip of a dev or test part always ends it."""
@@ -295,8 +299,12 @@ Tasks = Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,23}$")],
 class TrainSettings(Section):
     epochs: Positive = 30
     """Passes over the training part."""
+    eval_steps: Positive | None = None
+    """Dev is scored every so many optimizer steps, and after the last one, and each time the weights may prove the best so far;
+    none: after each epoch."""
     patience: Positive | None = None
-    """Stop after this many epochs without a better dev score; none: never early."""
+    """Stop after this many evaluations of dev (epochs, unless `eval_steps` says otherwise) without a better score; none: never
+    early."""
     global_batch: Positive = 32
     """Clips per optimizer step, over all ranks and accumulation steps."""
     select_by: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z0-9_]+)?$")] = MAIN
@@ -320,6 +328,12 @@ class TrainSettings(Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """A transformer layer has the learning rate of the one above times so much; the highest has `lr`, and what lies below the
     layers counts as one more."""
+    freeze_epochs: Annotated[int, Field(ge=0)] = 0
+    """For so many epochs the encoder is frozen, as by `model.freeze=encoder`, while the head learns; then what `model` leaves
+    to be trained of it is released: at once, or as `unfreeze_layers` says."""
+    unfreeze_layers: Positive | None = None
+    """Gradual unfreezing (Howard & Ruder 2018): after `freeze_epochs`, so many more transformer layers are trained in each
+    epoch, from the highest down; what lies below the layers counts as one more. None: the whole encoder at once."""
     warmup: Fraction = 0.1
     """Part of all steps in which the learning rate rises linearly from zero."""
     decay: Literal["cosine", "linear", "constant"] = "linear"
@@ -360,6 +374,20 @@ class TrainSettings(Section):
                 "train.ema_decay needs whole weights on every rank: use strategy ddp, zero1 or zero2, or set it to 0"
             )
         return self
+
+    @model_validator(mode="after")
+    def _released_before_the_end(self) -> Self:
+        if self.freeze_epochs and self.freeze_epochs >= self.epochs:
+            raise ValueError(
+                f"train.freeze_epochs={self.freeze_epochs} of train.epochs={self.epochs} would never train the encoder: freeze "
+                "for fewer epochs, or for good, by model.freeze=encoder"
+            )
+        return self
+
+    @property
+    def releases_encoder(self) -> bool:
+        """Tell whether the encoder, or a part of it, is trained only later."""
+        return self.freeze_epochs > 0 or self.unfreeze_layers is not None
 
 
 def _one_or_more(value: Any) -> Any:
@@ -420,6 +448,21 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _encoder_that_is_released(self) -> Self:
+        name = "freeze_epochs" if self.train.freeze_epochs else "unfreeze_layers"
+        if not self.train.releases_encoder:
+            return self
+        if isinstance(self.model, AcrnnModel):
+            raise ValueError(
+                f"train.{name} is of a pre-trained encoder, and model.kind=acrnn learns from nothing: leave it out"
+            )
+        if self.train.unfreeze_layers is not None and not isinstance(self.model, EncoderModel):
+            raise ValueError("train.unfreeze_layers is of transformer layers, which this model does not have: leave it out")
+        if isinstance(self.model, EncoderModel) and self.model.freeze == "encoder":
+            raise ValueError(f"train.{name} releases the encoder, which model.freeze=encoder freezes for good: leave out one")
+        return self
+
+    @model_validator(mode="after")
     def _groups_as_micro_batches(self) -> Self:
         if self.train.accumulation is not None and self.norm_group is not None:
             norm, group = self.norm_group
@@ -445,6 +488,25 @@ class Settings(Section):
             )
         if len(self.tasks) > 1 or self.tasks[MAIN] != EmotionSettings():
             raise ValueError("model.head.kind=probe is fitted to the classes of data.labels alone: leave out `tasks`")
+        return self
+
+    @model_validator(mode="after")
+    def _targets_that_mix(self) -> Self:
+        if self.data.mixup is None:
+            return self
+        for name, task in self.tasks.items():
+            if task.target == "numbers" or task.chosen_loss.over_step:
+                raise ValueError(
+                    f"data.mixup mixes classes and distributions, and tasks.{name} learns {task.target} by "
+                    f"{task.chosen_loss.kind}: leave one of the two out"
+                )
+        if self.is_probe:
+            raise ValueError("model.head.kind=probe sees each clip once, as it is: leave out data.mixup")
+        if self.data.mixup.of_states and not self.uses_feature_cache:
+            raise ValueError(
+                f"data.mixup.kind={self.data.mixup.kind} mixes the pooled states of a frozen encoder, which are kept with "
+                "model.freeze=encoder, a head on means and no data.augment alone: set these, or use kind=waveform"
+            )
         return self
 
     @property
@@ -484,7 +546,8 @@ class Settings(Section):
         model = self.model
         if not isinstance(model, EncoderModel) or model.freeze != "encoder":
             return False
-        return self.is_probe or (self._heads_take_means and not self.data.augment)
+        mixes_sound = self.data.mixup is not None and not self.data.mixup.of_states
+        return self.is_probe or (self._heads_take_means and not self.data.augment and not mixes_sound)
 
     @property
     def trains_in_turn(self) -> bool:

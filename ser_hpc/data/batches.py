@@ -7,7 +7,7 @@ sorts or packs is its own affair, on its own device.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -17,18 +17,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ser_hpc.config.mixup import MixupSettings
 from ser_hpc.config.transforms import Transform
 from ser_hpc.core.awake_clock import awake_s
 from ser_hpc.data.augmentation import Augmentation
 from ser_hpc.data.cache import CachingClipReader
+from ser_hpc.data.mixup import Mixer
 from ser_hpc.data.prefetch import ClipLoader, Crop, Prefetcher, Window
 from ser_hpc.data.read_ahead import ReadAhead
 from ser_hpc.data.sampler import MicroBatch
 from ser_hpc.shards import RATE
 from ser_hpc.shards.index import ShardIndex
-from ser_hpc.shards.read import ClipReader
+from ser_hpc.shards.read import ClipReader, CorruptClipError
 from ser_hpc.shards.storage import Location
 from ser_hpc.tasks.task import ClipTargets
+
+
+@dataclass(frozen=True, slots=True)
+class PartnerTargets:
+    """What the clips that a micro-batch's clips are mixed with teach: as a `Batch` has it of these."""
+
+    targets: dict[str, Tensor]
+    weights: dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +49,7 @@ class Batch:
     `targets` by task, (B, ...); `weights` by task, (B,) float32, 0 for a filler, a damaged clip or one without a target;
     `positions` (B,) rows of the index; `rows` (B,) places in the step or part, none of a filler; `damaged` (B,) int64:
     CorruptionCause, or 0; `number` is the micro-batch's number in its step, which seeds its dropout. Of pooled states `samples`
-    is (B, width), one row a clip.
+    is (B, width), one row a clip. `partners`: of clips that are mixed; a clip's two weights are each times its share.
     """
 
     samples: Tensor
@@ -50,6 +60,7 @@ class Batch:
     rows: np.ndarray
     damaged: Tensor
     number: int
+    partners: PartnerTargets | None = None
 
     def __post_init__(self) -> None:
         assert bool((self.offsets.diff() > 0).all()), "every clip has samples"
@@ -71,7 +82,8 @@ class Source(AbstractContextManager[Any], Protocol):
 class BatchSource(AbstractContextManager[Any]):
     """A source of batches that decodes clips. A context manager: leaving it ends its workers.
 
-    `targets`: of the whole index; `copies`: see ClipReader; `crop`: what is kept of each clip; `workers`:
+    `targets`: of the whole index; `copies`: see ClipReader; `crop`: what is kept of each clip; `mixup`: of clips that have
+    partners; `workers`:
     processes, 0 for a thread; `window_bytes`: micro-batches of so many bytes are read together, 0: one at a time; or
     `ahead_bytes`: the windows of a ShardOrder are, and about so many bytes wait for their micro-batch; `keep_bytes` of
     decoded clips stay in memory, if a thread decodes: each process would have to keep them all.
@@ -85,6 +97,7 @@ class BatchSource(AbstractContextManager[Any]):
         copies: Sequence[Location] = (),
         crop: Crop = Crop(),  # noqa: B008  # frozen
         augment: Sequence[Transform] = (),
+        mixup: MixupSettings | None = None,
         workers: int = 0,
         window_bytes: int = 0,
         ahead_bytes: int = 0,
@@ -95,7 +108,8 @@ class BatchSource(AbstractContextManager[Any]):
         coalesce = window_bytes + ahead_bytes > 0
         self._reader: ClipReader = CachingClipReader(index.roots, copies, coalesce=coalesce, keep_bytes=room)
         self._ahead = ReadAhead(self._reader, index, ahead_bytes) if ahead_bytes else None
-        loader = ClipLoader(self._reader, crop, Augmentation(augment) if augment else None)
+        mix = Mixer(mixup) if mixup else None
+        loader = ClipLoader(self._reader, crop, Augmentation(augment) if augment else None, mix)
         self._prefetch = Prefetcher(index, loader, workers)
 
     def prefetch(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]:
@@ -108,10 +122,8 @@ class BatchSource(AbstractContextManager[Any]):
             for micro, clips in window:
                 for error in () if training else clips.damaged.values():
                     raise error
-                damaged = np.zeros(len(micro.clips.positions), dtype=np.int64)
-                for i, error in clips.damaged.items():
-                    damaged[i] = error.cause
-                yield collate(micro, clips.samples, clips.offsets, damaged, self._targets)
+                damaged, of_partners = (_causes(errors, len(micro.clips)) for errors in (clips.damaged, clips.damaged_partners))
+                yield collate(micro, clips.samples, clips.offsets, damaged, self._targets, of_partners)
 
     def measure_throughput(self, micros: Sequence[MicroBatch], limit_s: float) -> float | None:
         """Measure seconds of audio a second that come when nobody waits for them, for about `limit_s`; what came is dropped.
@@ -146,7 +158,7 @@ class BatchSource(AbstractContextManager[Any]):
         size = 0
         for micro in micros:
             window.append(micro)
-            size += int(self._index.size[micro.clips.positions].sum())
+            size += int(self._index.size[micro.clips.loaded.positions].sum())
             if size >= self._window_bytes:
                 yield window, None
                 window, size = [], 0
@@ -168,19 +180,48 @@ def group_by_step(source: Source, steps: Iterable[list[MicroBatch]]) -> Iterator
         yield [first, *islice(batches, pending.popleft() - 1)]
 
 
-def collate(micro: MicroBatch, samples: np.ndarray, offsets: np.ndarray, damaged: np.ndarray, targets: ClipTargets) -> Batch:
-    """Join a micro-batch's clips. `targets`: of the whole index; the rest as a `Batch` has it."""
-    positions = micro.clips.positions
+def _causes(errors: Mapping[int, CorruptClipError], count: int) -> np.ndarray:
+    """Return the CorruptionCause of each of `count` clips, or 0, int64 (count,)."""
+    causes = np.zeros(count, dtype=np.int64)
+    for i, error in errors.items():
+        causes[i] = error.cause
+    return causes
+
+
+def collate(
+    micro: MicroBatch,
+    samples: np.ndarray,
+    offsets: np.ndarray,
+    damaged: np.ndarray,
+    targets: ClipTargets,
+    damaged_partners: np.ndarray | int = 0,
+) -> Batch:
+    """Join a micro-batch's clips. `targets`: of the whole index; `damaged_partners`: of the clips that they are mixed with,
+    which then teach nothing; the rest as a `Batch` has it."""
+    clips = micro.clips
     real = (damaged == 0) & (len(micro.rows) > 0)  # of a filler none
+    partners, shares = None, real
+    if clips.partners is not None and clips.shares is not None:
+        theirs = (1 - clips.shares) * (real & (damaged_partners == 0))
+        partners, shares = PartnerTargets(*_taught(targets, clips.partners.positions, theirs)), clips.shares * real
+    values, weights = _taught(targets, clips.positions, shares)
     return Batch(
         samples=torch.from_numpy(samples),
         offsets=torch.from_numpy(offsets),
-        targets={task: torch.from_numpy(values[positions]) for task, values in targets.values.items()},
-        weights={
-            task: torch.from_numpy((weights[positions] * real).astype(np.float32)) for task, weights in targets.weights.items()
-        },
-        positions=positions,
+        targets=values,
+        weights=weights,
+        positions=clips.positions,
         rows=micro.rows,
         damaged=torch.from_numpy(damaged),
         number=micro.number,
+        partners=partners,
     )
+
+
+def _taught(targets: ClipTargets, positions: np.ndarray, shares: np.ndarray) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Take the targets and weights of clips, by task, the weights times `shares` (B,)."""
+    values = {task: torch.from_numpy(of_task[positions]) for task, of_task in targets.values.items()}
+    weights = {
+        task: torch.from_numpy((of_task[positions] * shares).astype(np.float32)) for task, of_task in targets.weights.items()
+    }
+    return values, weights

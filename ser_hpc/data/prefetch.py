@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 from ser_hpc.core.cores import rank_share
 from ser_hpc.core.process_pool import ProcessPool, WorkerKilledError
 from ser_hpc.data.augmentation import Augmentation
-from ser_hpc.data.sampler import MicroBatch
+from ser_hpc.data.sampler import ClipSelection, MicroBatch
 from ser_hpc.shards import RATE
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.shards.read import ClipReader, CorruptClipError, Extent, Payload, clip_extents
@@ -39,22 +39,33 @@ _loader: ClipLoader | None = None  # in a worker process
 
 @dataclass(frozen=True, slots=True)
 class ClipRequest:
-    """The clips of a micro-batch, and the `seeds` (uint64) of their augmentation; none: they are taken as they are."""
+    """The clips of a micro-batch, and the `seeds` (uint64) of their augmentation; none: they are taken as they are. `shares`:
+    the second half of the clips are the partners that those of the first are mixed with, these having such shares; none: no
+    clip is mixed."""
 
     clips: list[Extent]
     seeds: np.ndarray | None
+    shares: np.ndarray | None = None
+
+    @classmethod
+    def of_clips(cls, index: ShardIndex, clips: ClipSelection) -> ClipRequest:
+        """Look up where the clips lie, and those that they are mixed with."""
+        loaded = clips.loaded
+        return cls(clip_extents(index, loaded.positions), loaded.seeds, clips.shares)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedClips:
     """Samples (total,) int16 or float32 at 16 kHz; clip i is samples[offsets[i]:offsets[i+1]]; `offsets` (B + 1,) int64.
 
-    `damaged`: what is wrong with clip i, for those that are; a short silence stands in their place.
+    `damaged`: what is wrong with clip i, for those that are; a short silence stands in their place. `damaged_partners`: so of
+    the clip that clip i is mixed with.
     """
 
     samples: np.ndarray
     offsets: np.ndarray
     damaged: dict[int, CorruptClipError]
+    damaged_partners: dict[int, CorruptClipError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,25 +92,33 @@ class Crop:
 
 @dataclass(frozen=True, slots=True)
 class ClipLoader:
-    """A reader of requests, sent to worker processes. Clips are cropped before and after augmentation."""
+    """A reader of requests, sent to worker processes. Clips are cropped before and after augmentation, and then mixed, if they
+    have partners."""
 
     reader: ClipReader
     crop: Crop = Crop()
     augment: Augmentation | None = None
+    mix: Callable[[np.ndarray, np.ndarray, float], np.ndarray] | None = None
 
     def read(self, window: Sequence[ClipRequest], payloads: Sequence[Payload] | None) -> Clips:
         """Read and decode the clips of all micro-batches of a window, together. `payloads`: see ClipReader.read."""
         return self.reader.read([clip for request in window for clip in request.clips], payloads)
 
     def finish(self, window: Sequence[ClipRequest], found: Clips) -> list[DecodedClips]:
-        """Augment what `read` found, and join it micro-batch by micro-batch."""
+        """Augment what `read` found, mix it, and join it micro-batch by micro-batch."""
         made, start = [], 0
         for request in window:
             given = found[start : start + len(request.clips)]
             start += len(given)
             clips = [self._clip(clip, None if request.seeds is None else int(request.seeds[i])) for i, clip in enumerate(given)]
             damaged = {i: clip for i, clip in enumerate(given) if isinstance(clip, CorruptClipError)}
-            made.append(DecodedClips(np.concatenate(clips), np.cumsum([0, *map(len, clips)]), damaged))
+            of_partners: dict[int, CorruptClipError] = {}
+            if request.shares is not None and self.mix is not None:
+                count = len(request.shares)
+                clips = list(map(self.mix, clips[:count], clips[count:], request.shares.tolist()))
+                of_partners = {i - count: error for i, error in damaged.items() if i >= count}
+                damaged = {i: error for i, error in damaged.items() if i < count}
+            made.append(DecodedClips(np.concatenate(clips), np.cumsum([0, *map(len, clips)]), damaged, of_partners))
         return made
 
     def _clip(self, found: np.ndarray | CorruptClipError, seed: int | None) -> np.ndarray:
@@ -150,7 +169,7 @@ class Prefetcher:
         self._thread.shutdown(cancel_futures=True)
 
     def _requests(self, window: Sequence[MicroBatch]) -> list[ClipRequest]:
-        return [ClipRequest(clip_extents(self._index, micro.clips.positions), micro.clips.seeds) for micro in window]
+        return [ClipRequest.of_clips(self._index, micro.clips) for micro in window]
 
     def _read(self, window: Sequence[MicroBatch], payloads: Sequence[Payload] | None) -> tuple[list[ClipRequest], Clips]:
         requests = self._requests(window)

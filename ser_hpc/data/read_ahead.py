@@ -42,8 +42,9 @@ class ReadAhead:
         known = 0  # windows before it are known
         try:
             for micro in micros:
-                assert micro.clips.windows is not None, "an order by shards numbers windows"
-                clips = list(zip(micro.clips.windows.tolist(), micro.clips.positions.tolist(), strict=True))
+                loaded = micro.clips.loaded
+                assert loaded.windows is not None, "an order by shards numbers windows"
+                clips = list(zip(loaded.windows.tolist(), loaded.positions.tolist(), strict=True))
                 ahead.append((micro, clips))
                 reads.expect(clips)
                 known = max(known, min(clips)[0])

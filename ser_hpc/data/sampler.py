@@ -35,12 +35,15 @@ class ClipSelection:
     """The clips of a step, or of a part to evaluate: `positions` in the index, (n,).
 
     `seeds` (uint64), which their augmentation draws from; none: they are taken as they are. `windows` (int64) of a
-    `ShardOrder`, in which they are read; none: each by itself.
+    `ShardOrder`, in which they are read; none: each by itself. `partners`: the clip that each is mixed with, itself having
+    the share `shares` (float64) of the mixture; none: they are not mixed (mixup.py).
     """
 
     positions: np.ndarray
     seeds: np.ndarray | None = None
     windows: np.ndarray | None = None
+    partners: ClipSelection | None = None
+    shares: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -50,6 +53,20 @@ class ClipSelection:
             self.positions[rows],
             None if self.seeds is None else self.seeds[rows],
             None if self.windows is None else self.windows[rows],
+            None if self.partners is None else self.partners.take(rows),
+            None if self.shares is None else self.shares[rows],
+        )
+
+    @property
+    def loaded(self) -> ClipSelection:
+        """Return all clips that are to be read: these, and then their partners, if they have some."""
+        if self.partners is None:
+            return self
+        parts = (self, self.partners)
+        return ClipSelection(
+            np.concatenate([part.positions for part in parts]),
+            _joined([part.seeds for part in parts]),
+            _joined([part.windows for part in parts]),
         )
 
 
@@ -115,6 +132,11 @@ class ShardOrder:
         number[turn] = ((ends - sizes / 2) * (count / ends[-1])).astype(np.int64)  # by the middle of each
         windows: np.ndarray = number[own]
         return windows
+
+
+def _joined(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    given = [array for array in arrays if array is not None]
+    return np.concatenate(given) if given else None
 
 
 def mix_seed(*numbers: int) -> int:

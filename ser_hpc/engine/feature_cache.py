@@ -31,11 +31,13 @@ import numpy as np
 import torch
 
 import ser_hpc
+from ser_hpc.config.mixup import MixupSettings
 from ser_hpc.config.settings import Settings, TrainSettings
 from ser_hpc.core.atomic_io import json_digest, write_json_once, write_once
 from ser_hpc.core.awake_clock import awake_s
 from ser_hpc.core.versions import versions
 from ser_hpc.data.batches import Batch, BatchSource, collate
+from ser_hpc.data.mixup import Mixer
 from ser_hpc.data.sampler import BatchSpec, MicroBatch, epoch_order, evaluation_micro_batches, mix_seed
 from ser_hpc.engine import gpu
 from ser_hpc.engine.distributed.ddp import autocast
@@ -62,10 +64,14 @@ _FEWEST_CLIPS, _MOST_BLOCKS = 64, 512  # of a block; of a run
 
 
 class FeatureSource(AbstractContextManager[Any]):
-    """A source of batches as `BatchSource`, with states in place of sounds; `targets`: of the whole index."""
+    """A source of batches as `BatchSource`, with states in place of sounds; `targets`: of the whole index; `mixup`: of clips
+    that have partners."""
 
-    def __init__(self, states: PooledFeatures, index: ShardIndex, targets: ClipTargets) -> None:
+    def __init__(
+        self, states: PooledFeatures, index: ShardIndex, targets: ClipTargets, mixup: MixupSettings | None = None
+    ) -> None:
         self._states, self._index, self._targets = states, index, targets
+        self._mix = Mixer(mixup) if mixup else None
 
     def prefetch(self, micros: Iterable[MicroBatch], *, training: bool = False) -> Iterator[Batch]:
         """Make batches. A damaged clip has weight zero in training; else it raises CorruptClipError."""
@@ -74,8 +80,13 @@ class FeatureSource(AbstractContextManager[Any]):
             causes = self._states.causes[rows]
             for i in () if training else np.flatnonzero(causes):
                 raise corruption_error(self._index, int(micro.clips.positions[i]), CorruptionCause(causes[i]))
-            offsets = np.arange(len(rows) + 1)
-            yield collate(micro, self._states.means[rows], offsets, causes, self._targets)
+            offsets, means, of_partners = np.arange(len(rows) + 1), self._states.means[rows], np.zeros_like(causes)
+            if micro.clips.partners is not None and micro.clips.shares is not None and self._mix is not None:
+                partners = np.searchsorted(self._states.positions, micro.clips.partners.positions)
+                of_partners = self._states.causes[partners]
+                theirs = np.where(of_partners[:, None], np.float32(0), self._states.means[partners])
+                means = np.stack(list(map(self._mix, means, theirs, micro.clips.shares.tolist())))
+            yield collate(micro, means, offsets, causes, self._targets, of_partners)
 
     def measure_throughput(self, micros: Sequence[MicroBatch], limit_s: float) -> None:
         """Measure nothing: there is no audio."""

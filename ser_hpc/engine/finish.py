@@ -98,7 +98,7 @@ def write_done(
         "fold": trial.trial.fold,
         "attempt": attempt.number,
         "predictions_sha256": sha256,
-        "weights": attempt.best(state.best_epoch).relative_to(trial.path).as_posix(),
+        "weights": attempt.best(state.best_evaluation).relative_to(trial.path).as_posix(),
         "best_epoch": state.best_epoch,
         "best_dev_uar": state.best_uar,
         "epochs": state.epoch,
@@ -108,4 +108,4 @@ def write_done(
     }
     if not write_json_once(trial.done, seal(marker)):
         raise Superseded(f"{trial.trial} was completed by another attempt; attempt {attempt.number} ends")
-    checkpoint.clear(trial, attempt, state.best_epoch)
+    checkpoint.clear(trial, attempt, state.best_evaluation)

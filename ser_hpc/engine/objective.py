@@ -18,7 +18,7 @@ from torch import Tensor
 from ser_hpc.config.extension_errors import check_made
 from ser_hpc.core.errors import UserError
 from ser_hpc.data.batches import Batch
-from ser_hpc.data.sampler import mix_seed
+from ser_hpc.data.sampler import ClipSelection, mix_seed
 from ser_hpc.engine import gpu
 from ser_hpc.engine.distributed.world import World
 from ser_hpc.models.losses import Loss, build_loss
@@ -62,9 +62,17 @@ class Objective:
         ]
         self._weights = targets.weights
 
-    def _totals(self, clips: np.ndarray) -> dict[str, float]:
-        """Sum each task's weights over a step's clips, given by position."""
-        return {term.name: float(self._weights[term.name][clips].sum()) for term in self.terms}
+    def _totals(self, clips: ClipSelection) -> dict[str, float]:
+        """Sum each task's weights over a step's clips."""
+        return {term.name: float(self._clip_weights(term, clips).sum()) for term in self.terms}
+
+    def _clip_weights(self, term: Term, clips: ClipSelection) -> np.ndarray:
+        """Weigh each of a step's clips in a task, (n,): one that is mixed by what both clips weigh, by their shares."""
+        weights: np.ndarray = self._weights[term.name][clips.positions]
+        if clips.partners is None or clips.shares is None:
+            return weights
+        mixed: np.ndarray = clips.shares * weights + (1 - clips.shares) * self._weights[term.name][clips.partners.positions]
+        return mixed
 
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch, of_step: StepTerms) -> tuple[Tensor, Tensor]:
         """Compute a micro-batch's share of the step's loss, (), and the loss of each of its clips, (tasks, B)."""
@@ -78,9 +86,12 @@ class Objective:
                 share = (output[: len(batch.rows)] * gradient.by_outputs[rows]).sum()  # of a filler 0, from no clip
                 losses = gradient.value.expand(len(output))
             else:
-                losses = term.loss(output, to_device(batch.targets[term.name], output.device))
-                _check_loss(term, losses, (len(output),))
-                share = (losses * weights).sum() / (of_step.totals[term.name] or 1.0)
+                losses = _clip_losses(term, output, batch.targets[term.name])
+                total = of_step.totals[term.name] or 1.0
+                if batch.partners is not None:
+                    theirs = _clip_losses(term, output, batch.partners.targets[term.name])
+                    losses, weights = _mixed(losses, weights, theirs, batch.partners.weights[term.name])
+                share = (losses * weights).sum() / total
             shares.append(share if term.weight == 1 else term.weight * share)
             each.append(losses.detach())
         return sum(shares[1:], start=shares[0]), torch.stack(each)
@@ -89,7 +100,7 @@ class Objective:
         self,
         forward: Callable[[Tensor, Tensor], dict[str, Tensor]],
         batches: Sequence[Batch],
-        clips: np.ndarray,
+        clips: ClipSelection,
         seed: tuple[int, int],
         world: World,
     ) -> StepTerms:
@@ -120,12 +131,12 @@ class Objective:
             raise failure
         return StepTerms(self._totals(clips), found)
 
-    def combined(self, losses: Tensor, clips: np.ndarray) -> tuple[float, float]:
+    def combined(self, losses: Tensor, clips: ClipSelection) -> tuple[float, float]:
         """Sum up a step's loss from that of each clip, (tasks, clips) on the CPU, times the main task's sum of weights; and
         return that sum."""
         loss = main = 0.0
         for number, (term, row) in enumerate(zip(self.terms, losses, strict=True)):
-            weights = self._weights[term.name][clips]
+            weights = self._clip_weights(term, clips)
             total, of_task = float(weights.sum()), term.weight * float(row.double() @ torch.from_numpy(weights).double())
             if number == 0:
                 loss, main = of_task, total
@@ -178,6 +189,24 @@ def _checked(term: Term, output: Tensor, batch: Batch) -> Tensor:
     fits = isinstance(output, Tensor) and tuple(output.shape) == shape and output.is_floating_point()
     check_made(f"tasks.{term.name}: its head", output, fits, f"a tensor of shape {shape}, of floats")
     return output.float()
+
+
+def _clip_losses(term: Term, output: Tensor, targets: Tensor) -> Tensor:
+    """Compute the loss of each clip, (B,)."""
+    losses = term.loss(output, to_device(targets, output.device))
+    _check_loss(term, losses, (len(output),))
+    return losses
+
+
+def _mixed(losses: Tensor, weights: Tensor, theirs: Tensor, their_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return loss and weight of mixed clips, (B,) each, of what both clips' targets say of one output.
+
+    Their weighted mean is the cross-entropy (or focal loss) of the mixture of the targets as distributions; of the divergence
+    it differs by a constant.
+    """
+    their_weights = to_device(their_weights, weights.device)
+    total = weights + their_weights
+    return (losses * weights + theirs * their_weights) / torch.where(total > 0, total, 1), total
 
 
 def _check_loss(term: Term, losses: Tensor, shape: tuple[int, ...]) -> None:

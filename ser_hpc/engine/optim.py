@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,26 +10,29 @@ import torch
 from torch import nn
 
 from ser_hpc.config.settings import TrainSettings
-
-_LAYER = re.compile(r"^encoder\.(?:encoder\.){0,2}layers?\.(\d+)\.")  # nested once more in some families; `layer` in SEW-D
+from ser_hpc.engine.unfreeze import release_epochs
+from ser_hpc.models.layer_depth import layer_depths
 
 
 def build_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """Make it; biases, gains and other vectors are not decayed (Loshchilov & Hutter 2019).
 
-    `lr_scale` of a group of parameters: its learning rate relative to the step's.
+    `lr_scale` of a group of parameters: its learning rate relative to the step's. Those of a group were released together, so
+    they are updated equally often: ZeRO counts that by group.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    scales = _scales(module, settings)
+    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
+    scales, epochs = _scales(module, settings), release_epochs(module, settings)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             decay = settings.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((scales[name], decay), []).append(parameter)
+            groups.setdefault((scales[name], decay, epochs[name]), []).append(parameter)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind(
         [
             {"params": parameters, "weight_decay": decay, "lr_scale": scale}
-            for (scale, decay), parameters in sorted(groups.items(), key=lambda group: (-group[0][0], -group[0][1]))
+            for (scale, decay, _), parameters in sorted(
+                groups.items(), key=lambda group: (-group[0][0], -group[0][1], group[0][2])
+            )
         ],
         lr=settings.lr,
         betas=settings.betas,
@@ -63,23 +65,7 @@ def learning_rate(step: int, total_steps: int, settings: TrainSettings) -> float
 def _scales(module: nn.Module, settings: TrainSettings) -> dict[str, float]:
     """Return each parameter's learning rate relative to `train.lr`, by name: `train.layer_decay` per layer from the highest
     down, what lies below the layers as one more (Clark et al. 2020, ELECTRA); `train.head_lr` outside the encoder."""
-    layers = {name: int(found[1]) for name, _ in module.named_parameters() if (found := _LAYER.match(name))}
-    top, scales = max(layers.values(), default=-1), {}
-    above = _above(module) if layers and settings.layer_decay != 1 else ()
-    for name, _ in module.named_parameters():
-        if not name.startswith("encoder."):
-            scales[name] = (settings.head_lr or settings.lr) / settings.lr
-        else:
-            layer = layers.get(name, top if name.startswith(above) else -1)
-            scales[name] = settings.layer_decay ** (top - layer)
-    return scales
-
-
-def _above(module: nn.Module) -> tuple[str, ...]:
-    """Return how the names of what comes after an encoder's layers start: it belongs to the highest."""
-    from ser_hpc.models.encoders.configuration import norms_last  # transformers, which other models do not need
-
-    encoder: Any = module.encoder
-    if encoder.config.model_type == "whisper":
-        return ("encoder.layer_norm.",)
-    return ("encoder.encoder.upsample.", *(("encoder.encoder.layer_norm.",) if norms_last(encoder.config) else ()))
+    head = (settings.head_lr or settings.lr) / settings.lr
+    if settings.layer_decay == 1:
+        return {name: 1.0 if name.startswith("encoder.") else head for name, _ in module.named_parameters()}
+    return {name: head if depth is None else settings.layer_decay**depth for name, depth in layer_depths(module).items()}

@@ -89,12 +89,12 @@ def train_trial(
             watchdog.beat()
             if fitting is not None:
                 train_loss, dev = fitting.fit(penalty)
-                state = replace(state.after_epoch(dev.chosen, dev.uar), step=number + 1, seconds=awake_s() - began)
+                state = replace(state, step=number + 1, seconds=awake_s() - began).after_evaluation(dev.chosen, dev.uar, 1)
                 if state.best_epoch == number:
                     best = checkpoint.save_weights(attempt.best(number), base.without(model.state_dict()))
                     state = replace(state, best_sha256=best)
                     fitting.keep()
-                progress.epoch(state, train_loss, dev.uar, dev.loss, dev.others)
+                progress.evaluation(state, train_loss, dev.uar, dev.loss, dev.others)
         _agree(trial, attempt, world, stop)
         if fitting is not None:
             print(f"{trial.trial}: L2 {penalties[state.best_epoch]:g} of {many}, dev UAR {state.best_uar:.3f}", flush=True)

@@ -27,7 +27,8 @@ class Progress:
     """Writer of progress.json, at most once a second; of steps.jsonl and epochs.jsonl, less what a resume will do again.
 
     `before`: the attempt that this one goes on from, whose lines it takes over; `trackers` get the same numbers. `startup_s` is
-    from the attempt's beginning to its first step; `save_s` how long the last save kept training waiting.
+    from the attempt's beginning to its first step; `save_s` how long the last save kept training waiting. `eval_steps`: dev is
+    evaluated every so many steps, rather than with each epoch, and epochs.jsonl has a line for each time.
     """
 
     def __init__(
@@ -38,11 +39,12 @@ class Progress:
         total_steps: int,
         epochs: int,
         trackers: Trackers | None = None,
+        eval_steps: int | None = None,
         *,
         active: bool,
     ) -> None:
         self._path, self._trackers, self._active = attempt.progress, trackers, active
-        self._total_steps, self._epochs = total_steps, epochs
+        self._total_steps, self._epochs, self._eval_steps = total_steps, epochs, eval_steps
         self._start_step = state.step
         self._furthest = max(furthest(attempt.path.parent), (state.epoch, state.step))
         self._clock: tuple[int, float] | None = None  # a step, and when it was made: from there on time is taken
@@ -50,9 +52,12 @@ class Progress:
         self._began = float(read_json(attempt.attempt)["started"]) if active else time.time()
         self._what, self._state = "starting", state
         self._last: dict[str, Any] = {}
+        if active and before is not None and before.path == attempt.path:  # after a release
+            self._last["startup_s"] = read_json(attempt.progress).get("startup_s")
         if active:
             self._steps = continue_lines(attempt.steps, before.steps if before else None, "step", state.step)
-            self._epoch_lines = continue_lines(attempt.epochs, before.epochs if before else None, "epoch", state.epoch)
+            counter = "epoch" if eval_steps is None else "evaluation"
+            self._epoch_lines = continue_lines(attempt.epochs, before.epochs if before else None, counter, state.evaluation)
             self.write("starting", state)
 
     def __enter__(self) -> Self:
@@ -88,17 +93,18 @@ class Progress:
             if awake_s() - self._written > _EVERY_S:
                 self.write("training", state)
 
-    def epoch(
+    def evaluation(
         self, state: TrainState, train_loss: float, dev_uar: float, dev_loss: float, others: dict[str, dict[str, float]]
     ) -> None:
-        """Write a line after an epoch's evaluation; `state.epoch` counts it already. `others`: dev scores of other tasks."""
+        """Write a line after dev was evaluated; `state.evaluation` counts it already. `others`: dev scores of other tasks."""
         if self._active:
+            number = state.evaluation - 1
             line = {
-                "epoch": state.epoch - 1,
+                **({"epoch": number} if self._eval_steps is None else {"evaluation": number, "step": state.step}),
                 "train_loss": train_loss,
                 "dev_uar": dev_uar,
                 "dev_loss": dev_loss,
-                "best": state.best_epoch == state.epoch - 1,
+                "best": state.best_evaluation == number,
                 **({"dev": _finite(others)} if others else {}),
             }
             self._epoch_lines.write(json.dumps(line) + "\n")

@@ -9,12 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ser_hpc.data.batches import Batch
-from ser_hpc.data.sampler import mix_seed
+from ser_hpc.data.sampler import ClipSelection, mix_seed
 from ser_hpc.engine import gpu
 from ser_hpc.engine.distributed.strategy import Strategy
 from ser_hpc.engine.distributed.world import World
@@ -27,14 +26,14 @@ def accumulate_gradients(
     strategy: Strategy,
     objective: Objective,
     batches: Sequence[Batch],
-    clips: np.ndarray,
+    clips: ClipSelection,
     seed: tuple[int, int],
     world: World,
     statistics: RunningStatistics,
 ) -> Tensor | None:
     """Add up the gradients of the step's loss.
 
-    `clips`: the step's, by position; `seed`: the trial's, and the step's number, from which each micro-batch's dropout is
+    `clips`: the step's; `seed`: the trial's, and the step's number, from which each micro-batch's dropout is
     drawn, on whatever rank; `statistics` take in each. Returns (tasks + 1, clips) float32 on the device: the loss of each of
     this rank's clips by each task, and last what is wrong with it (CorruptionCause, or 0); zeros for the clips of other ranks.
     None if memory ran out: what there is of gradients is worthless.

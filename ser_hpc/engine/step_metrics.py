@@ -17,12 +17,13 @@ from torch import Tensor
 from ser_hpc.core.awake_clock import awake_s
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.data.batches import Batch, Source
-from ser_hpc.data.sampler import MicroBatch
+from ser_hpc.data.sampler import ClipSelection, MicroBatch
 from ser_hpc.engine.distributed.world import World
 from ser_hpc.engine.fault.checkpoint import TrainState
 from ser_hpc.engine.fault.corrupt_clips import CorruptClips
 from ser_hpc.engine.objective import Objective
 from ser_hpc.engine.progress import Progress
+from ser_hpc.engine.schedule import Schedule
 from ser_hpc.engine.trial_data import TrialData
 from ser_hpc.shards import RATE
 
@@ -32,13 +33,13 @@ _WARM_UP, _STEPS = 3, 10  # steps that are not counted, and that are
 
 @dataclass(frozen=True, slots=True)
 class StepEntry:
-    """A step: its clips (n,) by position, and its learning rate.
+    """A step: its clips, and its learning rate.
 
     `per_clip_loss` (tasks + 1, n): every clip's loss by each task, and what is wrong with it; `grad_norm` (): of the gradient;
     both underway to the CPU until `ready_event` has come.
     """
 
-    clips: np.ndarray
+    clips: ClipSelection
     lr: float
     per_clip_loss: Tensor
     grad_norm: Tensor
@@ -51,7 +52,7 @@ class DeferredMetrics:
     def __init__(self) -> None:
         self._entries: deque[StepEntry] = deque()
 
-    def add(self, clips: np.ndarray, lr: float, per_clip_loss: Tensor, grad_norm: Tensor) -> None:
+    def add(self, clips: ClipSelection, lr: float, per_clip_loss: Tensor, grad_norm: Tensor) -> None:
         """Send a step's numbers on their way; `per_clip_loss` and `grad_norm` on their device."""
         ready_event = None
         if per_clip_loss.device.type == "cuda":
@@ -105,13 +106,21 @@ class Throughput:
 class StepMetrics:
     """A trial's results, step by step: `state` for the next checkpoint, `progress` for people, corrupt clips by name.
 
-    `objective`: whose losses these are; `fp16`: its loss scaler skips steps whose gradient is not finite by itself.
+    `objective`: whose losses these are; `schedule`: which epoch a step is of; `fp16`: its loss scaler skips steps whose
+    gradient is not finite by itself.
     """
 
     def __init__(
-        self, state: TrainState, data: TrialData, objective: Objective, fp16: bool, progress: Progress, corrupt: CorruptClips
+        self,
+        state: TrainState,
+        data: TrialData,
+        objective: Objective,
+        schedule: Schedule,
+        fp16: bool,
+        progress: Progress,
+        corrupt: CorruptClips,
     ) -> None:
-        self.state, self.progress = state, progress
+        self.state, self.progress, self.schedule = state, progress, schedule
         self._data, self._objective, self._fp16, self._corrupt = data, objective, fp16, corrupt
         self._deferred, self._throughput, self._measured = DeferredMetrics(), Throughput(), False
 
@@ -128,7 +137,7 @@ class StepMetrics:
 
     def end_step(
         self,
-        clips: np.ndarray,
+        clips: ClipSelection,
         lr: float,
         losses: Tensor,
         grad_norm: Tensor,
@@ -148,25 +157,27 @@ class StepMetrics:
             losses, causes = entry.per_clip_loss[:-1], entry.per_clip_loss[-1]
             finite = losses.isfinite().all(dim=0)
             if not bool(finite.all()):
-                raise self._not_finite("loss", entry.clips[~finite.numpy()], len(finite))
+                raise self._not_finite("loss", entry.clips.positions[~finite.numpy()], len(finite))
             if not entry.grad_norm.isfinite() and not self._fp16:
-                raise self._not_finite("gradient", entry.clips, len(finite))
+                raise self._not_finite("gradient", entry.clips.positions, len(finite))
             loss, weight = self._objective.combined(losses, entry.clips)
             before = self.state
             self.state = replace(
                 before,
                 step=before.step + 1,
+                epoch=before.step // self.schedule.steps_per_epoch,
                 epoch_loss=before.epoch_loss + loss,
                 epoch_weight=before.epoch_weight + weight,
             )
             self.progress.step(self.state, loss / weight, entry.lr, float(entry.grad_norm))
             if causes.any():
-                self._corrupt.add(entry.clips, causes.numpy(), self.state)
+                self._corrupt.add(entry.clips.positions, causes.numpy(), self.state)
 
-    def _not_finite(self, what: str, clips: np.ndarray, of: int) -> UserError:
+    def _not_finite(self, what: str, positions: np.ndarray, of: int) -> UserError:
         """Say which clips; nothing of such a step is ever saved."""
-        names = listed([self._data.index.metadata.utterance_id[position] for position in clips])
+        names = listed([self._data.index.metadata.utterance_id[position] for position in positions])
         return UserError(
-            f"the {what} is not finite at step {self.state.step} (epoch {self.state.epoch + 1}), on {len(clips)} of its {of} "
-            f"clips: {names}. Nothing of this step was saved. Lower train.lr, use train.precision=fp32, or look at these clips."
+            f"the {what} is not finite at step {self.state.step} (epoch {self.state.epoch + 1}), on {len(positions)} of its "
+            f"{of} clips: {names}. Nothing of this step was saved. Lower train.lr, use train.precision=fp32, or look at these "
+            "clips."
         )

@@ -85,20 +85,29 @@ class Supervisor:
             self.world.barrier()  # the first rank to leave has the others ended, and rank 0 may still be writing
             raise Stopped(f"{self.trial.trial} stopped after step {self.metrics.state.step}, saved ({decision.stop})")
 
-    def end_epoch(self, dev: PartScores) -> None:
-        """Take over the epoch's scores, keep its weights if they are the best so far, and save."""
+    def end_evaluation(self, dev: PartScores) -> None:
+        """Take over the scores of dev, keep the weights if they are the best so far, and save."""
         before = self.metrics.state
-        state = before.after_epoch(dev.chosen, dev.uar)
-        if state.best_epoch == before.epoch:
+        state = before.after_evaluation(dev.chosen, dev.uar, self.metrics.schedule.steps_per_epoch)
+        if state.best_evaluation == before.evaluation:
             best = self.strategy.weights()
             self.writer.wait()  # a save under way drops the weights that its own state does not name
             if best is not None:
                 best = self.base.without(best | self.ema.tensors())
-                state = replace(state, best_sha256=checkpoint.save_weights(self.attempt.best(state.best_epoch), best))
+                state = replace(state, best_sha256=checkpoint.save_weights(self.attempt.best(before.evaluation), best))
         self.metrics.state = state
-        self.metrics.progress.epoch(state, before.epoch_loss / before.epoch_weight, dev.uar, dev.loss, dev.others)
+        self.metrics.progress.evaluation(state, before.epoch_loss / before.epoch_weight, dev.uar, dev.loss, dev.others)
         self.watchdog.beat()
         self.save()
+
+    def release(self) -> None:
+        """Save, and let the model go, for a start that trains more of it: all is on the disk when this returns."""
+        if self.metrics.state != self._saved:
+            self.save()
+        self.writer.wait()
+        self.strategy.close()
+        self.world.barrier()
+        self.watchdog.beat()
 
     def reduce_budget(self, samples: int, step: int) -> None:
         """Note that memory ran out at a step, which is made again with micro-batches of at most so many samples."""

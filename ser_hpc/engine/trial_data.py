@@ -64,6 +64,7 @@ def make_batch_source(settings: Settings, data: TrialData, targets: ClipTargets,
         copies=data.roots,
         crop=_crop(settings),
         augment=data_settings.augment,
+        mixup=data_settings.mixup,
         workers=workers,
         window_bytes=round(data_settings.prefetch_mb * 1e6),
         ahead_bytes=data_settings.window_bytes // world.size,  # of a window each rank needs its part

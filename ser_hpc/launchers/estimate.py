@@ -1,6 +1,6 @@
 """Estimate the disk and time of a run before it starts, roughly, from the models' arithmetic (models/size.py).
 
-Training costs three forward passes.
+Training costs three forward passes, of what is frozen one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ser_hpc.config.heads import HeadSettings, MeanPoolSettings
 from ser_hpc.config.settings import EncoderModel
+from ser_hpc.engine.schedule import Schedule
 from ser_hpc.models.size import ModelSize, model_size
 from ser_hpc.run.experiment import Experiment
 
@@ -39,9 +40,11 @@ def estimate_cost(experiment: Experiment, *, on_gpu: bool) -> CostEstimate:
     if settings.uses_feature_cache:  # its encoder runs once
         audio = seconds[experiment.targets >= 0].sum()
     else:
-        passes = 1 if frozen else 3
+        train = settings.train
+        passes = train.epochs if frozen else 3 * train.epochs - 2 * train.freeze_epochs
         audio = sum(
-            settings.train.epochs * (passes * seconds[fold.train.positions].sum() + seconds[fold.dev.positions].sum())
+            passes * seconds[fold.train.positions].sum()
+            + Schedule.of_settings(train, len(fold.train.positions)).evaluations * seconds[fold.dev.positions].sum()
             for fold in experiment.folds.folds
         ) * len(settings.seeds)
     saved = model.trained if 2 * model.trained < model.parameters else model.parameters  # frozen_params.py: what is saved

@@ -67,7 +67,9 @@ class RunningStatistics:
     """
 
     def __init__(self, model: nn.Module, global_batch: int) -> None:
-        self._norms = [module for module in model.modules() if isinstance(module, FrameBatchNorm)]
+        # A frozen encoder's run as in evaluation.
+        frozen = set(model.get_submodule("encoder").modules()) if getattr(model, "freeze_encoder", False) else set()
+        self._norms = [module for module in model.modules() if isinstance(module, FrameBatchNorm) and module not in frozen]
         self._sizes = [norm.num_features for norm in self._norms]
         self._global_batch = global_batch
         self._sums = torch.empty(0)

@@ -24,7 +24,7 @@ from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import labels
 from ser_hpc.corpora.labels import DROPPED, LabelSet
 from ser_hpc.corpora.names import is_unknown
-from ser_hpc.data import augmentation
+from ser_hpc.data import augmentation, mixup
 from ser_hpc.protocols.folds import FoldPlan, plan_folds
 from ser_hpc.run import identity
 from ser_hpc.run.fold_file import read_folds
@@ -97,6 +97,7 @@ def prepare_experiment(settings: Settings, label_set: LabelSet | None = None, pl
     check_norm_groups(settings, index.metadata.seconds[targets != DROPPED])
     check_speakers(settings, index, targets)
     augmentation.check_augmentation(settings.data.augment)
+    mixup.check_mixup(settings.data.mixup)
     tasks = build_tasks(settings.tasks, _Columns(index, label_set, targets), settings.train.class_weights)
     check_selection(tasks, settings.train.select_by)
     run_identity, run = _run(settings, label_set, index.fingerprint)

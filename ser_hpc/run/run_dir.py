@@ -16,7 +16,7 @@ RUN/                              runs/<name>-<8 hex of what changes the result>
       end.json                    how it ended; none: it runs, or was killed without a word
       progress.json               where it stands (a heartbeat; never read by training)
       damaged.jsonl               training clips that could not be read, if there are any
-      steps.jsonl  epochs.jsonl   loss per optimizer step; loss and dev UAR per epoch
+      steps.jsonl  epochs.jsonl   loss per optimizer step; loss and dev UAR per evaluation of dev
       checkpoints/                step_00000120: model, optimizer, state (two are kept while training); best_0004: weights
       predictions.jsonl           dev and test clips, once each
     done.json                     the marker, written last, once: the trial is complete, by the attempt that it names, of
@@ -90,8 +90,9 @@ class AttemptDir:
     def predictions(self) -> Path:
         return self.path / "predictions.jsonl"
 
-    def best(self, epoch: int) -> Path:
-        return self.checkpoints / f"best_{epoch:04d}.safetensors"
+    def best(self, evaluation: int) -> Path:
+        """Return the path of the weights that were the best so far at an evaluation of dev, counted from 0."""
+        return self.checkpoints / f"best_{evaluation:04d}.safetensors"
 
     @property
     def is_superseded(self) -> bool:

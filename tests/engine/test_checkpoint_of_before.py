@@ -26,6 +26,9 @@ def as_of_before(attempt: AttemptDir, step: int) -> None:
     place = {"words": budget["hardware"]["description"], "room": budget["hardware"]["free_bytes"]}
     again, lowered = budget["activation_checkpointing"], budget["reduced"]
     saved["state"]["budget"] = {"samples": budget["samples"], "again": again, "place": place, "lowered": lowered}
+    state = saved["state"]
+    state["stale_epochs"] = state.pop("stale_evaluations")
+    del state["evaluation"], state["best_evaluation"], saved["late_updates"]
     flat = {name.replace("ema/", "average/"): tensor for name, tensor in load_file(path).items()}
     assert "average/w" in flat
     write_json(marker, saved | {"sha256": checkpoint.save_weights(path, flat)})
@@ -34,7 +37,10 @@ def as_of_before(attempt: AttemptDir, step: int) -> None:
 def test_it_is_gone_on_from(tmp_path: Path) -> None:
     trial = RunDir(tmp_path).trial(Trial(0, 0))
     attempt = trial.claim()
-    state = TrainState(step=3, budget=Budget(8, True, Hardware("1 x H100, ddp", 7e10), reduced=True))
+    budget = Budget(8, True, Hardware("1 x H100, ddp", 7e10), reduced=True)
+    best = checkpoint.save_weights(attempt.best(1), {"w": torch.zeros(2)})
+    counts = {"epoch": 3, "evaluation": 3, "best_epoch": 1, "best_evaluation": 1, "stale_evaluations": 1}
+    state = TrainState(step=3, budget=budget, best_sha256=best, **counts)
     parts = [{"w": torch.full((2,), float(number))} for number in range(4)]
     with checkpoint.Writer(trial, attempt) as writer:
         writer.save(state, TrainTensors(*parts[:3], updates=3, ema=parts[3]))

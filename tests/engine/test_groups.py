@@ -105,7 +105,7 @@ def shared(model: Classifier, ranks: int) -> tuple[list[Tensor], Tensor, dict[st
             for samples, offsets in [batch([waves[position] for position in micro.clips.positions])]
         ]
         here = DdpStrategy(copied, TrainSettings(precision="fp32"), ALONE, None)
-        seen += accumulate_gradients(here, Objective([task], targets), batches, step.positions, (1, 2), ALONE, statistics)
+        seen += accumulate_gradients(here, Objective([task], targets), batches, step, (1, 2), ALONE, statistics)
         statistics.update(len(LENGTHS), lambda mine: told.append(mine.clone()) or mine)  # type: ignore[func-returns-value]
         for sums, parameter in zip(total, copied.parameters(), strict=True):
             sums += parameter.grad

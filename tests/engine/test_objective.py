@@ -60,7 +60,7 @@ def gradients(tasks: list[Task], cut: list[list[int]], damaged: int | None = Non
         batches.append(collate(micro, np.concatenate(sound), offsets, wrong, targets))
     objective = Objective(tasks, targets)
     losses = accumulate_gradients(
-        strategy, objective, batches, positions, (0, 0), ALONE, RunningStatistics(strategy.module, len(LENGTHS))
+        strategy, objective, batches, ClipSelection(positions), (0, 0), ALONE, RunningStatistics(strategy.module, len(LENGTHS))
     )
     assert losses is not None
     return losses, [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -123,5 +123,6 @@ def test_a_rank_without_clips_reaches_every_head_with_zeros() -> None:
     strategy = DdpStrategy(model, TrainSettings(precision="fp32"), ALONE, None)
     strategy.train_mode(True)
     statistics = RunningStatistics(strategy.module, len(LENGTHS))
-    accumulate_gradients(strategy, Objective(TASKS, targets), batches, positions, (0, 0), ALONE, statistics)
+    at = ClipSelection(positions)
+    accumulate_gradients(strategy, Objective(TASKS, targets), batches, at, (0, 0), ALONE, statistics)
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())

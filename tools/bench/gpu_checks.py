@@ -425,7 +425,7 @@ def out_of_memory(task: Task, clips: Clips) -> dict[str, Any]:
         draws = [ClipSelection(np.tile(np.arange(len(clips)), 8))]
         micros = list(chain.from_iterable(step_micro_batches(draws, ours.costs, cut, 0)))
         batches = list(ours.source.prefetch(iter(micros), training=True))
-        at = draws[0].positions
+        at = draws[0]
         return accumulate_gradients(ours.ranks, ours.objective, batches, at, (0, 0), ours.world, ours.statistics) is not None
 
     small = float(ours.costs.max()) / 16_000

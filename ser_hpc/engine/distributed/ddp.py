@@ -137,14 +137,14 @@ class DdpStrategy:
         if weights is None:
             return None
         states = {name: self._optimizer.state[p] for name, p in self._module.named_parameters() if p in self._optimizer.state}
-        updates = {int(state["step"]) for state in states.values()}
-        assert len(updates) <= 1, "every parameter is updated at every step"
+        counts = {name: int(state["step"]) for name, state in states.items()}
         exp_avg, exp_avg_sq = (
             {name: state[key].detach().cpu().clone() for name, state in states.items()} for key in ("exp_avg", "exp_avg_sq")
         )
         scale = self._scaler.state_dict() or {"scale": 1.0, "_growth_tracker": 0}  # empty but for fp16
-        number = updates.pop() if updates else 0
-        return TrainTensors(weights, exp_avg, exp_avg_sq, number, scale["scale"], scale["_growth_tracker"])
+        updates = max(counts.values(), default=0)
+        late = {name: count for name, count in counts.items() if count != updates}
+        return TrainTensors(weights, exp_avg, exp_avg_sq, updates, scale["scale"], scale["_growth_tracker"], late_updates=late)
 
     def _restore(self, saved: TrainTensors) -> None:
         if self._scaler.is_enabled():
@@ -152,9 +152,9 @@ class DdpStrategy:
                 self._scaler.state_dict() | {"scale": saved.loss_scale, "_growth_tracker": saved.good_steps}
             )
         for name, parameter in self._module.named_parameters():
-            if parameter.requires_grad and saved.updates:
+            if parameter.requires_grad and (updates := saved.updates_of(name)):
                 self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(saved.updates), device=parameter.device),
+                    "step": torch.tensor(float(updates), device=parameter.device),
                     "exp_avg": saved.exp_avg[name].to(parameter),
                     "exp_avg_sq": saved.exp_avg_sq[name].to(parameter),
                 }

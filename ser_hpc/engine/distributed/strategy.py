@@ -15,7 +15,8 @@ LOSS_SCALE_WINDOW = 2000  # good steps, after which it doubles; an overflow halv
 
 @dataclass(frozen=True, slots=True)
 class TrainTensors:
-    """Every tensor of a trial's state, in full, fp32, on the CPU, by parameter name. `updates`: AdamW's own step count.
+    """Every tensor of a trial's state, in full, fp32, on the CPU, by parameter name. `updates`: AdamW's own step count, but for
+    parameters that were released later, whose own is in `late_updates`; those without moments have none yet.
 
     `loss_scale` (of fp16) has done well for `good_steps`. `ema`: the moving average of the weights, where one is kept.
     Where most is frozen, `model` is what is trained, over a base of the fingerprint `base`.
@@ -29,6 +30,11 @@ class TrainTensors:
     good_steps: int = 0
     ema: dict[str, Tensor] = field(default_factory=dict)
     base: str = ""
+    late_updates: dict[str, int] = field(default_factory=dict)
+
+    def updates_of(self, name: str) -> int:
+        """Return how often a parameter was updated."""
+        return self.late_updates.get(name, self.updates if name in self.exp_avg else 0)
 
 
 class Strategy(Protocol):

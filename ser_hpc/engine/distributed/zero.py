@@ -51,6 +51,7 @@ class ZeroStrategy:
         self._stage = int(settings.strategy.removeprefix("zero"))
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
         self._buffers = [name for name in module.state_dict() if name not in set(self._names.values())]
+        self._exact = self._frozen_weights(module)
         need_group(world)
         os.environ |= world.environment
         self._engine: Any = deepspeed.initialize(
@@ -116,7 +117,7 @@ class ZeroStrategy:
         self._engine.module.train(mode)
 
     def weights(self) -> dict[str, Tensor] | None:
-        full = {name: self._full(parameter) for name, parameter in self._parameters()}
+        full = {name: self._exact.get(name, self._full(parameter)) for name, parameter in self._parameters()}
         state = self._engine.module.state_dict()
         return self._on_main(full | {name: state[name] for name in self._buffers})
 
@@ -128,7 +129,10 @@ class ZeroStrategy:
         )
         if weights is None or exp_avg is None or exp_avg_sq is None:
             return None
-        return TrainTensors(weights, exp_avg, exp_avg_sq, self._updates(), *self._loss_scale())
+        counts = self._updates()
+        updates = max(counts.values(), default=0)
+        late = {name: count for name, count in counts.items() if count != updates}
+        return TrainTensors(weights, exp_avg, exp_avg_sq, updates, *self._loss_scale(), late_updates=late)
 
     def close(self) -> None:
         self._engine.destroy()
@@ -140,6 +144,13 @@ class ZeroStrategy:
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, parameter) for name, parameter in self._parameters() if parameter.requires_grad]
+
+    def _frozen_weights(self, module: nn.Module) -> dict[str, Tensor]:
+        """Copy what is frozen, by name, where the engine is about to narrow it: what is trained, now or later, it keeps in
+        fp32, and rank 0 saves what is frozen."""
+        if self._settings.precision == "fp32" or not self._world.is_main:
+            return {}
+        return {name: p.detach().cpu().clone() for name, p in module.named_parameters() if not p.requires_grad}
 
     def _full(self, parameter: nn.Parameter) -> Tensor:
         """Gather the whole fp32 parameter; all ranks join."""
@@ -161,9 +172,19 @@ class ZeroStrategy:
         )
         return flat
 
-    def _updates(self) -> int:
-        states = [self._engine.optimizer.optimizer.state[flat] for flat in self._flat_partitions()]
-        return int(max((float(state["step"]) for state in states if "step" in state), default=0))
+    def _groups(self) -> list[list[str]]:
+        """List the names of the parameters of each flat partition: they were released together."""
+        optimizer = self._engine.optimizer
+        groups = optimizer.fp16_groups if self._stage == 3 else optimizer.bit16_groups
+        return [[self._names[id(parameter)] for parameter in group] for group in groups]
+
+    def _updates(self) -> dict[str, int]:
+        """Return how often each trained parameter was updated."""
+        counts: dict[str, int] = {}
+        for flat, names in zip(self._flat_partitions(), self._groups(), strict=True):
+            state = self._engine.optimizer.optimizer.state[flat]
+            counts |= dict.fromkeys(names, int(float(state["step"])) if "step" in state else 0)
+        return counts
 
     def _loss_scale(self) -> tuple[float, int]:
         """Return the scale, and for how many steps it has done well."""
@@ -181,17 +202,19 @@ class ZeroStrategy:
 
     def _restore(self, saved: TrainTensors) -> None:
         """Make the optimizer state that a fresh engine lacks, then set it (and the fp32 weights) parameter by parameter."""
-        for flat in self._flat_partitions():
+        for flat, names in zip(self._flat_partitions(), self._groups(), strict=True):
+            (updates,) = {saved.updates_of(name) for name in names}
             self._engine.optimizer.optimizer.state[flat] = {
-                "step": torch.tensor(float(saved.updates), device=flat.device),
+                "step": torch.tensor(float(updates), device=flat.device),
                 **{key: torch.zeros_like(flat) for key in MOMENTS},
             }
         self._link_states()
         for name, parameter in self._trained():
             device = self._world.device
             self._set(parameter, saved.model[name].to(device), None)
-            self._set(parameter, saved.exp_avg[name].to(device), "exp_avg")
-            self._set(parameter, saved.exp_avg_sq[name].to(device), "exp_avg_sq")
+            if name in saved.exp_avg:  # else it was released just now
+                self._set(parameter, saved.exp_avg[name].to(device), "exp_avg")
+                self._set(parameter, saved.exp_avg_sq[name].to(device), "exp_avg_sq")
 
     def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
         """Set the fp32 weight (key None) or a moment from its full value."""

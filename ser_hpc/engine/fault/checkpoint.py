@@ -2,7 +2,7 @@
 
     checkpoints/step_00000120.safetensors    weights and AdamW moments by parameter name, full and fp32
     checkpoints/step_00000120.json           the marker: TrainState and the tensors' checksum, written after them
-    checkpoints/best_0004.safetensors        weights of the best dev epoch; their checksum is in the TrainState
+    checkpoints/best_0004.safetensors        weights of the best evaluation on dev; their checksum is in the TrainState
 
 An attempt writes into its own folder and goes on from the newest sound checkpoint of any attempt before it. Random numbers,
 data order and learning rate need no saving: they are pure functions of (seed, step, micro-batch).
@@ -37,24 +37,28 @@ KEEP = 2
 _WORST = -1e30  # finite: the state is strict JSON
 # Of TrainTensors: what goes into the file of tensors, and what into the marker.
 _PARTS = ("model", "exp_avg", "exp_avg_sq", "ema")
-_NUMBERS = ("updates", "loss_scale", "good_steps", "base")
+_NUMBERS = ("updates", "loss_scale", "good_steps", "base", "late_updates")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """The state that a resume needs besides tensors. `epoch` counts the epochs that are trained and evaluated.
+    """The state that a resume needs besides tensors. `epoch`: the one under way, from 0; once its last step is evaluated, the
+    next; `evaluation` counts those of dev: the epochs, unless train.eval_steps says otherwise.
 
-    `best_score` chose the best epoch (train.select_by), whose dev UAR is `best_uar`;
-    `epoch_loss` / `epoch_weight` is the mean training loss of the epoch under way; `budget`: how steps are cut from now on.
+    `best_score` chose the best evaluation (train.select_by), in `best_epoch`, whose dev UAR is `best_uar`; `stale_evaluations`
+    have been no better since. `epoch_loss` / `epoch_weight` is the mean training loss since the last evaluation; `budget`: how
+    steps are cut from now on.
     """
 
     step: int = 0
     epoch: int = 0
+    evaluation: int = 0
     best_uar: float = -1.0
     best_score: float = -1.0
     best_epoch: int = -1
+    best_evaluation: int = -1
     best_sha256: str = ""
-    stale_epochs: int = 0
+    stale_evaluations: int = 0
     epoch_loss: float = 0.0
     epoch_weight: float = 0.0
     seconds: float = 0.0
@@ -63,19 +67,25 @@ class TrainState:
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Self:
         saved = {"best_score": saved.get("best_uar", -1.0)} | saved  # before there were other scores than UAR
+        if "stale_epochs" in saved:  # before there were other evaluations than an epoch's
+            saved |= {"evaluation": saved["epoch"], "best_evaluation": saved["best_epoch"]}
+            saved["stale_evaluations"] = saved.pop("stale_epochs")
         budget = saved.get("budget")
         return cls(**{**saved, "budget": Budget.from_json(budget) if budget else None})
 
-    def after_epoch(self, score: float, dev_uar: float) -> TrainState:
-        """Return the state once the current epoch is evaluated; the first of equally good epochs stays the best.
+    def after_evaluation(self, score: float, dev_uar: float, steps_per_epoch: int) -> TrainState:
+        """Return the state once dev is evaluated at its step; the first of equally good evaluations stays the best.
 
         `score`: what chooses it, higher is better; nan is worst.
         """
-        after = replace(self, epoch=self.epoch + 1, epoch_loss=0.0, epoch_weight=0.0)
+        number = self.evaluation
+        after = replace(self, epoch=self.step // steps_per_epoch, evaluation=number + 1, epoch_loss=0.0, epoch_weight=0.0)
         score = _WORST if math.isnan(score) else score
-        if score > self.best_score or self.best_epoch < 0:
-            return replace(after, best_score=score, best_uar=dev_uar, best_epoch=self.epoch, stale_epochs=0)
-        return replace(after, stale_epochs=self.stale_epochs + 1)
+        if score > self.best_score or self.best_evaluation < 0:
+            epoch = (self.step - 1) // steps_per_epoch
+            best = replace(after, best_score=score, best_uar=dev_uar, best_epoch=epoch, best_evaluation=number)
+            return replace(best, stale_evaluations=0)
+        return replace(after, stale_evaluations=self.stale_evaluations + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +122,8 @@ def _newest(trial: TrialDir) -> Saved:
         for marker in _markers(attempt):
             try:
                 state, tensors = _load(marker)
-                if state.best_epoch >= 0:
-                    _sound(attempt.best(state.best_epoch), state.best_sha256)
+                if state.best_evaluation >= 0:
+                    _sound(attempt.best(state.best_evaluation), state.best_sha256)
                 return Saved(state, tensors, attempt, tuple(damaged))
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
                 damaged.append(f"checkpoint {marker.with_suffix('.safetensors')} is damaged ({error}) and was passed over")
@@ -121,9 +131,9 @@ def _newest(trial: TrialDir) -> Saved:
 
 
 def _link_best(attempt: AttemptDir, saved: Saved) -> None:
-    if saved.attempt is None or saved.state.best_epoch < 0 or saved.attempt == attempt:
+    if saved.attempt is None or saved.state.best_evaluation < 0 or saved.attempt == attempt:
         return
-    source, target = (place.best(saved.state.best_epoch) for place in (saved.attempt, attempt))
+    source, target = (place.best(saved.state.best_evaluation) for place in (saved.attempt, attempt))
     target.parent.mkdir(parents=True, exist_ok=True)
     with write_aside(target) as temporary:
         try:
@@ -184,7 +194,7 @@ def _save(trial: TrialDir, attempt: AttemptDir, state: TrainState, tensors: Trai
             f"Kept: {there}. Free some space and run again; training goes on from there."
         ) from error
     newest = _markers(attempt)[:KEEP]
-    _drop(attempt, newest, {read_json(marker)["state"]["best_epoch"] for marker in newest})
+    _drop(attempt, newest, {TrainState.from_json(read_json(marker)["state"]).best_evaluation for marker in newest})
     if len(newest) == KEEP:
         for older in trial.attempts:
             if older.number < attempt.number:
@@ -199,9 +209,9 @@ def save_weights(path: Path, tensors: dict[str, Tensor]) -> str:
         return _sha256(temporary)
 
 
-def clear(trial: TrialDir, attempt: AttemptDir, best_epoch: int) -> None:
+def clear(trial: TrialDir, attempt: AttemptDir, best_evaluation: int) -> None:
     """Drop everything but the best weights: the trial is done."""
-    _drop(attempt, [], {best_epoch})
+    _drop(attempt, [], {best_evaluation})
     for other in trial.attempts:
         if other != attempt:
             shutil.rmtree(other.checkpoints, ignore_errors=True)
@@ -212,6 +222,7 @@ def _load(marker: Path) -> tuple[TrainState, TrainTensors]:
     _sound(path, saved["sha256"])
     # An earlier version called the part of the moving average so.
     flat = {re.sub("^average/", "ema/", name): tensor for name, tensor in load_file(path).items()}
+    saved = {"late_updates": {}} | saved  # before anything was released later
     fields: dict[str, Any] = {name: saved[name] for name in _NUMBERS}
     for part in _PARTS:
         fields[part] = {k.removeprefix(f"{part}/"): v for k, v in flat.items() if k.startswith(f"{part}/")}
@@ -223,10 +234,10 @@ def _sound(path: Path, sha256: str) -> None:
         raise ValueError(f"the checksum of {path.name} differs")
 
 
-def _drop(attempt: AttemptDir, markers: list[Path], best_epochs: set[int]) -> None:
+def _drop(attempt: AttemptDir, markers: list[Path], best_evaluations: set[int]) -> None:
     """Drop all but these. Markers go first; what a kill left half-written, or without its marker, goes too."""
     keep = {path.with_suffix(suffix) for path in markers for suffix in (".json", ".safetensors")}
-    keep |= {attempt.best(epoch) for epoch in best_epochs}
+    keep |= {attempt.best(number) for number in best_evaluations}
     old = {path for pattern in ("step_*", "best_*") for path in attempt.checkpoints.glob(pattern)} - keep
     for path in sorted(old, key=lambda path: path.suffix) + list(attempt.checkpoints.glob(".*.tmp")):
         with suppress(FileNotFoundError):

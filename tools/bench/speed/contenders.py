@@ -119,11 +119,11 @@ class Ours:
         steps = list(step_micro_batches(draws, self.costs, self.cut, 0))
         batches = self.source.prefetch(chain.from_iterable(steps), training=True)
         for number, (clips, micros) in enumerate(zip(draws, steps, strict=True)):
-            made, at = list(islice(batches, len(micros))), clips.positions
-            losses = accumulate_gradients(self.ranks, self.objective, made, at, (0, number), self.world, self.statistics)
+            made = list(islice(batches, len(micros)))
+            losses = accumulate_gradients(self.ranks, self.objective, made, clips, (0, number), self.world, self.statistics)
             if losses is None:
                 raise MemoryError("memory ran out: give --train budget_seconds=...")
-            self.metrics.add(at, LR, losses, self.ranks.step(LR))
+            self.metrics.add(clips, LR, losses, self.ranks.step(LR))
             for entry in self.metrics.read():
                 assert bool(entry.per_clip_loss.isfinite().all()), "the loop looks at every loss, a step late"
             if not number:
