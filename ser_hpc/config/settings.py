@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ser_hpc.config.adapters import Adapter
+from ser_hpc.config.adapters import Adapter, QloraSettings
 from ser_hpc.config.choice import Choice
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.extensions import is_outside
@@ -361,6 +361,15 @@ class Settings(Section):
             raise ValueError(f"tasks.{headed[0]}.head: model.kind=acrnn has its own attention under every task: leave it out")
         if not any(task.weight for task in self.tasks.values()):
             raise ValueError("every task has weight 0: nothing would be learnt")
+        return self
+
+    @model_validator(mode="after")
+    def _four_bits_in_one_piece(self) -> Self:
+        if isinstance(getattr(self.model, "adapter", None), QloraSettings) and self.train.strategy == "zero3":
+            raise ValueError(
+                "train.strategy=zero3 splits weights over ranks, and those of model.adapter=qlora are packed with their scales: "
+                "use ddp, zero1 or zero2, under which each rank has a copy in four bits, or model.adapter.kind=lora"
+            )
         return self
 
     @model_validator(mode="after")

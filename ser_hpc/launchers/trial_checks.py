@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ser_hpc.config.adapters import LoraSettings
+from ser_hpc.config.adapters import LowRankSettings, QloraSettings
 from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.core.errors import UserError, counted
 from ser_hpc.corpora.names import is_unknown
@@ -109,8 +109,12 @@ def _slow_head(settings: Settings) -> list[str]:
 
 def _missing_packages(settings: Settings) -> list[str]:
     """Tell what trials import and this Python lacks: a note, for they may run in another (a container)."""
-    lora = isinstance(settings.model, EncoderModel) and isinstance(settings.model.adapter, LoraSettings)
-    wanted = [("peft", "model.adapter=lora", "pip install 'ser_hpc[adapters]'")] if lora else []
+    adapter = getattr(settings.model, "adapter", None)
+    wanted = []
+    if isinstance(adapter, LowRankSettings):
+        wanted.append(("peft", f"model.adapter={adapter.kind}", "pip install 'ser_hpc[adapters]'"))
+    if isinstance(adapter, QloraSettings):
+        wanted.append(("bitsandbytes", "model.adapter=qlora", "pip install 'ser_hpc[qlora]'"))
     if settings.train.strategy != "ddp":
         wanted.append(("deepspeed", f"train.strategy={settings.train.strategy}", "install it, or use ddp"))
     return [
