@@ -169,6 +169,11 @@ class EncoderModel(ModelSettings):
     kind: Literal["encoder"] = "encoder"
     weights: str | None = "facebook/wav2vec2-base"
     """A local folder or a name on the Hugging Face hub; none: random weights of the shape in `config`."""
+    init_from: str | None = None
+    """A trained model that trials start from: a run (of its folds the one that has heard none of the trial's dev and test
+    speakers), one trial of it (RUN/seed_0/fold_2), a folder that `export` wrote, or a checkpoint of transformers' for audio
+    classification. Encoder, sum of layers and heads are taken over where they fit, a classifier where its classes are there.
+    Without `weights` and `config` the encoder is the source's."""
     config: dict[str, Any] | None = None
     """transformers' configuration for random weights (`model_type` and whatever differs from its defaults)."""
     dropout: Probability | None = None
@@ -203,6 +208,8 @@ class EncoderModel(ModelSettings):
             raise ValueError("freeze=encoder trains nothing of the encoder, its adapter included: leave one of the two out")
         if self.layers != "last" and isinstance(self.head, ProbeSettings):
             raise ValueError("layers=weighted learns a sum of layers, and a probe sees them side by side: use head.layers")
+        if self.init_from is not None and isinstance(self.head, ProbeSettings):
+            raise ValueError("init_from is for what is trained step by step: for a probe, export the model, as weights")
         return self
 
 
@@ -367,8 +374,8 @@ class Settings(Section):
     def _four_bits_in_one_piece(self) -> Self:
         if isinstance(getattr(self.model, "adapter", None), QloraSettings) and self.train.strategy == "zero3":
             raise ValueError(
-                "train.strategy=zero3 splits weights over ranks, and those of model.adapter=qlora are packed with their scales: "
-                "use ddp, zero1 or zero2, under which each rank has a copy in four bits, or model.adapter.kind=lora"
+                "train.strategy=zero3 splits weights over ranks, and those of model.adapter=qlora are packed with their scales:"
+                " use ddp, zero1 or zero2, under which each rank has a copy in four bits, or model.adapter.kind=lora"
             )
         return self
 
@@ -432,8 +439,8 @@ class Settings(Section):
         """Tell whether a head learns the same from each clip's mean frame, computed once, as through its frozen encoder:
         nothing is drawn anew before the pooling."""
         model = self.model
-        if not isinstance(model, EncoderModel) or model.freeze != "encoder":
-            return False
+        if not isinstance(model, EncoderModel) or model.freeze != "encoder" or model.init_from is not None:
+            return False  # trials that start from several models have several encoders
         return self.is_probe or (self._heads_take_means and not self.data.augment)
 
     @property

@@ -16,6 +16,7 @@ from ser_hpc.inference.folder import is_transformers_own, portable, read_model, 
 from ser_hpc.inference.predictor import Predictor
 from ser_hpc.inference.spec import ModelSpec
 from ser_hpc.inference.trials import RunModels
+from ser_hpc.run.init_source import heard_by
 from ser_hpc.run.run_dir import Trial
 from ser_hpc.shards import RATE
 from ser_hpc.tasks.targets import softmax
@@ -42,7 +43,7 @@ def export(run: RunModels, trials: Sequence[Trial], out: Path) -> ModelSpec:
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         aside.mkdir()
-        write_model(aside, spec, module)
+        write_model(aside, spec, module, _heard(run, trials))
         write_card(aside, run, spec, own=is_transformers_own(spec))
         _check_parity(aside, run, trials)
         for path in aside.iterdir():
@@ -53,6 +54,12 @@ def export(run: RunModels, trials: Sequence[Trial], out: Path) -> ModelSpec:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return spec
+
+
+def _heard(run: RunModels, trials: Sequence[Trial]) -> dict[str, list[str]]:
+    """List the speakers, as CORPUS/NAME, that these trials learnt from, and those that chose their epochs."""
+    every = [heard_by(run.run, run.plan, trial) for trial in trials]
+    return {part: sorted({name for heard in every for name in getattr(heard, part)}) for part in ("train", "dev")}
 
 
 def _check_parity(folder: Path, run: RunModels, trials: Sequence[Trial]) -> None:

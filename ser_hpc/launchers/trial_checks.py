@@ -25,6 +25,7 @@ from ser_hpc.corpora.public_checkpoints import contamination
 from ser_hpc.corpora.words import WordColumn
 from ser_hpc.results.confounding import confounding_warning
 from ser_hpc.run.experiment import Experiment, old_defaults_note
+from ser_hpc.run.init_source import open_source
 
 _HEADS_LR = 2e-4
 _MODEL_S = 180.0  # on a login node with a slow file system, transformers takes its time
@@ -39,8 +40,9 @@ def check_trials(experiment: Experiment) -> list[str]:
         error, model_notes = _model(settings.model)
         problems += [error] if error else []
         notes += model_notes
-        if learnt := contamination(settings.model.weights, _tested_corpora(experiment)):
-            notes.append(learnt)
+        for weights in {settings.model.weights, _foreign_source(settings.model.init_from)}:
+            if learnt := contamination(weights, _tested_corpora(experiment)):
+                notes.append(learnt)
     notes += _confounding(experiment)
     if problems:
         raise UserError("\n".join(problems))
@@ -61,6 +63,11 @@ def _confounding(experiment: Experiment) -> list[str]:
 def _tested_corpora(experiment: Experiment) -> set[str]:
     corpus = experiment.index.metadata.corpus
     return {name for fold in experiment.folds.folds for name in corpus.take(fold.test.positions).occurring()}
+
+
+def _foreign_source(name: str | None) -> str | None:
+    """Return what trials start from, if nobody has recorded whom it has heard."""
+    return None if name is None or open_source(name).heard else name
 
 
 def check_run_root(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Keep linear layers in four bits: NF4 with double quantisation (QLoRA, Dettmers et al. 2023, arXiv 2305.14314), by bitsandbytes.
+"""Keep linear layers in four bits: NF4 with double quantisation, by bitsandbytes (QLoRA, Dettmers et al. 2023).
 
 Weights are quantised on the CPU, whatever trains: every machine then has the same numbers. Only a process that trains or
 predicts by QLoRA imports this module.
@@ -10,16 +10,17 @@ import copy
 import hashlib
 from collections.abc import Sequence
 
-import bitsandbytes
 import torch
+from bitsandbytes import matmul_4bit
 from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import Tensor, nn
 
 # By the digest of the weights: 0.04 s of a core for each million of them, so a process quantises an encoder once.
 _QUANTISED: dict[bytes, tuple[Tensor, QuantState]] = {}
 
 
-class Nf4Linear(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # it has no types
+class Nf4Linear(Linear4bit):  # type: ignore[misc]  # it has no types
     """A frozen linear layer. `weight`: uint8, two values a byte; it computes in the precision of its input, or of autocast.
 
     bitsandbytes' own forward packs weights anew for evaluation on some CPUs, which changes what is computed there.
@@ -29,7 +30,7 @@ class Nf4Linear(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # it has no 
         with torch.device("meta"):
             super().__init__(layer.in_features, layer.out_features, layer.bias is not None, quant_type="nf4")
         packed, state = _quantised(layer.weight.detach())
-        self.weight = bitsandbytes.nn.Params4bit(
+        self.weight = Params4bit(
             packed, requires_grad=False, quant_type="nf4", quant_state=state, bnb_quantized=True, module=self
         )
         self.quant_state, self.bias = state, layer.bias
@@ -39,7 +40,7 @@ class Nf4Linear(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # it has no 
         device = x.device.type
         x = x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        out: Tensor = bitsandbytes.matmul_4bit(x, self.weight, self._state(), bias=bias)
+        out: Tensor = matmul_4bit(x, self.weight, self._state(), bias=bias)
         return out
 
     def widened(self) -> nn.Linear:

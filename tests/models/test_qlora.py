@@ -87,6 +87,6 @@ def test_what_it_takes_is_counted(name: str) -> None:
 
 
 def test_zero3_is_refused_before_anything_starts() -> None:
-    with pytest.raises(ConfigError, match="zero3 splits weights over ranks.*use ddp, zero1 or zero2"):
+    with pytest.raises(ConfigError, match=r"zero3 splits weights over ranks.*use ddp, zero1 or zero2"):
         load_settings(None, ["model.adapter.kind=qlora", "train.strategy=zero3"])
     load_settings(None, ["model.adapter.kind=qlora", "model.adapter.rank=4", "train.strategy=zero2"])
