@@ -39,6 +39,7 @@ _SCRIPT = "tests/launchers/test_faults.py::test_the_sbatch_script_alone"
 _CLUSTER = _ON_SLURM + "a_slurm_on_one_machine_is_started_cut_mended_and_stopped"
 _CONTAINER = "tests/launchers/test_container.py::test_"  # nothing here can build it: what its recipe says is tried
 _TRAINS = "tests/launch/test_launch.py::test_trains_reports_resumes_and_grows"
+_ADAPTER = "tests/inference/test_adapter_folder.py::test_it_predicts_as_its_run_over_its_base_alone"
 _EMODB = "python -m ser_hpc.launch --config configs/emodb_acrnn.yaml"
 _SHARDS = "data.shards=/scratch/shards/emodb"
 ELSEWHERE = {
@@ -83,6 +84,11 @@ ELSEWHERE = {
     "python -m ser_hpc.compare runs/emodb_acrnn-XXXXXXXX predictions.csv --json": (
         "tests/results/test_comparison.py::test_a_run_and_its_own_table_do_not_differ"
     ),
+    f"python -m ser_hpc.launch --config any_corpus_finetune {_SHARDS} model.init_from=runs/crema-XXXXXXXX": (
+        "tests/engine/test_init_from.py::test_each_fold_starts_from_the_trial_that_has_heard_nobody_of_it"
+    ),
+    "python -m ser_hpc.export runs/lora-XXXXXXXX adapter --adapter": _ADAPTER,
+    "python -m ser_hpc.predict adapter /data/mine/wav --base facebook/wav2vec2-base": _ADAPTER,
     "python tools/bench/gpu_all.py --out FOLDER": (
         "tests/tools/test_gpu_all.py::test_killed_a_call_leaves_what_it_has_and_nobody_behind"
     ),
@@ -184,7 +190,8 @@ def is_ours(command: str) -> bool:
 
 def test_the_projects_own_commands_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the order in which a reader meets them, but for the demo, whose run is what the later ones look at."""
-    elsewhere = ("mine.yaml", "--partition cpu", "ser_hpc.compare")  # these need a Slurm, this one two runs
+    # The first two need a Slurm, the next two runs, and the others a run over pre-trained weights.
+    elsewhere = ("mine.yaml", "--partition cpu", "ser_hpc.compare", "model.init_from", "--adapter", "--base")
     ours = [command for command in commands() if is_ours(command) and not any(word in command for word in elsewhere)]
     packed_first = sorted(ours, key=lambda command: (command != DEMO, "build_shards" not in command))
     assert packed_first[0] == DEMO and len(ours) > 25

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ser_hpc.core.atomic_io import fsync_path
+from ser_hpc.core.atomic_io import fsync_path, write_text
 from ser_hpc.core.errors import UserError, listed
-from ser_hpc.inference.card import write_card
+from ser_hpc.inference.adapter_folder import RECORD, read_adapter, write_adapter
+from ser_hpc.inference.card import adapter_card, write_card
 from ser_hpc.inference.folder import is_transformers_own, portable, read_model, write_model
 from ser_hpc.inference.predictor import Predictor
 from ser_hpc.inference.spec import ModelSpec
@@ -24,27 +25,33 @@ from ser_hpc.tasks.targets import softmax
 PARITY = 1e-5  # of probabilities
 
 
-def export(run: RunModels, trials: Sequence[Trial], out: Path) -> ModelSpec:
+def export(run: RunModels, trials: Sequence[Trial], out: Path, *, adapter: bool = False) -> ModelSpec:
     """Write the model of these trials to the folder `out`, which is not there yet, or empty. Returns what was written.
+    `adapter`: of the one trial what was trained alone, as PEFT does, without the encoder under it.
 
     Raises UserError where a part of it is code from outside the package, which no folder holds; and where what was written does
     not predict what the run's own model does.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} is there already: give a new folder, or remove it first")
-    spec, module = run.load(trials, calibrated=False)
+    spec = run.spec(trials)
     if outside := spec.outsiders():
         raise UserError(
             f"{listed(outside)} is code of yours, and an exported folder holds no code: predict from the run itself, python -m "
             f"ser_hpc.predict {run.run.path} ..., which keeps a copy of it"
         )
-    spec = portable(spec, module)
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         aside.mkdir()
-        write_model(aside, spec, module, _heard(run, trials))
-        write_card(aside, run, spec, own=is_transformers_own(spec))
+        if adapter:
+            spec = write_adapter(aside, run, trials[0])
+            write_text(aside / "README.md", adapter_card(run, spec))
+        else:
+            uncalibrated, module = run.load(trials, calibrated=False)
+            spec = portable(uncalibrated, module)
+            write_model(aside, spec, module, _heard(run, trials))
+            write_card(aside, run, spec, own=is_transformers_own(spec))
         _check_parity(aside, run, trials)
         for path in aside.iterdir():
             fsync_path(path)
@@ -67,7 +74,9 @@ def _check_parity(folder: Path, run: RunModels, trials: Sequence[Trial]) -> None
     rng = np.random.default_rng(0)
     clips = [(rng.standard_normal(round(s * RATE)) * 3000).astype(np.int16) for s in (0.4, 1.0, 2.7)]
     outputs = []
-    for spec, module in (run.load(trials), read_model(folder)):
+    base = getattr(run.settings.model, "weights", None)
+    written = read_adapter(folder, base) if (folder / RECORD).exists() else read_model(folder)
+    for spec, module in (run.load(trials), written):
         outputs.append(softmax(Predictor(spec, module, "", "cpu").outputs(clips)[spec.main]))
     if not (gap := float(np.abs(outputs[0] - outputs[1]).max())) <= PARITY:
         raise UserError(

@@ -107,17 +107,20 @@ class RunModels:
         dev = read_trial_predictions(folder, self.plan, done)["dev"]
         return Member(trial.seed, trial.fold, done.get("best_dev_uar") or 0.0, calibrate(dev, self.targets))
 
-    def load(self, trials: Sequence[Trial], calibrated: bool = True) -> tuple[ModelSpec, Ensemble]:
-        """Load these trials as one model, on the CPU. Raises UserError where weights are missing or are not the run's."""
-        members = tuple(self._member(trial) for trial in trials)
-        model, data = self.settings.model, self.settings.data
-        spec = ModelSpec(
-            model=model,
+    def spec(self, trials: Sequence[Trial]) -> ModelSpec:
+        """Describe the model of these trials, with temperatures fitted to their dev parts."""
+        return ModelSpec(
+            model=self.settings.model,
             targets=self.targets,
             heads={name: task.head for name, task in self.settings.tasks.items()},
-            max_seconds=data.max_seconds,
-            members=members,
+            max_seconds=self.settings.data.max_seconds,
+            members=tuple(self._member(trial) for trial in trials),
         )
+
+    def load(self, trials: Sequence[Trial], calibrated: bool = True) -> tuple[ModelSpec, Ensemble]:
+        """Load these trials as one model, on the CPU. Raises UserError where weights are missing or are not the run's."""
+        spec = self.spec(trials)
+        members = spec.members
         with import_from(self.run.path / EXTENSIONS):
             encoders, heads = self._parts(spec, trials)
         temperatures = [member.temperatures if calibrated else {} for member in members]
@@ -151,6 +154,14 @@ class RunModels:
             merge_lora(classifier.encoder)
             heads.append(Heads.of(classifier, number, spec.main))
         return encoders, heads
+
+    def classifier(self, spec: ModelSpec, trial: Trial) -> Classifier:
+        """Build a trial's classifier as it was trained, its adapter beside the encoder's matrices. Raises UserError."""
+        saved = self._weights(trial)
+        self._check_base(saved)
+        classifier = self._build(spec, trial, saved)
+        self._fill(classifier, saved, trial)
+        return classifier
 
     def _build(self, spec: ModelSpec, trial: Trial, saved: Mapping[str, Tensor]) -> Classifier:
         if self.settings.is_probe:

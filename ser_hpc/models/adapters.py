@@ -47,11 +47,7 @@ def train_biases_only(encoder: nn.Module) -> None:
 def add_lora(settings: LowRankSettings, encoder: nn.Module) -> None:
     """Put LoRA beside the chosen linear layers, of those that are not frozen, and freeze all else; for QLoRA, keep these and
     the other layers' matrices in four bits. Raises UserError where there is none of these names, or a package is missing."""
-    try:
-        import peft
-    except ImportError as error:
-        what = f"model.adapter={settings.kind} needs the PEFT package"
-        raise UserError(f"{what} ({error}): pip install 'ser_hpc[adapters]'") from error
+    peft = _peft(settings)
     linear = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
     learning = [name for name, module in linear.items() if module.weight.requires_grad]
     wanted = settings.targets or LORA_TARGETS
@@ -61,18 +57,31 @@ def add_lora(settings: LowRankSettings, encoder: nn.Module) -> None:
         ends = sorted({name.rpartition(".")[2] for name in linear})
         what = f"has no linear layer {listed(unknown)}" if unknown else "has no such layer that is not frozen"
         raise UserError(f"model.adapter.targets: this encoder {what}; its linear layers end in {listed(ends, 20)}")
-    config = peft.LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
-        lora_dropout=settings.dropout,
-        use_dora=settings.dora,
-        target_modules=chosen,
-        bias="none",
-    )
     encoder.requires_grad_(False)
     if isinstance(settings, QloraSettings):
         _quantise(encoder, [name for name in linear if name in chosen or any(_is_end(name, end) for end in LORA_TARGETS)])
-    peft.inject_adapter_in_model(config, encoder)
+    peft.inject_adapter_in_model(lora_config(settings, chosen), encoder)
+
+
+def lora_config(settings: LowRankSettings, names: Sequence[str]) -> Any:
+    """Return PEFT's configuration (`LoraConfig`) of an adapter beside these layers."""
+    return _peft(settings).LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        use_dora=settings.dora,
+        target_modules=list(names),
+        bias="none",
+    )
+
+
+def _peft(settings: LowRankSettings) -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        what = f"model.adapter={settings.kind} needs the PEFT package"
+        raise UserError(f"{what} ({error}): pip install 'ser_hpc[adapters]'") from error
+    return peft
 
 
 def _quantise(encoder: nn.Module, names: Sequence[str]) -> None:
