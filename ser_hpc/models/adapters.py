@@ -96,11 +96,11 @@ def _quantise(encoder: nn.Module, names: Sequence[str]) -> None:
 def merge_lora(encoder: nn.Module) -> None:
     """Add what LoRA has learnt to the matrices that it stands beside, in place: the encoder is a plain one again, without
     four-bit weights: those are widened first, so that nothing is rounded once more."""
-    for name, module in list(encoder.named_modules()):
-        if hasattr(module, "widened"):
-            _replace(encoder, name, module.widened())
-    for name, module in list(encoder.named_modules()):
-        layer: Any = module
+    layer: Any
+    for name, layer in list(encoder.named_modules()):
+        if hasattr(layer, "widened"):
+            _replace(encoder, name, layer.widened())
+    for name, layer in list(encoder.named_modules()):
         if hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer"):
             layer.merge(safe_merge=True)
             _replace(encoder, name, layer.get_base_layer())

@@ -98,8 +98,14 @@ def heard_by(run: RunDir, plan: Mapping[str, Any], trial: Trial) -> Heard:
 
 
 def qualified(speakers: Iterable[str], corpora: Sequence[str]) -> list[str]:
-    """Return speakers of a plan as CORPUS/NAME: those of a single corpus stand there without it."""
-    return [f"{corpora[0]}/{name}" for name in speakers] if len(corpora) == 1 else list(speakers)
+    """Return speakers of a plan as CORPUS/NAME: those of a single corpus stand there without it. Where it is not known which
+    (a plan whose other corpora have no class), they may be of any of them."""
+    own = {f"{corpus}/" for corpus in corpora} if len(corpora) > 1 else set()
+    return [
+        full
+        for name in speakers
+        for full in ([name] if any(map(name.startswith, own)) else [f"{corpus}/{name}" for corpus in corpora])
+    ]
 
 
 def check_speakers(settings: Settings, folds: FoldPlan, corpora: Sequence[str]) -> None:

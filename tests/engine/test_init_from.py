@@ -20,7 +20,7 @@ from ser_hpc.core.errors import ConfigError, UserError
 from ser_hpc.inference.trials import initial_weights
 from ser_hpc.models.classifier import build_for_tasks
 from ser_hpc.run.experiment import reopen_experiment
-from ser_hpc.run.init_source import Heard, open_source
+from ser_hpc.run.init_source import Heard, open_source, qualified
 from ser_hpc.run.run_dir import RunDir, Trial
 
 FIRST = Trial(0, 0)
@@ -72,6 +72,12 @@ def test_a_spelling_of_a_name_is_the_same_speaker() -> None:
     assert heard.conflicts(("emodb/08",), (), {}) == [], "whoever chose the epoch then may choose it again"
     assert heard.conflicts((), ("emodb/08",), {}) == ["emodb/08"]
     assert heard.conflicts((), ("savee/DC",), {"esd/0011": "savee/DC"}) == ["savee/DC"]
+
+
+def test_speakers_of_a_plan_are_named_with_their_corpus() -> None:
+    assert qualified(["03"], ["emodb"]) == ["emodb/03"]
+    assert qualified(["emodb/03"], ["emodb", "esd"]) == ["emodb/03"]
+    assert qualified(["03"], ["emodb", "esd"]) == ["emodb/03", "esd/03"], "one of them had no class"
 
 
 def test_the_weights_name_the_run_and_their_place_does_not(base: Path, source: RunDir, tmp_path: Path) -> None:
