@@ -270,13 +270,15 @@ def _model(run: RunModels) -> str:
     adapter = f", adapter `{model.adapter.kind}`" if model.adapter else ""
     cut = f", ended after {counted(model.num_layers, 'layer')}" if model.num_layers else ""
     seen = " on a learned sum of its layers" if model.layers == "weighted" else ""
+    if model.init_from is not None:
+        weights = f"the trained model `{Path(model.init_from).name}`"
     return f"encoder from {weights}{cut}{frozen}{layers}{adapter}; head `{model.head.kind}`{seen}"
 
 
 def _licences(run: RunModels, cv: CrossValidation) -> str:
     model = run.settings.model
-    weights = getattr(model, "weights", None)
-    of_weights = f", and of the weights it started from ({Path(weights).name})" if weights else ""
+    started = [each for each in (getattr(model, "weights", None), getattr(model, "init_from", None)) if each]
+    of_weights = f", and of the weights it started from ({', '.join(Path(each).name for each in started)})" if started else ""
     return (
         f"A model is bound by the terms of what it was made of: of its corpora ({', '.join(cv.plan['corpora'])}){of_weights}. "
         "Many speech corpora allow research only. This package does not know them: whoever passes the model on reads them "

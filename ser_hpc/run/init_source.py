@@ -27,6 +27,7 @@ from ser_hpc.run.run_dir import RunDir, Trial
 if TYPE_CHECKING:  # predicting needs no folds
     from ser_hpc.protocols.folds import FoldPlan
 
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json")
 
 
@@ -76,6 +77,9 @@ def open_source(name: str) -> Source:
         run, wanted = RunDir(path.resolve().parents[1]), Trial(int(trial[1]), int(trial[2]))
     if run.plan.exists():
         return _of_run(path, run, wanted)
+    in_folder = path.parent != Path() and path.parent.is_dir()  # a slip in a path, which looks as a name on the hub does
+    if not path.exists() and (in_folder or not _HUB_NAME.fullmatch(name)):
+        raise UserError(f"model.init_from: there is no run, and no folder, {name}")
     if path.exists() and not (path / "config.json").is_file():
         raise UserError(f"model.init_from {name} is neither a run nor a model folder: it has no plan.json, nor a config.json")
     heard = read_config(path).get("ser_hpc", {}).get("heard")

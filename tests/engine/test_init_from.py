@@ -146,6 +146,8 @@ def test_what_does_not_fit_is_refused_in_words(base: Path, source: RunDir, tmp_p
         )
     with pytest.raises(UserError, match="neither a run nor a model folder"):
         from_source(tmp_path, base, tmp_path)
+    with pytest.raises(UserError, match="there is no run, and no folder"):
+        from_source(tmp_path, base, tmp_path / "slip")
     encoder = pretrained(base)
     bare = from_source(tmp_path, base, encoder)
     with pytest.raises(UserError, match="no checkpoint for audio classification"):
