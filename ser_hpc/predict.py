@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         calibrated=not given.uncalibrated,
         device=given.device,
         batch_seconds=given.batch_seconds,
+        base=given.base,
     )
     if cutter is not None:
         cutter.check(predictor.most_s)
@@ -131,6 +132,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("audio", metavar="AUDIO", nargs="*", help="files, folders, tables, packed shards, or -")
     which = parser.add_argument_group("which model of a run")
     which.add_argument("--fold", type=int, metavar="K", help="the model of this fold alone")
+    which.add_argument("--base", metavar="ENCODER", help="of an adapter folder: the encoder that it was trained over")
     which.add_argument("--seed", type=int, metavar="S", help="of this seed (default: the first that is finished)")
     which.add_argument(
         "--uncalibrated", action="store_true", help="probabilities as the training saved them, without temperature"

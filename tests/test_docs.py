@@ -39,6 +39,7 @@ _SCRIPT = "tests/launchers/test_faults.py::test_the_sbatch_script_alone"
 _CLUSTER = _ON_SLURM + "a_slurm_on_one_machine_is_started_cut_mended_and_stopped"
 _CONTAINER = "tests/launchers/test_container.py::test_"  # nothing here can build it: what its recipe says is tried
 _TRAINS = "tests/launch/test_launch.py::test_trains_reports_resumes_and_grows"
+_ADAPTER = "tests/inference/test_adapter_folder.py::test_it_predicts_as_its_run_over_its_base_alone"
 _EMODB = "python -m ser_hpc.launch --config configs/emodb_acrnn.yaml"
 _SHARDS = "data.shards=/scratch/shards/emodb"
 ELSEWHERE = {
@@ -101,6 +102,11 @@ ELSEWHERE = {
     ),
     f"python -m ser_hpc.sweep sweep.yaml --config configs/any_corpus_finetune.yaml --folds 5 --partition gpu --parallel 8 "
     f"{_SHARDS}": "tests/launchers/test_sweep_jobs.py::test_two_of_its_jobs_are_killed_and_nothing_is_lost_or_doubled",
+    f"python -m ser_hpc.launch --config any_corpus_finetune {_SHARDS} model.init_from=runs/crema-XXXXXXXX": (
+        "tests/engine/test_init_from.py::test_each_fold_starts_from_the_trial_that_has_heard_nobody_of_it"
+    ),
+    "python -m ser_hpc.export runs/lora-XXXXXXXX adapter --adapter": _ADAPTER,
+    "python -m ser_hpc.predict adapter /data/mine/wav --base facebook/wav2vec2-base": _ADAPTER,
     "python tools/bench/gpu_all.py --out FOLDER": (
         "tests/tools/test_gpu_all.py::test_killed_a_call_leaves_what_it_has_and_nobody_behind"
     ),
@@ -210,8 +216,9 @@ def is_ours(command: str) -> bool:
 
 def test_the_projects_own_commands_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the order in which a reader meets them, but for the demo, whose run is what the later ones look at."""
-    # These need a Slurm, two runs, a server, or have no end.
-    elsewhere = ("mine.yaml", "--partition cpu", "ser_hpc.compare", "--ensemble", "mlflow", "ser_hpc.web")
+    # They need a Slurm, a server, two runs or one over pre-trained weights, or have no end.
+    several = ("ser_hpc.compare", "--ensemble", "model.init_from", "--adapter", "--base")
+    elsewhere = ("mine.yaml", "--partition cpu", "mlflow", "ser_hpc.web", *several)
     (here / "sweep.yaml").write_text(blocks(ROOT / "docs" / "training.md", "yaml")[0])
     ours = [command for command in commands() if is_ours(command) and not any(word in command for word in elsewhere)]
     packed_first = sorted(ours, key=lambda command: (command != DEMO, "build_shards" not in command))

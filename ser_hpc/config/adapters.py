@@ -28,11 +28,9 @@ class BitFitSettings(AdapterSettings):
     kind: Literal["bitfit"] = "bitfit"
 
 
-class LoraSettings(AdapterSettings):
-    """Beside each chosen matrix of the encoder, which stays as it was, the product of two thin ones is trained (LoRA, Hu et al.
-    2021, by the PEFT package: pip install 'ser_hpc[adapters]')."""
+class LowRankSettings(AdapterSettings):
+    """Thin matrices beside the encoder's own: what `lora` and `qlora` have in common."""
 
-    kind: Literal["lora"] = "lora"
     rank: Positive = 8
     """Width of the thin matrices."""
     alpha: PositiveFloat = 16.0
@@ -46,4 +44,18 @@ class LoraSettings(AdapterSettings):
     "layers.1?.*.v_proj"]`); none: the attention's four and the feed-forward layers'."""
 
 
-Adapter = Annotated[AdapterSettings | None, Choice(AdapterSettings, BitFitSettings, LoraSettings, optional=True)]
+class LoraSettings(LowRankSettings):
+    """Beside each chosen matrix of the encoder, which stays as it was, the product of two thin ones is trained (LoRA, Hu et al.
+    2021, by the PEFT package: pip install 'ser_hpc[adapters]')."""
+
+    kind: Literal["lora"] = "lora"
+
+
+class QloraSettings(LowRankSettings):
+    """As `lora`, over an encoder whose layers' matrices are kept in four bits: NF4 with double quantisation (QLoRA, Dettmers et
+    al. 2023, by the bitsandbytes package: pip install 'ser_hpc[qlora]'). It saves memory, not time; not under zero3."""
+
+    kind: Literal["qlora"] = "qlora"
+
+
+Adapter = Annotated[AdapterSettings | None, Choice(AdapterSettings, BitFitSettings, LoraSettings, QloraSettings, optional=True)]

@@ -47,6 +47,7 @@ ADDED: dict[int, tuple[str, ...]] = {
         "data.window_mb",
         "model[encoder].num_layers",
         "model[encoder].layers",
+        "model[encoder].init_from",
         "folds.harmless_pairs",
         "data.crop",
         "model[encoder].head[probe].normalization",
@@ -78,6 +79,7 @@ _NO_PART = {
         "data.workers",
         "data.prefetch_mb",
         "folds.harmless_pairs",
+        "model[encoder].init_from",  # by the digest of its weights
     ),
     *("data.cache_gb", "train.strategy", "train.compile", "train.budget_seconds", "train.accumulation"),
     *("train.activation_checkpointing", "train.deterministic", "train.checkpoint_minutes", "train.hang_minutes"),

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ser_hpc.config.adapters import Adapter
+from ser_hpc.config.adapters import Adapter, QloraSettings
 from ser_hpc.config.choice import Choice
 from ser_hpc.config.cluster import ClusterSettings
 from ser_hpc.config.extensions import is_outside
@@ -190,6 +190,11 @@ class EncoderModel(ModelSettings):
     kind: Literal["encoder"] = "encoder"
     weights: str | None = "facebook/wav2vec2-base"
     """A local folder or a name on the Hugging Face hub; none: random weights of the shape in `config`."""
+    init_from: str | None = None
+    """A trained model that trials start from: a run (of its folds the one that has heard none of the trial's dev and test
+    speakers), one trial of it (RUN/seed_0/fold_2), a folder that `export` wrote, or a checkpoint of transformers' for audio
+    classification. Encoder, sum of layers and heads are taken over where they fit, a classifier where its classes are there.
+    Without `weights` and `config` the encoder is the source's."""
     config: dict[str, Any] | None = None
     """transformers' configuration for random weights (`model_type` and whatever differs from its defaults)."""
     dropout: Probability | None = None
@@ -224,6 +229,8 @@ class EncoderModel(ModelSettings):
             raise ValueError("freeze=encoder trains nothing of the encoder, its adapter included: leave one of the two out")
         if self.layers != "last" and isinstance(self.head, ProbeSettings):
             raise ValueError("layers=weighted learns a sum of layers, and a probe sees them side by side: use head.layers")
+        if self.init_from is not None and isinstance(self.head, ProbeSettings):
+            raise ValueError("init_from is for what is trained step by step: for a probe, export the model, as weights")
         return self
 
 
@@ -442,6 +449,15 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _four_bits_in_one_piece(self) -> Self:
+        if isinstance(getattr(self.model, "adapter", None), QloraSettings) and self.train.strategy == "zero3":
+            raise ValueError(
+                "train.strategy=zero3 splits weights over ranks, and those of model.adapter=qlora are packed with their scales:"
+                " use ddp, zero1 or zero2, under which each rank has a copy in four bits, or model.adapter.kind=lora"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _layers_that_decay(self) -> Self:
         if self.train.layer_decay != 1 and not isinstance(self.model, EncoderModel):
             raise ValueError("train.layer_decay is of transformer layers, which this model does not have: leave it out")
@@ -544,8 +560,8 @@ class Settings(Section):
         """Tell whether a head learns the same from each clip's mean frame, computed once, as through its frozen encoder:
         nothing is drawn anew before the pooling."""
         model = self.model
-        if not isinstance(model, EncoderModel) or model.freeze != "encoder":
-            return False
+        if not isinstance(model, EncoderModel) or model.freeze != "encoder" or model.init_from is not None:
+            return False  # trials that start from several models have several encoders
         mixes_sound = self.data.mixup is not None and not self.data.mixup.of_states
         return self.is_probe or (self._heads_take_means and not self.data.augment and not mixes_sound)
 

@@ -29,12 +29,14 @@ class FrozenParameters:
         """Find the frozen parameters of a model that holds its base's weights, if they are its encoder or most of it."""
         frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        if not model.freeze_encoder and sum(parameter.numel() for parameter in frozen.values()) <= trained:
+        packed = any(not parameter.is_floating_point() for parameter in frozen.values())  # four-bit weights are never saved
+        if not model.freeze_encoder and not packed and sum(parameter.numel() for parameter in frozen.values()) <= trained:
             return cls(frozenset(), "")
         digest = hashlib.sha256()
         for name, parameter in sorted(frozen.items()):
             digest.update(f"{name} {tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+            for tensor in (parameter, *_scales(parameter)):
+                digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return cls(frozenset(frozen), digest.hexdigest())
 
     def without(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -53,3 +55,9 @@ class FrozenParameters:
                 "the frozen weights are not those that this trial began with: has the folder or hub repository of "
                 "model.weights changed? Bring them back, or give another run.name"
             )
+
+
+def _scales(parameter: Tensor) -> tuple[Tensor, ...]:
+    """Return what four-bit weights (models/quantised.py) are multiplied by; of others nothing."""
+    state = getattr(parameter, "quant_state", None)
+    return () if state is None else (state.absmax, state.state2.absmax, state.offset)

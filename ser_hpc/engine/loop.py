@@ -44,6 +44,7 @@ from ser_hpc.engine.torch_compile import compile_layers
 from ser_hpc.engine.trackers import build_trackers
 from ser_hpc.engine.trial_data import TrialData, balance_groups, lengths, make_batch_source, shard_order
 from ser_hpc.engine.unfreeze import Unfreezing, go_on_after_releases
+from ser_hpc.inference.trials import initial_weights
 from ser_hpc.models.classifier import build_for_tasks
 from ser_hpc.models.norms import RunningStatistics
 from ser_hpc.run.attempt import describe_attempt as describe
@@ -86,9 +87,12 @@ def train_trial(
     saved = checkpoint.restore(trial, attempt, world)
 
     # Set up: the model, and how ranks share it.
-    new_model, width = partial(build_for_tasks, settings.model, tasks, weights_seed(seed)), None
+    initial, width = initial_weights(trial.run, settings, trial.trial), None
+    new_model = partial(build_for_tasks, settings.model, tasks, weights_seed(seed), initial=initial)
     encoder = frozen.load(settings, seed, new_model) if settings.uses_feature_cache else None
     model = encoder.model if encoder else new_model()
+    if world.is_main and initial is not None:
+        print(f"starting from {initial.source}:", *initial.told, sep="\n  ", flush=True)
     base = encoder.base if encoder else FrozenParameters.from_model(model)
     if saved.tensors is not None:
         base.check(saved.tensors.base)

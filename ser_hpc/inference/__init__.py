@@ -8,6 +8,7 @@ predictor    recordings -> packed batches -> predictions, in bounded memory
 recordings   what is given to predict: files, folders, tables, shards, arrays; windows cuts them
 writers      a table for people; JSON lines, CSV and Parquet for programs
 export       writes a model folder, folder reads one, card describes it; register makes it known to transformers
+adapter_folder           writes and reads LoRA as PEFT does; initial: trained weights for another trial to start from
 
 It knows nothing of how a model was trained.
 """

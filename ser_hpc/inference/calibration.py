@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from ser_hpc.inference.spec import Calibration
 from ser_hpc.run.predictions import Prediction
@@ -50,6 +49,8 @@ def _calibration(logits: np.ndarray, truth: np.ndarray) -> Calibration:
 def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
     """Find the temperature, from 0.02 to 50, of logits (n, C) with class indices (n,): of a convex function, so the same from
     the same predictions. Rounded to four digits."""
+    from scipy.optimize import minimize_scalar  # a second to import, for whoever only starts from a model
+
     clips, classes = logits.shape
     spread = 1 / (clips + 2)
     wanted = np.full((clips, classes), spread / classes)

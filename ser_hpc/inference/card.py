@@ -66,6 +66,31 @@ _LIMITS = """\
 - The confidence is calibrated on clips of the same corpora. Elsewhere it is usually too sure."""
 
 
+def adapter_card(run: RunModels, spec: ModelSpec) -> str:
+    """Return the card of an adapter folder, as PEFT's own begin: of its base, its use and its scores."""
+    cv, model = cross_validate(run.run), run.settings.model
+    weights = str(getattr(model, "weights", None))
+    base = Path(weights).name if expand_home(weights).is_dir() else weights
+    head = f"---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: audio-classification\n---"
+    use = (
+        f"```bash\npython -m ser_hpc.predict FOLDER recording.wav --base {base}\n```\n\n"
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModel\n\n"
+        "PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), FOLDER)  # of Whisper: its get_encoder()\n```\n\n"
+        "The adapter alone gives frames; the heads are in `heads.safetensors`. The folder holds no code and no pickle."
+    )
+    sections = {
+        "How is it used?": use,
+        "How good is it?": _scores(spec, cv),
+        "How sure is it?": _calibration(spec),
+        "What was it trained on?": _training(run, cv),
+        "What is it for, and what not?": _USE,
+        "Where are its limits?": _LIMITS,
+        "Licences": _licences(run, cv),
+    }
+    parts = [head, f"# {run.plan['name']}: an adapter over {base}", *_warnings(cv), _summary(run, spec)]
+    return "\n\n".join([*parts, *(f"## {name}\n\n{text}" for name, text in sections.items())]) + "\n"
+
+
 def write_card(folder: Path, run: RunModels, spec: ModelSpec, library: Library) -> None:
     """Write README.md. `library`: what loads the folder; "transformers" where it is of a class of theirs."""
     cv = cross_validate(run.run)
@@ -270,13 +295,15 @@ def _model(run: RunModels) -> str:
     adapter = f", adapter `{model.adapter.kind}`" if model.adapter else ""
     cut = f", ended after {counted(model.num_layers, 'layer')}" if model.num_layers else ""
     seen = " on a learned sum of its layers" if model.layers == "weighted" else ""
+    if model.init_from is not None:
+        weights = f"the trained model `{Path(model.init_from).name}`"
     return f"encoder from {weights}{cut}{frozen}{layers}{adapter}; head `{model.head.kind}`{seen}"
 
 
 def _licences(run: RunModels, cv: CrossValidation) -> str:
     model = run.settings.model
-    weights = getattr(model, "weights", None)
-    of_weights = f", and of the weights it started from ({Path(weights).name})" if weights else ""
+    started = [each for each in (getattr(model, "weights", None), getattr(model, "init_from", None)) if each]
+    of_weights = f", and of the weights it started from ({', '.join(Path(each).name for each in started)})" if started else ""
     return (
         f"A model is bound by the terms of what it was made of: of its corpora ({', '.join(cv.plan['corpora'])}){of_weights}. "
         "Many speech corpora allow research only. This package does not know them: whoever passes the model on reads them "

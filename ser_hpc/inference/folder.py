@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def portable(spec: ModelSpec, module: Ensemble) -> ModelSpec:
     shape = {name: value for name, value in encoder.config.to_diff_dict().items() if name in known and name not in left_out}
     changes = {
         "weights": None,
+        "init_from": None,
         "config": json.loads(json.dumps({**shape, "model_type": family})),
         "normalize": getattr(module.fronts[0], "normalize", None),
         "num_layers": None,
@@ -73,12 +74,13 @@ def portable(spec: ModelSpec, module: Ensemble) -> ModelSpec:
     return replace(spec, model=model.model_copy(update=changes))
 
 
-def write_model(folder: Path, spec: ModelSpec, module: Ensemble) -> None:
-    """Write config.json, model.safetensors and preprocessor_config.json into a folder that is there. `module`: uncalibrated."""
+def write_model(folder: Path, spec: ModelSpec, module: Ensemble, heard: Mapping[str, Sequence[str]]) -> None:
+    """Write config.json, model.safetensors and preprocessor_config.json into a folder that is there. `module`: uncalibrated;
+    `heard`: the speakers that trained it, and chose its epoch, for whoever starts from it."""
     labels = {str(i): name for i, name in enumerate(spec.classes)}
     tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
     own = is_transformers_own(spec)
-    record = spec.as_json() | {"owners": module.owners, "temperature_in_weights": own}
+    record = spec.as_json() | {"owners": module.owners, "temperature_in_weights": own, "heard": heard}
     config: dict[str, Any] = {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}, MODEL_TYPE: record}
     if own:
         family = _family(spec)

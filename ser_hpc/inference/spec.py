@@ -136,8 +136,8 @@ class ModelSpec:
         return spec
 
     def _check(self, source: str) -> None:
-        if isinstance(self.model, EncoderModel) and self.model.weights is not None:
-            raise UserError(f"{source} would load weights from elsewhere, {self.model.weights}: a model folder holds its own")
+        if isinstance(self.model, EncoderModel) and (elsewhere := self.model.weights or self.model.init_from) is not None:
+            raise UserError(f"{source} would load weights from elsewhere, {elsewhere}: a model folder holds its own")
         if not self.targets or not isinstance(self.targets[self.main], OverClasses):
             raise UserError(f"{source} is damaged: its first task has no classes")
         if not 1 <= len(self.members) <= _MOST_MEMBERS:

@@ -11,7 +11,6 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from safetensors import SafetensorError
@@ -22,15 +21,19 @@ from ser_hpc.config.extensions import import_from
 from ser_hpc.config.load import EXTENSIONS, load_run_settings
 from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.core.errors import UserError, listed
+from ser_hpc.corpora import labels
 from ser_hpc.data.sampler import weights_seed
 from ser_hpc.inference.calibration import calibrate
 from ser_hpc.inference.ensemble import Ensemble, Heads
+from ser_hpc.inference.folder import MODEL_TYPE, read_model
+from ser_hpc.inference.initial import initial_of_checkpoint, initial_of_model
 from ser_hpc.inference.spec import Member, ModelSpec
 from ser_hpc.models.adapters import merge_lora
 from ser_hpc.models.classifier import Classifier, build_classifier, build_for_tasks
 from ser_hpc.models.frontend import Frontend
+from ser_hpc.models.initial import InitialWeights
 from ser_hpc.results.plan_checks import read_done, read_trial_predictions
-from ser_hpc.run import identity
+from ser_hpc.run import identity, init_source
 from ser_hpc.run.plan import read_plan
 from ser_hpc.run.run_dir import RunDir, Trial
 from ser_hpc.tasks.targets import ClassTarget, Target, make_target
@@ -106,18 +109,21 @@ class RunModels:
         dev = read_trial_predictions(folder, self.plan, done)["dev"]
         return Member(trial.seed, trial.fold, done.get("best_dev_uar") or 0.0, calibrate(dev, self.targets))
 
-    def load(self, trials: Sequence[Trial], calibrated: bool = True) -> tuple[ModelSpec, Ensemble]:
-        """Load these trials as one model, on the CPU. Raises UserError where weights are missing or are not the run's."""
-        members = tuple(self._member(trial) for trial in trials)
-        model, data = self.settings.model, self.settings.data
-        spec = ModelSpec(
-            model=model,
+    def spec(self, trials: Sequence[Trial]) -> ModelSpec:
+        """Describe the model of these trials, with temperatures fitted to their dev parts."""
+        return ModelSpec(
+            model=self.settings.model,
             targets=self.targets,
             heads={name: task.head for name, task in self.settings.tasks.items()},
-            max_seconds=data.max_seconds,
-            members=members,
-            crop=data.crop,
+            max_seconds=self.settings.data.max_seconds,
+            members=tuple(self._member(trial) for trial in trials),
+            crop=self.settings.data.crop,
         )
+
+    def load(self, trials: Sequence[Trial], calibrated: bool = True) -> tuple[ModelSpec, Ensemble]:
+        """Load these trials as one model, on the CPU. Raises UserError where weights are missing or are not the run's."""
+        spec = self.spec(trials)
+        members = spec.members
         with import_from(self.run.path / EXTENSIONS):
             encoders, heads = self._parts(spec, trials)
         temperatures = [member.temperatures if calibrated else {} for member in members]
@@ -133,7 +139,7 @@ class RunModels:
         for trial in trials:
             saved = self._weights(trial)
             drawn = trial.seed if isinstance(model, EncoderModel) and model.weights is None else None
-            if frozen and drawn in shared:
+            if frozen and drawn in shared and model.init_from is None:
                 number, first = shared[drawn]
                 classifier = Classifier(
                     first.frontend,
@@ -144,7 +150,7 @@ class RunModels:
                 )
             else:
                 self._check_base(saved)
-                number, classifier = len(encoders), self._build(spec, trial)
+                number, classifier = len(encoders), self._build(spec, trial, saved)
                 encoders.append((classifier.frontend, classifier.encoder))
                 shared[drawn] = number, classifier
             self._fill(classifier, saved, trial)
@@ -152,11 +158,20 @@ class RunModels:
             heads.append(Heads.of(classifier, number, spec.main))
         return encoders, heads
 
-    def _build(self, spec: ModelSpec, trial: Trial) -> Classifier:
+    def classifier(self, spec: ModelSpec, trial: Trial) -> Classifier:
+        """Build a trial's classifier as it was trained, its adapter beside the encoder's matrices. Raises UserError."""
+        saved = self._weights(trial)
+        self._check_base(saved)
+        classifier = self._build(spec, trial, saved)
+        self._fill(classifier, saved, trial)
+        return classifier
+
+    def _build(self, spec: ModelSpec, trial: Trial, saved: Mapping[str, Tensor]) -> Classifier:
         if self.settings.is_probe:
             return build_classifier(spec.model, len(spec.classes), seed=0)
-        build = partial(build_for_tasks, spec.model, spec.tasks)
-        return build(weights_seed(trial.seed))
+        whole = any(map(_ENCODERS_OWN.match, saved))
+        initial = None if whole else initial_weights(self.run, self.settings, trial)
+        return build_for_tasks(spec.model, spec.tasks, weights_seed(trial.seed), initial=initial)
 
     def _weights(self, trial: Trial) -> dict[str, Tensor]:
         path = self.run.trial(trial).weights
@@ -182,13 +197,31 @@ class RunModels:
         recorded = identity.read_identity(self.run)
         if recorded is None or any(map(_ENCODERS_OWN.match, saved)):
             return
-        then, now = recorded.identity.content.get("weights"), identity.weights_digest(self.settings)
-        if then != now:
-            weights = getattr(self.settings.model, "weights", None)
-            raise UserError(
-                f"model.weights {weights} is not what {self.run.path} was trained with, and the run holds only what it trained "
-                "on top of it: bring the old weights back there"
-            )
+        digests = {"weights": identity.weights_digest, "init_from": init_source.source_digest}
+        for name, digest in digests.items():
+            if recorded.identity.content.get(name) != digest(self.settings):
+                given = getattr(self.settings.model, name, None)
+                raise UserError(
+                    f"model.{name} {given} is not what {self.run.path} was trained with, and the run holds only what it "
+                    "trained on top of it: bring the old weights back there"
+                )
+
+
+def initial_weights(run: RunDir, settings: Settings, trial: Trial) -> InitialWeights | None:
+    """Read the weights that a trial of a run starts from; None: those of `model.weights`. Raises UserError."""
+    model = settings.model
+    if not isinstance(model, EncoderModel) or model.init_from is None:
+        return None
+    source, plan = init_source.open_source(model.init_from), run.read_plan()
+    fold = next(fold for fold in plan["folds"] if fold["fold"] == trial.fold)
+    dev, test = (init_source.qualified(fold[part]["speakers"], plan["corpora"]) for part in ("dev", "test"))
+    chosen, label_set = source.choose(dev, test, settings.folds.speaker_aliases), labels.load_label_set(run.labels)
+    if source.run is not None and chosen is not None:
+        spec, module = RunModels.open(source.run).load([chosen], calibrated=False)
+        return initial_of_model(f"{model.init_from} ({chosen})", spec, module, label_set)
+    if MODEL_TYPE in init_source.read_config(source.path):
+        return initial_of_model(model.init_from, *read_model(source.path, calibrated=False), label_set)
+    return initial_of_checkpoint(model.init_from, next(iter(settings.tasks)), label_set)
 
 
 def _copied_heads(classifier: Classifier) -> dict[str, nn.Module]:

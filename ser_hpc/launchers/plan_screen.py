@@ -103,9 +103,10 @@ def _costs(experiment: Experiment, launcher: Launcher, out: Console) -> None:
     free = shutil.disk_usage(_existing(experiment.run.path)).free
     model = cost.model
     parts = ", ".join(f"{name} {_count(count)}" for name, count in model.parts.items())
+    packed = f", {_count(model.four_bit)} kept in four bits" if model.four_bit else ""
     out.print(
         f"\nmodel: {'' if model.exact else 'about '}{_count(model.parameters)} parameters ({parts}), {_count(model.trained)} "
-        f"of them trained; {model.flops / 1e9:.2g} GFLOP a second of audio"
+        f"of them trained{packed}; {model.flops / 1e9:.2g} GFLOP a second of audio"
     )
     out.print(
         f"estimated, roughly: disk {_bytes(cost.disk_peak)} while all train, "

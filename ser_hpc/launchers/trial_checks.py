@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ser_hpc.config.adapters import LoraSettings
+from ser_hpc.config.adapters import LowRankSettings, QloraSettings
 from ser_hpc.config.heads import MeanPoolSettings, ProbeSettings
 from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.core.errors import UserError, counted
@@ -26,6 +26,7 @@ from ser_hpc.corpora.public_checkpoints import contamination
 from ser_hpc.corpora.words import WordColumn
 from ser_hpc.results.confounding import confounding_warning
 from ser_hpc.run.experiment import Experiment, old_defaults_note
+from ser_hpc.run.init_source import open_source
 
 _HEADS_LR = 2e-4
 _MODEL_S = 180.0  # on a login node with a slow file system, transformers takes its time
@@ -43,8 +44,9 @@ def check_trials(experiment: Experiment, models: dict[str, tuple[str | None, lis
         error, model_notes = _model(settings.model, {} if models is None else models)
         problems += [error] if error else []
         notes += model_notes
-        if learnt := contamination(settings.model.weights, _tested_corpora(experiment)):
-            notes.append(learnt)
+        for weights in {settings.model.weights, _foreign_source(settings.model.init_from)}:
+            if learnt := contamination(weights, _tested_corpora(experiment)):
+                notes.append(learnt)
     notes += _confounding(experiment)
     if problems:
         raise UserError("\n".join(problems))
@@ -65,6 +67,11 @@ def _confounding(experiment: Experiment) -> list[str]:
 def _tested_corpora(experiment: Experiment) -> set[str]:
     corpus = experiment.index.metadata.corpus
     return {name for fold in experiment.folds.folds for name in corpus.take(fold.test.positions).occurring()}
+
+
+def _foreign_source(name: str | None) -> str | None:
+    """Return what trials start from, if nobody has recorded whom it has heard."""
+    return None if name is None or open_source(name).heard else name
 
 
 def check_run_root(settings: Settings) -> None:
@@ -113,8 +120,12 @@ def _slow_head(settings: Settings) -> list[str]:
 
 def _missing_packages(settings: Settings) -> list[str]:
     """Tell what trials import and this Python lacks: a note, for they may run in another (a container)."""
-    lora = isinstance(settings.model, EncoderModel) and isinstance(settings.model.adapter, LoraSettings)
-    wanted = [("peft", "model.adapter=lora", "pip install 'ser_hpc[adapters]'")] if lora else []
+    adapter = getattr(settings.model, "adapter", None)
+    wanted = []
+    if isinstance(adapter, LowRankSettings):
+        wanted.append(("peft", f"model.adapter={adapter.kind}", "pip install 'ser_hpc[adapters]'"))
+    if isinstance(adapter, QloraSettings):
+        wanted.append(("bitsandbytes", "model.adapter=qlora", "pip install 'ser_hpc[qlora]'"))
     if settings.train.strategy != "ddp":
         wanted.append(("deepspeed", f"train.strategy={settings.train.strategy}", "install it, or use ddp"))
     return [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-from ser_hpc.config.adapters import AdapterSettings, BitFitSettings, LoraSettings
+from ser_hpc.config.adapters import AdapterSettings, BitFitSettings, LowRankSettings, QloraSettings
 from ser_hpc.config.extension_errors import explain_errors
 from ser_hpc.core.errors import UserError, listed
 
@@ -25,7 +26,7 @@ def apply_adapter(settings: AdapterSettings | None, encoder: nn.Module) -> None:
             return
         case BitFitSettings():
             train_biases_only(encoder)
-        case LoraSettings():
+        case LowRankSettings():
             add_lora(settings, encoder)
         case _:
             with explain_errors(settings.kind):
@@ -43,13 +44,10 @@ def train_biases_only(encoder: nn.Module) -> None:
         parameter.requires_grad_(parameter.requires_grad and name.endswith("bias"))
 
 
-def add_lora(settings: LoraSettings, encoder: nn.Module) -> None:
-    """Put LoRA beside the chosen linear layers, of those that are not frozen, and freeze all else. Raises UserError where
-    there is none of these names, or no PEFT."""
-    try:
-        import peft
-    except ImportError as error:
-        raise UserError(f"model.adapter=lora needs the PEFT package ({error}): pip install 'ser_hpc[adapters]'") from error
+def add_lora(settings: LowRankSettings, encoder: nn.Module) -> None:
+    """Put LoRA beside the chosen linear layers, of those that are not frozen, and freeze all else; for QLoRA, keep these and
+    the other layers' matrices in four bits. Raises UserError where there is none of these names, or a package is missing."""
+    peft = _peft(settings)
     linear = {name: module for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
     learning = [name for name, module in linear.items() if module.weight.requires_grad]
     wanted = settings.targets or LORA_TARGETS
@@ -59,26 +57,58 @@ def add_lora(settings: LoraSettings, encoder: nn.Module) -> None:
         ends = sorted({name.rpartition(".")[2] for name in linear})
         what = f"has no linear layer {listed(unknown)}" if unknown else "has no such layer that is not frozen"
         raise UserError(f"model.adapter.targets: this encoder {what}; its linear layers end in {listed(ends, 20)}")
-    config = peft.LoraConfig(
+    encoder.requires_grad_(False)
+    if isinstance(settings, QloraSettings):
+        _quantise(encoder, [name for name in linear if name in chosen or any(_is_end(name, end) for end in LORA_TARGETS)])
+    peft.inject_adapter_in_model(lora_config(settings, chosen), encoder)
+
+
+def lora_config(settings: LowRankSettings, names: Sequence[str]) -> Any:
+    """Return PEFT's configuration (`LoraConfig`) of an adapter beside these layers."""
+    return _peft(settings).LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         use_dora=settings.dora,
-        target_modules=chosen,
+        target_modules=list(names),
         bias="none",
     )
-    encoder.requires_grad_(False)
-    peft.inject_adapter_in_model(config, encoder)
+
+
+def _peft(settings: LowRankSettings) -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        what = f"model.adapter={settings.kind} needs the PEFT package"
+        raise UserError(f"{what} ({error}): pip install 'ser_hpc[adapters]'") from error
+    return peft
+
+
+def _quantise(encoder: nn.Module, names: Sequence[str]) -> None:
+    try:
+        from ser_hpc.models import quantised  # bitsandbytes takes seconds to import
+    except ImportError as error:
+        what = "model.adapter=qlora needs the bitsandbytes package"
+        raise UserError(f"{what} ({error}): pip install 'ser_hpc[qlora]'") from error
+    quantised.quantise(encoder, names)
 
 
 def merge_lora(encoder: nn.Module) -> None:
-    """Add what LoRA has learnt to the matrices that it stands beside, in place: the encoder is a plain one again."""
-    for name, module in list(encoder.named_modules()):
-        layer: Any = module
+    """Add what LoRA has learnt to the matrices that it stands beside, in place: the encoder is a plain one again, without
+    four-bit weights: those are widened first, so that nothing is rounded once more."""
+    layer: Any
+    for name, layer in list(encoder.named_modules()):
+        if hasattr(layer, "widened"):
+            _replace(encoder, name, layer.widened())
+    for name, layer in list(encoder.named_modules()):
         if hasattr(layer, "lora_A") and hasattr(layer, "get_base_layer"):
             layer.merge(safe_merge=True)
-            parent, _, last = name.rpartition(".")
-            setattr(encoder.get_submodule(parent), last, layer.get_base_layer())
+            _replace(encoder, name, layer.get_base_layer())
+
+
+def _replace(encoder: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(encoder.get_submodule(parent), last, module)
 
 
 def _is_end(name: str, target: str) -> bool:

@@ -28,6 +28,7 @@ from ser_hpc.models.frontend import Frontend, PooledFeatureFrontend
 from ser_hpc.models.heads.attention_pool import AttentionPool
 from ser_hpc.models.heads.build import build_head
 from ser_hpc.models.heads.linear_probe import LinearProbe
+from ser_hpc.models.initial import InitialWeights
 from ser_hpc.models.layer_sum import LayerSum
 from ser_hpc.tasks.task import Task
 
@@ -149,12 +150,13 @@ def build_classifier(
     head: HeadSettings | None = None,
     others: Sequence[Task] = (),
     pooled_width: int | None = None,
+    initial: InitialWeights | None = None,
 ) -> Classifier:
     """Build the classifier on the CPU, in float32: the same weights for the same seed; the global random state is left alone.
 
     `num_classes`: of the main task, `head`: its own settings of a head; `others`: tasks beside it. `pooled_width`: the width of
-    the encoder's frames, for the same heads without the encoder, over `PooledFeatureFrontend`. Raises UserError where
-    pretrained weights cannot be loaded or a configuration is not an encoder's.
+    the encoder's frames, for the same heads without the encoder, over `PooledFeatureFrontend`. `initial`: trained weights for
+    the encoder. Raises UserError where pretrained weights cannot be loaded or a configuration is not an encoder's.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -167,7 +169,7 @@ def build_classifier(
             main, *rest = (AttentionPool(settings, network.width, width) for width in widths)
             named = {task.name: each for task, each in zip(others, rest, strict=True)}
             return Classifier(acrnn.MelFrontend(settings), network, main, named, reversals=reversals)
-        front, model, width, frozen = _encoder(settings, pooled_width)
+        front, model, width, frozen = _encoder(settings, pooled_width, initial)
         layer_sum = None
         if isinstance(settings, EncoderModel) and settings.layers == "weighted":
             layer_sum = LayerSum(_num_states(front, model), normalised=pooled_width is not None)
@@ -180,11 +182,22 @@ def build_classifier(
         return Classifier(front, model, main_head, heads, freeze_encoder=frozen, layer_sum=layer_sum, reversals=reversals)
 
 
-def build_for_tasks(settings: ModelSettings, tasks: Sequence[Task], seed: int, pooled_width: int | None = None) -> Classifier:
-    """Build the classifier of a run's tasks, the main one first, as `build_classifier` does."""
+def build_for_tasks(
+    settings: ModelSettings,
+    tasks: Sequence[Task],
+    seed: int,
+    pooled_width: int | None = None,
+    initial: InitialWeights | None = None,
+) -> Classifier:
+    """Build the classifier of a run's tasks, the main one first, as `build_classifier` does. `initial`: trained weights for
+    all of it that they fit."""
     main, *others = tasks
     width = main.target.width
-    return build_classifier(settings, width, seed, head=main.head, others=others, pooled_width=pooled_width)
+    model = build_classifier(settings, width, seed, head=main.head, others=others, pooled_width=pooled_width, initial=initial)
+    if initial is not None:
+        heads = {main.name: model.head} | {task.name: model.task_heads[f"{task.name}_"] for task in others}
+        initial.put_rest(model.layer_sum, heads, tasks)
+    return model
 
 
 def _probe_or_head(settings: HeadSettings, width: int, num_classes: int, encoder: nn.Module) -> nn.Module:
@@ -202,7 +215,9 @@ def _num_states(front: Frontend, encoder: nn.Module) -> int:
     return front.states if isinstance(front, PooledFeatureFrontend) else num_layers(encoder.config) + 1
 
 
-def _encoder(settings: ModelSettings, pooled_width: int | None) -> tuple[Frontend, nn.Module, int, bool]:
+def _encoder(
+    settings: ModelSettings, pooled_width: int | None, initial: InitialWeights | None
+) -> tuple[Frontend, nn.Module, int, bool]:
     """Return front, encoder, the width of its frames, and whether the settings freeze it whole."""
     frozen = isinstance(settings, EncoderModel) and settings.freeze == "encoder"
     if pooled_width is not None:
@@ -218,6 +233,8 @@ def _encoder(settings: ModelSettings, pooled_width: int | None) -> tuple[Fronten
         from ser_hpc.models.encoders import pretrained  # transformers takes seconds to import
 
         front, model, width = pretrained.load_encoder(settings)
+        if initial is not None:
+            initial.put_encoder(model)
         adapters.apply_adapter(settings.adapter, model)
         return front, model, width, frozen
     if isinstance(settings, CnnModel):

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ser_hpc.config.adapters import LoraSettings
+from ser_hpc.config.adapters import LowRankSettings, QloraSettings
 from ser_hpc.config.heads import (
     AttentionPooling,
     AttentiveStatisticsPooling,
@@ -45,12 +45,13 @@ _CONFORMERS = ("wav2vec2-bert", "wav2vec2-conformer")
 @dataclass(frozen=True, slots=True)
 class ModelSize:
     """Parameters by part, and how many of all are trained; `flops`: of a forward pass, for a second of audio; `exact`: the
-    counts are those of the built model."""
+    counts are those of the built model; `four_bit`: how many parameters are kept in four bits."""
 
     parts: dict[str, int]
     trained: int
     flops: float
     exact: bool
+    four_bit: int = 0
 
     @property
     def parameters(self) -> int:
@@ -91,7 +92,7 @@ def model_size(model: ModelSettings, heads: Mapping[str, tuple[HeadSettings, int
     flops = _stem_flops(shape) + layers * (
         2 * _FRAMES_A_SECOND * layer + 4 * _FRAMES_A_SECOND * (_FRAMES_A_SECOND * clip_seconds) * width
     )
-    return ModelSize(parts, sum(parts.values()) - frozen, flops, exact)
+    return ModelSize(parts, sum(parts.values()) - frozen, flops, exact, _four_bit(model, shape))
 
 
 def _shape(model: EncoderModel) -> tuple[dict[str, Any], bool]:
@@ -183,11 +184,19 @@ def _frozen(model: EncoderModel, encoder: int, stem: int, below: int, layer: int
 def _lora(model: EncoderModel, shape: Mapping[str, Any]) -> int | None:
     """Count what LoRA adds beside its default targets, in the layers that are not frozen; None: there is none, or elsewhere."""
     adapter = model.adapter
-    if not isinstance(adapter, LoraSettings) or adapter.targets:
+    if not isinstance(adapter, LowRankSettings) or adapter.targets:
         return None
     width, ff = int(shape["hidden_size"]), int(shape["encoder_ffn_dim" if "encoder_ffn_dim" in shape else "intermediate_size"])
     layer = adapter.rank * (4 * 2 * width + 2 * (width + ff)) + adapter.dora * (4 * width + ff + width)
     return (int(shape["num_hidden_layers"]) - model.freeze_layers) * layer
+
+
+def _four_bit(model: EncoderModel, shape: Mapping[str, Any]) -> int:
+    """Count the matrices of attention and of the feed-forward layers, which QLoRA quantises in every layer, trained or not."""
+    if not isinstance(model.adapter, QloraSettings):
+        return 0
+    width, ff = int(shape["hidden_size"]), int(shape["encoder_ffn_dim" if "encoder_ffn_dim" in shape else "intermediate_size"])
+    return int(shape["num_hidden_layers"]) * (4 * width * width + 2 * width * ff)
 
 
 def _head(head: HeadSettings, width: int, outputs: int, states: int) -> int | None:

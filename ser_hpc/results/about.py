@@ -78,6 +78,8 @@ def _model(settings: Settings) -> str:
         return f"{model.kind}, from random weights"
     tuned = "" if model.freeze == "encoder" else ", fine-tuned"
     what = f"{model.weights}{tuned}" if model.weights else f"{(model.config or {}).get('model_type')}, from random weights"
+    if model.init_from is not None:
+        what = f"started from the trained model {model.init_from} ({what})"
     frozen = {"encoder": "; the encoder frozen", "feature_encoder": "; its feature encoder frozen"}.get(model.freeze, "")
     return what + frozen + (f"; its lowest {counted(model.freeze_layers, 'layer')} frozen" if model.freeze_layers else "")
 

@@ -6,6 +6,7 @@ identity                 what the run's name is a hash of
 plan                     plan.json as it is made, with what binds predictions to it, and as it is read
 snapshot                 the code that its jobs run
 planned_clips            the clips of a run as planned, for what is no job; shared_folder: what runs on the same shards share
+init_source              the trained model that trials start from, and whom it has heard
 attempt, attempt_end     one start of a trial, and how it ended; rank: which of its ranks this process is
 
 It knows nothing of how training works.

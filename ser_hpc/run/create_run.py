@@ -10,6 +10,7 @@ from ser_hpc.config.load import EXTENSIONS, dump_settings
 from ser_hpc.config.settings import Settings
 from ser_hpc.core.atomic_io import write_aside, write_text
 from ser_hpc.core.errors import UserError, listed
+from ser_hpc.core.home import expand_home
 from ser_hpc.corpora import labels
 from ser_hpc.protocols.near_duplicates import parse_harmless
 from ser_hpc.run import identity
@@ -54,6 +55,8 @@ def portable_settings(experiment: Experiment) -> Settings:
     model = given.model
     if (folder := identity.local_folder(given)) is not None:
         model = model.model_copy(update={"weights": str(folder.resolve())})
+    if (source := getattr(model, "init_from", None)) is not None and expand_home(source).is_dir():
+        model = model.model_copy(update={"init_from": str(expand_home(source).resolve())})
     harmless = tuple("=".join(pair) for pair in sorted(parse_harmless(given.folds.harmless_pairs)))
     folds = given.folds.model_copy(update={"harmless_pairs": harmless})
     return given.model_copy(update={"data": data, "folds": folds, "model": model})

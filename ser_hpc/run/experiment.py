@@ -26,7 +26,7 @@ from ser_hpc.corpora.labels import DROPPED, LabelSet
 from ser_hpc.corpora.names import is_unknown
 from ser_hpc.data import augmentation, mixup
 from ser_hpc.protocols.folds import FoldPlan, plan_folds
-from ser_hpc.run import identity
+from ser_hpc.run import identity, init_source
 from ser_hpc.run.fold_file import read_folds
 from ser_hpc.run.identity import Identity
 from ser_hpc.run.plan import read_plan
@@ -83,6 +83,7 @@ def prepare_experiment(settings: Settings, label_set: LabelSet | None = None, pl
     `label_set`: a run's own, instead of the one that `data.labels` names now; `planned`: the run, whose folds are taken as they
     were planned and checked for leaks at launch, if they are there.
     """
+    settings = init_source.with_encoder_of_source(settings)
     index = ShardIndex.load(*shard_folders(settings))
     label_set = label_set or _label_set(settings, index)
     if len(label_set.classes) < 2:
@@ -93,6 +94,7 @@ def prepare_experiment(settings: Settings, label_set: LabelSet | None = None, pl
     folds = read_folds(planned, read_plan(planned), index.metadata, notes) if planned else None
     folds = folds or _plan(settings, index, label_set)
     check_clip_lengths(settings, index)
+    init_source.check_speakers(settings, folds, index.metadata.corpus.occurring())
     targets = label_set.targets(index.metadata)
     check_norm_groups(settings, index.metadata.seconds[targets != DROPPED])
     check_speakers(settings, index, targets)
@@ -207,6 +209,7 @@ def _files(settings: Settings, fingerprint: str) -> dict[str, str]:
         fingerprint,
         augmentation.sounds_digest(settings.data.augment),
         identity.weights_digest(settings),
+        init_source.source_digest(settings),
         extensions.sources_digest(extensions.sources_of(settings.outsiders_in_results())),
     )
     return {name: digest for name, digest in zip(identity.FILES, digests, strict=True) if digest}

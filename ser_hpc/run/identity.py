@@ -26,7 +26,7 @@ from ser_hpc.corpora import labels
 from ser_hpc.corpora.labels import LabelSet
 from ser_hpc.run.run_dir import RunDir
 
-FILES = ("shards", "sounds", "weights", "extensions")
+FILES = ("shards", "sounds", "weights", "init_from", "extensions")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json")  # and what says how they are to be used
 
 
@@ -58,7 +58,8 @@ def identity_of(
     """Return the identity; None: nothing of that schema can have been this.
 
     `files`: digests of what is read, wherever it lies: `shards`; where there are such, `sounds` that augmentation mixes in,
-    `weights` of a local folder, and `extensions`, the sources of what stands outside the package.
+    `weights` of a local folder, trained ones that trials start from (`init_from`), and `extensions`, the sources of what stands
+    outside the package.
     """
     if (changed := schemas.identity(settings, schema)) is None:
         return None
@@ -131,7 +132,11 @@ def weights_digest(settings: Section) -> str | None:
     path = local_folder(settings)
     if path is None:
         return None
-    files = sorted({file for pattern in _WEIGHTS for file in path.glob(pattern) if file.is_file()})
+    return files_digest(sorted({file for pattern in _WEIGHTS for file in path.glob(pattern) if file.is_file()}))
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """Hash names and contents of files, SHA-256 in hex."""
     return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 

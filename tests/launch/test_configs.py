@@ -14,7 +14,7 @@ from small import curve, packed_tones, train_on_ranks, wav2vec2
 
 from ser_hpc.config.load import configs_folder, load_settings
 from ser_hpc.config.settings import AcrnnModel, CnnModel, EncoderModel
-from ser_hpc.corpora.parsers import crema_d, iemocap, msp_podcast
+from ser_hpc.corpora.parsers import crema_d, iemocap, msp_podcast, ravdess, tess
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.run import experiment
 from ser_hpc.run.create_run import write_run
@@ -24,7 +24,7 @@ from ser_hpc.shards.write import pack
 
 WHISPER = {"model_type": "whisper", "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
 WAVLM = wav2vec2(model_type="wavlm")
-ENCODERS = {"wavlm-large": WAVLM, "whisper-large": WHISPER}
+ENCODERS = {"wavlm-large": WAVLM, "whisper": WHISPER}
 ACRNN = "first_channels: 4, channels: 4, layers: 2, linear: 8, cells: 4, mels: 16"
 ELSEWHERE = ("demo", "any_corpus_probe")  # run as they are, by test_launch.py and test_docs.py
 CONFIGS = [path for path in sorted(configs_folder().glob("*.yaml")) if path.stem not in ELSEWHERE]
@@ -67,9 +67,32 @@ def msp_podcast_tree(root: Path) -> Path:
     return root
 
 
+def ravdess_tree(root: Path) -> Path:
+    """Five actors in all eight emotions."""
+    names = [f"03-01-{emotion:02d}-01-01-01-{actor:02d}" for emotion in range(1, 9) for actor in range(1, 6)]
+    for number, name in enumerate(names, start=1000):
+        noise(root / f"Actor_{name[-2:]}" / f"{name}.wav", number)
+    return root
+
+
+def tess_tree(root: Path) -> Path:
+    """Both actresses."""
+    names = [
+        f"{actress}_{word}_{emotion}"
+        for actress in ("OAF", "YAF")
+        for word in ("back", "germ")
+        for emotion in ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
+    ]
+    for number, name in enumerate(names, start=2000):
+        noise(root / f"{name}.wav", number)
+    return root
+
+
 CORPORA: dict[str, Callable[[Path], tuple[Utterance, ...]]] = {
     "iemocap": lambda root: iemocap.parse(make_iemocap(root, turns=6)).utterances,
     "crema": lambda root: crema_d.parse(crema_d_tree(root)).utterances,
+    "ravdess": lambda root: ravdess.parse(ravdess_tree(root)).utterances,
+    "tess": lambda root: tess.parse(tess_tree(root)).utterances,
     "msp": lambda root: msp_podcast.parse(msp_podcast_tree(root)).utterances,
 }
 
@@ -85,8 +108,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
     made = {}
     for path in CONFIGS:
         corpus = path.stem.partition("_")[0]
+        together = [str(shards[name]) for name in path.stem.split("_") if name in CORPORA] or [str(shards["tones"])]
         changes = [
-            f"data.shards={shards.get(corpus, shards['tones'])}",
+            f"data.shards={json.dumps(together)}",
             f"run.root={base / 'runs'}",
             "train.epochs=1",
             "seeds=1",

@@ -15,6 +15,7 @@ from ser_hpc.config.settings import TrainSettings
 from ser_hpc.engine.distributed.ddp import DTYPES
 
 REDUCE_BUCKET = 500_000_000  # elements, at most, of DeepSpeed's buffer for reducing gradients; it always has its full size
+_PACKED = 1 + 2 / 64 + 8 / (64 * 256)  # bytes of a byte of four-bit weights, with their scales (models/quantised.py)
 
 
 def static_bytes(module: nn.Module, train: TrainSettings, ranks: int) -> float:
@@ -25,11 +26,12 @@ def static_bytes(module: nn.Module, train: TrainSettings, ranks: int) -> float:
     ones of models below DeepSpeed's limit of 1e9 live through a whole pass.
     """
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    every = sum(parameter.numel() for parameter in module.parameters())
-    weight = DTYPES[train.precision].itemsize
-    ema = 4 * trained if train.ema_decay else 0
+    weight = DTYPES[train.precision].itemsize if train.strategy != "ddp" else 4
+    every = sum(parameter.numel() for parameter in module.parameters() if parameter.is_floating_point())
+    packed = _PACKED * sum(parameter.numel() for parameter in module.parameters() if not parameter.is_floating_point())
+    ema = packed + (4 * trained if train.ema_decay else 0)
     if train.strategy == "ddp":
-        return ema + 4 * every + (4 + 8) * trained
+        return ema + weight * every + (4 + 8) * trained
     own, bucket = (4 + 8) / ranks * trained, min(REDUCE_BUCKET, trained)
     if train.strategy == "zero1":
         return ema + weight * every + (weight + 4) * trained + own + 4 * bucket

@@ -24,7 +24,7 @@ from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, Rep
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
-from ser_hpc.config.adapters import LoraSettings
+from ser_hpc.config.adapters import LowRankSettings
 from ser_hpc.config.heads import ProbeSettings
 from ser_hpc.config.settings import EncoderModel
 from ser_hpc.core.errors import UserError, listed
@@ -173,9 +173,13 @@ def _unsupported(config: Any, settings: EncoderModel) -> Iterator[str]:
             yield f"model.head.layers: the layers of {config.model_type} have fewer frames than it returns; use last"
         elif settings.head.layers != "all" and max(settings.head.layers, default=0) > num_layers(config):
             yield f"model.head.layers has {max(settings.head.layers)}, but this encoder's are 0 to {num_layers(config)}"
-    lora = isinstance(settings.adapter, LoraSettings) and not settings.adapter.targets
-    if lora and settings.freeze_layers == num_layers(config):
-        yield f"model.adapter=lora stands in layers, and model.freeze_layers freezes all {settings.freeze_layers}: freeze fewer"
+    if (
+        isinstance(settings.adapter, LowRankSettings)
+        and not settings.adapter.targets
+        and settings.freeze_layers == num_layers(config)
+    ):
+        what = f"model.adapter={settings.adapter.kind} stands in layers, and model.freeze_layers freezes all"
+        yield f"{what} {settings.freeze_layers}: freeze fewer"
     if settings.layers == "weighted" and is_squeezed(config):
         yield f"model.layers=weighted: the layers of {config.model_type} have fewer frames than it returns; use last"
     if settings.freeze_layers and config.model_type == "sew-d":

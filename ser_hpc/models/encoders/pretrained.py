@@ -93,7 +93,7 @@ def _random(config: Any) -> nn.Module:
 def _pretrained(weights: str, config: Any) -> nn.Module:
     """Load safetensors where there are any; else a pickle, read by torch's restricted loader alone."""
     family: Any = WhisperModel if config.model_type == "whisper" else AutoModel
-    with explain_loading_errors(weights), _quiet():
+    with explain_loading_errors(weights), quiet():
         model, info = family.from_pretrained(
             weights, config=config, dtype=torch.float32, weights_only=True, output_loading_info=True
         )
@@ -105,7 +105,7 @@ def _pretrained(weights: str, config: Any) -> nn.Module:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Leave out transformers' table of weights that the classifier has no use for (its missing ones are checked here), and
     without its progress bar, which in a log is one long line."""
     before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
