@@ -63,6 +63,11 @@ NEW: dict[str, Any] = {
     "folds.harmless_pairs": [],
     "data.crop": "start",
     "model[encoder].head[probe].normalization": "none",
+    "data.mixup": None,
+    "train.eval_steps": None,
+    "train.freeze_epochs": 0,
+    "train.unfreeze_layers": None,
+    "model[encoder].init_from": None,
     "tasks.*.reversal": 0.0,
 }
 

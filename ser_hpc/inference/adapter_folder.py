@@ -53,7 +53,7 @@ def write_adapter(folder: Path, run: RunModels, trial: Trial) -> ModelSpec:
     config.base_model_name_or_path, config.inference_mode = name, True
     config.save_pretrained(str(folder))
     save_file({_to_peft(key): tensor.contiguous() for key, tensor in lora.items()}, folder / WEIGHTS, metadata={"format": "pt"})
-    save_file(_heads_of(classifier, spec.main), folder / HEADS, metadata={"format": "pt"})
+    save_file(dict(_heads_of(classifier, spec.main)), folder / HEADS, metadata={"format": "pt"})
     for file in (WEIGHTS, HEADS):
         follow_umask(folder / file)
     record = {
