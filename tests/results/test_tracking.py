@@ -181,6 +181,7 @@ def test_mistakes_are_told_in_words(run: RunDir, tmp_path: Path, monkeypatch: py
     assert "there is no module 'nowhere'" in told(str(run.path), "--to", "nowhere:Mine")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert "MLFLOW_TRACKING_URI" in told(str(run.path), "--to", "mlflow")
+    assert "write http://HOST:5000" in told(str(run.path), "--to", "mlflow", "--url", "host:5000")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"

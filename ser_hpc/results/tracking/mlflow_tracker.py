@@ -19,7 +19,6 @@ from ser_hpc.results.tracking.tracker import Tracker, check_answers, import_libr
 
 # Tags: whose run it is, how it stands, the last step of its curves, and a digest of its files.
 _KEY, _STATE, _STEP, _FILES = "ser_hpc.key", "ser_hpc.state", "ser_hpc.step", "ser_hpc.files"
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else its pages show runs among those of language models
 _PARAMS, _METRICS = 100, 1000  # in one request: MLflow's own limits
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # its own are minutes of them
@@ -38,13 +37,15 @@ class MlflowTracker(Tracker):
         super().__init__(url or os.environ.get("MLFLOW_TRACKING_URI"), project)
         if not self.url:
             raise UserError("--to mlflow needs a server: --url http://HOST:5000, or MLFLOW_TRACKING_URI in the environment")
+        if "://" not in self.url and not self.url.startswith("databricks"):
+            raise UserError(f"{self.url} is no address of an MLflow server: write http://HOST:5000")
         if self.url.startswith(("http://", "https://")):
             check_answers(self.url)
         self._mlflow = import_library("mlflow")
         with self._explained():
             self._client = self._mlflow.MlflowClient(tracking_uri=self.url)
             experiment = self._client.get_experiment_by_name(project)
-            self._experiment = experiment.experiment_id if experiment else self._client.create_experiment(project, tags=_KIND)
+            self._experiment = experiment.experiment_id if experiment else self._client.create_experiment(project)
         self._ids: dict[str, str] = {}  # of MLflow's runs, by the records' keys
 
     def keep(self, record: Record) -> int:
