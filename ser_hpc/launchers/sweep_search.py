@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ser_hpc.config.sweep import SweepSettings
+from ser_hpc.results.sweep_table import format_value
 from ser_hpc.run.sweep_dir import Configuration, SweepDir
 
 
@@ -55,4 +56,4 @@ def tell(sweep: SweepDir, asked: SweepSettings) -> None:
 
 def describe_values(values: Mapping[str, Any]) -> str:
     """Format values for a line: `train.lr=0.003 model.head.hidden=[64]`."""
-    return " ".join(f"{name}={value}" for name, value in values.items())
+    return " ".join(f"{name}={format_value(value)}" for name, value in values.items())

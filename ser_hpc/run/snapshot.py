@@ -42,6 +42,7 @@ _CANNOT_CHANGE_RESULTS = (
     *("inference/", "predict.py", "export.py"),
     *("monitor/", "launchers/", "pack.py", "launch.py", "status.py", "report.py", "core/cli.py", "run/snapshot.py"),
     *("shards/pack_screen.py", "shards/inspect_screen.py", "shards/stats.py", "shards/fold_stream.py", "results/report_"),
+    *("sweep.py", "config/sweep.py", "run/sweep_dir.py", "results/sweep_table.py", "results/ensembles.py"),
     *("run/demo_shards.py", "results/markdown.py", "results/cross_validation.py", "results/intervals.py"),
     # in snapshots of before the rooms:
     *("cluster/", "console.py", "shards/show.py", "shards/inspect.py", "results/render.py", "results/text.py"),
