@@ -167,7 +167,7 @@ def _blocks(gradio: Any, predictor: Predictor) -> Any:
         gradio.Markdown(
             f"## What does it sound like?\n\n{', '.join(predictor.classes)}: by `{predictor.source}`, on this machine."
         )
-        sound = gradio.Audio(sources=["microphone", "upload"], type="filepath", label="A recording", editable=False, buttons=[])
+        sound = gradio.Audio(sources=["upload", "microphone"], type="filepath", label="A recording", editable=False, buttons=[])
         remark = gradio.Markdown()
         probabilities = gradio.Label(label="Probabilities", show_heading=False, visible=False)
         over_time = gradio.HTML(label="Over time", show_label=True, container=True, visible=False)
