@@ -32,8 +32,8 @@ _LONG_S, _MOST_S = 8.0, 3600.0
 _MOST_BYTES = 1 << 30
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; frame-ancestors 'none'"
 _CSS = """
-.gradio-container { max-width: 720px !important; margin: 0 auto !important; }
-.over-time { display: grid; grid-template-columns: max-content 1fr; gap: 3px 10px; align-items: center; }
+.gradio-container { max-width: 720px !important; margin: 0 auto !important; overflow-x: clip; }
+.over-time { display: grid; padding-top: 26px; grid-template-columns: max-content 1fr; gap: 3px 10px; align-items: center; }
 .over-time svg { width: 100%; height: 18px; display: block; background: var(--background-fill-secondary); border-radius: 3px; }
 .over-time rect { fill: var(--color-accent); }
 .over-time .times { display: flex; justify-content: space-between; font-size: 0.85em; opacity: 0.75; }

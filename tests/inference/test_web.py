@@ -124,7 +124,7 @@ def test_a_clip_that_is_sent_is_answered(served: tuple[str, Path], model: Predic
     client = gradio_client.Client(served[0], verbose=False)
     (wanted,) = model.predict(wavs(base)[0])
     label, remark, _ = client.predict(gradio_client.handle_file(str(wavs(base)[0])), api_name="/listen")
-    assert label["label"] == wanted.label and wanted.label in remark
+    assert label["value"]["label"] == wanted.label and wanted.label in remark
     with pytest.raises(Exception, match=r"."):  # whatever Gradio makes of it
         client.predict({"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, api_name="/listen")
 
