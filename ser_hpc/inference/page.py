@@ -32,8 +32,8 @@ _LONG_S, _MOST_S = 8.0, 3600.0
 _MOST_BYTES = 1 << 30
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; frame-ancestors 'none'"
 _CSS = """
-.gradio-container { max-width: 720px !important; margin: 0 auto !important; }
-.over-time { display: grid; grid-template-columns: max-content 1fr; gap: 3px 10px; align-items: center; }
+.gradio-container { max-width: 720px !important; margin: 0 auto !important; overflow-x: clip; }
+.over-time { display: grid; padding-top: 26px; grid-template-columns: max-content 1fr; gap: 3px 10px; align-items: center; }
 .over-time svg { width: 100%; height: 18px; display: block; background: var(--background-fill-secondary); border-radius: 3px; }
 .over-time rect { fill: var(--color-accent); }
 .over-time .times { display: flex; justify-content: space-between; font-size: 0.85em; opacity: 0.75; }
@@ -167,7 +167,7 @@ def _blocks(gradio: Any, predictor: Predictor) -> Any:
         gradio.Markdown(
             f"## What does it sound like?\n\n{', '.join(predictor.classes)}: by `{predictor.source}`, on this machine."
         )
-        sound = gradio.Audio(sources=["microphone", "upload"], type="filepath", label="A recording", editable=False, buttons=[])
+        sound = gradio.Audio(sources=["upload", "microphone"], type="filepath", label="A recording", editable=False, buttons=[])
         remark = gradio.Markdown()
         probabilities = gradio.Label(label="Probabilities", show_heading=False, visible=False)
         over_time = gradio.HTML(label="Over time", show_label=True, container=True, visible=False)
