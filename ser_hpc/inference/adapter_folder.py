@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +132,8 @@ def _to_peft(name: str) -> str:
     return "base_model.model." + (plain.removesuffix(".weight") if "lora_magnitude_vector" in plain else plain)
 
 
-def _heads_of(classifier: Classifier, main: str) -> Mapping[str, Tensor]:
-    """Return all outside the encoder: `emotion.classifier.weight`, `layer_sum.weights`."""
+def _heads_of(classifier: Classifier, main: str) -> dict[str, Tensor]:
+    """Return all outside the encoder, by name; the main task's head under the task's."""
     every = {name: tensor for name, tensor in classifier.state_dict().items() if not name.startswith("encoder.")}
     return {
         f"{main}.{name.removeprefix('head.')}" if name.startswith("head.") else name: tensor.contiguous()

@@ -132,14 +132,14 @@ class RunModels:
     def _parts(self, spec: ModelSpec, trials: Sequence[Trial]) -> tuple[list[tuple[Frontend, nn.Module]], list[Heads]]:
         """Build each trial's classifier with its weights; those on the same frozen encoder have it in common."""
         model = spec.model
-        alike = isinstance(model, EncoderModel) and model.freeze == "encoder" and model.init_from is None
+        common = isinstance(model, EncoderModel) and model.freeze == "encoder" and model.init_from is None
         shared: dict[int | None, tuple[int, Classifier]] = {}
         encoders: list[tuple[Frontend, nn.Module]] = []
         heads: list[Heads] = []
         for trial in trials:
             saved = self._weights(trial)
             drawn = trial.seed if isinstance(model, EncoderModel) and model.weights is None else None
-            if alike and drawn in shared:
+            if common and drawn in shared:
                 number, first = shared[drawn]
                 classifier = Classifier(
                     first.frontend,
