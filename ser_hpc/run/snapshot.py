@@ -43,6 +43,7 @@ _CANNOT_CHANGE_RESULTS = (
     *("monitor/", "launchers/", "pack.py", "launch.py", "status.py", "report.py", "core/cli.py", "run/snapshot.py"),
     *("shards/pack_screen.py", "shards/inspect_screen.py", "shards/stats.py", "shards/fold_stream.py", "results/report_"),
     *("run/demo_shards.py", "results/markdown.py", "results/cross_validation.py", "results/intervals.py"),
+    *("results/page/", "results/figures/", "results/predictions_table.py", "results/comparison"),
     # in snapshots of before the rooms:
     *("cluster/", "console.py", "shards/show.py", "shards/inspect.py", "results/render.py", "results/text.py"),
 )
