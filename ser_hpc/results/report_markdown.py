@@ -12,6 +12,7 @@ from ser_hpc.results.report_summary import (
     calibration_sentence,
     counted_predictions,
     incomplete_sentence,
+    protocol_words,
     reading_notes,
     report_headline,
     report_notes,
@@ -54,7 +55,7 @@ def to_markdown(cv: CrossValidation) -> str:
             _table(report_tables.trial_table(cv)),
             *absent_classes(cv),
         ]  # behind what sums them up: there may be a thousand
-    paragraphs += ["## Folds", f"Protocol: {markdown.one_line(cv.plan['protocol'])}", _table(report_tables.fold_table(cv))]
+    paragraphs += ["## Folds", protocol_words(cv.plan), _table(report_tables.fold_table(cv))]
     paragraphs += [
         "## Notes",
         markdown.bullets(report_notes(cv)),

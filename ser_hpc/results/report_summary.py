@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -93,6 +95,23 @@ def task_sentence(task: TaskScores) -> str:
     scored = f"{names.get(task.best, task.best)} {markdown.format_score(task.mean[task.best])}"
     pooled = f"pooled {markdown.format_score(task.pooled[task.best])}"
     return f"{task.name}: {scored}, {pooled}, over {counted(task.num_clips, 'test clip')}; chance is {task.chance:.3f}."
+
+
+def protocol_words(plan: Mapping[str, Any]) -> str:
+    """Say how the clips were divided, and what each part is for."""
+    folds = plan["folds"]
+    shared = any(
+        {*fold[one]["speakers"]} & {*fold[other]["speakers"]}
+        for fold in folds
+        for one, other in (("train", "test"), ("train", "dev"), ("dev", "test"))
+    )
+    people = "some speakers are in more than one part of a fold" if shared else "no known speaker is in two parts of a fold"
+    clips = {part: [fold[part]["num_clips"] for fold in folds] for part in ("train", "dev", "test")}
+    sizes = ", ".join(f"{min(n)} to {max(n)} {part}" if min(n) < max(n) else f"{n[0]} {part}" for part, n in clips.items())
+    return (
+        f"Protocol: {markdown.one_line(plan['protocol'])}. {counted(len(folds), 'fold')}, of {sizes} clips; {people}. In each, "
+        "a model learns from train, dev chooses, and test alone is scored."
+    )
 
 
 def calibration_sentence(details: Details) -> str:

@@ -11,7 +11,7 @@ from ser_hpc.results.figures.scales import Scale
 from ser_hpc.results.figures.shapes import NORMAL, WIDTH, Colour, Dot, Figure, Line, Shape, Text, cut, text_width, visible
 from ser_hpc.results.markdown import format_bounds, format_score
 
-_ROW, _TOP, _BOTTOM, _LABEL, _VALUE = 22.0, 22.0, 24.0, 124.0, 36.0
+_ROW, _TOP, _BOTTOM, _LABEL, _VALUE = 22.0, 22.0, 24.0, 134.0, 36.0
 
 
 @dataclass(frozen=True, slots=True)

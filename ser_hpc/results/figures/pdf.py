@@ -20,7 +20,7 @@ def write_pdf(path: Path, figure: Figure) -> None:
     except ImportError as error:
         raise UserError(f"PDF needs matplotlib ({error}): pip install 'ser_hpc[figures]'") from None
     size = (figure.width / _PIXELS, figure.height / _PIXELS)
-    with matplotlib.rc_context({"pdf.fonttype": 42, "font.family": ["Arial", "Helvetica", "Liberation Sans", "DejaVu Sans"]}):
+    with matplotlib.rc_context({"pdf.fonttype": 42, "font.family": "DejaVu Sans"}):
         canvas = Canvas(figsize=size)
         axes = canvas.add_axes((0, 0, 1, 1), xlim=(0, figure.width), ylim=(figure.height, 0))
         axes.set_axis_off()

@@ -19,11 +19,12 @@ from ser_hpc.results.figures.shapes import Figure
 from ser_hpc.results.figures.svg import to_svg_file
 from ser_hpc.results.groups import SPEAKER, Group, shown_groups
 
+NAMES = ("confusion", "classes", "folds", "reliability", "learning", "speakers", "groups")
 _SPEAKERS = 24  # drawn: of more, those with the lowest and the highest UAR
 
 
 def draw_all(cv: CrossValidation, details: Details) -> dict[str, Figure]:
-    """Draw what there is, by name: confusion, classes, folds, learning, speakers, groups, reliability."""
+    """Draw those of NAMES that there is something to draw for."""
     assert cv.finished is not None
     chance = 1 / len(cv.classes)
     figures = {

@@ -33,6 +33,7 @@ from ser_hpc.results.report_summary import (
     counted_predictions,
     incomplete_sentence,
     interval_words,
+    protocol_words,
     reading_notes,
     report_headline,
     report_notes,
@@ -78,7 +79,7 @@ def _head(cv: CrossValidation) -> dict[str, Any]:
         "how_panel": HOW_PANEL,
         "ledger": beside.ledger.sentence() if beside and beside.ledger else "",
         "about": cv.about,
-        "protocol": markdown.one_line(cv.plan["protocol"]).rstrip("."),
+        "protocol": protocol_words(cv.plan),
         "notes": report_notes(cv),
         "reading": reading_notes(cv),
     }
@@ -123,7 +124,7 @@ def _details(cv: CrossValidation, audio: bool) -> dict[str, Any]:
     seeds = len({t.trial.seed for t in cv.trials})
     num_speakers = sum(group.by == "speaker" for group in of.groups)
     return {
-        "figures": figures,
+        "figures": {name: figures.get(name) for name in run_figures.NAMES},
         "hero": _hero(cv),
         "hero_caption": "The run (diamond) beside what regression reaches without listening, with 95% intervals.",
         "counted": counted_predictions(cv).lower(),

@@ -11,7 +11,7 @@ _RULES = """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
 body{margin:0 auto;max-width:66rem;padding:1rem clamp(.9rem,3vw,2rem) 3rem;background:var(--page);color:var(--ink);
-font:1rem/1.5 system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif;overflow-wrap:anywhere}
+font:1rem/1.5 system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif;overflow-wrap:break-word}
 h1{font-size:1.5rem;line-height:1.25;margin:.4rem 0 .1rem}
 h2{font-size:1.2rem;margin:2.4rem 0 .6rem;padding-top:.6rem;border-top:1px solid var(--grid)}
 h3{font-size:1rem;margin:1.2rem 0 .4rem}
@@ -40,7 +40,7 @@ border-radius:.5rem;padding:1rem 1.2rem;margin:1rem 0}
 .facts dd{margin:0;font-weight:600;font-variant-numeric:tabular-nums}
 .about{display:grid;grid-template-columns:minmax(6rem,auto) 1fr;gap:.35rem 1rem;max-width:none}
 .about dt{color:var(--muted)}
-.about dd{margin:0}
+.about dd{margin:0;overflow-wrap:anywhere}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(20rem,100%),1fr));gap:1.2rem 2rem;align-items:start}
 .columns>*{min-width:0}
 figure{margin:.4rem 0}
@@ -59,7 +59,7 @@ max-width:none}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;overflow-wrap:normal}
 th,td{padding:.3rem .7rem .3rem 0;text-align:right;border-bottom:1px solid var(--grid);vertical-align:top;white-space:nowrap}
 th.word,td.word{text-align:left}
-td.word{white-space:normal;min-width:4rem}
+td.long{white-space:normal;min-width:12rem}
 tbody th{font-weight:400}
 thead th{color:var(--muted);font-weight:600;position:sticky;top:0;background:var(--page)}
 details{margin:.6rem 0}
@@ -69,6 +69,7 @@ svg text{font-family:inherit}
 svg polyline{fill:none}
 .key{display:inline-block;width:.7rem;height:.7rem;border-radius:50%;vertical-align:-.05rem;margin-right:.25rem}
 .key.one{background:var(--one)}.key.two{background:var(--two)}.key.ink{background:var(--ink);border-radius:0;rotate:45deg;scale:.8}
+@media (max-width:40rem){.about{grid-template-columns:1fr;gap:0}.about dd{margin-bottom:.6rem}.hero{padding:.8rem .7rem}}
 @media print{body{max-width:none;padding:0;font-size:10pt}nav,.skip,audio{display:none}h2,h3{break-after:avoid}
 figure,.clips li,tr,.hero{break-inside:avoid}.scroll{overflow:visible}thead th{position:static}
 figure svg{max-width:11cm}.columns{grid-template-columns:1fr 1fr}table{font-size:8pt}

@@ -10,7 +10,9 @@ TEMPLATE = """\
 {% endfor %}</tr></thead>
 <tbody>
 {% for row in of.rows %}
-<tr>{% for cell in row %}<td{% if loop.index0 in of.left %} class="word"{% endif %}><bdi>{{ cell }}</bdi></td>{% endfor %}</tr>
+<tr>{% for cell in row %}
+<td{% if loop.index0 in of.left %} class="word{{ " long" if cell|length > 24 }}"{% endif %}><bdi>{{ cell }}</bdi></td>
+{%- endfor %}</tr>
 {% endfor %}
 </tbody>
 </table>
@@ -41,7 +43,7 @@ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src
 <header>
 <p class="quiet">Report of a cross-validation</p>
 <h1><bdi>{{ name }}</bdi></h1>
-<p>{{ about.data }}. {{ protocol }}.</p>
+<p>{{ about.data }}.</p>
 </header>
 <main>
 {% if missing %}
@@ -157,7 +159,7 @@ aria-label="Listen to {{ clip.name }}"></audio>{% endif %}
 {% endif %}
 {% endif %}
 <h2 id="protocol">Protocol</h2>
-<p>{{ protocol }}.</p>
+<p>{{ protocol }}</p>
 {% if ledger %}<p>{{ ledger }}</p>{% endif %}
 {{ folded(tables.fold_parts, "Who is in which part of which fold") }}
 <h2 id="notes">Notes</h2>
