@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from made import rewrite
+from documents import ROOT, blocks
+from made import guessed, rewrite
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, confusion_matrix, f1_score
 
 from ser_hpc.core.errors import UserError
@@ -186,8 +187,6 @@ def test_warnings_stand_above_the_score(make_run: MakeRun) -> None:
     first = "angry"
 
     def collapse(found: list[Any]) -> list[Any]:
-        from made import guessed
-
         return [guessed(p, first) for p in found]
 
     for fold in range(5):
@@ -288,3 +287,16 @@ def test_sound_is_only_there_when_it_is_asked_for(make_run: MakeRun) -> None:
     silent, loud = page.to_html(heard), page.to_html(heard, audio=True)
     assert "data:audio" not in silent and "holds no sound" in silent and "data:image/png" in silent
     assert loud.count("data:audio/flac;base64,") == 1 and "holds recordings of the corpus" in loud
+
+
+def test_the_example_of_the_manual_runs(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/numbers.md's few lines, on a run: they print what the report says."""
+    run = make_run(seeds=(0, 1))
+    write_report(run)
+    capsys.readouterr()
+    (example,) = blocks(ROOT / "docs" / "numbers.md", "python")
+    exec(example.replace("runs/emodb_acrnn-XXXXXXXX", str(run.path)), {})
+    shown, report = capsys.readouterr().out, json.loads(run.report_json.read_text())
+    assert shown.startswith(f"pooled UAR {report['uar']['pooled']:.3f}\n")
+    speakers = [f"{group['group'].replace('/', ' ')} {group['wa']:.3f}" for group in report["groups"]]
+    assert shown.splitlines()[1 : 1 + len(speakers)] == speakers

@@ -23,8 +23,8 @@ def waveform(samples: np.ndarray, title: str) -> Figure:
     middle, reach = _HEIGHT / 2, _HEIGHT / 2 - 1
     places = np.linspace(0.5, WIDTH - 0.5, len(parts)).round(1).tolist()
     high, low = ([round(middle - reach * float(of(part)) / peak, 1) for part in parts] for of in (np.max, np.min))
-    outline = [*zip(places, high, strict=True), *reversed([*zip(places, low, strict=True)])]
-    shapes: tuple[Shape, ...] = (Line(tuple(outline), "one"),)
+    strokes = tuple(point for x, top, bottom in zip(places, high, low, strict=True) for point in ((x, top), (x, bottom)))
+    shapes: tuple[Shape, ...] = (Line(strokes, "one"),)
     return Figure(title, _HEIGHT, shapes)
 
 

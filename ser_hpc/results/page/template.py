@@ -56,7 +56,7 @@ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src
 <div class="warning" role="note"><p><strong>Warning:</strong> {{ warning }}</p></div>
 {% endfor %}
 {% if demo %}<div class="warning" role="note"><p>{{ demo }}</p></div>{% endif %}
-<section id="scores" aria-label="Scores">
+<section id="scores" aria-label="Result">
 {% if not finished %}
 <p>{{ headline }}</p>
 {% else %}
