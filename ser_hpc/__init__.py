@@ -9,7 +9,7 @@ The way of one utterance:
       models.classifier                      -> {task: logits}
       engine.loop.train_trial(...)           -> checkpoints, predictions
       results.cross_validation               -> UAR over folds and seeds, its interval, what is missing
-      results.report_*                       -> report.md, report.json
+      results.report_*, results.page         -> report.html, report.md, report.json
       load(run).predict(wavs)                -> probabilities, calibrated
 
 Rooms, each importing only from itself and from those before it: core, config, corpora, protocols, shards, tasks, data, run,

@@ -20,6 +20,7 @@ from pathlib import Path
 from ser_hpc.core import cli
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.results.comparison import compare
+from ser_hpc.results.comparison_latex import comparison_latex
 from ser_hpc.results.comparison_screen import comparison_json, comparison_screen
 from ser_hpc.results.systems import count_systems, read_systems
 
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m ser_hpc.compare", description=__doc__, formatter_class=cli.Help)
     parser.add_argument("systems", nargs="+", type=Path, metavar="RUN_OR_CSV", help="run directories, or CSV files")
     parser.add_argument("--json", action="store_true", help="print the comparison for programs instead")
+    parser.add_argument("--latex", action="store_true", help="print a LaTeX table for a paper instead; p is against the first")
     options = parser.parse_args(argv)
     if len(options.systems) < 2:
         raise UserError(f"one system alone, {listed(options.systems)}, cannot be compared; give two or more")
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     differences = compare(counts)
     if options.json:
         print(json.dumps(comparison_json(systems, counts, differences), indent=1, ensure_ascii=False, allow_nan=False))
+    elif options.latex:
+        print(comparison_latex(systems, counts, differences))
     else:
         cli.make_console().print(comparison_screen(systems, counts, differences))
     return 0

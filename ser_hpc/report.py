@@ -1,11 +1,12 @@
 """Rebuild a run's report from its saved predictions: `python -m ser_hpc.report runs/emodb-1a2b3c4d`
 
   --ensemble RUN RUN ...   a run of its own, of the mean of these runs' probabilities, reported and comparable as any other
+  --figures OUT            the page's figures for a paper, as SVG and PDF (pip install 'ser_hpc[figures]')
 
-Writes report.json and report.md into the run directory and prints a short table. Beside the scores stands what can be told
-without listening to the clips; the first report on these shards and folds measures it, in seconds to a few minutes. Exit code
-0: every trial is there; 1: trials are missing, and are named; 2: the run cannot be reported as it is (the message says what to
-do).
+Writes report.html (a page to be looked at), report.md, report.json and predictions.parquet into the run directory, and prints a
+short table. Beside the scores stands what can be told without listening to the clips; the first report on these shards and folds
+measures it, in seconds to a few minutes. Exit code 0: every trial is there; 1: trials are missing, and are named; 2: the run
+cannot be reported as it is (the message says what to do).
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from ser_hpc.core.atomic_io import write_json, write_text
 from ser_hpc.core.errors import UserError
 from ser_hpc.results.conditions import differences
 from ser_hpc.results.cross_validation import CrossValidation, cross_validate
+from ser_hpc.results.details import look_closer
+from ser_hpc.results.figures import run_figures
+from ser_hpc.results.page.page import to_html
+from ser_hpc.results.predictions_table import write_predictions_table
 from ser_hpc.results.report_json import to_json
 from ser_hpc.results.report_markdown import to_markdown
 from ser_hpc.results.report_terminal import to_terminal
@@ -48,11 +53,11 @@ def write_report(run: RunDir, *, panel: bool = True) -> CrossValidation:
     return result
 
 
-def show_report(run: RunDir, out: Console, *, panel: bool = True) -> CrossValidation:
+def show_report(run: RunDir, out: Console, *, panel: bool = True, audio: bool = False) -> CrossValidation:
     """Write the report and print a short table; where nothing can be written, the table and the reason."""
-    result, unwritten = update_report(run, lambda sentence: out.print(sentence, soft_wrap=True), panel=panel)
+    result, unwritten = update_report(run, lambda sentence: out.print(sentence, soft_wrap=True), panel=panel, audio=audio)
     out.print(to_terminal(result))
-    lines = [unwritten or f"report: {run.report_md}"]
+    lines = [unwritten or f"report: {run.report_html}"]
     if result.trials:  # the weights lie in the trials' folders: these know where, and what else a model needs
         use = {"predict": "AUDIO ...", "export": "FOLDER"}
         lines = [*(f"{name + ':':<8}python -m ser_hpc.{name} {run.path} {what}" for name, what in use.items()), *lines]
@@ -60,38 +65,50 @@ def show_report(run: RunDir, out: Console, *, panel: bool = True) -> CrossValida
     return result
 
 
-def update_report(run: RunDir, tell: Callable[[str], None], *, panel: bool) -> tuple[CrossValidation, str | None]:
+def update_report(
+    run: RunDir, tell: Callable[[str], None], *, panel: bool, audio: bool = False
+) -> tuple[CrossValidation, str | None]:
     """Score the run and write its report; return the reason too where it cannot be written."""
     result, unwritten = _scored(run), None
 
     def write_first(sentence: str) -> None:
         nonlocal unwritten
-        unwritten = _write(run, result)  # it is there, whatever becomes of what takes a while
+        unwritten = _write(run, result, audio)  # it is there, whatever becomes of what takes a while
         tell(sentence)
 
     pooled = result.scores.uar.pooled if result.scores else None
     beside = look_without_listening(run, result, write_first, compute=panel)
     result = replace(result, without_listening=beside, warnings=(*result.warnings, *beside.warnings(pooled)))
-    return result, unwritten or _write(run, result)
+    return result, unwritten or _write(run, result, audio)
 
 
 def _scored(run: RunDir) -> CrossValidation:
     attempts = list(trained_attempts(run))  # once: three files of each, on a disk that may be slow
     mixed = mixture_note(run, attempts)
     settled = [chosen_precision.precision_note(run, chosen_precision.AUTO)] if run.precision.exists() else []
-    return cross_validate(
-        run, notes=[*settled, *chosen_note(run), *([mixed] if mixed else []), *differences(attempts)], attempts=attempts
-    )
+    notes = [*settled, *chosen_note(run), *([mixed] if mixed else []), *differences(attempts)]
+    result = cross_validate(run, notes=notes, attempts=attempts)
+    return replace(result, details=look_closer(run, result))
 
 
-def _write(run: RunDir, result: CrossValidation) -> str | None:
-    """Write both report files; return the reason where they cannot be written."""
+def _write(run: RunDir, result: CrossValidation, audio: bool) -> str | None:
+    """Write the report's files; return the reason where they cannot be written."""
     try:
         write_json(run.report_json, to_json(result))
         write_text(run.report_md, to_markdown(result))
+        write_text(run.report_html, to_html(result, audio=audio))
+        write_predictions_table(run.predictions_table, result)
     except OSError as error:  # another's run, or a copy that is kept: its scores can be read all the same
         return f"nothing was written: the report cannot be written into {run.path}: {error.strerror}"
     return None
+
+
+def _write_figures(run: RunDir, folder: Path) -> None:
+    """Write the figures of a run. Raises UserError where there are none yet, or they cannot be written."""
+    result = _scored(run)
+    if result.details is None:
+        raise UserError(f"{run.path}: no trial is finished, so there is nothing to draw yet")
+    run_figures.write_figures(folder, result, result.details)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,15 +125,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="with --ensemble: its folder; default: beside the first run")
     parser.add_argument("--json", action="store_true", help="print report.json instead of the table")
     parser.add_argument("--no-panel", action="store_true", help="do not measure what is told without listening to the clips")
+    parser.add_argument("--figures", type=Path, metavar="OUT", help="write the page's figures into this folder, as SVG and PDF")
+    parser.add_argument(
+        "--with-audio", action="store_true", help="put the sound of the clips that it is surest and wrong about into the page"
+    )
     arguments = parser.parse_args(argv)
-    run, panel = _run(arguments), not arguments.no_panel
+    run, panel, audio = _run(arguments), not arguments.no_panel, arguments.with_audio
+    if arguments.figures:
+        _write_figures(run, arguments.figures)
     if arguments.json:
-        result, unwritten = update_report(run, lambda sentence: print(sentence, file=sys.stderr), panel=panel)
+        result, unwritten = update_report(run, lambda sentence: print(sentence, file=sys.stderr), panel=panel, audio=audio)
         print(json.dumps(to_json(result), indent=1, ensure_ascii=False, allow_nan=False))
         if unwritten:
             print(unwritten, file=sys.stderr)
     else:
-        result = show_report(run, cli.make_console(), panel=panel)
+        result = show_report(run, cli.make_console(), panel=panel, audio=audio)
     return 1 if result.missing else 0
 
 

@@ -88,6 +88,9 @@ ELSEWHERE = {
     "python -m ser_hpc.compare runs/emodb_acrnn-XXXXXXXX runs/emodb_acrnn-YYYYYYYY": (
         "tests/results/test_comparison.py::test_it_is_shown_for_80_columns"
     ),
+    "python -m ser_hpc.compare runs/emodb_acrnn-XXXXXXXX runs/emodb_acrnn-YYYYYYYY --latex": (
+        "tests/results/test_comparison_latex.py::test_a_row_holds_the_scores_of_its_system"
+    ),
     "python -m ser_hpc.compare runs/emodb_acrnn-XXXXXXXX predictions.csv --json": (
         "tests/results/test_comparison.py::test_a_run_and_its_own_table_do_not_differ"
     ),

@@ -15,10 +15,10 @@ import numpy as np
 
 from ser_hpc.inference.spec import Calibration
 from ser_hpc.run.predictions import Prediction
+from ser_hpc.tasks.reliability import expected_calibration_error
 from ser_hpc.tasks.targets import ClassTarget, Target, softmax
 
 _BOUNDS = (0.02, 50.0)  # of 1 / temperature
-_BINS = 15
 _ROUNDED = 5e-7  # half of the last digit of a saved probability
 
 
@@ -63,12 +63,3 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
 
     best = minimize_scalar(loss, bounds=np.log(_BOUNDS), method="bounded", options={"xatol": 1e-6})
     return float(f"{np.exp(-best.x):.4g}")
-
-
-def expected_calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """Compute the expected calibration error of the predicted class (Guo et al. 2017, eq. 3): over 15 bins of confidence, of
-    equal width, the mean gap between confidence and accuracy, weighted by clips."""
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, weights=confidence - right, minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(truth))

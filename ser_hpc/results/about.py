@@ -6,7 +6,7 @@ What an earlier version did not write down is left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,7 +16,7 @@ from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.core.atomic_io import read_json, read_sealed
 from ser_hpc.core.errors import UserError, counted
 from ser_hpc.run.attempt_end import TrainedAttempt, trained_attempts
-from ser_hpc.run.run_dir import RunDir, TrialDir
+from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
 from ser_hpc.run.snapshot import is_modified
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError)
@@ -40,6 +40,7 @@ def describe_run(
     about["code"] = _each(_origin(run, digest) for digest in {str(record.get("code") or "") for record in records})
     about["versions"] = _each(", ".join(f"{name} {number}" for name, number in _versions(run, one)) for one in records)
     about["hardware"] = _each(_hardware(record, strategies) for record in records)
+    about["restarts"] = _restarts(records, finished)
     about["time"] = _time([float(marker["seconds"]) for marker in markers if "seconds" in marker])
     return {topic: text for topic, text in about.items() if text}
 
@@ -123,6 +124,14 @@ def _hardware(attempt: Mapping[str, Any], strategies: Sequence[str]) -> str:
     parts = [str(device)] if device else []
     parts += [f"{counted(int(ranks), 'rank')} a trial"] if ranks else []
     return ", ".join([*parts, *strategies])
+
+
+def _restarts(records: Sequence[Mapping[str, Any]], finished: Collection[Trial]) -> str:
+    """Count the starts of finished trials after their first: each went on from a checkpoint, or began anew."""
+    if len(records) < len(finished):  # by a version that wrote none
+        return ""
+    more = len(records) - len(finished)
+    return f"{counted(more, 'restart')} survived, in {counted(len(finished), 'finished trial')}" if more else "none was needed"
 
 
 def _time(seconds: Sequence[float]) -> str:

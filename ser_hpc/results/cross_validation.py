@@ -34,6 +34,7 @@ from ser_hpc.run.run_dir import RunDir, Trial, TrialDir
 from ser_hpc.tasks import metrics
 
 if TYPE_CHECKING:
+    from ser_hpc.results.details import Details
     from ser_hpc.results.without_listening import WithoutListening
 
 
@@ -103,7 +104,8 @@ class CrossValidation:
     """The content of a report. `scores` is None while a trial is missing; `finished` is None if no trial is finished.
 
     `warnings`: why this may be no result; `about`: what was trained, by topic; `tasks`: those beside the main one, over the
-    finished trials; `without_listening`: what the scores are to be held against, where it was looked for.
+    finished trials; `without_listening`: what the scores are to be held against, and `details`: for whom, how sure and what it
+    mistakes, where these were looked for.
     """
 
     plan: dict[str, Any]
@@ -119,6 +121,7 @@ class CrossValidation:
     by_class: tuple[ClassScores, ...] = ()
     tasks: tuple[TaskScores, ...] = ()
     without_listening: WithoutListening | None = None
+    details: Details | None = None
 
     @property
     def classes(self) -> list[str]:

@@ -7,12 +7,14 @@ finished trials scored stands apart, under `partial`, with the number of trials 
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from ser_hpc.results.class_scores import ClassScores
 from ser_hpc.results.cross_validation import CrossValidation, Scores, Spread
+from ser_hpc.results.details import Details
 from ser_hpc.results.intervals import Interval
 from ser_hpc.results.report_summary import SCORE_NAMES, report_notes
 from ser_hpc.results.run_panel import PANEL_NUMBERS
@@ -63,6 +65,7 @@ def to_json(cv: CrossValidation) -> dict[str, Any]:
         **({"tasks": {task.name: _task_json(task) for task in cv.tasks}} if cv.tasks else {}),
         **({"without_listening": _beside_json(cv, cv.without_listening)} if cv.without_listening else {}),
         "about": cv.about,
+        **(_details_json(cv.details) if cv.details else {}),
     }
 
 
@@ -137,6 +140,35 @@ def _beside_json(cv: CrossValidation, beside: WithoutListening) -> dict[str, Any
 
 def _row_json(row: Shortcut) -> dict[str, Any]:
     return {"uar": row.uar, "ci95": json_bounds(row.interval), "ci95_reason": row.interval.reason, "control": row.control}
+
+
+def _details_json(details: Details) -> dict[str, Any]:
+    """Convert what is behind the scores; over the finished trials, of which `partial` tells the number."""
+    of = details.reliability
+    return {
+        "groups": [
+            {
+                "by": group.by,
+                "group": group.name,
+                "num_test": group.num_clips,
+                "num_speakers": group.num_speakers,
+                "uar": json_number(group.uar),
+                "uar_ci95": json_bounds(group.interval),
+                "wa": json_number(group.wa),
+            }
+            for group in details.groups
+        ],
+        "groups_unseen": details.unseen,
+        "calibration": {
+            "ece": of.error,
+            "bins": [
+                {"clips": int(clips), "confidence": json_number(confidence), "accuracy": json_number(accuracy)}
+                for clips, confidence, accuracy in zip(of.clips, of.confidence, of.accuracy, strict=True)
+            ],
+        },
+        "confused": [asdict(pair) for pair in details.confused],
+        "surest_mistakes": [asdict(mistake) for mistake in details.mistakes],
+    }
 
 
 def json_number(value: float) -> float | None:

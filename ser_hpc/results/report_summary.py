@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from ser_hpc.core.errors import counted
 from ser_hpc.results import markdown
 from ser_hpc.results.cross_validation import CrossValidation
+from ser_hpc.results.details import Details
 from ser_hpc.results.intervals import Interval, measured_coverage
 from ser_hpc.results.task_scores import TaskScores
+from ser_hpc.tasks.reliability import BINS
 
 DEMO_NOTE = "Numbers of a demo: synthetic speech. They show that the chain works and say nothing about emotion in real speech."
 SCORE_NAMES = {"uar": "UAR", "wa": "WA", "macro_f1": "macro-F1", "kappa": "kappa"}
+
+_READING = (
+    "UAR: mean of the recalls of the classes that occur in the test part; WA: accuracy; macro-F1 over the same classes as UAR; "
+    "kappa: Cohen's.",
+    "Mean and standard deviation are over trials (every fold with every seed). Pooled: the test clips of all folds of a seed "
+    "as one set, averaged over seeds.",
+    "Each trial's epoch, counted from 1, is the one with the best dev {chosen_by}; its test part has no say in it.",
+)
+HOW_PANEL = (
+    "Logistic regression on the folds of this run, trained on the training parts; pooled as above. Control: labels exchanged "
+    "within each speaker. The long-term spectrum is of the microphone and the room, but of the voice too."
+)
 
 
 def report_headline(cv: CrossValidation) -> str:
@@ -27,17 +45,19 @@ def report_headline(cv: CrossValidation) -> str:
         )
     seeds, folds = len(cv.plan["seeds"]), len(cv.plan["folds"])
     over = f"{counted(folds, 'fold')} and {counted(seeds, 'seed')}"
-    low_high = cv.interval.bounds
-    interval = (
-        f"95% interval {low_high[0]:.3f} to {low_high[1]:.3f} over {_units(cv.interval)}"
-        if low_high
-        else f"no interval ({cv.interval.reason})"
-    )
+    interval = interval_words(cv.interval)
     return (
         f"UAR **{markdown.format_score(uar.mean)}**{spread} over {over}; pooled **{markdown.format_score(uar.pooled)}**, "
         f"{interval}; "
         f"chance is {1 / len(cv.classes):.3f}."
     )
+
+
+def interval_words(of: Interval) -> str:
+    """Say an interval and over what it is, or why there is none."""
+    if of.bounds is None:
+        return f"no interval ({of.reason})"
+    return f"95% interval {of.bounds[0]:.3f} to {of.bounds[1]:.3f} over {_units(of)}"
 
 
 def _units(interval: Interval) -> str:
@@ -77,6 +97,41 @@ def task_sentence(task: TaskScores) -> str:
     return f"{task.name}: {scored}, {pooled}, over {counted(task.num_clips, 'test clip')}; chance is {task.chance:.3f}."
 
 
+def protocol_words(plan: Mapping[str, Any]) -> str:
+    """Say how the clips were divided, and what each part is for."""
+    folds = plan["folds"]
+    shared = any(
+        {*fold[one]["speakers"]} & {*fold[other]["speakers"]}
+        for fold in folds
+        for one, other in (("train", "test"), ("train", "dev"), ("dev", "test"))
+    )
+    people = "some speakers are in more than one part of a fold" if shared else "no known speaker is in two parts of a fold"
+    clips = {part: [fold[part]["num_clips"] for fold in folds] for part in ("train", "dev", "test")}
+    sizes = ", ".join(f"{min(n)} to {max(n)} {part}" if min(n) < max(n) else f"{n[0]} {part}" for part, n in clips.items())
+    return (
+        f"Protocol: {markdown.one_line(plan['protocol'])}. {counted(len(folds), 'fold')}, of {sizes} clips; {people}. In each, "
+        "a model learns from train, dev chooses, and test alone is scored."
+    )
+
+
+def calibration_sentence(details: Details) -> str:
+    """Say how far the confidence is to be believed."""
+    of = details.reliability
+    sure = float(np.nansum(of.confidence * of.clips) / of.clips.sum())
+    right = float(np.nansum(of.accuracy * of.clips) / of.clips.sum())
+    told = (
+        f"Mean confidence {sure:.0%}, {right:.0%} right; expected calibration error {markdown.format_score(of.error)} "
+        f"(over {BINS} bins), as the trials predicted."
+    )
+    return f"{told} Predicting with the run divides by a temperature that was fitted to the dev parts."
+
+
+def unseen_groups(cv: CrossValidation) -> list[str]:
+    """Say why groups by gender and length are not there, where they are not; else nothing."""
+    unseen = cv.details.unseen if cv.details else None
+    return [f"Gender, language, intensity and length of the clips are not known: {unseen}."] if unseen else []
+
+
 def report_notes(cv: CrossValidation) -> list[str]:
     """List what a reader must know before believing the numbers, with the plan's notes on the data and the protocol."""
     notes = [DEMO_NOTE] if cv.plan["demo"] else []
@@ -94,3 +149,23 @@ def incomplete_sentence(cv: CrossValidation) -> str:
 def count_trials(number: int, kind: str = "") -> str:
     """Format `1 trial`, `3 finished trials`."""
     return counted(number, f"{kind} trial".strip())
+
+
+def reading_notes(cv: CrossValidation) -> list[str]:
+    """List how the scores are to be read; the last line names the dev score that chose the epochs."""
+    return [*interval_notes(cv), *(line.format(chosen_by=cv.plan.get("select_by", "UAR")) for line in _READING)]
+
+
+def absent_classes(cv: CrossValidation) -> list[str]:
+    """Say which classes have no test clip in which fold; nothing where each has."""
+    absent = {t.trial.fold: t.absent_classes for t in cv.trials if t.absent_classes}
+    if not absent:
+        return []
+    listed_folds = "; ".join(f"{', '.join(names)} in fold {fold}" for fold, names in sorted(absent.items()))
+    return [f"Without a test clip, and left out of UAR and macro-F1 there: {listed_folds}."]
+
+
+def counted_predictions(cv: CrossValidation) -> str:
+    """Say over what a confusion matrix is summed."""
+    seeds = len({t.trial.seed for t in cv.trials})
+    return "Predictions" if seeds == 1 else f"Predictions, summed over {seeds} seeds"

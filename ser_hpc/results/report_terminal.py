@@ -59,8 +59,8 @@ def to_terminal(cv: CrossValidation) -> RenderableType:
     if cv.missing:
         lines += [Text(incomplete_sentence(cv), style="bold red")]
         lines += [Text(f"  {m.trial}: {shorten(m.reason, 240)}", style="red") for m in cv.missing]
-    lines += [Text(report_headline(cv).replace("**", ""))]
     lines += [Text(task_sentence(task)) for task in cv.tasks]
     if cv.without_listening and (beside := cv.without_listening.short()):
         lines += [Text(beside)]
-    return Group(*lines, *([Text(DEMO_NOTE, style="dim")] if cv.plan["demo"] else []))
+    lines += [Text(DEMO_NOTE, style="dim")] if cv.plan["demo"] else []
+    return Group(*lines, Text(report_headline(cv).replace("**", "")))  # last, where it is looked for

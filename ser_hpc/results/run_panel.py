@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FOLDER = "shortcuts"
 _PADDED_S = 0.05  # of digital zeros at a clip's end or beginning, from which on it was cut or filled
-_LEGACY = "the run was planned by an earlier version, which did not note which clips are in which fold"
+LEGACY_REASON = "the run was planned by an earlier version, which did not note which clips are in which fold"
 PANEL_NUMBERS = ("num_clips", "all_clips", "num_folds", "all_folds", "damaged", "padded", "same_text", "num_tested")
 
 
@@ -61,7 +61,7 @@ def find_panel(
     `tell`: is told, in a sentence, that it will take a while; `compute`: else only one that is there already is returned.
     """
     if "run" not in plan:
-        return None, _LEGACY
+        return None, LEGACY_REASON
     name = f"panel-{_panel_key(plan)}.json"
     folder = SharedFolder.of(run, first_shards(run), FOLDER)
     for path in folder.find(name):

@@ -7,7 +7,8 @@ RUN/                              runs/<name>-<8 hex of what changes the result>
   folds.npy                       the side of every clip in every fold (fold_file.py)
   plan.json                       classes, folds in words and counts, trials, notes; written before any trial starts
   precision.json                  what all trials compute in, where the settings left it to the first of them (once)
-  report.json  report.md          written by the report
+  report.html  report.md          written by the report, for people
+  report.json  predictions.parquet   and for programs: scores, and every test prediction
   jobs/                           what was submitted (submitted.jsonl; launchers.json), the launcher's files, every rank's log
   code/<12 hex>/                  the code that its jobs run
   seed_0/fold_2/                  one trial
@@ -215,6 +216,14 @@ class RunDir:
     def ensemble(self) -> Path:
         """Return what a run says of itself that was made of others' predictions (results/ensembles.py)."""
         return self.path / "ensemble.json"
+
+    @property
+    def report_html(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def predictions_table(self) -> Path:
+        return self.path / "predictions.parquet"
 
     @property
     def jobs(self) -> Path:

@@ -44,6 +44,7 @@ _CANNOT_CHANGE_RESULTS = (
     *("shards/pack_screen.py", "shards/inspect_screen.py", "shards/stats.py", "shards/fold_stream.py", "results/report_"),
     *("sweep.py", "config/sweep.py", "run/sweep_dir.py", "results/sweep_table.py", "results/ensembles.py"),
     *("run/demo_shards.py", "results/markdown.py", "results/cross_validation.py", "results/intervals.py"),
+    *("results/page/", "results/figures/", "results/predictions_table.py", "results/comparison"),
     # in snapshots of before the rooms:
     *("cluster/", "console.py", "shards/show.py", "shards/inspect.py", "results/render.py", "results/text.py"),
 )

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ser_hpc.inference.calibration import calibrate, expected_calibration_error, fit_temperature
+from ser_hpc.inference.calibration import calibrate, fit_temperature
 from ser_hpc.inference.ensemble import Ensemble, Heads
 from ser_hpc.run.predictions import Prediction
+from ser_hpc.tasks.reliability import expected_calibration_error
 from ser_hpc.tasks.targets import ClassTarget, NumbersTarget, softmax
 
 
