@@ -4,9 +4,9 @@
   --figures OUT            the page's figures for a paper, as SVG and PDF (pip install 'ser_hpc[figures]')
 
 Writes report.html (a page to be looked at), report.md, report.json and predictions.parquet into the run directory, and prints a
-short table. Beside the scores stands what can be told without listening to the clips; the first report on these shards and folds
-measures it, in seconds to a few minutes. Exit code 0: every trial is there; 1: trials are missing, and are named; 2: the run
-cannot be reported as it is (the message says what to do).
+short table. Beside the scores stands what can be told without listening to the clips; the first report on these shards and
+folds measures it, in seconds to a few minutes. Exit code 0: every trial is there; 1: trials are missing, and are named; 2: the
+run cannot be reported as it is (the message says what to do).
 """
 
 from __future__ import annotations
