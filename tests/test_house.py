@@ -97,7 +97,7 @@ def test_planning_needs_no_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-OTHER_DOTS = {"train", "folds", "model", "data", "json", "md", "py", "yaml"}  # settings, and files' endings
+OTHER_DOTS = {"train", "folds", "model", "data", "json", "md", "html", "py", "yaml"}  # settings, and files' endings
 
 
 def test_names_in_docstrings_exist() -> None:

@@ -41,13 +41,13 @@ def test_every_mistake_at_once_with_the_nearest_known_key() -> None:
         ("train.dropout=0.1", "did you mean model.dropout or model.head.dropout?"),
         ("model.head.projektion=8", "did you mean model.head.projection?"),
         ("data.lables=x", "did you mean data.labels?"),
-        ("train.mixup=0.2", "known: epochs, patience, global_batch"),
+        ("train.makeup=0.2", "known: epochs, patience, global_batch"),
         ("nonsense=1", "known: run, data, folds, model, tasks, train, seeds, trackers, cluster"),
         ("data.shards=[shards]/many", "stands in quotes"),
     ],
 )
 def test_a_hint_names_what_was_meant_or_nothing(override: str, hint: str) -> None:
-    """The same name elsewhere counts, letters in common do not: `mixup` is no `warmup`."""
+    """The same name elsewhere counts, letters in common do not: `makeup` is no `warmup`."""
     with pytest.raises(ConfigError) as caught:
         load_settings(None, [override])
     assert hint in str(caught.value)
