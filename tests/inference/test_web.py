@@ -121,7 +121,7 @@ def test_the_server_answers_for_this_machine_and_asks_no_other(served: tuple[str
 def test_a_clip_that_is_sent_is_answered(served: tuple[str, Path], model: Predictor, base: Path) -> None:
     """And a file of this machine that was not sent is not to be had by its path."""
     gradio_client = pytest.importorskip("gradio_client")
-    client = gradio_client.Client(served[0], verbose=False)
+    client = gradio_client.Client(served[0], verbose=False, httpx_kwargs={"timeout": 300})
     (wanted,) = model.predict(wavs(base)[0])
     label, remark, _ = client.predict(gradio_client.handle_file(str(wavs(base)[0])), api_name="/listen")
     assert label["value"]["label"] == wanted.label and wanted.label in remark
