@@ -11,7 +11,7 @@ from ser_hpc.results.learning_curves import LearningCurve
 
 _LEFT, _TOP, _HEIGHT, _BETWEEN, _BOTTOM = 34.0, 20.0, 110.0, 30.0, 34.0
 _SMALL_WIDTH, _SMALL_HEIGHT = 112.0, 64.0
-_FAINT = 0.55  # of a curve among several
+_FAINT, _LEAST = 0.55, 0.1  # of a curve among several, among very many
 
 
 def learning_figure(curves: Sequence[LearningCurve]) -> Figure:
@@ -22,7 +22,7 @@ def learning_figure(curves: Sequence[LearningCurve]) -> Figure:
     second = _TOP + _HEIGHT + _BETWEEN
     up = Scale(0, 1, _TOP + _HEIGHT, _TOP), Scale(0, highest, second + _HEIGHT, second)
     shapes = [*_axes(across, up[0], "dev UAR"), *_axes(across, up[1], "training loss")]
-    opacity = 1.0 if len(curves) == 1 else _FAINT
+    opacity = 1.0 if len(curves) == 1 else max(_LEAST, min(_FAINT, 6 / len(curves)))
     for curve in curves:
         shapes += _curve(curve.dev_uar, across, up[0], "one", opacity)
         shapes += _curve(curve.train_loss, across, up[1], "two", opacity)

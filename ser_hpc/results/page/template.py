@@ -96,7 +96,8 @@ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src
 {% endif %}
 <h2 id="classes">Classes</h2>
 <div class="columns">
-{{ drawn(figures.confusion, "Rows are true classes. Large: percent of the true class; small: number of predictions.") }}
+{{ drawn(figures.confusion,
+"Rows are true classes: percent of the class, and below it, where there is room, the number of predictions.") }}
 <div>
 {{ drawn(figures.classes, "Recall of each class; bars are 95% intervals over the speakers of the class.") }}
 {% if confused %}<h3>Most often confused</h3>{{ listed(confused) }}{% endif %}
