@@ -47,7 +47,7 @@ _MOST_SMALL = 300  # learning curves of a trial each
 
 
 def to_html(cv: CrossValidation, *, audio: bool = False) -> str:
-    """Return the content of `report.html`; `audio`: with the sound of the mistakes that are shown."""
+    """Return the content of report.html; `audio`: with the sound of the mistakes that are shown."""
     from jinja2 import Environment, StrictUndefined  # a twentieth of a second: not for every command that knows reports
     from markupsafe import Markup
 
