@@ -14,7 +14,7 @@ from small import curve, packed_tones, train_on_ranks, wav2vec2
 
 from ser_hpc.config.load import configs_folder, load_settings
 from ser_hpc.config.settings import AcrnnModel, CnnModel, EncoderModel
-from ser_hpc.corpora.parsers import crema_d, iemocap, msp_podcast, ravdess, tess
+from ser_hpc.corpora.parsers import crema_d, iemocap, msp_podcast, ravdess, tess, urduser
 from ser_hpc.corpora.utterance import Utterance
 from ser_hpc.run import experiment
 from ser_hpc.run.create_run import write_run
@@ -88,18 +88,29 @@ def tess_tree(root: Path) -> Path:
     return root
 
 
+def urduser_tree(root: Path) -> Path:
+    """Four actors in all emotions."""
+    for number, (emotion, folder) in enumerate(enumerate(urduser.EMOTIONS, start=1), start=3000):
+        for actor in range(1, 5):
+            noise(root / folder.title() / f"{actor}_{actor % 2}_{emotion}_01.wav", 10 * number + actor)
+    return root
+
+
 CORPORA: dict[str, Callable[[Path], tuple[Utterance, ...]]] = {
     "iemocap": lambda root: iemocap.parse(make_iemocap(root, turns=6)).utterances,
     "crema": lambda root: crema_d.parse(crema_d_tree(root)).utterances,
     "ravdess": lambda root: ravdess.parse(ravdess_tree(root)).utterances,
     "tess": lambda root: tess.parse(tess_tree(root)).utterances,
+    "urduser": lambda root: urduser.parse(urduser_tree(root)).utterances,
     "msp": lambda root: msp_podcast.parse(msp_podcast_tree(root)).utterances,
 }
+# Recipes that are not named after their corpora.
+OTHERS = {"multilingual_6class_attention": ["ravdess", "urduser"]}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
-    """One epoch of the first fold of each."""
+    """One epoch of the first fold of each, with all of its encoder that is trained."""
     base = tmp_path_factory.mktemp("configs")
     shards = {"tones": packed_tones(base)}
     for name, parsed in CORPORA.items():
@@ -108,15 +119,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
     made = {}
     for path in CONFIGS:
         corpus = path.stem.partition("_")[0]
-        together = [str(shards[name]) for name in path.stem.split("_") if name in CORPORA] or [str(shards["tones"])]
+        corpora = OTHERS.get(path.stem) or path.stem.split("_")
+        together = [str(shards[name]) for name in corpora if name in CORPORA] or [str(shards["tones"])]
         changes = [
             f"data.shards={json.dumps(together)}",
             f"run.root={base / 'runs'}",
-            "train.epochs=1",
+            f"train.epochs={load_settings(path, []).train.freeze_epochs + 1}",
             "seeds=1",
             "data.workers=0",
         ]
-        changes += [] if corpus in shards else ["data.labels=as_annotated", "folds.count=4"]
+        changes += [] if corpus in shards or path.stem in OTHERS else ["data.labels=as_annotated", "folds.count=4"]
         made[path.stem] = write_run(experiment.prepare_experiment(load_settings(path, [*changes, *tiny(path)])))
     train_on_ranks(list(made.values()), ranks=1)
     return made
