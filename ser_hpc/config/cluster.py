@@ -99,7 +99,7 @@ class ClusterSettings(Section):
     """Trials that share a job and its GPUs at the same time, where a model is small; on one node."""
     trials_per_job: Positive | None = None
     """Trials of a job, at most, that one process trains one after another, where each is a head on a frozen encoder's features,
-    computed once a run; none: 32; 1: each has processes and a job of its own, as other trials have (but see `trials_per_gpu`).
+    computed once; none: 32; 1: each has processes and a job of its own, as other trials have (but see `trials_per_gpu`).
     """
     setup: Strings = ()
     """Lines of shell before the jobs' Python starts, as `module load anaconda3` or `conda activate ser`. Each is a command of
