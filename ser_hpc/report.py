@@ -57,10 +57,10 @@ def show_report(run: RunDir, out: Console, *, panel: bool = True, audio: bool = 
     """Write the report and print a short table; where nothing can be written, the table and the reason."""
     result, unwritten = update_report(run, lambda sentence: out.print(sentence, soft_wrap=True), panel=panel, audio=audio)
     out.print(to_terminal(result))
-    lines = [unwritten or f"report: {run.report_html}"]
+    lines = [unwritten or f"report:  {run.report_html}"]
     if result.trials:  # the weights lie in the trials' folders: these know where, and what else a model needs
         use = {"predict": "AUDIO ...", "export": "FOLDER"}
-        lines = [*(f"{name + ':':<8}python -m ser_hpc.{name} {run.path} {what}" for name, what in use.items()), *lines]
+        lines = [*(f"{name + ':':<9}python -m ser_hpc.{name} {run.path} {what}" for name, what in use.items()), *lines]
     out.print("\n" + "\n".join(lines), soft_wrap=True)
     return result
 

@@ -27,7 +27,7 @@ def test_complete_is_0_and_prints_the_table_and_the_path(make_run: MakeRun, caps
     run = make_run()
     assert main([str(run.path)]) == 0
     printed = capsys.readouterr().out
-    assert "macro-F1" in printed and printed.endswith(f"report: {run.report_html}\n")
+    assert "macro-F1" in printed and printed.endswith(f"report:  {run.report_html}\n")
     assert f"python -m ser_hpc.export {run.path} FOLDER\n" in printed, "what to do with it next"
     assert read_json(run.report_json)["missing"] == []
     assert run.report_md.read_text().startswith("# emodb\n")
