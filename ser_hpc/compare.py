@@ -22,7 +22,10 @@ from ser_hpc.core.errors import UserError, listed
 from ser_hpc.results.comparison import compare
 from ser_hpc.results.comparison_latex import comparison_latex
 from ser_hpc.results.comparison_screen import comparison_json, comparison_screen
+from ser_hpc.results.intervals import mean_uar
 from ser_hpc.results.systems import count_systems, read_systems
+from ser_hpc.results.without_listening import enter_run
+from ser_hpc.run.run_dir import RunDir
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"one system alone, {listed(options.systems)}, cannot be compared; give two or more")
     systems = read_systems(options.systems)
     counts = count_systems(systems)
+    for path, system, of in zip(options.systems, systems, counts, strict=True):
+        if path.is_dir():  # what is shown here was scored, whether it has a report or not
+            enter_run(RunDir(path), system.plan, float(mean_uar(of.confusions.sum(1))))
     differences = compare(counts)
     if options.json:
         print(json.dumps(comparison_json(systems, counts, differences), indent=1, ensure_ascii=False, allow_nan=False))

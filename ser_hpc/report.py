@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from ser_hpc.core import cli
 from ser_hpc.core.atomic_io import write_json, write_text
-from ser_hpc.core.errors import UserError
+from ser_hpc.core.errors import UserError, counted
 from ser_hpc.results.conditions import differences
 from ser_hpc.results.cross_validation import CrossValidation, cross_validate
 from ser_hpc.results.details import look_closer
@@ -58,7 +58,7 @@ def show_report(run: RunDir, out: Console, *, panel: bool = True, audio: bool = 
     result, unwritten = update_report(run, lambda sentence: out.print(sentence, soft_wrap=True), panel=panel, audio=audio)
     out.print(to_terminal(result))
     lines = [unwritten or f"report:  {run.report_html}"]
-    if result.trials:  # the weights lie in the trials' folders: these know where, and what else a model needs
+    if result.trials and not run.ensemble.exists():  # of an ensemble there is no model
         use = {"predict": "AUDIO ...", "export": "FOLDER"}
         lines = [*(f"{name + ':':<9}python -m ser_hpc.{name} {run.path} {what}" for name, what in use.items()), *lines]
     out.print("\n" + "\n".join(lines), soft_wrap=True)
@@ -108,7 +108,8 @@ def _write_figures(run: RunDir, folder: Path) -> None:
     result = _scored(run)
     if result.details is None:
         raise UserError(f"{run.path}: no trial is finished, so there is nothing to draw yet")
-    run_figures.write_figures(folder, result, result.details)
+    written = run_figures.write_figures(folder, result, result.details)
+    print(f"{counted(len(written), 'figure file')} in {folder}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

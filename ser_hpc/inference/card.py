@@ -35,6 +35,7 @@ from pathlib import Path
 import onnxruntime
 import soundfile
 
+FOLDER = "."  # this one
 session = onnxruntime.InferenceSession(f"{FOLDER}/model.onnx")
 about = json.loads(Path(f"{FOLDER}/model.json").read_text())
 samples, rate = soundfile.read("recording.wav", dtype="float32")  # in [-1, 1]; it must be mono, and of 16 kHz

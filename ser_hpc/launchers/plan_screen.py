@@ -20,6 +20,7 @@ from ser_hpc.launchers.estimate import estimate_cost
 from ser_hpc.launchers.job_state import JobState
 from ser_hpc.launchers.launcher import Launcher
 from ser_hpc.protocols import fold_tables
+from ser_hpc.results.about import changed_settings
 from ser_hpc.run import chosen_precision
 from ser_hpc.run.experiment import DEMO, Experiment
 from ser_hpc.run.run_dir import Trial
@@ -44,6 +45,7 @@ def print_plan(experiment: Experiment, launcher: Launcher, command: str, notes: 
     for number, note in enumerate((*experiment.folds.notes, *experiment.notes, *notes)):
         out.print("\n" * (number == 0) + f"note: {note}")
     out.print(chosen_precision.precision_note(run, settings.train.precision))
+    out.print(f"settings that differ from the defaults: {', '.join(changed_settings(settings)) or 'none'}")
     for number, description in enumerate(augmentation.Augmentation(settings.data.augment).descriptions(), start=1):
         out.print(f"augmentation of training clips, {number}: {description}")
     if settings.data.order == "shards":

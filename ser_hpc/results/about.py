@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from ser_hpc.config import schema
+from ser_hpc.config.heads import ProbeSettings
 from ser_hpc.config.load import load_run_settings
 from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.core.atomic_io import read_json, read_sealed
@@ -33,7 +34,9 @@ def describe_run(
     with suppress(UserError, OSError):
         settings = load_run_settings(run.settings)
         about["model"] = _model(settings)
-        about["settings that differ from the defaults"] = ", ".join(_changed(settings)) or "none"
+        about["settings that differ from the defaults"] = ", ".join(changed_settings(settings)) or "none"
+        if settings.is_probe:
+            about["L2 penalties"] = _penalties(settings, {f.trial: marker for f, marker in zip(done, markers, strict=True)})
     finished = {folder.trial for folder in done}
     records = [record for trial, record in (trained_attempts(run) if attempts is None else attempts) if trial in finished]
     strategies = sorted({str(marker["strategy"]) for marker in markers if "strategy" in marker})
@@ -85,7 +88,7 @@ def _model(settings: Settings) -> str:
     return what + frozen + (f"; its lowest {counted(model.freeze_layers, 'layer')} frozen" if model.freeze_layers else "")
 
 
-def _changed(settings: Settings) -> Iterator[str]:
+def changed_settings(settings: Settings) -> Iterator[str]:
     """List the settings that change the result and are not at their defaults, as `train.epochs=60`."""
 
     def flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -98,6 +101,20 @@ def _changed(settings: Settings) -> Iterator[str]:
 
     for path, value in flat(schema.identity(settings) or {}):
         yield f"{path}={json.dumps(value) if isinstance(value, dict | list | bool) or value is None else value}"
+
+
+def _penalties(settings: Settings, markers: Mapping[Trial, Mapping[str, Any]]) -> str:
+    """Say which penalty each trial of a probe chose: what is called an epoch there is its number."""
+    assert isinstance(settings.model, EncoderModel) and isinstance(settings.model.head, ProbeSettings)
+    tried = sorted(set(settings.model.head.l2), reverse=True)  # as engine/probe.py takes them
+    chosen: dict[float, list[int]] = {}
+    for trial, marker in markers.items():
+        if trial.seed == min(each.seed for each in markers):  # the same for all seeds
+            chosen.setdefault(tried[int(marker["best_epoch"])], []).append(trial.fold)
+    each = [f"{penalty:g} in fold{'s' * (len(of) > 1)} {', '.join(map(str, of))}" for penalty, of in chosen.items()]
+    edge = "; one beyond the ends of model.head.l2 may be better" if {tried[0], tried[-1]} & chosen.keys() else ""
+    numbered = ", ".join(f"{penalty:g}" for penalty in tried)
+    return f"what is called an epoch is the number of one of {numbered}; chosen on dev: {', '.join(each)}{edge}"
 
 
 def _origin(run: RunDir, digest: str | None) -> str:

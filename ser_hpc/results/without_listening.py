@@ -4,8 +4,9 @@ same clips were scored; and say what that means."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ser_hpc.core.errors import counted, listed
 from ser_hpc.results import markdown, run_panel
@@ -147,9 +148,14 @@ def look_without_listening(
     panel, reason = run_panel.find_panel(run, cv.plan, tell, compute=compute)
     first = {t.trial.fold: t.test for t in reversed(cv.trials)}  # every seed tests the same clips
     uar = cv.scores.uar.pooled if cv.scores else math.nan
-    ledger = enter_score(SharedFolder.of(run, run_panel.first_shards(run), FOLDER), cv.plan, None if math.isnan(uar) else uar)
+    ledger = enter_run(run, cv.plan, None if math.isnan(uar) else uar)
     confounding = find_confounding(cv.plan, (p for test in first.values() for p in test))
     return WithoutListening(panel, reason, confounding, ledger, 1 / len(cv.classes))
+
+
+def enter_run(run: RunDir, plan: Mapping[str, Any], uar: float | None) -> ScoreLedger | None:
+    """Enter a run's pooled UAR into the ledger of its test clips, see `enter_score`."""
+    return enter_score(SharedFolder.of(run, run_panel.first_shards(run), FOLDER), plan, uar)
 
 
 def _tells(row: Shortcut, chance: float) -> bool:

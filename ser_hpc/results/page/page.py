@@ -179,6 +179,7 @@ def _sections(cv: CrossValidation) -> Iterator[tuple[str, str]]:
     """Yield the places of the page to go to, and their names."""
     yield "trained", "What was trained"
     if cv.details is not None:
+        yield "listening", "Without listening"
         yield "classes", "Classes"
         yield "trials", "Folds and seeds"
         if cv.details.curves:
