@@ -151,7 +151,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     where = parser.add_argument_group("where")
     where.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     where.add_argument("--batch-seconds", type=float, metavar="S", help="seconds of sound that are computed together")
-    given = parser.parse_args(argv)
+    given = parser.parse_intermixed_args(argv)
     if not given.audio and given.watch is None:
         raise UserError("nothing to predict: give files, folders, tables, packed shards, or - for a list on standard input")
     if given.watch is not None and not given.watch.is_dir():

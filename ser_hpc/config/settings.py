@@ -468,9 +468,9 @@ class Settings(Section):
         name = "freeze_epochs" if self.train.freeze_epochs else "unfreeze_layers"
         if not self.train.releases_encoder:
             return self
-        if isinstance(self.model, AcrnnModel):
+        if isinstance(self.model, AcrnnModel | CnnModel):
             raise ValueError(
-                f"train.{name} is of a pre-trained encoder, and model.kind=acrnn learns from nothing: leave it out"
+                f"train.{name} is of a pre-trained encoder, and model.kind={self.model.kind} learns from nothing: leave it out"
             )
         if self.train.unfreeze_layers is not None and not isinstance(self.model, EncoderModel):
             raise ValueError("train.unfreeze_layers is of transformer layers, which this model does not have: leave it out")

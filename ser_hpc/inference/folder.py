@@ -40,10 +40,10 @@ _MOST_JSON = 1 << 24  # bytes
 
 
 def is_transformers_own(spec: ModelSpec) -> bool:
-    """Tell whether transformers has a class for the model: then it is shipped as one of that class."""
+    """Tell whether transformers has a class for the model, which cuts no clip: then it is shipped as one of that class."""
     model = spec.model
     head = spec.heads.get(spec.main) or getattr(model, "head", None)
-    alone = len(spec.members) == 1 and len(spec.targets) == 1
+    alone = len(spec.members) == 1 and len(spec.targets) == 1 and spec.max_seconds is None
     family = (getattr(model, "config", None) or {}).get("model_type")
     last = isinstance(model, EncoderModel) and model.layers == "last"
     return alone and last and isinstance(head, MeanPoolSettings) and family in _OWN

@@ -20,6 +20,7 @@ import torch
 import ser_hpc
 from ser_hpc.core.atomic_io import follow_umask, write_json
 from ser_hpc.core.errors import UserError
+from ser_hpc.data.prefetch import Crop
 from ser_hpc.inference.ensemble import Ensemble
 from ser_hpc.inference.plain import Plain
 from ser_hpc.inference.spec import ModelSpec
@@ -78,7 +79,8 @@ def _gap(session: Any, spec: ModelSpec, module: Ensemble) -> float:
     for seconds, clips in zip(_LENGTHS_S, (1, 3, 1), strict=True):
         samples = (rng.standard_normal((clips, round(seconds * RATE))) * 0.1).astype(np.float32)
         found = dict(zip(spec.targets, session.run(list(spec.targets), {INPUT: samples}), strict=True))
-        heard = samples if spec.max_seconds is None else samples[:, : round(spec.max_seconds * RATE)]
+        crop = Crop.of_seconds(spec.max_seconds, spec.crop)
+        heard = np.stack([crop(clip) for clip in samples])
         offsets = torch.arange(clips + 1) * heard.shape[1]
         for name, output in module(torch.from_numpy(heard).flatten(), offsets).items():
             wanted = _as_told(spec.targets[name], output.double().numpy())
@@ -101,6 +103,7 @@ def _about(spec: ModelSpec, module: Ensemble, gap: float) -> dict[str, Any]:
             "range": [-1, 1],
             "rate_hz": RATE,
             "most_seconds": min((limit for limit in limits if limit is not None), default=None),
+            "crop": spec.crop,
             "batch": "clips of one length; none is padded",
         },
         "outputs": {name: _output(target) for name, target in spec.targets.items()},

@@ -44,11 +44,12 @@ class Plain(nn.Module):
         )
         self.ensemble, self.targets = ensemble, dict(spec.targets)
         self.most = None if spec.max_seconds is None else round(spec.max_seconds * RATE)
+        self.center = spec.crop == "center"
         self.requires_grad_(False).eval()
 
     def forward(self, samples: Tensor) -> tuple[Tensor, ...]:
         """Predict `samples` (B, n) float32 in [-1, 1] at 16 kHz; returns (B, width) of each task."""
-        heard = samples if self.most is None else samples[:, : self.most]
+        heard = self._crop(samples)
         states = [encoder(heard) for encoder in self.encoders]
         outputs = [self._member(k, states[owner]) for k, owner in enumerate(self.ensemble.owners)]
         found = []
@@ -60,6 +61,15 @@ class Plain(nn.Module):
                 low, high = (float(getattr(target, name)) for name in ("low", "high"))
                 found.append(combined * (high - low) + low)
         return tuple(found)
+
+    def _crop(self, samples: Tensor) -> Tensor:
+        """Do as data.prefetch.Crop, by a start that a traced graph computes anew for each length."""
+        if self.most is None:
+            return samples
+        if not self.center:
+            return samples[:, : self.most]
+        start = (torch._shape_as_tensor(samples)[1] - self.most).clamp(min=0) // 2
+        return samples[:, start:][:, : self.most]
 
     def _member(self, number: int, states: Sequence[Tensor]) -> dict[str, Tensor]:
         heads: dict[str, nn.Module] = dict(self.ensemble.heads[number].named_children())

@@ -41,7 +41,7 @@ def test_every_mistake_at_once_with_the_nearest_known_key() -> None:
         ("train.dropout=0.1", "did you mean model.dropout or model.head.dropout?"),
         ("model.head.projektion=8", "did you mean model.head.projection?"),
         ("data.lables=x", "did you mean data.labels?"),
-        ("train.makeup=0.2", "known: epochs, patience, global_batch"),
+        ("train.makeup=0.2", "known: epochs, eval_steps, patience"),
         ("nonsense=1", "known: run, data, folds, model, tasks, train, seeds, trackers, cluster"),
         ("data.shards=[shards]/many", "stands in quotes"),
     ],

@@ -107,3 +107,15 @@ def test_a_crop_needs_a_length_and_is_another_run() -> None:
     start, center = ([f"data.crop={crop}", "data.max_seconds=8"] for crop in ("start", "center"))
     assert schema.identity(load_settings(None, start)) == {"data": {"max_seconds": 8.0}}
     assert schema.identity(load_settings(None, center)) == {"data": {"max_seconds": 8.0, "crop": "center"}}
+
+
+def test_the_middle_is_what_onnx_hears_too(cropped: RunDir, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    export(RunModels.open(cropped), [Trial(0, 0)], tmp_path / "out", onnx=True)
+    session = runtime.InferenceSession(str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"])
+    sound = np.rint(np.random.default_rng(0).standard_normal(3 * MOST) * np.linspace(10, 3000, 3 * MOST)).astype(np.int16)
+    (wanted,) = ser_hpc.load(cropped.path, fold=0).predict(sound)
+    for samples in (sound, sound[MOST : 2 * MOST]):
+        (found,) = session.run(["emotion"], {"samples": (samples / np.float32(32768))[None].astype(np.float32)})
+        assert found[0] == pytest.approx(list(wanted.probabilities.values()), abs=1e-4)

@@ -22,12 +22,15 @@ from ser_hpc.report import main, write_report
 from ser_hpc.results.figures import pdf
 from ser_hpc.results.figures.confusion_matrix import confusion_matrix as draw_confusion
 from ser_hpc.results.figures.dot_plot import Row, dot_plot
+from ser_hpc.results.figures.learning import learning_figure
 from ser_hpc.results.figures.scales import Scale, round_up
 from ser_hpc.results.figures.shapes import Box, Dot, Text, cut, visible
 from ser_hpc.results.figures.sound import spectrogram, waveform
 from ser_hpc.results.figures.svg import to_svg, to_svg_file
+from ser_hpc.results.learning_curves import read_curves
 from ser_hpc.results.markdown import format_score
 from ser_hpc.results.page import page
+from ser_hpc.results.tracking.record import read_points
 from ser_hpc.run.run_dir import RunDir, Trial
 from ser_hpc.tasks.reliability import measure_reliability
 
@@ -300,3 +303,18 @@ def test_the_example_of_the_manual_runs(make_run: MakeRun, capsys: pytest.Captur
     assert shown.startswith(f"pooled UAR {report['uar']['pooled']:.3f}\n")
     speakers = [f"{group['group'].replace('/', ' ')} {group['wa']:.3f}" for group in report["groups"]]
     assert shown.splitlines()[1 : 1 + len(speakers)] == speakers
+
+
+def test_curves_of_evaluations_by_steps_mark_the_best(make_run: MakeRun) -> None:
+    """With train.eval_steps a line stands for an evaluation, of which several fall into an epoch."""
+    run = make_run()
+    trial = next(iter(run.trials()))
+    rows = [
+        {"evaluation": number, "step": 3 * (number + 1), "train_loss": 1.0, "dev_uar": uar, "best": best}
+        for number, (uar, best) in enumerate([(0.2, True), (0.3, True), (0.3, False), (0.4, True), (0.1, False)])
+    ]
+    run.trial(trial).current.epochs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (curve,) = read_curves(run, [(trial, 1)])
+    assert (curve.chosen, curve.unit) == (3, "evaluation")
+    assert "over 5 evaluations; chosen evaluations 4 to 4" in learning_figure([curve]).title
+    assert [point.step for point in read_points(run.trial(trial).current) if "dev/uar" in point.numbers] == [3, 6, 9, 12, 15]

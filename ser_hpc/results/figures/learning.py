@@ -1,4 +1,4 @@
-"""Draw learning curves: dev UAR and training loss by epoch, with the epoch whose weights were tested."""
+"""Draw learning curves: dev UAR and training loss by epoch (or evaluation), with the one whose weights were tested."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _FAINT, _LEAST = 0.55, 0.1  # of a curve among several, among very many
 
 
 def learning_figure(curves: Sequence[LearningCurve]) -> Figure:
-    """Draw all trials over one another: dev UAR above, training loss below; a dot for each chosen epoch."""
-    epochs = max(len(curve.dev_uar) for curve in curves)
+    """Draw all trials over one another: dev UAR above, training loss below; a dot for each chosen epoch, or evaluation."""
+    epochs, unit = max(len(curve.dev_uar) for curve in curves), curves[0].unit
     across = Scale(1, max(2, epochs), _LEFT, WIDTH - 8)
     highest = round_up(loss for curve in curves for loss in curve.train_loss)
     second = _TOP + _HEIGHT + _BETWEEN
@@ -30,9 +30,9 @@ def learning_figure(curves: Sequence[LearningCurve]) -> Figure:
         shapes += _chosen(curve, across, up[0], 4.0)
     below = second + _HEIGHT
     shapes += [Text(across(tick), below + 14, f"{tick:g}", "middle", "muted") for tick in across.ticks() if tick == int(tick)]
-    shapes += [Text((_LEFT + WIDTH) / 2, below + 29, "epoch", "middle", "muted")]
+    shapes += [Text((_LEFT + WIDTH) / 2, below + 29, unit, "middle", "muted")]
     chosen = sorted(curve.chosen + 1 for curve in curves)
-    title = f"Learning curves of {len(curves)} trials over {epochs} epochs; chosen epochs {chosen[0]} to {chosen[-1]}"
+    title = f"Learning curves of {len(curves)} trials over {epochs} {unit}s; chosen {unit}s {chosen[0]} to {chosen[-1]}"
     return Figure(title, below + _BOTTOM, tuple(shapes))
 
 
@@ -44,9 +44,9 @@ def small_learning_figure(curve: LearningCurve) -> Figure:
     shapes: list[Shape] = [frame, *_curve(curve.train_loss, across, up[1], "two", 1.0)]
     shapes += [*_curve(curve.dev_uar, across, up[0], "one", 1.0), *_chosen(curve, across, up[0], 3.0)]
     name = f"seed {curve.trial.seed} fold {curve.trial.fold}"
-    shapes += [Text(0, 10, name, size=10), Text(_SMALL_WIDTH, 10, f"ep. {curve.chosen + 1}", "end", "muted", 10)]
+    shapes += [Text(0, 10, name, size=10), Text(_SMALL_WIDTH, 10, f"{curve.unit[:2]}. {curve.chosen + 1}", "end", "muted", 10)]
     return Figure(
-        f"{name}: epoch {curve.chosen + 1} of {len(curve.dev_uar)} chosen", _SMALL_HEIGHT, tuple(shapes), _SMALL_WIDTH
+        f"{name}: {curve.unit} {curve.chosen + 1} of {len(curve.dev_uar)} chosen", _SMALL_HEIGHT, tuple(shapes), _SMALL_WIDTH
     )
 
 
@@ -66,5 +66,5 @@ def _curve(values: Sequence[float], across: Scale, up: Scale, colour: Colour, op
 def _chosen(curve: LearningCurve, across: Scale, up: Scale, radius: float) -> list[Shape]:
     if not curve.chosen < len(curve.dev_uar) or math.isnan(value := curve.dev_uar[curve.chosen]):
         return []
-    about = f"{curve.trial}: epoch {curve.chosen + 1}, dev UAR {value:.3f}"
+    about = f"{curve.trial}: {curve.unit} {curve.chosen + 1}, dev UAR {value:.3f}"
     return [Dot(across(curve.chosen + 1), up(value), radius, "ink", diamond=True, title=about)]

@@ -114,11 +114,11 @@ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src
 <h2 id="learning">How it learned</h2>
 <div class="columns">
 {{ drawn(figures.learning,
-"Every trial over its epochs; diamonds: the epoch with the best dev score, whose weights were tested.") }}
+"Every trial by epoch, or by evaluation on dev; diamonds: the best dev score, whose weights were tested.") }}
 {% if small %}<details{% if small|length <= 12 %} open{% endif %}><summary>Each trial by itself</summary>
 <p class="quiet"><span class="key one"></span>dev UAR, from 0 to 1
 <span class="key two"></span>training loss, on a scale of its own
-<span class="key ink"></span>the chosen epoch</p>
+<span class="key ink"></span>the one that was chosen</p>
 <div class="small">{% for each in small %}<div>{{ svg(each) }}</div>{% endfor %}</div></details>{% endif %}
 </div>
 {% endif %}

@@ -113,7 +113,8 @@ def read_points(attempt: AttemptDir) -> tuple[Point, ...]:
         numbers[step] = {f"train/{name}": line.get(name) for name in ("loss", "lr", "grad_norm")}
     until = 0
     for line in _lines(attempt.epochs):
-        until = last_step.get(line["epoch"], line["epoch"] + 1)  # what has no steps, as a probe, counts by epochs
+        # Evaluations every so many steps say at which; what has no steps, as a probe, counts by epochs.
+        until = line["step"] if "step" in line else last_step.get(line["epoch"], line["epoch"] + 1)
         others = {f"dev/{task}/{name}": score for task, of in line.get("dev", {}).items() for name, score in of.items()}
         known = {"train/epoch_loss": line.get("train_loss"), "dev/uar": line.get("dev_uar"), "dev/loss": line.get("dev_loss")}
         numbers.setdefault(until, {}).update(known | others)
