@@ -28,6 +28,7 @@ from ranks import warm_ranks
 
 from ser_hpc import __version__, compare, export, inspect, launch, pack, predict, report, status, sweep, track, web
 from ser_hpc.config.load import load_settings
+from ser_hpc.config.sweep import read_sweep
 from ser_hpc.core import cli
 from ser_hpc.corpora import labels
 from ser_hpc.monitor.trial_states import STATES
@@ -222,9 +223,8 @@ def is_ours(command: str) -> bool:
 def test_the_projects_own_commands_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the order in which a reader meets them, but for the demo, whose run is what the later ones look at."""
     # They need a Slurm, a server, two runs or one over pre-trained weights, or have no end.
-    several = ("ser_hpc.compare", "--ensemble", "model.init_from", "--adapter", "--base")
+    several = ("ser_hpc.compare", "--ensemble", "model.init_from", "--adapter", "--base", "ser_hpc.sweep")
     elsewhere = ("mine.yaml", "--partition cpu", "mlflow", "ser_hpc.web", *several)
-    (here / "sweep.yaml").write_text(blocks(ROOT / "docs" / "training.md", "yaml")[0])
     ours = [command for command in commands() if is_ours(command) and not any(word in command for word in elsewhere)]
     packed_first = sorted(ours, key=lambda command: (command != DEMO, "build_shards" not in command))
     assert packed_first[0] == DEMO and len(ours) > 25
@@ -359,7 +359,12 @@ def test_blocks_of_yaml_are_what_they_are_shown_as(tmp_path: Path) -> None:
     (label_set,) = blocks(ROOT / "docs" / "data.md", "yaml")
     (tmp_path / "mine_3.yaml").write_text(label_set)
     assert labels.load_label_set(tmp_path / "mine_3.yaml").classes == ("happy", "neutral", "sad")
-    _, several = blocks(ROOT / "docs" / "training.md", "yaml")
+    frozen, mixed, sweep, several = blocks(ROOT / "docs" / "training.md", "yaml")
+    for number, block in enumerate((frozen, mixed, several)):
+        (tmp_path / f"{number}.yaml").write_text(block)
+        load_settings(tmp_path / f"{number}.yaml", [])
+    (tmp_path / "sweep.yaml").write_text(sweep)
+    assert read_sweep(tmp_path / "sweep.yaml", None, []).limit == 40
     (tmp_path / "several.yaml").write_text(several)
     kinds = {task.kind for task in load_settings(tmp_path / "several.yaml", []).tasks.values()}
     assert kinds == {"emotion", "classification", "distribution", "numbers"}

@@ -149,7 +149,7 @@ def test_a_corpus_whose_speakers_are_their_emotion(tmp_path: Path, report: Repor
     """As URDU: disjoint speakers do not help where each has one emotion, and a microphone that goes with it."""
     shards = corpus(tmp_path, by_class([0.001, 0.004, 0.016])("noise"), lambda speaker, take: speaker % 3)
     run = trained(planned(tmp_path / "runs", shards, "folds.protocol=leave_one_speaker_out", "folds.count=6"))
-    monkeypatch.setattr(trial_checks, "_model", lambda model: (None, []))
+    monkeypatch.setattr(trial_checks, "_model", lambda model, models: (None, []))
     screen = report(run)
     assert "100% of the test clips are of their speaker's most frequent class" in " ".join(screen.split())
     assert "by the speakers" in screen
@@ -338,7 +338,7 @@ def test_a_checkpoint_that_knows_the_corpus_is_told_when_planning_and_in_the_rep
 ) -> None:
     from ser_hpc import launch
 
-    monkeypatch.setattr(trial_checks, "_model", lambda model: (None, []))
+    monkeypatch.setattr(trial_checks, "_model", lambda model, models: (None, []))
     shards = corpus(tmp_path, hum(), balanced, name="iemocap_3")
     weights = "superb/hubert-base-superb-er"
     if place != "hub":
