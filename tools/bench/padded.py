@@ -57,7 +57,10 @@ def build_padded(settings: Model, num_classes: int, seed: int) -> Classifier:
     return Classifier(Padded(masked=shape.feat_extract_norm == "layer"), encoder, ours.head)
 
 
-def build_padded_for_tasks(settings: Model, tasks: Sequence[Task], seed: int, pooled_width: int | None = None) -> Classifier:
+def build_padded_for_tasks(
+    settings: Model, tasks: Sequence[Task], seed: int, pooled_width: int | None = None, initial: None = None
+) -> Classifier:
     """In the place of `classifier.build_for_tasks`: for emotion alone."""
     assert len(tasks) == 1 and pooled_width is None, "the encoder is trained: no pooled features stand in its place"
+    assert initial is None, "both contenders start from the same weights"
     return build_padded(settings, tasks[0].target.width, seed)
