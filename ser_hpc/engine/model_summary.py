@@ -87,5 +87,6 @@ def _parts(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 def _count(module: nn.Module) -> tuple[int, int]:
-    every = sum(parameter.numel() for parameter in module.parameters())
-    return every, sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    """Count parameters, and trained ones; a byte of four-bit weights (models/quantised.py) holds two."""
+    every = sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in module.parameters())
+    return every, sum(p.numel() for p in module.parameters() if p.requires_grad)

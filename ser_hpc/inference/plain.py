@@ -26,7 +26,7 @@ from ser_hpc.models.encoders.whisper import WhisperFrontend
 from ser_hpc.models.heads.linear_probe import LinearProbe
 from ser_hpc.models.heads.mean_pool import MeanPool
 from ser_hpc.models.heads.mlp import Mlp
-from ser_hpc.models.heads.pooling import Attention, Mean, MeanStd
+from ser_hpc.models.heads.pooling import FLOOR, Attention, AttentiveStatistics, Mean, MeanStd
 from ser_hpc.models.layer_sum import LayerSum
 from ser_hpc.shards import RATE
 from ser_hpc.tasks.targets import OverClasses
@@ -82,7 +82,8 @@ def _classify(head: nn.Module, states: Sequence[Tensor], frames: Tensor) -> Tens
     """Do what a head does, of `states` (B, T, width) of all layers, and of those frames that it sees, (B, T, width)."""
     if isinstance(head, LinearProbe):
         chosen = states[-1:] if head.layers is None else [states[layer] for layer in head.layers]
-        return head.classify(torch.cat([part for state in chosen for part in _statistics(state, head.std, 0.0)], dim=1))
+        pooled = torch.cat([part for state in chosen for part in _statistics(state, head.std, 0.0)], dim=1)
+        return head.classify(head.normalize(pooled))
     if isinstance(head, MeanPool):
         found: Tensor = head.classifier(head.projector(frames).mean(1))
         return found
@@ -106,11 +107,14 @@ def _sum_layers(layer_sum: LayerSum, states: Sequence[Tensor]) -> Tensor:
 
 def _pool(pooling: nn.Module, frames: Tensor) -> Tensor:
     if isinstance(pooling, Mean | MeanStd):
-        return torch.cat(_statistics(frames, isinstance(pooling, MeanStd), 1e-8), dim=1)
+        return torch.cat(_statistics(frames, isinstance(pooling, MeanStd), FLOOR), dim=1)
     if isinstance(pooling, Attention):
         weights = pooling.score(pooling.hidden(frames).tanh()).softmax(1)
-        pooled: Tensor = (weights * frames).sum(1)
-        return pooled
+        mean: Tensor = (weights * frames).sum(1)
+        if not isinstance(pooling, AttentiveStatistics):
+            return mean
+        variance = (weights * (frames - mean[:, None]).square()).sum(1)
+        return torch.cat([mean, (variance + FLOOR).sqrt()], dim=1)
     raise UserError(f"there is no ONNX form of a pooling of the kind {type(pooling).__name__}: export without --onnx")
 
 

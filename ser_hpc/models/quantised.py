@@ -67,8 +67,10 @@ def quantise(encoder: nn.Module, names: Sequence[str]) -> None:
         setattr(encoder.get_submodule(parent), last, Nf4Linear(encoder.get_submodule(name)))  # type: ignore[arg-type]
 
 
-def _quantised(weight: Tensor) -> tuple[Tensor, QuantState]:
-    """Quantise a matrix, or remember it: the packed values, and their scales."""
+def _quantised(weight: Tensor) -> tuple[Tensor, QuantState | None]:
+    """Quantise a matrix, or remember it: the packed values, and their scales. On the meta device there are no scales."""
+    if weight.is_meta:
+        return torch.empty(-(-weight.numel() // 2), 1, dtype=torch.uint8, device="meta"), None
     key = hashlib.blake2b(weight.contiguous().view(torch.uint8).numpy().data, digest_size=16).digest() + bytes(
         str(weight.shape), "ascii"
     )

@@ -39,7 +39,10 @@ CodePolicy = Literal["refuse", "saved", "mixed"]
 PACKAGE = Path(ser_hpc.__file__).resolve().parent
 # What of the package can change no result: how trials are started and shown, packing, what a report says. But for planning.
 _CANNOT_CHANGE_RESULTS = (
-    *("inference/", "predict.py", "export.py"),
+    *(f"inference/{name}.py" for name in ("adapter_folder", "card", "export", "load", "onnx_folder", "page", "pauses")),
+    *(f"inference/{name}.py" for name in ("plain", "predictor", "recordings", "register", "results")),
+    *(f"inference/{name}.py" for name in ("watch", "windows", "writers")),
+    *("predict.py", "export.py", "track.py", "web.py", "results/tracking/", "engine/model_summary.py"),
     *("monitor/", "launchers/", "pack.py", "launch.py", "status.py", "report.py", "core/cli.py", "run/snapshot.py"),
     *("shards/pack_screen.py", "shards/inspect_screen.py", "shards/stats.py", "shards/fold_stream.py", "results/report_"),
     *("sweep.py", "config/sweep.py", "run/sweep_dir.py", "results/sweep_table.py", "results/ensembles.py"),

@@ -46,6 +46,8 @@ HEADS: dict[str, Any] = {
     "weighted layers": {"layers": "weighted"},
     "attention": {"head": {"kind": "mlp", "pooling": "attention", "hidden": [8], "norm": "batch", "norm_group": 4}},
     "mean and deviation": {"head": {"kind": "mlp", "pooling": "mean_std", "hidden": [8], "norm": "layer"}},
+    "attentive statistics": {"head": {"kind": "mlp", "pooling": "attentive_statistics", "hidden": [8]}},
+    "probe by clip": {"head": {"kind": "probe", "normalization": "clip", "layers": [0, 2]}, "freeze": "encoder"},
     "probe": {"head": {"kind": "probe", "statistics": "mean_std", "layers": [0, 2]}, "freeze": "encoder"},
 }
 

@@ -89,6 +89,14 @@ def test_summary_shows_the_model_without_its_weights(base: Path) -> None:
     assert "--summary" not in result.stdout and not root.exists()
 
 
+def test_summary_counts_weights_in_four_bits(base: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'ser_hpc[qlora]'")
+    result = launch(base / "packed", packed_tones(base), "--summary", "model.adapter.kind=qlora")
+    assert result.returncode == 0, result.stdout + result.stderr
+    every = next(line.split()[1] for line in result.stdout.splitlines() if line.startswith(" all "))
+    assert f"{every} parameters" in result.stdout and "kept in four bits" in result.stdout
+
+
 def test_interrupted_it_ends_everything_and_goes_on_later(base: Path) -> None:
     """Ctrl-C, twice: what it waits for is said, exit code 130, no process of it left; the same command completes the run."""
     root, shards = base / "interrupted", packed_tones(base)

@@ -274,3 +274,13 @@ def test_snapshots_of_before_the_rooms_are_compared_by_their_own_places() -> Non
         "data/order.py",
     )
     assert all(snapshot._can_change_results(name) for name in says)
+
+
+def test_what_is_said_to_change_no_result_takes_no_part_in_training() -> None:
+    """But for what starts a process and names its code: what a trial imports may change it."""
+    code = "import sys, ser_hpc.train, ser_hpc.engine.loop, ser_hpc.engine.probe\n"
+    code += "print(*(each.__file__ for name, each in sys.modules.items() if name.startswith('ser_hpc')), sep='\\n')"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
+    names = {Path(path).relative_to(snapshot.PACKAGE).as_posix() for path in loaded if path.startswith(str(snapshot.PACKAGE))}
+    assert "inference/initial.py" in names and "engine/loop.py" in names
+    assert {name for name in names if not snapshot._can_change_results(name)} <= {"core/cli.py", "run/snapshot.py"}

@@ -43,7 +43,7 @@ class LinearProbe(nn.Module):
         """Normalise what is pooled, (B, self.width) -> the same shape, by each clip's own, if the settings want it."""
         if not self.by_clip:
             return pooled
-        of_each = pooled.view(len(pooled), self.num_statistics, -1)
+        of_each = pooled.reshape(-1, self.num_statistics, self.width // self.num_statistics)
         return F.layer_norm(of_each, of_each.shape[-1:]).flatten(1)
 
     def classify(self, pooled: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ser_hpc.models.packed import Packing, at_least_float32
 
-_FLOOR = 1e-8  # of a variance
+FLOOR = 1e-8  # of a variance
 
 
 class Pooling(nn.Module):
@@ -86,4 +86,4 @@ def _weighted_mean(packing: Packing, weights: Tensor, x: Tensor) -> Tensor:
 
 def _deviation(variance: Tensor) -> Tensor:
     """Take the root of a variance, which a floor keeps above rounding and so its gradient finite."""
-    return (variance + _FLOOR).sqrt()
+    return (variance + FLOOR).sqrt()
