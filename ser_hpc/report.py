@@ -103,9 +103,8 @@ def _write(run: RunDir, result: CrossValidation, audio: bool) -> str | None:
     return None
 
 
-def _write_figures(run: RunDir, folder: Path) -> None:
+def _write_figures(run: RunDir, result: CrossValidation, folder: Path) -> None:
     """Write the figures of a run. Raises UserError where there are none yet, or they cannot be written."""
-    result = _scored(run)
     if result.details is None:
         raise UserError(f"{run.path}: no trial is finished, so there is nothing to draw yet")
     written = run_figures.write_figures(folder, result, result.details)
@@ -132,8 +131,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     run, panel, audio = _run(arguments), not arguments.no_panel, arguments.with_audio
-    if arguments.figures:
-        _write_figures(run, arguments.figures)
     if arguments.json:
         result, unwritten = update_report(run, lambda sentence: print(sentence, file=sys.stderr), panel=panel, audio=audio)
         print(json.dumps(to_json(result), indent=1, ensure_ascii=False, allow_nan=False))
@@ -141,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(unwritten, file=sys.stderr)
     else:
         result = show_report(run, cli.make_console(), panel=panel, audio=audio)
+    if arguments.figures:
+        _write_figures(run, result, arguments.figures)
     return 1 if result.missing else 0
 
 

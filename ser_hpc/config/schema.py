@@ -33,6 +33,19 @@ RENAMED: dict[int, dict[str, str | None]] = {
 # By the last schema in which it was so: of a setting, by its name in the next schema, the old value to the new one.
 RENAMED_VALUES: dict[int, dict[str, dict[str, str]]] = {2: {"model[encoder].freeze": {"stem": "feature_encoder"}}}
 
+# Settings newer than SCHEMA, and their defaults: a `*` stands for each name.
+NEW: dict[str, Any] = {
+    "folds.harmless_pairs": [],
+    "data.crop": "start",
+    "model[encoder].head[probe].normalization": "none",
+    "data.mixup": None,
+    "train.eval_steps": None,
+    "train.freeze_epochs": 0,
+    "train.unfreeze_layers": None,
+    "model[encoder].init_from": None,
+    "tasks.*.reversal": 0.0,
+}
+
 # By the last schema that did not have them: whatever they say, no run of an older schema is meant.
 ADDED: dict[int, tuple[str, ...]] = {
     2: (
@@ -47,28 +60,8 @@ ADDED: dict[int, tuple[str, ...]] = {
         "data.window_mb",
         "model[encoder].num_layers",
         "model[encoder].layers",
-        "model[encoder].init_from",
-        "folds.harmless_pairs",
-        "data.crop",
-        "model[encoder].head[probe].normalization",
-        "data.mixup",
-        "train.eval_steps",
-        "train.freeze_epochs",
-        "train.unfreeze_layers",
+        *(path for path in NEW if "*" not in path),  # of a section that is new as a whole
     )
-}
-
-# Settings newer than SCHEMA, and their defaults: a `*` stands for each name.
-NEW: dict[str, Any] = {
-    "folds.harmless_pairs": [],
-    "data.crop": "start",
-    "model[encoder].head[probe].normalization": "none",
-    "data.mixup": None,
-    "train.eval_steps": None,
-    "train.freeze_epochs": 0,
-    "train.unfreeze_layers": None,
-    "model[encoder].init_from": None,
-    "tasks.*.reversal": 0.0,
 }
 
 # Where and how an experiment runs: settings, or whole sections. Whatever does not stand here is part of the identity.

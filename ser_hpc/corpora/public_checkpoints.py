@@ -54,7 +54,7 @@ def contamination(weights: str | None, tested: Iterable[str]) -> str | None:
     """
     if not weights:
         return None
-    config = _read_config(expand_home(weights))
+    config = read_config(expand_home(weights))
     names = [weights, *([str(config["_name_or_path"])] if config.get("_name_or_path") else [])]
     corpora = sorted(set(tested))
     for name in names:
@@ -103,7 +103,8 @@ def _bare(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a model folder's config.json; nothing, where there is none that can be read."""
     with suppress(OSError, ValueError, RecursionError):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if isinstance(config, dict):

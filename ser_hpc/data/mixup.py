@@ -6,12 +6,14 @@ partner's sound is loaded beside the clip's own, wherever that is: no cut of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from ser_hpc.config.extension_errors import check_made, explain_errors
-from ser_hpc.config.mixup import MixupSettings, PooledMixupSettings, WaveformMixupSettings
+from ser_hpc.config.extensions import is_outside
+from ser_hpc.config.mixup import MixupSettings
 from ser_hpc.data.sampler import ClipSelection, mix_seed
 from ser_hpc.shards import RATE
 
@@ -30,9 +32,8 @@ def pair_clips(steps: list[ClipSelection], settings: MixupSettings | None, seed:
 
 
 def _paired(clips: ClipSelection, settings: MixupSettings, seed: int) -> ClipSelection:
-    draws = np.random.RandomState(
-        [seed >> 32, seed & 0xFFFFFFFF]
-    )  # its numbers are the same in every release of numpy (NEP 19)
+    # RandomState's numbers are the same in every release of numpy (NEP 19).
+    draws = np.random.RandomState([seed >> 32, seed & 0xFFFFFFFF])
     order = draws.permutation(len(clips))
     partners = np.empty_like(order)
     partners[order] = np.roll(order, -1)
@@ -46,15 +47,11 @@ class Mixer:
 
     def __init__(self, settings: MixupSettings) -> None:
         self._settings = settings
-        match settings:
-            case WaveformMixupSettings():
-                self._mix = mix_waveforms
-            case PooledMixupSettings():
-                self._mix = mix_states
-            case _:
-                with explain_errors(settings.kind):
-                    self._mix = settings.build()
-                check_made(f"{settings.kind}.build", self._mix, callable(self._mix), "a function of clip, partner and share")
+        self._mix: Callable[[np.ndarray, np.ndarray, float], np.ndarray] = mix
+        if is_outside(settings.kind):
+            with explain_errors(settings.kind):
+                self._mix = settings.build()
+            check_made(f"{settings.kind}.build", self._mix, callable(self._mix), "a function of clip, partner and share")
 
     def __call__(self, clip: np.ndarray, partner: np.ndarray, share: float) -> np.ndarray:
         """Mix a clip, of which there is so large a `share`, with its partner: int16 or float32 (n,), each -> float32 (n,)."""
@@ -78,17 +75,11 @@ def check_mixup(settings: MixupSettings | None) -> None:
         Mixer(settings)(noise, noise[: len(noise) if settings.of_states else len(noise) // 2], 0.5)
 
 
-def mix_waveforms(clip: np.ndarray, partner: np.ndarray, share: float) -> np.ndarray:
+def mix(clip: np.ndarray, partner: np.ndarray, share: float) -> np.ndarray:
     """Add up share x clip and (1 - share) x partner, as long as the clip: the partner is cut, or silence follows it."""
     mixed: np.ndarray = clip * np.float32(share)
     shorter = min(len(clip), len(partner))
     mixed[:shorter] += partner[:shorter] * np.float32(1 - share)
-    return mixed
-
-
-def mix_states(clip: np.ndarray, partner: np.ndarray, share: float) -> np.ndarray:
-    """Add up share x clip and (1 - share) x partner, (width,)."""
-    mixed: np.ndarray = clip * np.float32(share) + partner * np.float32(1 - share)
     return mixed
 
 

@@ -26,7 +26,7 @@ from ser_hpc.results.run_panel import find_panel
 from ser_hpc.results.without_listening import WithoutListening
 from ser_hpc.tasks.targets import Target
 
-Library = Literal["transformers", "ser_hpc", "onnx"]
+Library = Literal["transformers", "ser_hpc", "onnx", "peft"]
 _ONNX_USAGE = """\
 ```python
 import json
@@ -67,33 +67,9 @@ _LIMITS = """\
 - The confidence is calibrated on clips of the same corpora. Elsewhere it is usually too sure."""
 
 
-def adapter_card(run: RunModels, spec: ModelSpec) -> str:
-    """Return the card of an adapter folder, as PEFT's own begin: of its base, its use and its scores."""
-    cv, model = cross_validate(run.run), run.settings.model
-    weights = str(getattr(model, "weights", None))
-    base = Path(weights).name if expand_home(weights).is_dir() else weights
-    head = f"---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: audio-classification\n---"
-    use = (
-        f"```bash\npython -m ser_hpc.predict FOLDER recording.wav --base {base}\n```\n\n"
-        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModel\n\n"
-        "PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), FOLDER)  # of Whisper: its get_encoder()\n```\n\n"
-        "The adapter alone gives frames; the heads are in `heads.safetensors`. The folder holds no code and no pickle."
-    )
-    sections = {
-        "How is it used?": use,
-        "How good is it?": _scores(spec, cv),
-        "How sure is it?": _calibration(spec),
-        "What was it trained on?": _training(run, cv),
-        "What is it for, and what not?": _USE,
-        "Where are its limits?": _LIMITS,
-        "Licences": _licences(run, cv),
-    }
-    parts = [head, f"# {run.plan['name']}: an adapter over {base}", *_warnings(cv), _summary(run, spec)]
-    return "\n\n".join([*parts, *(f"## {name}\n\n{text}" for name, text in sections.items())]) + "\n"
-
-
 def write_card(folder: Path, run: RunModels, spec: ModelSpec, library: Library) -> None:
-    """Write README.md. `library`: what loads the folder; "transformers" where it is of a class of theirs."""
+    """Write README.md. `library`: what loads the folder; "transformers" where it is of a class of theirs, "peft" of an adapter
+    alone."""
     cv = cross_validate(run.run)
     card = ModelCard(f"---\n{_data(run, cv, library).to_yaml()}\n---\n\n{_text(run, spec, cv, library)}")
     write_text(folder / "README.md", str(card))
@@ -121,9 +97,7 @@ def _data(run: RunModels, cv: CrossValidation, library: Library) -> ModelCardDat
             else []
         )
     ]
-    model = run.settings.model
-    weights = getattr(model, "weights", None)
-    base = weights if weights and not expand_home(weights).is_dir() else None
+    base, is_public = _base(run)
     return ModelCardData(
         model_name=name,
         library_name=library,
@@ -131,14 +105,14 @@ def _data(run: RunModels, cv: CrossValidation, library: Library) -> ModelCardDat
         tags=["audio-classification", "speech-emotion-recognition"],
         license="other",
         license_name="see-the-section-licences",
-        base_model=base,
+        base_model=base if is_public or library == "peft" else None,
         eval_results=results or None,
     )
 
 
 def _text(run: RunModels, spec: ModelSpec, cv: CrossValidation, library: Library) -> str:
     sections = {
-        "How is it used?": _usage(library, spec),
+        "How is it used?": _usage(library, spec, _base(run)[0]),
         "How good is it?": "\n\n".join([_scores(spec, cv), *_without_listening(run, cv)]),
         "How sure is it?": _calibration(spec),
         "What was it trained on?": _training(run, cv),
@@ -175,9 +149,24 @@ def _described(target: Target) -> str:
     return f"{', '.join(names) if names else target.kind}{scale}"
 
 
-def _usage(library: Library, spec: ModelSpec) -> str:
+def _base(run: RunModels) -> tuple[str | None, bool]:
+    """Return the name of the weights that were trained on, without the place of a folder, and whether the hub knows it."""
+    weights: str | None = getattr(run.settings.model, "weights", None)
+    if weights is not None and expand_home(weights).is_dir():
+        return Path(weights).name, False
+    return weights, weights is not None
+
+
+def _usage(library: Library, spec: ModelSpec, base: str | None) -> str:
     if library == "onnx":
         return _ONNX_USAGE.replace("TASK", spec.main)
+    if library == "peft":
+        return (
+            f"```bash\npython -m ser_hpc.predict FOLDER recording.wav --base {base}\n```\n\n"
+            "```python\nfrom peft import PeftModel\nfrom transformers import AutoModel\n\n"
+            "PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), FOLDER)  # of Whisper: its get_encoder()\n```\n\n"
+            "The adapter alone gives frames; the heads are in `heads.safetensors`. The folder holds no code and no pickle."
+        )
     register = (
         "" if library == "transformers" else "import ser_hpc.inference.register  # makes the model known to transformers\n"
     )

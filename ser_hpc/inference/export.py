@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ser_hpc.core.atomic_io import fsync_path, write_text
+from ser_hpc.core.atomic_io import fsync_path
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.inference.adapter_folder import RECORD, read_adapter, write_adapter
-from ser_hpc.inference.card import adapter_card, write_card
+from ser_hpc.inference.card import write_card
 from ser_hpc.inference.folder import is_transformers_own, portable, read_model, write_model
 from ser_hpc.inference.predictor import Predictor
 from ser_hpc.inference.spec import ModelSpec
@@ -44,7 +44,7 @@ def export(run: RunModels, trials: Sequence[Trial], out: Path, *, adapter: bool 
     with _whole_folder(out) as aside:
         if adapter:
             spec = write_adapter(aside, run, trials[0])
-            write_text(aside / "README.md", adapter_card(run, spec))
+            write_card(aside, run, spec, "peft")
         elif onnx:
             from ser_hpc.inference.onnx_folder import write_onnx
 
@@ -81,7 +81,7 @@ def _whole_folder(out: Path) -> Iterator[Path]:
 
 def _heard(run: RunModels, trials: Sequence[Trial]) -> dict[str, list[str]]:
     """List the speakers, as CORPUS/NAME, that these trials learnt from, and those that chose their epochs."""
-    every = [heard_by(run.run, run.plan, trial) for trial in trials]
+    every = heard_by(run.run, run.plan, trials).values()
     return {part: sorted({name for heard in every for name in getattr(heard, part)}) for part in ("train", "dev")}
 
 

@@ -22,6 +22,7 @@ from ser_hpc.config.load import EXTENSIONS, load_run_settings
 from ser_hpc.config.settings import EncoderModel, Settings
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.corpora import labels
+from ser_hpc.corpora.public_checkpoints import read_config
 from ser_hpc.data.sampler import weights_seed
 from ser_hpc.inference.calibration import calibrate
 from ser_hpc.inference.ensemble import Ensemble, Heads
@@ -219,7 +220,7 @@ def initial_weights(run: RunDir, settings: Settings, trial: Trial) -> InitialWei
     if source.run is not None and chosen is not None:
         spec, module = RunModels.open(source.run).load([chosen], calibrated=False)
         return initial_of_model(f"{model.init_from} ({chosen})", spec, module, label_set)
-    if MODEL_TYPE in init_source.read_config(source.path):
+    if MODEL_TYPE in read_config(source.path):
         return initial_of_model(model.init_from, *read_model(source.path, calibrated=False), label_set)
     return initial_of_checkpoint(model.init_from, next(iter(settings.tasks)), label_set)
 

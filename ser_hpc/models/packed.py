@@ -25,6 +25,11 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.device.type == "cpu" else x.to(device)
 
 
+def as_floats(samples: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return samples in [-1, 1], of `dtype`: int16 is divided by its full scale, floats are there already."""
+    return samples.to(dtype) if samples.is_floating_point() else samples.to(dtype) / 32768
+
+
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """Return the type to add up in: float32, or what is wider."""
     return torch.promote_types(dtype, torch.float32)

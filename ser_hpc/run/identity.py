@@ -27,7 +27,7 @@ from ser_hpc.corpora.labels import LabelSet
 from ser_hpc.run.run_dir import RunDir
 
 FILES = ("shards", "sounds", "weights", "init_from", "extensions")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.json")  # and what says how they are to be used
+_WEIGHTS = ("*.safetensors", "*.bin", "*.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +130,12 @@ def weights_digest(settings: Section) -> str | None:
     The content of pre-trained weights is a part of a run's identity, and their path is not.
     """
     path = local_folder(settings)
-    if path is None:
-        return None
-    return files_digest(sorted({file for pattern in _WEIGHTS for file in path.glob(pattern) if file.is_file()}))
+    return None if path is None else files_digest(weight_files(path))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List what a model folder is made of: its weights, and what says how they are to be used."""
+    return sorted({file for pattern in _WEIGHTS for file in folder.glob(pattern) if file.is_file()})
 
 
 def files_digest(files: Iterable[Path]) -> str:

@@ -6,10 +6,8 @@ dev speakers. Speakers are compared as CORPUS/NAME, in any spelling (`corpora.na
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from ser_hpc.core.atomic_io import read_json
 from ser_hpc.core.errors import UserError, listed
 from ser_hpc.core.home import expand_home
 from ser_hpc.corpora.names import find_ambiguous
+from ser_hpc.corpora.public_checkpoints import read_config
 from ser_hpc.run import identity
 from ser_hpc.run.plan import read_plan
 from ser_hpc.run.run_dir import RunDir, Trial
@@ -28,7 +27,6 @@ if TYPE_CHECKING:  # predicting needs no folds
     from ser_hpc.protocols.folds import FoldPlan
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +86,20 @@ def open_source(name: str) -> Source:
     return Source(path, None, (), found)
 
 
-def heard_by(run: RunDir, plan: Mapping[str, Any], trial: Trial) -> Heard:
-    """Return the speakers of a trial, by its run's plan, and those of what it started from. Raises UserError where that is
+def heard_by(run: RunDir, plan: Mapping[str, Any], trials: Iterable[Trial]) -> dict[Trial, Heard]:
+    """Return the speakers of trials, by their run's plan, and those of what they started from. Raises UserError where that is
     gone."""
-    fold = next(fold for fold in plan["folds"] if fold["fold"] == trial.fold)
-    train, dev, test = (qualified(fold[part]["speakers"], plan["corpora"]) for part in ("train", "dev", "test"))
-    settings = load_run_settings(run.settings)
-    if (name := getattr(settings.model, "init_from", None)) is None:
-        return Heard(frozenset(train), frozenset(dev))
-    source = open_source(name)
-    before = source.heard.get(source.choose(dev, test, settings.folds.speaker_aliases), Heard(frozenset(), frozenset()))
-    return Heard(before.train | frozenset(train), before.dev | frozenset(dev))
+    settings, folds = load_run_settings(run.settings), {fold["fold"]: fold for fold in plan["folds"]}
+    name = getattr(settings.model, "init_from", None)
+    source, found = None if name is None else open_source(name), {}
+    for trial in trials:
+        fold = folds[trial.fold]
+        train, dev, test = (qualified(fold[part]["speakers"], plan["corpora"]) for part in ("train", "dev", "test"))
+        before = Heard(frozenset(), frozenset())
+        if source is not None:
+            before = source.heard.get(source.choose(dev, test, settings.folds.speaker_aliases), before)
+        found[trial] = Heard(before.train | frozenset(train), before.dev | frozenset(dev))
+    return found
 
 
 def qualified(speakers: Iterable[str], corpora: Sequence[str]) -> list[str]:
@@ -132,7 +133,7 @@ def source_digest(settings: Any) -> str | None:
         recorded = identity.read_identity(source.run)
         weights = [source.run.trial(trial).weights for trial in sorted(source.trials)]
         return f"{recorded.identity.digest if recorded else ''}-{identity.files_digest(weights)}"
-    files = sorted({file for pattern in _WEIGHTS for file in source.path.glob(pattern) if file.is_file()})
+    files = identity.weight_files(source.path)
     return identity.files_digest(files) if files else f"hub:{name}"
 
 
@@ -168,7 +169,7 @@ def _of_run(path: Path, run: RunDir, wanted: Trial | None) -> Source:
         )
     scores = {trial: read_json(run.trial(trial).done).get("best_dev_uar") or 0.0 for trial in chosen}
     ordered = sorted(chosen, key=lambda trial: (-scores[trial], trial))
-    return Source(path, run, tuple(ordered), {trial: heard_by(run, plan, trial) for trial in ordered})
+    return Source(path, run, tuple(ordered), dict(heard_by(run, plan, ordered).items()))
 
 
 def _shared(names: Iterable[str], heard: Iterable[str]) -> list[str]:
@@ -190,12 +191,3 @@ def _split(name: str) -> tuple[str, str]:
     """Split CORPUS/NAME; a corpus is the same in any writing (`Emo-DB`, `emodb`)."""
     corpus, _, speaker = name.partition("/")
     return re.sub(r"[^a-z0-9]", "", corpus.lower()), speaker
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read a model folder's config.json; nothing, where there is none that can be read."""
-    with suppress(OSError, ValueError, RecursionError):
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if isinstance(config, dict):
-            return config
-    return {}

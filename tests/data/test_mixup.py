@@ -12,7 +12,7 @@ from ser_hpc.config.load import load_settings
 from ser_hpc.config.mixup import MixupSettings, WaveformMixupSettings
 from ser_hpc.core.errors import ConfigError, UserError
 from ser_hpc.data.batches import Batch, BatchSource
-from ser_hpc.data.mixup import check_mixup, mix_waveforms, pair_clips
+from ser_hpc.data.mixup import check_mixup, mix, pair_clips
 from ser_hpc.data.sampler import BatchSpec, ClipSelection, ShardOrder, epoch_steps, step_micro_batches
 from ser_hpc.shards.index import ShardIndex
 from ser_hpc.tasks.task import ClipTargets
@@ -132,7 +132,7 @@ def test_what_another_class_mixes_is_held_to_the_clips_length() -> None:
     told = r"mine:Half: it returned ndarray of shape \(8000,\), float32, and must return an array of floats as long as the clip"
     with pytest.raises(UserError, match=told):
         check_mixup(Half(kind="mine:Half"))
-    assert mix_waveforms(np.ones(3, np.float32), np.ones(1, np.float32), 0.25).tolist() == [1.0, 0.25, 0.25]
+    assert mix(np.ones(3, np.float32), np.ones(1, np.float32), 0.25).tolist() == [1.0, 0.25, 0.25]
 
 
 @pytest.mark.parametrize(

@@ -142,8 +142,7 @@ class DdpStrategy:
             {name: state[key].detach().cpu().clone() for name, state in states.items()} for key in ("exp_avg", "exp_avg_sq")
         )
         scale = self._scaler.state_dict() or {"scale": 1.0, "_growth_tracker": 0}  # empty but for fp16
-        updates = max(counts.values(), default=0)
-        late = {name: count for name, count in counts.items() if count != updates}
+        updates, late = TrainTensors.split_updates(counts)
         return TrainTensors(weights, exp_avg, exp_avg_sq, updates, scale["scale"], scale["_growth_tracker"], late_updates=late)
 
     def _restore(self, saved: TrainTensors) -> None:

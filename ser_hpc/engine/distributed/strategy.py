@@ -5,6 +5,7 @@ State goes by parameter name, in full and in fp32, so a trial may go on under an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,6 +32,12 @@ class TrainTensors:
     ema: dict[str, Tensor] = field(default_factory=dict)
     base: str = ""
     late_updates: dict[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def split_updates(counts: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+        """Return `updates` and `late_updates` of the counts of all parameters."""
+        updates = max(counts.values(), default=0)
+        return updates, {name: count for name, count in counts.items() if count != updates}
 
     def updates_of(self, name: str) -> int:
         """Return how often a parameter was updated."""

@@ -129,9 +129,7 @@ class ZeroStrategy:
         )
         if weights is None or exp_avg is None or exp_avg_sq is None:
             return None
-        counts = self._updates()
-        updates = max(counts.values(), default=0)
-        late = {name: count for name, count in counts.items() if count != updates}
+        updates, late = TrainTensors.split_updates(self._updates())
         return TrainTensors(weights, exp_avg, exp_avg_sq, updates, *self._loss_scale(), late_updates=late)
 
     def close(self) -> None:

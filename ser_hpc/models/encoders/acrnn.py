@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ser_hpc.config.settings import AcrnnModel
 from ser_hpc.models.norms import FrameBatchNorm
-from ser_hpc.models.packed import at_least_float32, insert_gaps, remove_gaps, to_device
+from ser_hpc.models.packed import as_floats, at_least_float32, insert_gaps, remove_gaps, to_device
 
 RATE = 16_000
 WINDOW = 400  # samples: 25 ms
@@ -56,8 +56,7 @@ class MelFrontend:
         dtype = at_least_float32(parameter.dtype)
         self.mel.to(parameter.device, dtype)
         with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
-            here = to_device(samples, parameter.device)
-            scaled = here.to(dtype) if here.is_floating_point() else here.to(dtype) / 32768
+            scaled = as_floats(to_device(samples, parameter.device), dtype)
             mels = [self.log_mel(clip) for clip in torch.split(scaled, offsets.diff().tolist())]
             if encoder.training:
                 features = [self.masked(with_deltas(self.warped(self.filtered(mel)))) for mel in mels]

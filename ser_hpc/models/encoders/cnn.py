@@ -18,7 +18,7 @@ from ser_hpc.config.settings import CnnModel
 from ser_hpc.models.encoders.acrnn import FLOOR, HOP, RATE, WINDOW
 from ser_hpc.models.frontend import Frontend
 from ser_hpc.models.norms import FrameBatchNorm
-from ser_hpc.models.packed import at_least_float32, insert_gaps, remove_gaps, to_device
+from ser_hpc.models.packed import as_floats, at_least_float32, insert_gaps, remove_gaps, to_device
 
 _FFT = 512
 _POOL = 2  # frames, and Mel bands
@@ -43,8 +43,7 @@ class MelFrontend(Frontend):
         dtype = at_least_float32(parameter.dtype)
         self.mel.to(parameter.device, dtype)
         with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
-            here = to_device(samples, parameter.device)
-            scaled = here.to(dtype) if here.is_floating_point() else here.to(dtype) / 32768
+            scaled = as_floats(to_device(samples, parameter.device), dtype)
             mels = [self._log_mel(clip) for clip in torch.split(scaled, offsets.diff().tolist())]
         lengths = torch.tensor([len(mel) for mel in mels])
         frames: tuple[Tensor, Tensor] = encoder(torch.cat(mels).to(parameter.dtype), lengths)

@@ -24,7 +24,7 @@ from ser_hpc.models.encoders import configuration
 from ser_hpc.models.encoders.log_mel import LogMel
 from ser_hpc.models.encoders.spec_augment import SpecAugment
 from ser_hpc.models.norms import patch_layer_norms
-from ser_hpc.models.packed import at_least_float32, frame_mask, to_device
+from ser_hpc.models.packed import as_floats, at_least_float32, frame_mask, to_device
 
 # Of the transformer: transformers makes it, and does not use it.
 _UNUSED = {"wav2vec2-conformer": "pos_conv_embed"}
@@ -112,8 +112,7 @@ class PaddedFrontend:
 
     def _inputs(self, samples: Tensor, offsets: Tensor, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
         """Make what the encoder takes of each clip: samples (n,) in [-1, 1] or normalised, or log-Mel frames (n, width)."""
-        moved = to_device(samples, device)
-        wave = moved.to(dtype) if moved.is_floating_point() else moved.to(dtype) / 32768
+        wave = as_floats(to_device(samples, device), dtype)
         clips = torch.split(wave, offsets.diff().tolist())
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             if self.mel is not None:

@@ -23,7 +23,7 @@ from ser_hpc.models.encoders.feature_encoder import patch_feature_encoder
 from ser_hpc.models.encoders.packed_attention import PACKED, GatedAttention
 from ser_hpc.models.encoders.spec_augment import SpecAugment
 from ser_hpc.models.norms import patch_layer_norms
-from ser_hpc.models.packed import Packing, at_least_float32, fft_rows, insert_gaps, last_of, remove_gaps, to_device
+from ser_hpc.models.packed import Packing, as_floats, at_least_float32, fft_rows, insert_gaps, last_of, remove_gaps, to_device
 
 
 class Wav2Vec2Frontend:
@@ -83,7 +83,7 @@ class Wav2Vec2Frontend:
         moved = to_device(samples, slots.device)
         rooms = [room * self.stride for room in slots.lengths]
         wave = insert_gaps(moved, lengths, rooms).view(-1, self.stride)
-        wave = wave.to(dtype) if wave.is_floating_point() else wave.to(dtype) / 32768
+        wave = as_floats(wave, dtype)
         if not self.normalize:
             return wave
         counts = to_device(torch.tensor(lengths), slots.device)

@@ -19,7 +19,7 @@ from transformers import WhisperFeatureExtractor
 from ser_hpc.models.encoders.packed_attention import PACKED
 from ser_hpc.models.encoders.spec_augment import SpecAugment
 from ser_hpc.models.norms import patch_layer_norms
-from ser_hpc.models.packed import Packing, at_least_float32, fft_rows, insert_gaps, last_of, remove_gaps, to_device
+from ser_hpc.models.packed import Packing, as_floats, at_least_float32, fft_rows, insert_gaps, last_of, remove_gaps, to_device
 
 RATE = 16_000
 GAP = 4  # Mel frames between clips: more than any window or kernel reaches across, and even, as conv2 halves the rate
@@ -97,7 +97,7 @@ class WhisperFrontend:
         wave = insert_gaps(samples, lengths, [room * self.hop for room in rooms.lengths])
         rows = fft_rows(rooms.total, device)
         spare = (rows - rooms.total) * self.hop
-        wave = F.pad(wave.to(dtype) if wave.is_floating_point() else wave.to(dtype) / 32768, (half, half + spare))
+        wave = F.pad(as_floats(wave, dtype), (half, half + spare))
         starts, near = rooms.ends[:-1, None].long() * self.hop + half, torch.arange(1, half + 1, device=device)
         wave[starts - near] = wave[starts + near]
         full = [i for i, length in enumerate(frames.lengths) if length == self.most]
